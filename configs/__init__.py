@@ -1,0 +1,1 @@
+"""What a user edits: `ml_collections` configs, one runnable file per experiment."""

@@ -1,0 +1,132 @@
+"""The complete schema: every field once, with its default, its unit and its meaning.
+
+`get_config()` is locked: a field that is not here is an error, here and on the command line
+(`--config.model.size=3`). Every other config starts from this one and changes what it must.
+
+A 0 in `model.width`, `model.depth` or `model.heads` means: take it from the ladder
+(`configs/ladders.py`) at `model.size`. Nothing else has a hidden default.
+"""
+
+from ml_collections import ConfigDict
+
+
+def model() -> ConfigDict:
+  """The transformer. Shape by one dial (`size`), or by hand (`width`, `depth`, `heads`)."""
+  c = ConfigDict()
+  c.family = "decoder"  # which transformer: decoder
+  c.ladder = "small"  # the family of shapes that `size` indexes: small | standard
+  c.size = 4  # the one dial: rung of the ladder
+  c.width = 0  # D, model width; 0: from the ladder
+  c.depth = 0  # L, number of blocks; 0: from the ladder
+  c.heads = 0  # H, attention heads; 0: from the ladder
+  c.mlp_ratio = 4.0  # F / D; gated MLPs use 2/3 of it, so that the parameters are the same
+  c.mlp = "gelu"  # gelu | relu | geglu | swiglu
+  c.norm = "rms"  # rms | layer
+  c.positions = "rotary"  # rotary | learned
+  c.biases = False  # biases in the dense layers
+  c.qk_norm = True  # normalise queries and keys per head
+  c.tied = False  # the head is the transposed embedding
+  c.init_std = 0.02  # embedding scale; dense layers use 1/sqrt(fan_in)
+  c.dtype = "float32"  # compute: float32 | bfloat16 (weights stay float32)
+  c.remat = "none"  # rematerialisation of a block: none | dots | full
+  c.scan = True  # one scanned block (compile time does not grow with depth), or unrolled
+  return c
+
+
+def data() -> ConfigDict:
+  """The corpus, its tokens, and the shape of a batch."""
+  c = ConfigDict()
+  c.source = "python_stdlib"  # python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov
+  c.text_field = "text"  # the field that holds the text, in .jsonl files and TFDS examples
+  c.tokenizer = "bytes"  # bytes | bpe:SIZE (trained on the training split)
+  c.cache = ""  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
+  c.validation_percent = 5.0  # share of documents held out, by a hash of their content [%]
+  c.seq_len = 128  # T [tokens]
+  c.batch_size = 8  # sequences per step, over all hosts
+  c.isolate_documents = True  # attention stays inside a document; False: it crosses boundaries
+  c.max_epochs = 4.0  # a run that repeats its data more often than this is refused
+  c.markov_tokens = 8_000_000  # size of the Markov source [tokens]
+  return c
+
+
+def optim() -> ConfigDict:
+  """AdamW, its schedule, and its learning-rate rule."""
+  c = ConfigDict()
+  c.lr = 0.0  # peak learning rate; 0: lr_ref * (N / lr_ref_params) ** lr_exponent
+  c.lr_ref = 4e-3  # learning rate at N = lr_ref_params
+  c.lr_ref_params = 100_000  # N (body + head) at which lr_ref holds [parameters]
+  c.lr_exponent = -1 / 3  # Porian et al. 2024 (arXiv:2406.19146): -1/3
+  c.schedule = "wsd"  # constant | cosine | wsd (warmup, stable, 1-sqrt decay)
+  c.warmup_tokens = 20_000  # linear warmup from 0 [tokens]
+  c.cooldown_fraction = 0.2  # wsd: the last share of the run that decays
+  c.final_lr_fraction = 0.0  # cosine and wsd: final / peak learning rate
+  c.b1 = 0.9
+  c.b2 = 0.98
+  c.eps = 1e-8
+  c.weight_decay = 0.1  # decoupled; on matrices only (not on norms, biases, embeddings)
+  c.clip_norm = 1.0  # global gradient norm; 0: no clipping
+  return c
+
+
+def train() -> ConfigDict:
+  """The loop: how long, how often it looks up, and where it starts."""
+  c = ConfigDict()
+  c.tokens = 1_000_000  # D, tokens to process [tokens]
+  c.log_every_steps = 10  # a row in metrics.jsonl
+  c.eval_every_steps = 0  # validation during training; 0: only at the end
+  c.eval_tokens = 65_536  # fixed validation set, the first tokens of the validation split [tokens]
+  c.eval_batch_size = 32  # sequences per evaluation step
+  c.checkpoint_every_seconds = 60.0  # a temporary checkpoint to resume from [s]
+  c.stop_at_step = 0  # end here without changing the schedule; 0: at the last step
+  c.keep_steps = ()  # steps whose checkpoints are kept for good (branch points)
+  c.branch_from = ""  # a checkpoint folder to start from at its step (cooldown from a trunk)
+  return c
+
+
+def sweep() -> ConfigDict:
+  """Many runs: the design, the probe, the seeds, and the held-out budget."""
+  c = ConfigDict()
+  c.name = "sweep"
+  c.design = "isoflop"  # isoflop: sizes x budgets; grid: sizes x token_counts
+  c.sizes = (2, 3, 4, 6, 8)  # rungs of model.ladder
+  c.budgets = (1e10, 2e10, 4e10, 8e10)  # isoflop: training compute of a cell [FLOPs]
+  c.token_counts = ()  # grid: D of each cell [tokens]
+  c.trunk = True  # one constant-rate trunk per size, a cooldown branched per cell
+  c.seed_sizes = ()  # sizes that are repeated with other seeds
+  c.seed_budgets = ()  # isoflop: the budgets of those repeats; (): all
+  c.seeds = 3  # seeds at seed_sizes, the first included
+  c.probe_sizes = (4,)  # sizes at which the learning rate is probed; (): no probe
+  c.probe_tokens = 200_000  # length of a probe [tokens]
+  c.probe_factors = (0.5, 1.0, 2.0)  # multiples of the rule's learning rate; extended at an edge
+  c.heldout_factor = 3.0  # held-out budget / largest fitted budget
+  c.heldout_sizes = (0.5, 1.0, 2.0)  # multiples of the predicted N* that are trained
+  c.heldout_budget = 0.0  # grid: held-out compute [FLOPs]; 0: heldout_factor x the largest cell
+  c.workers = 0  # local processes, one core each; 0: one per core
+  return c
+
+
+def fit() -> ConfigDict:
+  """The law and how its uncertainty is estimated."""
+  c = ConfigDict()
+  c.params = "body_head"  # what N counts: body_head | body | total
+  c.flops = "exact"  # what C counts: exact | 6nd
+  c.delta = 1e-3  # Huber threshold on log loss (Hoffmann et al. 2022)
+  c.bootstraps = 1000  # resamples of the runs
+  c.level = 0.9  # probability content of every interval
+  c.seed = 0  # of the resampling
+  c.target_tokens_per_param = 20.0  # the rule of thumb that the verdict compares with
+  return c
+
+
+def get_config() -> ConfigDict:
+  """Returns the complete, locked schema at its defaults."""
+  c = ConfigDict()
+  c.seed = 0  # of initialisation and data order
+  c.objective = "clm"  # clm
+  c.model = model()
+  c.data = data()
+  c.optim = optim()
+  c.train = train()
+  c.sweep = sweep()
+  c.fit = fit()
+  return c.lock()

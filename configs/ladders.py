@@ -1,0 +1,90 @@
+"""Model families: one dial (`model.size`) gives width, depth and heads.
+
+The last column of each table is N = body + head in thousands of parameters, for the default block
+(MLP ratio 4, no biases) and the byte vocabulary (V = 257): 12 L D^2 + V D, and the norms' gains.
+`tests/test_accounting.py` checks it against the parameters of the models themselves.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Rung(NamedTuple):
+  """Shape of one model: width D, depth L, heads H."""
+
+  width: int
+  depth: int
+  heads: int
+
+
+# Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %.
+SMALL = {
+  #         D   L  H     N / 1e3
+  0: Rung(24, 2, 2),  # 20
+  1: Rung(32, 2, 2),  # 33
+  2: Rung(40, 2, 2),  # 49
+  3: Rung(48, 2, 2),  # 68
+  4: Rung(56, 2, 2),  # 90
+  5: Rung(64, 2, 2),  # 115
+  6: Rung(72, 2, 2),  # 143
+  7: Rung(80, 2, 2),  # 175
+  8: Rung(80, 3, 2),  # 252
+  9: Rung(88, 3, 2),  # 302
+  10: Rung(96, 3, 3),  # 357
+  11: Rung(112, 3, 4),  # 481
+  12: Rung(128, 3, 4),  # 624
+  13: Rung(128, 4, 4),  # 821
+  14: Rung(144, 4, 4),  # 1,034
+  15: Rung(160, 4, 5),  # 1,272
+  16: Rung(160, 5, 5),  # 1,580
+  17: Rung(192, 4, 6),  # 1,821
+  18: Rung(192, 5, 6),  # 2,264
+  19: Rung(224, 5, 7),  # 3,071
+  20: Rung(256, 5, 8),  # 4,002
+  21: Rung(256, 6, 8),  # 4,789
+  22: Rung(320, 6, 10),  # 7,461
+  23: Rung(384, 6, 12),  # 10,722
+}
+
+
+def standard(size: int) -> Rung:
+  """Depth is the dial, width 64 per layer, heads of 64: N grows as 49,152 size^3."""
+  return Rung(width=64 * size, depth=size, heads=size)
+
+
+LADDERS = {"small": SMALL, "standard": {size: standard(size) for size in range(1, 65)}}
+
+
+def rungs(ladder: str) -> dict[int, Rung]:
+  """Returns the rungs of a ladder by size.
+
+  Raises:
+    ValueError: there is no such ladder.
+  """
+  if ladder not in LADDERS:
+    raise ValueError(f"model.ladder={ladder!r}: unknown; choose one of {sorted(LADDERS)}")
+  return LADDERS[ladder]
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Returns a copy of a config whose model has its width, depth and heads filled in.
+
+  Raises:
+    ValueError: the size is not on the ladder, or the heads do not divide the width.
+  """
+  config = config.copy_and_resolve_references()
+  m = config.model
+  if not (m.width and m.depth and m.heads):
+    ladder = rungs(m.ladder)
+    if m.size not in ladder:
+      raise ValueError(f"model.size={m.size}: ladder {m.ladder!r} has {min(ladder)} to {max(ladder)}")
+    rung = ladder[m.size]
+    m.width = m.width or rung.width
+    m.depth = m.depth or rung.depth
+    m.heads = m.heads or rung.heads
+  if m.width % m.heads or (m.width // m.heads) % 2:
+    raise ValueError(
+      f"model.heads={m.heads}: width {m.width} must divide into heads of an even width"
+    )
+  return config

@@ -1,0 +1,1 @@
+"""What is trained: layers, one Block, the transformers, and their accounting."""

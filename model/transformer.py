@@ -1,0 +1,92 @@
+"""The transformer: embedding, a stack of Blocks, head. `build` makes one from a config."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from model.block import Block
+from model.layers import Dense, Embedding, Norm, check, dtype, matmul
+
+REMAT = {
+  "none": lambda f: f,
+  "dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable),
+  "full": jax.checkpoint,
+}
+
+
+class Decoder(nnx.Module):
+  """A causal language model."""
+
+  def __init__(self, model_config: ConfigDict, vocab_size: int, seq_len: int, *, rngs: nnx.Rngs):
+    c = model_config
+    self.embedding = Embedding(c, vocab_size, rngs=rngs)
+    learned = check(c, "positions", ("rotary", "learned")) == "learned"
+    self.positions = Embedding(c, seq_len, rngs=rngs) if learned else None
+    self.block = _stack(c, rngs)
+    self.norm = Norm(c, c.width)
+    # A head of zeros: every model starts at a loss of exactly ln V, whatever its width, and spends
+    # no step on unlearning random logits.
+    self.head = None if c.tied else Dense(c, c.width, vocab_size, rngs=rngs, scale=0, bias=False)
+    self.depth, self.scan, self.remat = c.depth, c.scan, check(c, "remat", tuple(REMAT))
+    self.dtype = dtype(c)
+
+  def __call__(self, tokens_BT, segments_BT=None, positions_BT=None) -> jax.Array:
+    """Returns logits_BTV in float32.
+
+    Args:
+      tokens_BT: token ids, int32 in [0, V).
+      segments_BT: document of each token; attention stays inside. None: it is causal only.
+      positions_BT: position of each token in its document. None: 0 ... T - 1.
+    """
+    if positions_BT is None:
+      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+    x_BTD = self.embedding(tokens_BT)
+    if self.positions is not None:
+      x_BTD += self.positions(positions_BT)
+    x_BTD = self.norm(self._blocks(x_BTD, segments_BT, positions_BT))
+    if self.head is not None:
+      return self.head(x_BTD)
+    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+    logits_NV = matmul(x_ND, self.embedding.table[...].T, self.dtype)
+    return logits_NV.reshape(*tokens_BT.shape, -1)
+
+  def _blocks(self, x_BTD, segments_BT, positions_BT):
+    graphdef, params_L = nnx.split(self.block)
+
+    @REMAT[self.remat]
+    def apply(x_BTD, params):
+      return nnx.merge(graphdef, params)(x_BTD, segments_BT, positions_BT), None
+
+    if self.scan:
+      return jax.lax.scan(apply, x_BTD, params_L)[0]
+    for i in range(self.depth):
+      x_BTD, _ = apply(x_BTD, jax.tree.map(lambda w_L: w_L[i], params_L))  # noqa: B023
+    return x_BTD
+
+
+def _stack(model_config: ConfigDict, rngs: nnx.Rngs) -> Block:
+  """Returns L blocks as one, each parameter with a leading axis L."""
+
+  @nnx.split_rngs(splits=model_config.depth)
+  @nnx.vmap
+  def create(rngs):
+    return Block(model_config, rngs=rngs)
+
+  return create(rngs)
+
+
+def build(model_config: ConfigDict, vocab_size: int, seq_len: int, rngs: nnx.Rngs) -> nnx.Module:
+  """Returns a freshly initialised transformer.
+
+  Args:
+    model_config: `config.model`, resolved (`configs.ladders.resolve`).
+    vocab_size: V.
+    seq_len: T, the longest sequence [tokens].
+    rngs: the source of randomness; the weights are a function of its seed only.
+
+  Raises:
+    ValueError: a switch of the config has a value that it does not know.
+  """
+  check(model_config, "family", ("decoder",))
+  return Decoder(model_config, vocab_size, seq_len, rngs=rngs)

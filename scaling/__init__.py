@@ -1,0 +1,1 @@
+"""How many models are trained and what is learnt from them: plan, launch, fit, verify, report."""

@@ -1,0 +1,198 @@
+"""The parametric estimator: Huber's loss on log loss, minimised from many starts at once.
+
+Hoffmann et al. 2022 (Approach 3) minimise sum_i Huber(log L(N_i, D_i) - log L_i). Published fits
+went wrong by stopping early, because in the raw parameters the valley is long and narrow. Here
+log N and log D are centred and scaled, so that (E, A', B') are the three shares of the loss at the
+centre of the runs; Newton's method with exact second derivatives goes through the valley, many
+starts or resamples at once, and says of each whether it has converged.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from scaling.laws import Chinchilla
+
+LOWER = np.array([0.0, 1e-6, 1e-6, 1e-3, 1e-3])  # of E, A', B' (in units of the loss), alpha, beta
+UPPER = np.array([np.inf, np.inf, np.inf, 4.0, 4.0])
+START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of the grid of starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """Runs [n] in the solver's coordinates.
+
+  x = (log N - x0) / sx, z = (log D - z0) / sz, y = log L - y0.
+  """
+
+  x: np.ndarray
+  z: np.ndarray
+  y: np.ndarray
+  x0: float
+  z0: float
+  y0: float
+  sx: float
+  sz: float
+
+  @property
+  def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    """The box of theta = (E, A', B', alpha sx, beta sz), each [5]."""
+    scale = np.array([1, 1, 1, self.sx, self.sz])
+    return LOWER * scale, UPPER * scale
+
+
+def design(N: np.ndarray, D: np.ndarray, loss: np.ndarray) -> Design:
+  """Returns runs [n] in the solver's coordinates."""
+  x, z, y = np.log(N), np.log(D), np.log(loss)
+  x0, z0, y0, sx, sz = x.mean(), z.mean(), y.mean(), x.std(), z.std()
+  return Design((x - x0) / sx, (z - z0) / sz, y - y0, x0, z0, y0, sx, sz)
+
+
+def to_law(runs: Design, theta: np.ndarray) -> Chinchilla:
+  """Returns the law of the solver's parameters [..., 5]."""
+  e, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
+  unit, alpha, beta = np.exp(runs.y0), alpha / runs.sx, beta / runs.sz
+  return Chinchilla(
+    e * unit, a * unit * np.exp(alpha * runs.x0), b * unit * np.exp(beta * runs.z0), alpha, beta
+  )
+
+
+def starts(runs: Design) -> np.ndarray:
+  """Returns a grid of starts [49, 5]: given the exponents, E, A' and B' by linear least squares."""
+  low, high = runs.bounds
+  grid = []
+  for alpha in np.array(START_EXPONENTS) * runs.sx:
+    for beta in np.array(START_EXPONENTS) * runs.sz:
+      columns = np.stack([np.ones_like(runs.x), np.exp(-alpha * runs.x), np.exp(-beta * runs.z)])
+      shares = np.linalg.lstsq((columns / np.exp(runs.y)).T, np.ones_like(runs.y), rcond=None)[0]
+      grid.append([*np.maximum(shares, 0.02), alpha, beta])
+  return np.clip(np.array(grid), low, high)
+
+
+def _evaluate(runs, theta):
+  """Returns the power laws in N and D, the loss and the residual of log loss, each [S, n]."""
+  e, a, b, alpha, beta = (theta[:, i : i + 1] for i in range(5))
+  in_n = np.exp(-alpha * runs.x)
+  in_d = np.exp(-beta * runs.z)
+  f = e + a * in_n + b * in_d
+  return in_n, in_d, f, np.log(f) - runs.y
+
+
+def _cost(residual, weights, delta):
+  size = np.abs(residual)
+  clipped = np.minimum(size, delta)
+  return np.sum(weights * clipped * (size - 0.5 * clipped), axis=1)
+
+
+def _derivatives(runs, theta, weights, delta, state):
+  """Returns the cost's gradient [S, 5], Hessian [S, 5, 5] and a positive diagonal [S, 5]."""
+  in_n, in_d, f, r = state
+  a, b = theta[:, 1], theta[:, 2]
+  one, x, z = np.ones_like(runs.x), runs.x, runs.z
+  size = np.abs(r)
+  inside = size < delta
+  psi = weights * np.clip(r, -delta, delta)
+  phi = psi / f  # of the first derivatives, and of the law's own curvature
+  omega = (weights * inside - psi) / f**2  # of the outer product of the law's gradient
+  major = weights * np.minimum(1, delta / np.maximum(size, 1e-300)) / f**2  # Huber's majoriser
+
+  p_n, p_d = phi * in_n @ np.stack([one, x, x**2], 1), phi * in_d @ np.stack([one, z, z**2], 1)
+  gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -a * p_n[:, 1], -b * p_d[:, 1]], axis=1)
+  o_n, o_d = omega * in_n, omega * in_d
+  e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
+  nn = o_n * in_n @ np.stack([one, x, x**2], 1)
+  dd = o_d * in_d @ np.stack([one, z, z**2], 1)
+  nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
+  h = np.empty((len(theta), 5, 5))
+  h[:, 0, 0] = omega.sum(1)
+  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -a * e_n[:, 1]
+  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -b * e_d[:, 1]
+  h[:, 1, 1], h[:, 1, 3] = nn[:, 0], -a * nn[:, 1] - p_n[:, 1]
+  h[:, 2, 2], h[:, 2, 4] = dd[:, 0], -b * dd[:, 1] - p_d[:, 1]
+  h[:, 3, 3], h[:, 4, 4] = a**2 * nn[:, 2] + a * p_n[:, 2], b**2 * dd[:, 2] + b * p_d[:, 2]
+  h[:, 1, 2], h[:, 1, 4] = nd[:, 0], -b * nd[:, 2]
+  h[:, 2, 3], h[:, 3, 4] = -a * nd[:, 1], a * b * nd[:, 3]
+  h = np.triu(h) + np.triu(h, 1).swapaxes(1, 2)
+  m_n, m_d = major * in_n**2, major * in_d**2
+  diagonal = np.stack(
+    [major.sum(1), m_n.sum(1), m_d.sum(1), a**2 * (m_n @ x**2), b**2 * (m_d @ z**2)], 1
+  )
+  return gradient, h, diagonal
+
+
+def _projected(runs, theta, weights, delta, state):
+  """Returns the derivatives with parameters that press against the box held, and which do."""
+  low, high = runs.bounds
+  gradient, hessian, diagonal = _derivatives(runs, theta, weights, delta, state)
+  fixed = (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
+  scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True)
+  hessian *= ~(fixed[:, :, None] | fixed[:, None, :])
+  hessian[:, range(5), range(5)] += fixed * scale
+  return gradient * ~fixed, hessian, scale, fixed
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """Local minima: theta [S, 5], cost [S], converged [S], at_bound [S, 5]."""
+
+  theta: np.ndarray
+  cost: np.ndarray
+  converged: np.ndarray
+  at_bound: np.ndarray
+
+
+def minimise(
+  runs: Design, weights: np.ndarray, theta: np.ndarray, delta: float, max_iterations: int = 100
+) -> Solution:
+  """Minimises sum_i weights_i Huber_delta(log L(N_i, D_i) - log L_i) from each of S starts.
+
+  Damped Newton steps, projected on the box of the design. For a small delta the cost is nearly
+  sum |r|, whose kinks trap descent; so each start first meets a wide Huber threshold, which shrinks
+  to delta as it settles.
+
+  Args:
+    runs: the design, n runs.
+    weights: how often each run counts [S, n].
+    theta: starts [S, 5].
+    delta: Huber's threshold on log loss.
+    max_iterations: at most so many steps.
+
+  Returns:
+    One local minimum per start. It has converged when the cost is convex there and a full Newton
+    step would lower it by less than 1e-9 of itself.
+  """
+  low, high = runs.bounds
+  theta = theta.copy()
+  rows, w = np.arange(len(theta)), weights  # those still moving
+  state = list(_evaluate(runs, theta))
+  damping = np.full(len(theta), 1e-3)
+  width = np.maximum(delta, 3 * np.sqrt((w * state[3] ** 2).sum(1) / w.sum(1)))
+  for _ in range(max_iterations):
+    now, threshold = theta[rows], width[:, None]
+    gradient, hessian, scale, _ = _projected(runs, now, w, threshold, state)
+    hessian[:, range(5), range(5)] += damping[:, None] * scale
+    step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+    trial = np.clip(now + step, low, high)
+    moved = np.abs(trial - now).max(1)
+    trial_state = _evaluate(runs, trial)
+    better = _cost(trial_state[3], w, threshold) <= _cost(state[3], w, threshold)
+    theta[rows[better]] = trial[better]
+    for old, new in zip(state, trial_state, strict=True):
+      old[better] = new[better]
+    damping = np.where(better, damping * 0.1, np.maximum(damping, 1e-6) * 8)
+    keep = (width > delta) | (moved > 1e-10)
+    width = np.where(better & (moved < 0.05), np.maximum(delta, width / 4), width)
+    if not keep.all():
+      rows, w, damping, width = rows[keep], w[keep], damping[keep], width[keep]
+      state = [s[keep] for s in state]
+    if not len(rows):
+      break
+  state = _evaluate(runs, theta)
+  cost = _cost(state[3], weights, delta)
+  gradient, hessian, scale, fixed = _projected(runs, theta, weights, delta, state)
+  root = np.sqrt(scale)
+  curvature, axes = np.linalg.eigh(hessian / (root[:, :, None] * root[:, None, :]))
+  along = np.einsum("sij,si->sj", axes, gradient / root)
+  decrease = (along**2 / np.maximum(curvature, 1e-9)).sum(1)
+  converged = (curvature[:, 0] > -1e-6) & (decrease <= 1e-9 * cost + 1e-20)
+  return Solution(theta, cost, converged, fixed)

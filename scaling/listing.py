@@ -1,0 +1,158 @@
+"""What `isoflop plan` and `isoflop runs` print. Trains nothing."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from model import accounting
+from scaling import plan, store
+from scaling import sweep as sweeps
+from scaling.display import duration
+from train import data, files, host
+
+# Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
+# CPU for the ladder `small`: an estimate of time, good to a factor of two.
+STEP_EFFICIENCY = 0.35
+SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
+SECONDS_PER_SHAPE = 6.0  # compiling, once per size
+
+
+def _text(table: Table, width: int = 200) -> str:
+  stream = io.StringIO()
+  Console(file=stream, width=width, highlight=False).print(table)
+  return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def _grid(columns: str) -> Table:
+  table = Table(box=None, pad_edge=False, padding=(0, 1))
+  for i, name in enumerate(columns.split()):
+    table.add_column(name, justify="left" if i == 0 else "right")
+  return table
+
+
+def matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
+  """Measures the rate of the feed-forward product of a model of this width, all cores [FLOP/s]."""
+  x_ND = np.ones((tokens, width), np.float32)
+  w_DF = np.ones((width, 4 * width), np.float32)
+  x_ND @ w_DF
+  best, began = 1e9, time.perf_counter()
+  while time.perf_counter() - began < 0.02:
+    start = time.perf_counter()
+    x_ND @ w_DF
+    best = min(best, time.perf_counter() - start)
+  return 8.0 * tokens * width * width / best
+
+
+def plan_table(config: ConfigDict, workdir: Path | None) -> str:
+  """Returns the table of a sweep's cells and its totals.
+
+  The probe's cells come first. The held-out cells are placed at the fit's N* if the folder has a
+  sealed prediction, else at the middle size, as their sizes are known only after the fit.
+
+  Raises:
+    ValueError: the sweep cannot be run.
+  """
+  tokens = data.prepare(config)
+  plan.check(config, tokens)
+  head = files.read_json(workdir / "sweep.json") if workdir else None
+  probes = [
+    cell
+    for size in config.sweep.probe_sizes
+    for cell in plan.probe_cells(config, tokens.vocab_size, size, config.sweep.probe_factors)
+  ]
+  if head and "lr_rule" in head:
+    config = sweeps.with_rule(config, head["lr_rule"])
+  fitted = plan.fit_cells(config, tokens.vocab_size)
+  sealed = files.read_json(workdir / "prediction.json") if workdir else None
+  middle = float(np.median([cell.params(config.fit.params) for cell in fitted]))
+  budget = plan.heldout_budget(config, fitted)
+  n_opt = sealed["N"] if sealed else middle
+  heldout = plan.heldout_cells(config, tokens.vocab_size, n_opt, budget)
+
+  cells = [*probes, *fitted, *heldout]
+  rates = {
+    width: STEP_EFFICIENCY * matmul_flops_per_second(width)
+    for width in sorted({cell.width for cell in cells})
+  }
+  workers = config.sweep.workers or (1 if host.has_accelerator() else len(host.cores()))
+  table = _grid(
+    "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
+  )
+  total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
+  for cell in cells:
+    seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
+    total_seconds += seconds
+    memory = accounting.train_memory_bytes(
+      plan.at_size(config, cell.size).model,
+      tokens.vocab_size,
+      config.data.seq_len,
+      config.data.batch_size,
+    )
+    table.add_row(
+      cell.id,
+      *(str(value) for value in (cell.width, cell.depth)),
+      *(f"{cell.groups[name]:,}" for name in ("total", "embedding", "body", "head")),
+      f"{cell.N:,}",
+      f"{cell.D:,}",
+      f"{cell.steps:,}",
+      f"{cell.C:.3e}",
+      f"{cell.C_6nd:.3e}",
+      f"{cell.flops_spent:.3e}",
+      f"{cell.D / cell.N:.1f}",
+      f"{cell.D / tokens.train_token_count:.3f}",
+      f"{cell.lr:.2e}",
+      f"{memory['total'] / 2**20:.0f} MiB",
+      duration(seconds * workers),
+    )
+  alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
+  lines = [
+    _text(table),
+    "",
+    f"{len(probes)} probe, {len(fitted)} fit and {len(heldout)} held-out cells on "
+    f"{tokens.train_token_count:,} training tokens of {config.data.source}",
+    f"to spend: {spent:.3e} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days "
+    f"(each alone: {alone:.3e} FLOPs; trunks are shared)",
+    f"about {duration(total_seconds)} with {workers} workers (good to a factor of two)",
+  ]
+  if not sealed:
+    lines.append("the held-out cells are placed at the middle size until a fit says where N* is")
+  return "\n".join(lines)
+
+
+def runs_table(workdir: Path) -> str:
+  """Returns the table of a sweep's cells, or of the runs in a folder's subfolders.
+
+  Raises:
+    ValueError: there are no runs.
+  """
+  records = []
+  if (workdir / "sweep.json").exists():
+    _, cells = store.read_sweep(workdir)
+    for cell in cells:
+      result = store.outcome(workdir, cell)
+      records.append((cell.id, {"N": cell.N, "D": cell.D, "C": cell.C, "lr": cell.lr} | result))
+  else:
+    for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
+      records.append((path.parent.name, files.read_json(path)))
+  if not records:
+    raise ValueError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
+  table = _grid("run status N D C D/N lr loss stderr bits/byte seconds")
+  for name, run in records:
+    table.add_row(
+      name,
+      run["status"] + (f": {run['error']}" if run["status"] == "failed" else ""),
+      *(f"{run[key]:,}" for key in ("N", "D")),
+      f"{run['C']:.3e}",
+      f"{run['D'] / run['N']:.1f}",
+      f"{run['lr']:.2e}",
+      *(
+        f"{run[key]:.{digits}f}" if key in run else ""
+        for key, digits in (("loss", 4), ("loss_stderr", 4), ("bits_per_byte", 4), ("seconds", 1))
+      ),
+    )
+  return _text(table)

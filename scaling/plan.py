@@ -1,0 +1,260 @@
+"""The sweep as a list of cells, each one training run; nothing is trained here.
+
+A size is trained once at a constant learning rate, the trunk; every token count of that size is a
+cooldown branched from a checkpoint of it. A cell is charged what it would have cost alone (C);
+what was spent on it (`flops_spent`) is its cooldown and the piece of the trunk that no shorter cell
+had needed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from configs import ladders
+from model import accounting
+from train import optim, record
+from train.data import TokenData
+
+MIN_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One planned run."""
+
+  id: str
+  kind: str  # probe | fit | heldout
+  size: int  # rung of the ladder
+  seed: int
+  lr: float
+  steps: int
+  tokens_per_step: int
+  flops_per_token: float
+  groups: dict[str, int]  # parameters by group
+  width: int
+  depth: int
+  N: int  # body + head
+  budget: float | None  # the compute asked for, as `fit.flops` counts it [FLOPs]; None in a grid
+  trunk: str | None  # id of the trunk it is branched from
+  branch_step: int  # first step that is the cell's own
+  flops_spent: float
+
+  @property
+  def D(self) -> int:
+    """Tokens processed."""
+    return self.steps * self.tokens_per_step
+
+  def params(self, convention: str) -> int:
+    """Returns N as `convention` (`fit.params`) counts it."""
+    return accounting.n_params(self.groups, convention)
+
+  @property
+  def C(self) -> float:
+    """Exact training FLOPs of the run alone."""
+    return self.flops_per_token * self.D
+
+  @property
+  def C_6nd(self) -> float:
+    """6 N D [FLOPs]."""
+    return 6.0 * self.N * self.D
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+  """The constant-rate run that the cells of one size and seed share."""
+
+  id: str
+  size: int
+  seed: int
+  lr: float
+  steps: int
+  keep_steps: tuple[int, ...]
+  flops: float
+
+
+def at_size(config: ConfigDict, size: int) -> ConfigDict:
+  """Returns the sweep's config with the model at a rung of the ladder."""
+  config = config.copy_and_resolve_references()
+  config.model.size = size
+  return ladders.resolve(config)
+
+
+def _cell(
+  config: ConfigDict,
+  vocab_size: int,
+  kind: str,
+  size: int,
+  *,
+  tokens: float | None = None,
+  budget: float | None = None,
+  seed: int | None = None,
+  lr_factor: float = 1.0,
+  suffix: str = "",
+) -> Cell:
+  sized = at_size(config, size)
+  seed = config.seed if seed is None else seed
+  geometry = record.size_of(sized, vocab_size)
+  per_token = geometry.flops_per_token if config.fit.flops == "exact" else 6.0 * geometry.n_params
+  if tokens is None:
+    assert budget is not None
+    tokens = budget / per_token
+  steps = max(1, round(tokens / geometry.tokens_per_step))
+  label = f"c{budget:.2e}".replace("e+", "e") if budget else f"d{tokens:.2e}".replace("e+", "e")
+  return Cell(
+    id=f"{kind}_s{size:02d}_{label}{suffix}_seed{seed}",
+    kind=kind,
+    size=size,
+    seed=seed,
+    lr=lr_factor * optim.base_learning_rate(config.optim, geometry.n_params),
+    steps=steps,
+    tokens_per_step=geometry.tokens_per_step,
+    flops_per_token=geometry.flops_per_token,
+    groups=geometry.groups,
+    width=sized.model.width,
+    depth=sized.model.depth,
+    N=geometry.n_params,
+    budget=budget,
+    trunk=None,
+    branch_step=0,
+    flops_spent=geometry.flops_per_token * steps * geometry.tokens_per_step,
+  )
+
+
+def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequence) -> list[Cell]:
+  """Returns the learning-rate probe of one size: one cell per multiple of the rule's rate."""
+  return [
+    _cell(
+      config,
+      vocab_size,
+      "probe",
+      size,
+      tokens=config.sweep.probe_tokens,
+      lr_factor=factor,
+      suffix=f"_lr{factor:g}",
+    )
+    for factor in factors
+  ]
+
+
+def fit_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
+  """Returns the cells that the law is fitted on, branched from trunks where the config says so."""
+  s = config.sweep
+  cells = []
+  for size in s.sizes:
+    for i in range(s.seeds if size in s.seed_sizes else 1):
+      if s.design == "isoflop":
+        budgets = s.budgets if i == 0 else (s.seed_budgets or s.budgets)
+        points = [{"budget": budget} for budget in budgets]
+      else:
+        points = [{"tokens": tokens} for tokens in s.token_counts]
+      cells += [
+        _cell(config, vocab_size, "fit", size, seed=config.seed + i, **point) for point in points
+      ]
+  branches = s.trunk and config.optim.schedule == "wsd"
+  return _branch(config, cells) if branches else cells
+
+
+def _branch(config: ConfigDict, cells: Iterable[Cell]) -> list[Cell]:
+  branched, trunk_steps = [], {}
+  for cell in sorted(cells, key=lambda c: (c.size, c.seed, c.steps)):
+    trunk = f"trunk_s{cell.size:02d}_seed{cell.seed}"
+    start = optim.cooldown_start(config.optim, cell.steps)
+    own_steps = cell.steps - trunk_steps.get(trunk, 0)
+    trunk_steps[trunk] = start
+    spent = own_steps * cell.tokens_per_step * cell.flops_per_token
+    branched.append(
+      dataclasses.replace(cell, trunk=trunk, branch_step=start, flops_spent=spent)
+    )
+  return branched
+
+
+def trunks(cells: Iterable[Cell]) -> list[Trunk]:
+  """Returns the trunks that these cells are branched from."""
+  members: dict[str, list[Cell]] = {}
+  for cell in cells:
+    if cell.trunk:
+      members.setdefault(cell.trunk, []).append(cell)
+  result = []
+  for name, group in members.items():
+    first, keep = group[0], tuple(sorted({cell.branch_step for cell in group}))
+    flops = keep[-1] * first.tokens_per_step * first.flops_per_token
+    result.append(Trunk(name, first.size, first.seed, first.lr, keep[-1], keep, flops))
+  return result
+
+
+def heldout_cells(config: ConfigDict, vocab_size: int, n_opt: float, budget: float) -> list[Cell]:
+  """Returns the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
+
+  Args:
+    config: the sweep's config.
+    vocab_size: V.
+    n_opt: the predicted N* [parameters, as `fit.params` counts them].
+    budget: the held-out compute [FLOPs].
+  """
+  by_size = {
+    size: _cell(config, vocab_size, "heldout", size, budget=budget)
+    for size in ladders.rungs(config.model.ladder)
+  }
+  counted = config.fit.params
+  sizes: list[int] = []
+  for factor in config.sweep.heldout_sizes:
+    free = [size for size in by_size if size not in sizes]
+    target = math.log(factor * n_opt)
+    sizes.append(min(free, key=lambda s: abs(math.log(by_size[s].params(counted)) - target)))
+  return [by_size[size] for size in sizes]
+
+
+def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
+  """Returns the held-out compute [FLOPs]: at least `heldout_factor` times the largest fitted."""
+  asked = config.sweep.heldout_budget
+  spent = "C" if config.fit.flops == "exact" else "C_6nd"
+  largest = max(cell.budget or getattr(cell, spent) for cell in cells)
+  return asked or config.sweep.heldout_factor * largest
+
+
+def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
+  """Returns the training config of a cell or a trunk (without the folder it is branched from)."""
+  result = at_size(config, run.size)
+  tokens_per_step = config.data.batch_size * config.data.seq_len
+  result.seed = run.seed
+  result.optim.lr = run.lr
+  result.train.tokens = run.steps * tokens_per_step
+  if isinstance(run, Trunk):
+    result.optim.schedule = "constant"
+    result.train.keep_steps = run.keep_steps
+  return result
+
+
+def check(config: ConfigDict, tokens: TokenData) -> None:
+  """Raises ValueError, one line, where the sweep cannot be run or could not identify a law."""
+  s = config.sweep
+  if s.design not in ("isoflop", "grid"):
+    raise ValueError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
+  axis = "budgets" if s.design == "isoflop" else "token_counts"
+  if len(set(s.sizes)) < 2 or len(set(s[axis])) < 2:
+    raise ValueError(
+      f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at least "
+      "two of each"
+    )
+  if any(not value > 0 for value in s[axis]):
+    raise ValueError(f"sweep.{axis}={tuple(s[axis])}: every value must be positive")
+  for name in ("seed_sizes", "probe_sizes"):
+    known = ladders.rungs(config.model.ladder) if name == "probe_sizes" else s.sizes
+    wrong = [size for size in s[name] if size not in known]
+    if wrong:
+      raise ValueError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
+  if set(s.seed_budgets) - set(s.budgets):
+    raise ValueError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
+  if s.heldout_factor < 1:
+    raise ValueError(f"sweep.heldout_factor={s.heldout_factor}: must be at least 1")
+  cells = fit_cells(config, tokens.vocab_size)
+  # Seen before the fit: the smallest size at the held-out budget would process the most tokens.
+  for cell in cells:
+    if cell.steps < MIN_STEPS:
+      raise ValueError(
+        f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
+        f"give it more compute, a smaller size, or a smaller data.batch_size ({MIN_STEPS} steps at least)"
+      )
+    record.check(run_config(config, cell), tokens)

@@ -1,0 +1,488 @@
+"""The report of a sweep: one list of blocks, rendered as Markdown, as HTML and for the terminal.
+
+It reads the workdir and nothing else, so that it can be made again at any time; what is not there
+yet is named. `report.html` holds its figures and needs no network.
+"""
+
+import base64
+import html
+import math
+import re
+import shlex
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scaling import figures
+from scaling.display import duration
+from scaling.figures import Cell, Record, si
+from train import files
+
+PETAFLOP_DAY = 1e15 * 86_400  # [FLOPs]
+DASH = "–"
+
+
+class Heading(NamedTuple):
+  """A section's title."""
+
+  text: str
+
+
+class Text(NamedTuple):
+  """A paragraph; `code` and **bold** as in Markdown."""
+
+  text: str
+
+
+class Code(NamedTuple):
+  """Lines to type."""
+
+  text: str
+
+
+class Table(NamedTuple):
+  """A table of formatted text; the first column names the row."""
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str]]
+
+
+class Image(NamedTuple):
+  """A figure of the workdir."""
+
+  name: str
+  caption: str
+
+
+Block = Heading | Text | Code | Table | Image
+
+CAPTIONS = {
+  "isoflop_profiles": "Loss against model size at each compute budget, with a parabola in log N "
+  "(approach 2). The dashed curve is the sealed prediction with its interval.",
+  "frontier": "Optimal parameters and optimal tokens per parameter against training compute.",
+  "predicted_vs_trained": "Trained against predicted loss; bars are prediction intervals.",
+  "contours": "The fitted L(N, D), the trained runs and the compute-optimal path.",
+  "residuals": "Trained over predicted loss. A trend in N or D would say that the form is wrong.",
+  "training_curves": "Train loss, smoothed in log tokens, and final validation losses.",
+}
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def _number(value: Any, form: str) -> str:
+  return DASH if value is None or not math.isfinite(value) else f"{value:{form}}"
+
+
+def _nats(value: Any) -> str:
+  return _number(value, ".4f")
+
+
+def _flops(value: Any) -> str:
+  return _number(value, ".2e").replace("e+", "e")
+
+
+def _range(interval: Sequence[float] | None, text: Any = _nats) -> str:
+  return DASH if not interval else f"[{text(interval[0])}, {text(interval[1])}]"
+
+
+def _loss(cell: Cell) -> str:
+  error = cell["loss_stderr"]
+  return _nats(cell["loss"]) + (f" ± {error:.4f}" if math.isfinite(error) else "")
+
+
+def _yes(value: bool | None) -> str:
+  return {True: "yes", False: "NO", None: DASH}[value]
+
+
+def _ratio(value: Any) -> str:
+  return _number(value, ".3g")
+
+
+# --- sections -----------------------------------------------------------------------------------
+
+
+def headline(workdir: str | Path) -> str:
+  """Returns the outcome of a sweep so far in one sentence, with its numbers.
+
+  Raises:
+    ValueError: there is no such folder, or a record in it is broken.
+  """
+  return _headline(figures.read(workdir))
+
+
+def _headline(record: Record) -> str:
+  if record.verification.get("verdict"):
+    return record.verification["verdict"]
+  if p := record.prediction:
+    return (
+      f"Sealed, not yet tested: at {_flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} tokens "
+      f"will reach {_nats(p['loss'])} {_range(p['interval'])} nats/token."
+    )
+  if record.fit:
+    return (
+      f"Fitted on {record.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
+      f"C^{record.fit['a']:.3f}, D_opt as C^{record.fit['b']:.3f}."
+    )
+  done = sum(c["status"] == "done" for c in record.cells)
+  return f"{done} of {len(record.cells)} cells are done; nothing is fitted yet."
+
+
+def _glance(record: Record) -> Iterable[Block]:
+  v = record.verification
+  if v.get("trained_loss") is None:
+    return
+  excess = _number(v.get(f"cost_of_{record.target:g}_tokens_per_param"), "+.4f")
+  if interval := v.get("cost_of_target", {}).get("excess_interval"):
+    excess += f" {_range(interval)}"
+  predicted_n, n_interval = (record.prediction.get(k) for k in ("N", "N_interval"))
+  rows = [
+    ("loss at the held-out budget [nats/token]", _nats(v["predicted_loss"]), _range(v["interval"]),
+     _nats(v["trained_loss"]), _yes(v["inside"])),
+    ("N with the least loss", si(predicted_n or math.nan), _range(n_interval, si),
+     si(v.get("trained_minimum_N") or math.nan), _yes(v.get("minimum_where_predicted"))),
+  ]  # fmt: skip
+  yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
+  yield Text(
+    f"The trained loss differs by {_number(v['relative_error'], '+.2%')}. The optimum there is "
+    f"{_ratio(v['tokens_per_param'])} {_range(v['tokens_per_param_interval'], _ratio)} tokens per "
+    f"parameter; choosing {record.target:g} would cost {excess} nats/token."
+  )
+
+
+def _missing(record: Record, undrawn: dict[str, str]) -> Iterable[Block]:
+  waiting = {
+    "`sweep.json`": record.sweep, "`cells.csv`": record.cells, "`fit.json`": record.fit,
+    "`prediction.json`": record.prediction, "`verification.json`": record.verification,
+  }  # fmt: skip
+  parts = [name for name, found in waiting.items() if not found]
+  parts += [f"figure {name} ({why})" for name, why in undrawn.items() if why]
+  if parts:
+    yield Text(f"**Incomplete.** Missing: {', '.join(parts)}.")
+
+
+def _law(record: Record) -> Iterable[Block]:
+  fit = record.fit
+  if not fit:
+    return
+  yield Heading("The law")
+  yield Text(
+    f"L(N, D) = E + A / N^alpha + B / D^beta in nats per token, fitted to {fit['n_runs']} runs "
+    f"(Huber on log loss, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
+  )
+  rows = []
+  for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items():
+    text = _ratio if name in "AB" else _nats
+    rows.append((name, text(value), _range(fit["intervals"].get(name), text)))
+  yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), rows)
+  notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
+  if fit.get("seed_noise") is not None:
+    notes.append(f"seeds scatter by {fit['seed_noise']:.2%}")
+  second = fit.get("approach2", {})
+  if second.get("a") is not None:
+    a, b = second["a"], second["b"]
+    notes.append(f"isoFLOP parabolas (approach 2) give a = {a:.3f}, b = {b:.3f}")
+  yield Text("; ".join(notes) + ".")
+  for warning in fit.get("warnings", []):
+    yield Text(f"**{warning}**")
+
+
+def _optimum(record: Record) -> Iterable[Block]:
+  if not record.optimum:
+    return
+  yield Heading("Compute-optimal models")
+  rows = [
+    (_flops(o["C"]) + (" †" if o.get("sealed") else " *" if figures.extrapolated(o) else ""),
+     si(o["N_opt"]),
+     _range(o["N_opt_interval"], si), si(o["D_opt"]), _range(o["D_opt_interval"], si),
+     _ratio(o["tokens_per_param"]), _range(o["tokens_per_param_interval"], _ratio),
+     _nats(o["loss"]), _range(o["loss_interval"]))
+    for o in record.optimum
+  ]  # fmt: skip
+  yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), rows)
+  yield Text(
+    "\\* beyond the fitted budgets; † likewise, and sealed: its loss is that of one run, with seed "
+    f"noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
+  )
+  if flat := [_flops(p["C"]) for p in record.profiles if not p["inside"]]:
+    yield Text(f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs.")
+
+
+def _heldout(record: Record) -> Iterable[Block]:
+  cells = record.verification.get("cells") or record.prediction.get("cells")
+  if not cells:
+    return
+  yield Heading("Held-out cells")
+  if seal := record.prediction.get("input_hash"):
+    yield Text(f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`.")
+  rows = [
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), _nats(c["predicted_loss"]), _range(c["interval"]),
+     _nats(c.get("trained_loss")), _yes(c.get("inside")))
+    for c in cells
+  ]  # fmt: skip
+  yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
+
+
+def _floor(record: Record) -> Iterable[Block]:
+  floor = record.sweep.get("corpus", {}).get("floor")
+  if floor is None:
+    return
+  yield Heading("The corpus's floor")
+  yield Text(f"The entropy of this source is {floor:.4f} nats/token; no model can do better.")
+  cells = record.done("probe", "fit", "heldout")
+  below = [c for c in cells if c["loss"] + 3 * max(0.0, c["loss_stderr"]) < floor]
+  if below:
+    names = ", ".join(f"`{c['cell']}` ({_loss(c)})" for c in below)
+    yield Text(f"**Below the floor by more than 3 standard errors (a leak):** {names}.")
+  else:
+    yield Text(f"None of {len(cells)} losses lies below it by more than 3 standard errors.")
+  if record.fit:
+    E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
+    near = "within" if abs(E - floor) <= 0.1 else "NOT within"
+    sure = "" if high - low <= 0.2 else " That interval is wide: this sweep is too small to tell."
+    yield Text(f"The fitted E is {E:.4f} {_range((low, high))}, {near} 0.1 nats of it.{sure}")
+
+
+def _probe(record: Record) -> Iterable[Block]:
+  probes = [c for c in record.cells if c["kind"] == "probe"]
+  if not probes:
+    return
+  yield Heading("Learning-rate probe")
+  rows = []
+  for size in sorted({c["size"] for c in probes}):
+    some = sorted((c for c in probes if c["size"] == size), key=lambda c: c["lr"])
+    best = min(record.done("probe"), key=lambda c: (c["size"] != size, c["loss"]), default=None)
+    for c in some:
+      edge = " (at the edge)" if c is some[0] or c is some[-1] else ""
+      verdict = f"best{edge}" if c is best and c["size"] == size else ""
+      rows.append((f"{size:.0f}", si(c["N"]), f"{c['lr']:.2e}", _loss(c), c["status"], verdict))
+  yield Table(("size", "N", "learning rate", "loss [nats/token]", "status", ""), rows)
+
+
+def _unused(record: Record) -> Iterable[Block]:
+  reasons = {c["cell"]: c["status"] for c in record.cells if c["status"] in ("diverged", "failed")}
+  for name in [n for n, status in reasons.items() if status == "failed"]:
+    error = (files.read_json(record.workdir / "cells" / name / "run.json") or {}).get("error")
+    reasons[name] += f": {error}" if error else ""
+  for run in record.fit.get("excluded", []):
+    reasons.setdefault(run["id"], run["reason"])
+  if reasons:
+    yield Heading("Cells that were not used")
+    yield Table(("cell", "reason"), [(f"`{name}`", why) for name, why in reasons.items()])
+
+
+def _cost(record: Record) -> Iterable[Block]:
+  begun = [c for c in record.cells if c["status"] in ("done", "diverged")]
+  if not begun:
+    return
+  yield Heading("Cost")
+  rows = []
+  for kind in ("probe", "fit", "heldout", "all"):
+    some = [c for c in begun if kind in (c["kind"], "all")]
+    alone, spent, seconds = (
+      sum(c[x] for c in some if math.isfinite(c[x])) for x in ("C", "flops_spent", "seconds")
+    )
+    rows.append((kind, str(len(some)), _flops(alone), _flops(spent),
+                 _flops(spent / PETAFLOP_DAY), duration(seconds)))  # fmt: skip
+  alone_and_spent = ("alone [FLOPs]", "spent [FLOPs]", "spent [petaflop/s-days]")
+  yield Table(("cells", "runs", *alone_and_spent, "time"), rows)
+  yield Text(
+    "Alone is what the runs would cost one by one (C); branched from a shared trunk they cost what "
+    "is spent. Time is summed over runs"
+    + (
+      f"; the sweep took {duration(record.sweep['seconds'])}." if "seconds" in record.sweep else "."
+    )
+  )
+
+
+def _cells(record: Record, *kinds: str) -> Table:
+  cells = sorted(
+    (c for c in record.cells if c["kind"] in kinds),
+    key=lambda c: (kinds.index(c["kind"]), float(f"{c['C']:.1e}"), c["N"], c["lr"], c["seed"]),
+  )
+  rows = [
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), _flops(c["C"]), _ratio(c["tokens_per_param"]),
+     f"{c['lr']:.2e}", _loss(c), _number(c["bits_per_byte"], ".4f"), c["status"])
+    for c in cells
+  ]  # fmt: skip
+  names = "cell|N|D|C [FLOPs]|tokens/param|lr|loss [nats/token]|bits/byte|status"
+  return Table(names.split("|"), rows)
+
+
+def _provenance(record: Record) -> Iterable[Block]:
+  sweep = record.sweep
+  if not sweep:
+    return
+  changed = sweep.get("config_diff", {})
+  yield Heading("How to reproduce")
+  yield Text("Each flag is a field of the config that differs from its default.")
+  flags = [f"--config.{k}={tuple(v) if isinstance(v, list) else v}" for k, v in changed.items()]
+  command = ["isoflop sweep --config=configs/base.py --workdir=DIR", *map(shlex.quote, flags)]
+  yield Code(" \\\n  ".join(command))
+  yield Heading("Provenance")
+  corpus = sweep.get("corpus", {})
+  facts = {
+    "sweep": sweep.get("name"), "created": sweep.get("created"), "device": sweep.get("device"),
+    "objective": sweep.get("objective"), "corpus": corpus.get("source"),
+    "fingerprint": corpus.get("fingerprint"),
+    "tokens, train": si(corpus.get("train_tokens", math.nan)),
+    "tokens, validation": si(corpus.get("validation_tokens", math.nan)),
+    "vocabulary": corpus.get("vocab_size"),
+  }  # fmt: skip
+  rows = [(name, str(value)) for name, value in facts.items() if value not in (None, "", DASH)]
+  rows += [(name, str(version)) for name, version in sweep.get("libraries", {}).items()]
+  yield Table(("", "value"), rows)
+
+
+def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
+  """Returns the report's content; `undrawn` says by figure why it is missing ("": it is there)."""
+  images = {n: Image(n, CAPTIONS[n]) for n, why in undrawn.items() if not why}
+
+  def show(*names: str) -> list[Image]:
+    return [images[name] for name in names if name in images]
+
+  content: list[Block] = [Text(f"**{_headline(record)}**"), *_glance(record)]
+  content += [*_missing(record, undrawn), *show("isoflop_profiles"), *_law(record)]
+  content += [*show("contours"), *_optimum(record), *show("frontier")]
+  content += [*_heldout(record), *show("predicted_vs_trained"), *_floor(record)]
+  if images.keys() & {"residuals", "training_curves"}:
+    content += [Heading("How well the law fits"), *show("residuals", "training_curves")]
+  content += [*_probe(record), *_unused(record), *_cost(record)]
+  if any(c["kind"] == "fit" for c in record.cells):
+    content += [Heading("Fit cells"), _cells(record, "fit")]
+  return content + list(_provenance(record))
+
+
+# --- renderings ---------------------------------------------------------------------------------
+
+
+def to_text(table: Table) -> str:
+  """Renders a table for the terminal."""
+  lines = [[cell.replace("`", "") for cell in row] for row in (table.columns, *table.rows)]
+  width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = []
+  for name, *values in lines:
+    cells = [value.rjust(w) for value, w in zip(values, width[1:], strict=True)]
+    text.append("  ".join([name.ljust(width[0]), *cells]).rstrip())
+  return "\n".join(text)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+  return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def to_markdown(title: str, content: list[Block]) -> str:
+  """Renders the report as Markdown, with figures by relative path."""
+  parts = [f"# {title}"]
+  for block in content:
+    match block:
+      case Heading(text):
+        parts.append(f"## {text}")
+      case Text(text):
+        parts.append(text)
+      case Code(text):
+        parts.append(f"```sh\n{text}\n```")
+      case Image(name, caption):
+        parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))")
+      case Table(columns, rows):
+        rule = "| --- |" + " ---: |" * (len(columns) - 1)
+        parts.append("\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)]))
+  return "\n\n".join(parts) + "\n"
+
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5f6670; --line: #d9dce1; --page: #fff }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6ea; --soft: #9aa2ad; --line: #3a3f46; --page: #16181b }
+}
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 62rem; margin: 0 auto; padding: 2rem 1.2rem 4rem }
+h1 { font-size: 1.5rem; margin: 0 0 1rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0 }
+th, td { padding: .22rem .7rem; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 600 } th:first-child, td:first-child { text-align: left }
+figure { margin: 1.6rem 0 } figcaption { color: var(--soft); font-size: .85rem }
+img { background: #fff; border-radius: 6px; padding: 8px; max-width: 100%; height: auto;
+  box-sizing: border-box }
+code, pre { font: .85em ui-monospace, monospace } pre { overflow-x: auto; padding: .8rem;
+  border: 1px solid var(--line); border-radius: 6px }
+h1 + p { font-size: 1.1rem; border-left: 4px solid #D55E00; padding-left: .9rem }
+"""
+
+
+def _inline(text: str) -> str:
+  text = html.escape(text.replace("\\*", "*"))
+  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+  return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+  return f"<tr>{''.join(f'<{tag}>{_inline(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _html_image(png: bytes, caption: str) -> str:
+  width = round(0.6 * struct.unpack(">I", png[16:20])[0])
+  source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  image = f'<img width="{width}" alt="{html.escape(caption)}" src="{source}">'
+  return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
+
+
+def to_html(title: str, content: list[Block], folder: Path) -> str:
+  """Renders the report as one HTML page that holds the PNG files of `folder`."""
+  parts = [f"<h1>{html.escape(title)}</h1>"]
+  for block in content:
+    match block:
+      case Heading(text):
+        parts.append(f"<h2>{_inline(text)}</h2>")
+      case Text(text):
+        parts.append(f"<p>{_inline(text)}</p>")
+      case Code(text):
+        parts.append(f"<pre><code>{html.escape(text)}</code></pre>")
+      case Image(name, caption):
+        parts.append(_html_image((folder / f"{name}.png").read_bytes(), caption))
+      case Table(columns, rows):
+        body = "\n".join(_html_row("td", row) for row in rows)
+        parts.append(
+          f'<div class="scroll"><table><thead>{_html_row("th", columns)}</thead>\n'
+          f"<tbody>{body}</tbody></table></div>"
+        )
+  head = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+  return (
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}\n'
+    f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
+    + "\n".join(parts)
+    + "\n</body></html>\n"
+  )
+
+
+def terminal(workdir: str | Path) -> str:
+  """Returns the outcome for the terminal: the headline, the optima, the held-out cells.
+
+  Raises:
+    ValueError: there is no such folder, or a record in it is broken.
+  """
+  record = figures.read(workdir)
+  found = [*_missing(record, {}), *_optimum(record), *_heldout(record), *_unused(record)]
+  tables = [to_text(block) for block in found if isinstance(block, Table)]
+  return "\n\n".join([_headline(record), *tables])
+
+
+def write(workdir: str | Path) -> Path:
+  """Draws the figures and writes report.md and report.html, from what the workdir has so far.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    ValueError: there is no such folder, or a record in it is broken.
+  """
+  undrawn = figures.draw(workdir)
+  record = figures.read(workdir)
+  content = blocks(record, undrawn)
+  title = f"Scaling law: {record.sweep.get('name', 'unnamed sweep')}"
+  page = record.workdir / "report.html"
+  files.write_text(record.workdir / "report.md", to_markdown(title, content))
+  files.write_text(page, to_html(title, content, record.workdir / "figures"))
+  return page

@@ -1,0 +1,263 @@
+"""The whole way: plan, probe, train, fit, seal, train the prediction, verdict, report.
+
+Every step finds out from the folder what is already there, so a second start continues where the
+first one stopped and does no work twice.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scaling import fit, laws, plan, report, runs, store, verify
+from scaling.display import Display
+from scaling.launch import Pool, Task
+from scaling.plan import Cell
+from train import data, files, optim, record
+
+MAX_EXTENSIONS = 3  # of a learning-rate probe whose best rate is at its edge
+
+
+def sweep(
+  config: ConfigDict, workdir: Path, display: Display, should_stop: Callable[[], bool]
+) -> dict:
+  """Runs a sweep from plan to verdict, or what is left of it; returns verification.json.
+
+  Raises:
+    ValueError: the config or the folder cannot be used; nothing was spent.
+    KeyboardInterrupt: `should_stop` said so; running cells have saved their state.
+    RuntimeError: runs failed, so that there is nothing to fit or to verify.
+  """
+  files.make_folder(workdir)
+  with files.owned(workdir):
+    tokens = data.prepare(config)
+    plan.check(config, tokens)
+    head = begin(config, workdir, tokens)
+    pool = Pool(workdir, config.sweep.workers)
+    try:
+      return _sweep(config, workdir, tokens, head, pool, display, should_stop)
+    finally:
+      pool.close()
+
+
+def _sweep(
+  config: ConfigDict,
+  workdir: Path,
+  tokens: data.TokenData,
+  head: dict,
+  pool: Pool,
+  display: Display,
+  should_stop: Callable[[], bool],
+) -> dict:
+  began = time.perf_counter()
+  vocab_size = tokens.vocab_size
+  cells: list[Cell] = []
+
+  def train(new: list[Cell], phase: str) -> None:
+    cells.extend(cell for cell in new if cell not in cells)
+    store.write_sweep(workdir, head, cells)
+    display.say(f"{phase}: {len(new)} cells, {sum(c.flops_spent for c in new):.2e} FLOPs")
+    try:
+      errors = pool.run(tasks(config, workdir, new), display, should_stop)
+    finally:
+      store.write_table(workdir, store.rows(workdir, cells, config.objective))
+    for name, error in errors.items():
+      display.say(f"FAILED {name}: {error}")
+
+  # ---- Learning rate ----
+  rule, probes = probe(config, vocab_size, workdir, train)
+  if rule:
+    head["lr_rule"] = rule
+    config = with_rule(config, rule)
+    display.say(f"learning rate = {rule['lr_ref']:.2e} (N / {rule['lr_ref_params']:,})^"
+                f"{rule['lr_exponent']:.2f}")  # fmt: skip
+
+  # ---- Train, fit ----
+  fitted = plan.fit_cells(config, vocab_size)
+  train(fitted, "fit")
+  law = fit_workdir(config, workdir)
+  a, b = laws.exponents(law.law)
+  display.say(
+    f"L(N, D) = {law.law.E:.3f} + {law.law.A:.3g} / N^{law.law.alpha:.3f} + "
+    f"{law.law.B:.3g} / D^{law.law.beta:.3f}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}"
+  )
+
+  # ---- Seal, train the prediction, verdict ----
+  sealed, heldout = verify.seal(config, workdir, law, fitted, vocab_size)
+  for cell in heldout:
+    record.check(plan.run_config(config, cell), tokens)
+  display.say(
+    f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
+    f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
+  )
+  train(heldout, "held out")
+  result = verify.verdict(config, workdir, law, sealed, heldout)
+
+  # ---- Report ----
+  head["seconds"] = head.get("seconds", 0.0) + round(time.perf_counter() - began, 1)
+  store.write_sweep(workdir, head, cells)
+  report.write(workdir)
+  return result
+
+
+def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
+  """Returns the head of sweep.json: of the sweep that the folder holds, or a new one.
+
+  Raises:
+    ValueError: the folder holds another sweep.
+  """
+  described = record.describe(plan.at_size(config, config.sweep.sizes[0]), tokens, "")
+  config_json = record.plain(config.to_dict())
+  found = files.read_json(workdir / "sweep.json")
+  if found:
+    old, new = record.flat(found["config"]), record.flat(config_json)
+    free = ("fit.", "sweep.workers", "sweep.name", "train.checkpoint_every_seconds")
+    for name in sorted(old.keys() | new.keys()):
+      if old.get(name) != new.get(name) and not name.startswith(free):
+        raise ValueError(
+          f"workdir={workdir}: holds a sweep with {name}={old.get(name)!r}, asked {new.get(name)!r}; "
+          "name another workdir"
+        )
+    if found["corpus"]["fingerprint"] != tokens.fingerprint:
+      raise ValueError(
+        f"workdir={workdir}: holds a sweep on another text (data.source={config.data.source!r} has "
+        "changed since); name another workdir"
+      )
+    return {key: value for key, value in found.items() if key != "cells"} | {"config": config_json}
+  return {
+    "name": config.sweep.name,
+    "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "objective": config.objective,
+    "libraries": described["versions"],
+    "corpus": {
+      "source": config.data.source,
+      "fingerprint": tokens.fingerprint,
+      "tokenizer": config.data.tokenizer,
+      "tokenizer_hash": tokens.tokenizer_hash,
+      "vocab_size": tokens.vocab_size,
+      "train_tokens": tokens.train_token_count,
+      "validation_tokens": tokens.validation_token_count,
+      "floor": tokens.floor,
+    },
+    "config": config_json,
+    "config_diff": record.diff(config),
+  }
+
+
+def tasks(config: ConfigDict, workdir: Path, cells: list[Cell]) -> list[Task]:
+  """Returns what has to be trained for these cells: their trunks, and themselves."""
+  result = []
+  for run in [*plan.trunks(cells), *cells]:
+    run_config = plan.run_config(config, run)
+    own_flops = run.flops if isinstance(run, plan.Trunk) else run.flops_spent
+    needs = None
+    if isinstance(run, Cell) and run.trunk:
+      own_flops = (run.steps - run.branch_step) * run.tokens_per_step * run.flops_per_token
+      needs = run.trunk
+      run_config.train.branch_from = str(workdir / "trunks" / run.trunk / "checkpoints")
+    result.append(
+      Task(
+        id=run.id,
+        folder=store.folder(workdir, run),
+        config=run_config.to_dict(),
+        cost=own_flops,
+        needs=needs,
+        shape=run.size,
+      )
+    )
+  return result
+
+
+def probe(
+  config: ConfigDict,
+  vocab_size: int,
+  workdir: Path,
+  train: Callable[[list[Cell], str], None],
+) -> tuple[dict | None, list[Cell]]:
+  """Trains the learning-rate probe and returns the rule that it found, and its cells.
+
+  At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through the
+  best cell and its neighbours. A best cell at the edge asks for the rate beyond it. With one size the
+  rule's lr_ref moves; with several, a line through the sizes' best rates gives lr_exponent as well.
+  """
+  factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
+  if not factors:
+    return None, []
+  for _ in range(MAX_EXTENSIONS + 1):
+    cells = [
+      cell for size in factors for cell in plan.probe_cells(config, vocab_size, size, factors[size])
+    ]
+    train(cells, "probe")
+    extended = False
+    losses = {cell.id: store.outcome(workdir, cell) for cell in cells}
+    best: dict[int, float] = {}
+    for size in factors:
+      own = [c for c in cells if c.size == size]
+      loss = [losses[c.id].get("loss", math.inf) for c in own]
+      if not math.isfinite(min(loss)):
+        raise RuntimeError(f"no learning-rate probe of size {size} trained; see workers.log")
+      best[size], beyond = best_factor(factors[size], loss)
+      if beyond:
+        factors[size] = sorted([*factors[size], beyond])
+        extended = True
+    if not extended:
+      break
+  n_params = {cell.size: cell.N for cell in cells}
+  rates = {s: best[s] * optim.base_learning_rate(config.optim, n_params[s]) for s in factors}
+  rule = {
+    "lr_ref": config.optim.lr_ref,
+    "lr_ref_params": config.optim.lr_ref_params,
+    "lr_exponent": config.optim.lr_exponent,
+    "probes": [{"size": s, "N": n_params[s], "lr": rates[s], "factor": best[s]} for s in factors],
+  }
+  x = np.log([n_params[s] / config.optim.lr_ref_params for s in factors])
+  y = np.log([rates[s] for s in factors])
+  if len(factors) > 1:
+    rule["lr_exponent"] = float(np.polyfit(x, y, 1)[0])
+  rule["lr_ref"] = float(np.exp(np.mean(y - rule["lr_exponent"] * x)))
+  return rule, cells
+
+
+def best_factor(factors: list[float], losses: list[float]) -> tuple[float, float | None]:
+  """Returns (best factor, factor to try beyond an edge or None).
+
+  Args:
+    factors: ascending multiples of a learning rate.
+    losses: their losses; inf where training diverged.
+  """
+  i = int(np.argmin(losses))
+  if i == 0:
+    return factors[0], factors[0] ** 2 / factors[1] if len(factors) > 1 else None
+  if i == len(factors) - 1:
+    return factors[-1], factors[-1] ** 2 / factors[-2]
+  if not math.isfinite(losses[i + 1]) or not math.isfinite(losses[i - 1]):
+    return factors[i], None
+  x = np.log(factors[i - 1 : i + 2])
+  c2, c1, _ = np.polyfit(x - x[1], losses[i - 1 : i + 2], 2)
+  shift = -c1 / (2 * c2) if c2 > 0 else 0.0
+  return float(factors[i] * np.exp(np.clip(shift, x[0] - x[1], x[2] - x[1]))), None
+
+
+def with_rule(config: ConfigDict, rule: dict) -> ConfigDict:
+  """Returns the config with the learning-rate rule that a probe found."""
+  config = config.copy_and_resolve_references()
+  config.optim.lr_ref = rule["lr_ref"]
+  config.optim.lr_exponent = rule["lr_exponent"]
+  return config
+
+
+def fit_workdir(config: ConfigDict, workdir: Path) -> fit.Fit:
+  """Fits the law to a sweep's finished cells and writes fit.json.
+
+  Raises:
+    ValueError: too few cells are finished, or they do not identify the law.
+  """
+  trained = runs.read_runs(
+    workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops
+  )
+  law = fit.fit_runs(trained, config.fit)
+  files.write_json(workdir / "fit.json", fit.to_json(law))
+  return law

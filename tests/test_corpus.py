@@ -1,0 +1,248 @@
+"""Sources, splits and the Markov chain."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import base
+from train import corpus as corpora
+from train import markov
+
+
+def config(source, **fields):
+  c = base.get_config()
+  c.data.source = source
+  c.data.update(fields)
+  return c
+
+
+def build(source, folder, percent=20.0, **fields):
+  """Returns the documents of each split after a round trip through TFDS."""
+  folder.mkdir()
+  corpora.build(corpora.open_source(config(source, **fields)), folder, percent)
+  return {split: list(corpora.read(folder, split)) for split in ("train", "validation")}
+
+
+def write(folder, texts):
+  folder.mkdir(exist_ok=True)
+  for i, text in enumerate(texts):
+    (folder / f"{i:03}.txt").write_bytes(text)
+
+
+# ------------------------------------------------------------------------------ the Markov chain
+
+
+def test_markov_law_is_a_law_and_the_stationary_one_is_kept():
+  np.testing.assert_allclose(markov.transition().sum(1), 1.0, rtol=1e-12)
+  np.testing.assert_allclose(markov.stationary() @ markov.transition(), markov.stationary())
+  assert markov.stationary().min() > 0
+  # A different permutation in each row: otherwise x_t would not depend on x_{t-1}.
+  assert len({tuple(np.argsort(-row)) for row in markov.transition()}) == markov.VOCAB
+
+
+def test_markov_entropies_are_those_computed_independently():
+  ranks = np.arange(1, 257) ** -1.2
+  zipf = ranks / ranks.sum()  # each row is this law in another order: h(1) is its entropy
+  assert markov.entropy() == pytest.approx(-(zipf * np.log(zipf)).sum(), abs=1e-12)
+  assert markov.entropy() == pytest.approx(3.66659, abs=5e-6)
+  h = {k: markov.entropy(k) for k in (1, 2, 3, 4)}
+  spans = [h[left] + h[right] - h[left + right] for left, right in ((1, 3), (1, 2), (1, 1))]
+  assert np.mean(spans) == pytest.approx(3.05851, abs=5e-6)
+  unigram = -markov.stationary() @ np.log(markov.stationary())
+  assert unigram == pytest.approx(5.496, abs=5e-4)
+  assert markov.entropy(40) == pytest.approx(unigram, abs=1e-9)  # the past is forgotten
+
+
+def test_markov_floor_is_the_entropy_of_whole_documents():
+  # Documents of three symbols, every one of them enumerated in matrix form.
+  law, step = markov.stationary(), markov.transition()
+  joint = law[:, None, None] * step[:, :, None] * step[None, :, :]
+  expected = -(joint * np.log(joint)).sum() / 4  # three symbols and the end
+  assert markov.floor(3) == pytest.approx(expected, rel=1e-12)
+  assert markov.floor() < markov.entropy()  # the end is free, which outweighs the first symbol
+
+
+def test_markov_samples_follow_the_chain():
+  documents = list(markov.documents(6))
+  per_token = [markov.negative_log_prob(d) / (markov.DOCUMENT + 1) for d in documents]
+  rows = -np.log(markov.transition())
+  second_moment = markov.stationary() @ (markov.transition() * rows**2).sum(1)
+  deviation = np.sqrt((second_moment - markov.entropy() ** 2) / markov.DOCUMENT)
+  assert abs(np.mean(per_token) - markov.floor()) < 4 * deviation / np.sqrt(6)
+  # The very transitions, not only their entropy: the successors of the commonest symbol.
+  symbols = np.frombuffer(b"".join(documents), np.uint8).reshape(6, -1)
+  symbol = int(np.argmax(markov.stationary()))
+  after = symbols[:, 1:][symbols[:, :-1] == symbol]
+  expected = len(after) * markov.transition()[symbol]
+  chi2 = ((np.bincount(after, minlength=256) - expected) ** 2 / expected).sum()
+  assert abs(chi2 - 255) < 5 * np.sqrt(2 * 255)
+
+
+def test_markov_documents_do_not_depend_on_how_many_there_are():
+  assert list(markov.documents(3)) == list(markov.documents(5))[:3]
+  assert len(set(markov.documents(5))) == 5
+
+
+# ------------------------------------------------------------------------------------- documents
+
+
+@given(st.text(st.sampled_from("ab\né漢🙂"), max_size=300), st.integers(4, 60))
+def test_pieces_are_the_text_again_and_break_no_character(text, limit):
+  document = text.encode()
+  cut = list(corpora.pieces(document, limit))
+  assert b"".join(cut) == document
+  assert all(len(piece) <= limit for piece in cut)
+  for piece in cut:
+    piece.decode()
+  for piece, following in zip(cut, cut[1:], strict=False):
+    if b"\n" in piece:  # at a line end wherever there is one
+      assert piece.endswith(b"\n")
+    assert following
+
+
+def test_stdlib_is_python_source_without_tests():
+  documents = list(corpora.open_source(config("python_stdlib")).documents())
+  import argparse
+  import unittest.case
+
+  for module in (argparse, unittest.case):
+    with open(module.__file__, "rb") as file:
+      assert file.read() in documents
+  assert sum(map(len, documents)) > 5e6
+  assert not any(b"\nfrom test import support" in document for document in documents)
+  assert not any(b"build_time_vars = {" in document[:200] for document in documents)
+
+
+def test_split_is_by_content_and_duplicates_are_dropped(tmp_path):
+  texts = [f"document {i}\n".encode() * 50 for i in range(100)]
+  write(tmp_path / "a", [*texts, *texts[:30], b"", b" \n"])
+  splits = build(f"text:{tmp_path}/a", tmp_path / "built")
+  assert sorted(splits["train"] + splits["validation"]) == sorted(texts)
+  threshold = int(0.2 * 2**64)
+  for document in texts:  # the rule, in its own words
+    low = int(hashlib.sha256(document).hexdigest()[:16], 16) < threshold
+    assert (document in splits["validation"]) == low
+
+  write(tmp_path / "a", [*texts[::-1], *(b"another %d\n" % i for i in range(50))])
+  larger = build(f"text:{tmp_path}/a", tmp_path / "larger")
+  assert set(splits["validation"]) <= set(larger["validation"])
+  assert set(splits["train"]) <= set(larger["train"])
+
+
+def test_a_share_too_small_still_holds_out_a_document(tmp_path):
+  write(tmp_path / "a", [b"%d\n" % i * 600 for i in range(70)])
+  splits = build(f"text:{tmp_path}/a", tmp_path / "low", percent=1e-6)
+  assert len(splits["validation"]) == 1
+  splits = build(f"text:{tmp_path}/a", tmp_path / "high", percent=100 - 1e-6)
+  assert len(splits["train"]) == 1
+
+
+def test_one_file_is_cut_into_enough_documents(tmp_path):
+  text = "".join(f"line {i}, as long as any other one of them\n" for i in range(20_000))
+  (tmp_path / "one.md").write_text(text)
+  splits = build(f"text:{tmp_path}/one.md", tmp_path / "built", percent=5.0)
+  documents = splits["train"] + splits["validation"]
+  assert 64 <= len(documents) <= 70
+  assert sum(map(len, documents)) == len(text)
+  assert splits["validation"]
+
+
+def test_many_files_stay_whole(tmp_path):
+  texts = [b"%d\n" % i * 5_000 for i in range(64)]
+  write(tmp_path / "a", texts)
+  assert sorted(corpora.open_source(config(f"text:{tmp_path}/a")).documents()) == sorted(texts)
+
+
+def test_jsonl_rows_are_documents_of_their_field(tmp_path):
+  rows = [{"id": i, "body": f"row {i} é\n"} for i in range(80)]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+  source = corpora.open_source(config(f"text:{tmp_path}", text_field="body"))
+  assert list(source.documents()) == [row["body"].encode() for row in rows]
+
+
+def test_fingerprint_is_of_content_and_not_of_names(tmp_path):
+  def fingerprint():
+    return corpora.open_source(config(f"text:{tmp_path}")).fingerprint
+
+  (tmp_path / "a.txt").write_text("one\n")
+  first = fingerprint()
+  (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+  (tmp_path / ".hidden.txt").write_text("not part of it")
+  (tmp_path / "c.bin").write_text("nor this")
+  assert fingerprint() == first
+  (tmp_path / "b.txt").write_text("One\n")
+  assert fingerprint() != first
+
+
+def test_tfds_source_reads_the_train_split_of_a_dataset(tmp_path, monkeypatch):
+  texts = [f"example {i}\n".encode() * 20 for i in range(90)]
+  write(tmp_path / "a", texts)
+  splits = build(f"text:{tmp_path}/a", tmp_path / "data")
+  monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "data"))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+  for name in ("isoflop_corpus", "isoflop_corpus:1.0.0"):
+    source = corpora.open_source(config(f"tfds:{name}"))
+    assert list(source.documents()) == splits["train"]
+  with pytest.raises(ValueError, match=r"data.text_field='body': .*has the fields \['text'\]"):
+    corpora.open_source(config("tfds:isoflop_corpus", text_field="body"))
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("a.txt", b"fine\n\xff\n", r"a\.txt: invalid UTF-8, byte 0xff at offset 5"),
+    ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"line 2 has no such field; .*\['txt'\]"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', "line 2 holds int, not text"),
+    ("a.jsonl", b'{"text": "x"}\n"text"\n', "line 2 has no such field; it is not an object"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": "\xc3"}\n', "invalid UTF-8, byte 0xc3 at offset 24"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1 is not valid Unicode"),
+    ("a.txt", b"\n \n", "too small; 0 different"),
+    ("a.txt", b"one short text", "too small; 1 different"),
+    ("a.txt", b"", "empty"),
+    ("a.csv", b"x", "no file ends in .txt, .md, .jsonl"),
+  ],
+)
+def test_bad_text_is_one_clear_line(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message) as error:
+    build(f"text:{tmp_path}", tmp_path / "built")
+  assert "\n" not in str(error.value)
+  assert str(error.value).startswith("data.")
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    ("text:/no/such/folder", "no such file or folder: /no/such/folder"),
+    ("text:", "unknown; choose python_stdlib"),
+    ("books", "unknown; choose python_stdlib"),
+    ("markov:2", "unknown; choose python_stdlib"),
+    ("tfds:no_such_dataset_anywhere", "DatasetNotFoundError"),
+  ],
+)
+def test_bad_source_is_one_clear_line(source, message):
+  with pytest.raises(ValueError, match=message) as error:
+    corpora.open_source(config(source))
+  assert "\n" not in str(error.value)
+
+
+def test_bad_numbers_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="data.markov_tokens=100,000: .*use 131,072 or more"):
+    corpora.open_source(config("markov", markov_tokens=100_000))
+  with pytest.raises(ValueError, match="data.validation_percent=0"):
+    build("python_stdlib", tmp_path / "built", percent=0)
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
+  texts = iter([[b"a\n", b"b\n"], [b"a\n", b"b\n"], [b"a\n", b"c\n"]])
+  corpus = corpora.Corpus("text:x", "", lambda: iter(next(texts)))
+  with pytest.raises(ValueError, match="changed while it was being read"):
+    corpora.build(corpus, tmp_path, 50.0)

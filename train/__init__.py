@@ -1,0 +1,1 @@
+"""How one model is trained: data, objective, optimizer, step, checkpoint, loop."""

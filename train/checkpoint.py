@@ -1,0 +1,133 @@
+"""Checkpoints: the only file that imports orbax.
+
+A checkpoint is a step's whole `TrainState` and a checksum of every array. Orbax commits a step by a
+rename, so a kill during a save leaves the step before. It does not notice a flipped bit in what it
+reads back; the checksums do.
+"""
+
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+MIN_FREE_BYTES = 64 * 2**20
+
+
+class DamagedCheckpointError(Exception):
+  """What was read back is not what was saved."""
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+  """Returns the CRC-32 of every leaf's bytes, by path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
+      np.ascontiguousarray(leaf).view(np.uint8).data if np.ndim(leaf) else np.asarray(leaf).tobytes()
+    )
+    for path, leaf in leaves
+  }
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `folder`."""
+
+  def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
+    """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
+    self.folder = Path(folder).absolute()
+    policy = preservation_policy.AnyPreservationPolicy(
+      [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
+    )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy, create=not read_only, read_only=read_only
+    )
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def steps(self) -> list[int]:
+    """Returns the steps that there are, in order."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save `state` as `step`; `close` or the next save waits for it.
+
+    Raises:
+      OSError: the disk is nearly full.
+    """
+    if step in self._manager.all_steps():
+      return
+    need = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MIN_FREE_BYTES
+    free = shutil.disk_usage(self.folder).free
+    if free < need:
+      raise OSError(f"{self.folder}: {free >> 20} MiB free, a checkpoint needs {need >> 20} MiB")
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(_checksums(state))
+    )
+    if not self._manager.save(step, args=args, force=True):
+      raise OSError(f"{self.folder}: step {step} was not saved; later steps: {self.steps()}")
+
+  def restore(self, step: int, like: Any) -> Any:
+    """Returns the state of `step`, with the structure, shapes and types of `like`.
+
+    Raises:
+      DamagedCheckpointError: it cannot be read, or an array differs from what was saved.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
+    )
+    try:
+      restored = self._manager.restore(step, args=args)
+    except Exception as error:  # orbax raises whatever its storage layers raise
+      first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+      raise DamagedCheckpointError(f"{self.folder}/{step}: {first_line}") from error
+    state, saved = restored["state"], restored["checksums"]
+    found = _checksums(state)
+    bad = [path for path in found if found[path] != saved.get(path)]
+    if bad:
+      raise DamagedCheckpointError(f"{self.folder}/{step}: {bad[0]} differs from what was saved")
+    return state
+
+  def restore_latest(self, like: Any) -> tuple[int, Any] | None:
+    """Returns (step, state) of the newest sound checkpoint, or None.
+
+    A damaged one is set aside under `damaged/`, with a warning.
+    """
+    for step in reversed(self.steps()):
+      try:
+        return step, self.restore(step, like)
+      except DamagedCheckpointError as error:
+        logging.warning("damaged checkpoint set aside: %s", error)
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        shutil.move(self.folder / str(step), aside / str(step))
+        self._manager.reload()
+    return None
+
+  def wait(self) -> None:
+    """Returns when everything that was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for what is being saved and releases the folder."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+@contextmanager
+def opened(
+  folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False
+) -> Iterator[Checkpoints]:
+  """Yields a folder's checkpoints and closes them."""
+  checkpoints = Checkpoints(folder, keep_steps, read_only)
+  try:
+    yield checkpoints
+  finally:
+    checkpoints.close()

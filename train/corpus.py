@@ -1,0 +1,344 @@
+"""Corpora: where documents come from, their splits, and the TFDS dataset they become.
+
+A source is opened without reading more of it than its fingerprint needs. `build` then writes it as
+a TFDS dataset with two splits: a document is in `validation` when the SHA-256 of its content is
+among the lowest `data.validation_percent`, so that adding documents moves no other one; exact
+duplicates are dropped. TFDS orders documents by a hash of their key, here the content again.
+
+Documents of `text:` and `tfds:` longer than 64 KiB are cut at line ends. A corpus of fewer than 64
+documents is cut finer, into about 64 pieces (of at least 1 KiB), so that even one file has a
+validation split.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from train import markov
+
+SOURCES = "python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov"
+SUFFIXES = (".txt", ".md", ".jsonl")
+PIECE = 65_536  # the longest piece of a text [bytes]
+PIECES = 64  # the fewest pieces a corpus is cut into
+SMALLEST_PIECE = 1_024  # [bytes]
+GROUP = 64  # examples read from a TFDS dataset together
+
+_Item = TypeVar("_Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """A source of documents, opened but not yet read.
+
+  Attributes:
+    name: `data.source`.
+    fingerprint: SHA-256 of the content, and of every option that changes the documents.
+    documents: yields every document from the first on; may be called several times.
+    floor: least cross-entropy of a causal model over bytes [nats per token], where it is known.
+  """
+
+  name: str
+  fingerprint: str
+  documents: Callable[[], Iterator[bytes]]
+  floor: float | None = None
+
+
+def open_source(config: ConfigDict) -> Corpus:
+  """Opens `config.data.source`.
+
+  Raises:
+    ValueError: the source is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a
+      row without its field) raises when the documents are first read.
+  """
+  data = config.data
+  kind, _, argument = data.source.partition(":")
+  match kind:
+    case "python_stdlib" if not argument:
+      return _python_stdlib()
+    case "markov" if not argument:
+      return _markov(data.markov_tokens)
+    case "text" if argument:
+      return _text(argument, data.text_field)
+    case "tfds" if argument:
+      return _tfds(argument, data.text_field)
+  raise ValueError(f"data.source={data.source!r}: unknown; choose {SOURCES}")
+
+
+def progress(items: Iterable[_Item], what: str) -> Iterator[_Item]:
+  """Passes items through and, beyond two seconds, says on stderr how many there have been."""
+  start = last = time.monotonic()
+  count = 0
+  for count, item in enumerate(items, 1):  # noqa: B007
+    yield item
+    if (now := time.monotonic()) - last > 2:
+      print(f"{what}: {count:,} documents, {now - start:.0f} s", file=sys.stderr, flush=True)
+      last = now
+  if last > start:
+    print(f"{what}: {count:,} documents, done", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------- sources
+
+
+def _fingerprint(*parts: object) -> str:
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _walk(folder: str, skip: Callable[[str], bool]) -> Iterator[Path]:
+  """Yields the files below a folder in a fixed order, without those `skip` names."""
+  for parent, folders, files in os.walk(folder):
+    folders[:] = sorted(name for name in folders if not skip(name))
+    yield from (Path(parent, name) for name in sorted(files) if not skip(name))
+
+
+def _digest(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _markov(tokens: int) -> Corpus:
+  count = tokens // markov.DOCUMENT
+  if count < 2:
+    raise ValueError(
+      f"data.markov_tokens={tokens:,}: two documents of {markov.DOCUMENT:,} symbols are the least; "
+      f"use {2 * markov.DOCUMENT:,} or more"
+    )
+  fingerprint = _fingerprint("markov", 1, markov.EXPONENT, markov.DOCUMENT, count)
+  return Corpus("markov", fingerprint, lambda: markov.documents(count), markov.floor())
+
+
+def _python_stdlib() -> Corpus:
+  """The source text of the running Python's standard library, without its tests."""
+  others = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+  def skip(name: str) -> bool:  # ... and without what was generated when this Python was built
+    return name in others or name.startswith(("config-", "_sysconfigdata"))
+
+  folder = sysconfig.get_paths()["stdlib"]
+  paths = [path for path in _walk(folder, skip) if path.suffix == ".py"]
+  if not paths:
+    raise ValueError(
+      f"data.source='python_stdlib': no .py files in {folder}; use text:PATH with a folder of yours"
+    )
+  fingerprint = _fingerprint("python_stdlib", sorted(_digest(path) for path in paths))
+  return Corpus("python_stdlib", fingerprint, lambda: (path.read_bytes() for path in paths))
+
+
+def _text(argument: str, field: str) -> Corpus:
+  """A .txt, .md or .jsonl file, or all of them below a folder (hidden ones are left out)."""
+  root = Path(argument).expanduser()
+  name = f"data.source='text:{argument}'"
+  if root.is_file():
+    paths = [root]
+  elif root.is_dir():
+    paths = list(_walk(str(root), lambda name: name.startswith(".")))
+  else:
+    raise ValueError(f"{name}: no such file or folder: {root.absolute()}")
+  paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
+  if not paths:
+    raise ValueError(f"{name}: no file ends in {', '.join(SUFFIXES)}")
+  if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
+    raise ValueError(f"{name}: cannot read {unreadable[0]}; check its permissions")
+  if not any(path.stat().st_size for path in paths):
+    raise ValueError(f"{name}: empty ({len(paths)} file(s) of 0 bytes); add text")
+
+  def whole() -> Iterator[bytes]:
+    for path in paths:
+      if path.suffix.lower() == ".jsonl":
+        yield from _rows(path, field)
+      else:
+        yield _utf8(path.read_bytes(), f"data.source: {path}")
+
+  kinds = sorted((path.suffix.lower() == ".jsonl", _digest(path)) for path in paths)
+  return Corpus(f"text:{argument}", _fingerprint("text", 1, field, kinds), lambda: _cut(whole))
+
+
+def _rows(path: Path, field: str) -> Iterator[bytes]:
+  """Yields the text of each row of a .jsonl file."""
+  offset = 0
+  with open(path, "rb") as file:
+    for number, line in enumerate(file, 1):
+      _utf8(line, f"data.source: {path}", offset)
+      offset += len(line)
+      if not line.strip():
+        continue
+      where = f"data.text_field={field!r}: {path} line {number}"
+      try:
+        row = json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"data.source: {path} line {number} is not JSON: {error}") from error
+      if not isinstance(row, dict) or field not in row:
+        found = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
+        raise ValueError(f"{where} has no such field; {found}")
+      if not isinstance(row[field], str):
+        raise ValueError(f"{where} holds {type(row[field]).__name__}, not text")
+      try:
+        yield row[field].encode()
+      except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise ValueError(f"{where} is not valid Unicode: {error}") from error
+
+
+def _tfds(argument: str, field: str) -> Corpus:
+  """A dataset of tensorflow-datasets: its train split where it has one, else all it has.
+
+  The dataset's own test and validation splits stay untouched; ours is cut from its train split. A
+  version of a dataset is taken not to change: it is known by its name and the sizes of its shards.
+  """
+  import tensorflow_datasets as tfds
+
+  where = f"data.source='tfds:{argument}'"
+  try:
+    builder = tfds.builder(argument, file_format="array_record")
+    if not builder.is_prepared():
+      with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare()
+    splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
+    sources = [builder.as_data_source(split=split) for split in splits]
+  except Exception as error:  # whatever a dataset's own code raises
+    reason = next(iter(str(error).strip().splitlines()), "")
+    raise ValueError(f"{where}: {type(error).__name__}: {reason}") from error
+  features = builder.info.features
+  if field not in features:
+    raise ValueError(f"data.text_field={field!r}: {argument} has the fields {sorted(features)}")
+
+  def whole() -> Iterator[bytes]:
+    for split, source in zip(splits, sources, strict=True):
+      for i, text in enumerate(_values(source, field)):
+        if not isinstance(text, bytes):
+          kind = type(text).__name__
+          raise ValueError(f"data.text_field={field!r}: {argument} holds {kind}, not text")
+        yield _utf8(text, f"{where}: example {i} of {split}")
+
+  shards = [
+    (split, builder.info.splits[split].shard_lengths, [os.path.getsize(f) for f in files])
+    for split in splits
+    for files in [builder.info.splits[split].filepaths]
+  ]
+  fingerprint = _fingerprint("tfds", 1, builder.info.full_name, field, shards)
+  return Corpus(f"tfds:{argument}", fingerprint, lambda: _cut(whole))
+
+
+def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
+  """Returns a text that is valid UTF-8."""
+  try:
+    text.decode()
+  except UnicodeDecodeError as error:
+    at = f"byte {text[error.start]:#04x} at offset {offset + error.start:,}"
+    raise ValueError(f"{where}: invalid UTF-8, {at}; convert it to UTF-8") from error
+  return text
+
+
+# ---------------------------------------------------------------------------------- documents
+
+
+def _cut(whole: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+  """Yields documents cut into pieces (see the top of this file)."""
+  sizes: list[int] = []
+  for document in whole():
+    sizes.append(len(document))
+    if len(sizes) == PIECES:
+      break
+  few = len(sizes) < PIECES
+  limit = min(max(sum(sizes) // PIECES, SMALLEST_PIECE), PIECE) if few else PIECE
+  for document in whole():
+    yield from pieces(document, limit)
+
+
+def pieces(document: bytes, limit: int) -> Iterator[bytes]:
+  """Cuts UTF-8 text after the last line end within `limit` bytes, else between two characters."""
+  start = 0
+  while len(document) - start > limit:
+    end = document.rfind(b"\n", start, start + limit) + 1
+    if not end:
+      end = start + limit
+      while document[end] & 0xC0 == 0x80:  # inside a character
+        end -= 1
+    yield document[start:end]
+    start = end
+  yield document[start:]
+
+
+def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
+  """Writes a corpus as a TFDS dataset (array_record) with the splits train and validation.
+
+  Raises:
+    ValueError: fewer than two different documents, or the source changed meanwhile.
+  """
+  if not 0 < validation_percent < 100:
+    raise ValueError(f"data.validation_percent={validation_percent}: must be between 0 and 100")
+
+  def digests() -> Iterator[tuple[bytes, bytes]]:
+    for document in corpus.documents():
+      if document.strip():
+        yield hashlib.sha256(document).digest(), document
+
+  found = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
+  if len(found) < 2:
+    raise ValueError(
+      f"data.source={corpus.name!r}: too small; {len(found)} different document(s) of at least "
+      f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
+    )
+  threshold = round(validation_percent / 100 * 2**64)
+  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in found)
+  held_out = min(max(count, 1), len(found) - 1)
+  parts = {"train": set(found[held_out:]), "validation": set(found[:held_out])}
+
+  def examples(split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    missing = parts[split]
+    for digest, document in progress(digests(), f"writing {split} documents"):
+      if digest in missing:
+        missing.remove(digest)
+        yield digest.hex(), {"text": document}
+    if missing:
+      raise ValueError(f"data.source={corpus.name!r}: changed while it was being read; start again")
+
+  _write({split: examples(split) for split in parts}, folder)
+
+
+def _write(splits: dict[str, Iterator], folder: Path) -> None:
+  import tensorflow_datasets as tfds
+
+  class IsoflopCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Documents as bytes; the folder, not the version, tells one content from another."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # nothing to download, so no file of checksums beside the code
+
+    def _info(self) -> tfds.core.DatasetInfo:
+      features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+      return splits
+
+    def _generate_examples(self) -> Iterator:  # the splits above are already generators
+      raise NotImplementedError
+
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(None):  # TFDS announces the folder, which is a temporary one
+    IsoflopCorpus(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+def read(folder: Path, split: str) -> Iterator[bytes]:
+  """Yields the documents of one split of what `build` has written."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder / "isoflop_corpus" / "1.0.0")
+  return _values(builder.as_data_source(split), "text")
+
+
+def _values(source: Any, field: str) -> Iterator[Any]:
+  """Yields a field of every example, read in groups (ten times faster than one by one)."""
+  for first in range(0, len(source), GROUP):
+    for example in source.__getitems__(range(first, min(first + GROUP, len(source)))):
+      yield example[field]

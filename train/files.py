@@ -1,0 +1,120 @@
+"""Files that survive a kill: atomic JSON, append-only rows, and one owner per folder."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class FolderInUseError(ValueError):
+  """Another process works in this folder."""
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON so that `path` holds either the old content or the new, whole."""
+  write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes text so that `path` holds either the old content or the new, whole."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+  """Returns a file's JSON, or None where there is no such file.
+
+  Raises:
+    ValueError: the file is not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: not JSON ({error}); remove it to have it made again") from None
+
+
+def read_rows(path: Path) -> list[dict]:
+  """Returns the rows of a .jsonl file; a last line that a kill cut short does not count."""
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class RowWriter:
+  """Appends rows to a .jsonl file, each on disk before the next is begun."""
+
+  def __init__(self, path: Path, keep_until_step: int):
+    """Opens the file and drops the rows after `keep_until_step`, which will be made again."""
+    rows = [row for row in read_rows(path) if row["step"] <= keep_until_step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    self._file = path.open("a")
+
+  def write(self, row: dict) -> None:
+    """Appends one row."""
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def make_folder(path: Path, flag: str = "workdir") -> None:
+  """Makes a folder and checks that it can be written to.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f".probe.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"{flag}={path}: cannot write there ({error.strerror}); name a folder that you own"
+    ) from None
+
+
+@contextmanager
+def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+  """Holds the folder for this process; the kernel lets go when the process ends, however it ends.
+
+  Raises:
+    FolderInUseError: another process holds it after `wait_seconds`.
+  """
+  lock = folder / ".lock"
+  with lock.open("a+") as file:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except OSError:
+        if time.monotonic() >= deadline:
+          file.seek(0)
+          owner = file.read().strip() or "unknown"
+          raise FolderInUseError(
+            f"workdir={folder}: in use by process {owner}; wait for it, or name another workdir"
+          ) from None
+        time.sleep(0.05)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield

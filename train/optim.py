@@ -1,0 +1,95 @@
+"""AdamW, the learning-rate rule in N, and the schedules.
+
+The learning rate of a step is computed on the host and is an argument of the compiled step, so that
+one program serves every rate, schedule and length.
+"""
+
+import math
+
+import jax
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+SCHEDULES = ("constant", "cosine", "wsd")
+
+
+def base_learning_rate(optim: ConfigDict, n_params: int) -> float:
+  """Returns `optim.lr`, or where that is 0 the rule lr_ref (N / lr_ref_params)^lr_exponent.
+
+  Args:
+    optim: `config.optim`.
+    n_params: N, body + head.
+
+  Source: the exponent -1/3 is Porian et al. 2024 (arXiv:2406.19146), section 4.
+  """
+  if optim.lr:
+    return float(optim.lr)
+  return float(optim.lr_ref * (n_params / optim.lr_ref_params) ** optim.lr_exponent)
+
+
+def cooldown_start(optim: ConfigDict, steps: int) -> int:
+  """Returns the first step of the decay of a `wsd` run of `steps` steps (0-based)."""
+  return steps - max(1, round(optim.cooldown_fraction * steps))
+
+
+def learning_rate(
+  optim: ConfigDict, base: float, step: int, steps: int, tokens_per_step: int
+) -> float:
+  """Returns the learning rate of update `step` (0-based) in a run of `steps` updates.
+
+  All schedules warm up linearly over `warmup_tokens`. `constant` stays; `cosine` decays over the
+  whole run; `wsd` stays until `cooldown_start` and then decays as 1 - sqrt(x), with x from 0 to 1
+  over the cooldown (Haegele et al. 2024, arXiv:2405.18392). While it stays, `wsd` is `constant` bit for
+  bit: a trunk at a constant rate serves the cooldown of any length.
+  """
+  warmup = max(1, math.ceil(optim.warmup_tokens / tokens_per_step))
+  lr = base * min(1.0, (step + 1) / warmup)
+  if optim.schedule == "constant":
+    return lr
+  if optim.schedule == "cosine":
+    decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+  else:
+    start = cooldown_start(optim, steps)
+    decay = 1 - math.sqrt(max(0, step - start) / (steps - start))
+  return lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decay)
+
+
+def _decays(params):
+  """Weight decay falls on matrices: not on norms, biases or embeddings."""
+
+  def is_matrix(path, _):
+    return "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def optimizer(optim: FrozenConfigDict) -> optax.GradientTransformation:
+  """Returns AdamW's direction; an update is `params - learning_rate * direction`.
+
+  Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019).
+  """
+  clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+  return optax.chain(
+    clip,
+    optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+    optax.add_decayed_weights(optim.weight_decay, mask=_decays),
+  )
+
+
+def check(optim: ConfigDict) -> None:
+  """Raises ValueError where a field of `config.optim` makes no sense."""
+  if optim.schedule not in SCHEDULES:
+    raise ValueError(
+      f"optim.schedule={optim.schedule!r}: unknown; choose one of {sorted(SCHEDULES)}"
+    )
+  if not 0 < optim.cooldown_fraction <= 1:
+    raise ValueError(f"optim.cooldown_fraction={optim.cooldown_fraction}: must lie in (0, 1]")
+  for name in ("lr", "warmup_tokens", "weight_decay", "clip_norm", "final_lr_fraction"):
+    if not optim[name] >= 0:
+      raise ValueError(f"optim.{name}={optim[name]}: must not be negative")
+  for name in ("lr_ref", "lr_ref_params", "eps"):
+    if not optim[name] > 0:
+      raise ValueError(f"optim.{name}={optim[name]}: must be positive")
+  for name in ("b1", "b2"):
+    if not 0 <= optim[name] < 1:
+      raise ValueError(f"optim.{name}={optim[name]}: must lie in [0, 1)")

@@ -1,0 +1,141 @@
+"""What a config amounts to: its size, whether it can be trained, and the head of its record."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from model import accounting
+from train import data, objectives, optim
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What a config amounts to, before anything is trained."""
+
+  groups: dict[str, int]  # parameters by group
+  steps: int  # updates
+  tokens_per_step: int
+  flops_per_token: float  # training, exact
+
+  @property
+  def n_params(self) -> int:
+    """N: body + head."""
+    return accounting.n_params(self.groups, "body_head")
+
+  @property
+  def tokens(self) -> int:
+    """D."""
+    return self.steps * self.tokens_per_step
+
+  @property
+  def flops(self) -> float:
+    """C, exact."""
+    return self.flops_per_token * self.tokens
+
+
+def size_of(config: ConfigDict, vocab_size: int) -> Size:
+  """Returns parameters, steps and FLOPs of a resolved config."""
+  shape = (config.model, vocab_size, config.data.seq_len)
+  tokens_per_step = config.data.batch_size * config.data.seq_len
+  return Size(
+    groups=accounting.param_groups(*shape),
+    steps=max(1, round(config.train.tokens / tokens_per_step)),
+    tokens_per_step=tokens_per_step,
+    flops_per_token=accounting.flops_per_token(*shape),
+  )
+
+
+def check(config: ConfigDict, tokens: data.TokenData) -> None:
+  """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
+  objectives.get(config.objective)
+  optim.check(config.optim)
+  data.check(config, tokens)
+  size = size_of(config, tokens.vocab_size)
+  if size.groups["body"] < size.groups["embedding"]:
+    raise ValueError(
+      f"model.size={config.model.size}: its body ({size.groups['body']:,} parameters) is smaller than "
+      f"its embedding ({size.groups['embedding']:,}); take a larger size or a smaller vocabulary"
+    )
+  start = optim.cooldown_start(config.optim, size.steps)
+  warmup = config.optim.warmup_tokens / size.tokens_per_step
+  if config.optim.schedule == "wsd" and start < warmup:
+    raise ValueError(
+      f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, within "
+      f"the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
+    )
+
+
+def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> dict:
+  """Returns all that makes a run what it is: the head of run.json."""
+  size = size_of(config, tokens.vocab_size)
+  return {
+    "objective": config.objective,
+    "size": config.model.size,
+    "width": config.model.width,
+    "depth": config.model.depth,
+    "heads": config.model.heads,
+    "params": size.groups,
+    "N": size.n_params,
+    "D": size.tokens,
+    "C": size.flops,
+    "C_6nd": 6.0 * size.n_params * size.tokens,
+    "steps": size.steps,
+    "lr": optim.base_learning_rate(config.optim, size.n_params),
+    "seed": config.seed,
+    "data": {
+      "source": config.data.source,
+      "fingerprint": tokens.fingerprint,
+      "tokenizer": tokens.tokenizer_hash,
+      "vocab_size": tokens.vocab_size,
+      "train_tokens": tokens.train_token_count,
+      "epochs": size.tokens / tokens.train_token_count,
+    },
+    "device": device_kind,
+    "versions": {name: importlib.metadata.version(name) for name in ("isoflop", *LIBRARIES)},
+    "config": config.to_dict(),
+    "config_diff": diff(config),
+  }
+
+
+def diff(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields that differ from the defaults, by dotted name."""
+  own, default = flat(plain(config.to_dict())), flat(plain(base.get_config().to_dict()))
+  return {name: value for name, value in own.items() if value != default.get(name)}
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+  """Returns a nested dict's leaves by dotted name."""
+  leaves: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      leaves |= flat(value, f"{prefix}{name}.")
+    else:
+      leaves[prefix + name] = value
+  return leaves
+
+
+def plain(tree: dict) -> dict[str, Any]:
+  """Returns a config's dict as it comes back from JSON (tuples are lists there)."""
+  return json.loads(json.dumps(tree))
+
+
+def refuse_other(found: dict, wanted: dict, workdir: Path) -> None:
+  """Raises ValueError where a finished run's record is of another run."""
+  keys = ("N", "D", "lr", "seed", "objective")
+  differs = [key for key in keys if found.get(key) != wanted[key]]
+  if found["data"]["fingerprint"] != wanted["data"]["fingerprint"]:
+    differs.append("data")
+  if differs:
+    key = differs[0]
+    raise ValueError(
+      f"workdir={workdir}: holds a finished run with another {key} "
+      f"({found.get(key)} there, {wanted[key]} asked); name another workdir"
+    )

@@ -1,0 +1,153 @@
+"""Tokenizers: bytes, and byte-level BPE trained on the corpus.
+
+Ids 0 to V-2 stand for bytes of text and V-1 is `eos`, which serves as document boundary: it is the
+input before the first token of a document and the target after its last. Objectives that need more
+special ids (mask, sentinels) take them from V on, so that no id ever changes its meaning.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FILE = "tokenizer.json"
+EOS = "<|eos|>"
+SMALLEST = 257  # the 256 bytes and eos
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Text to ids and back.
+
+  Attributes:
+    name: `data.tokenizer`.
+    hash: SHA-256 of everything that decides the ids.
+    table: the bytes that each id stands for; none for `eos`.
+    encode: ids of each document, without `eos`.
+    save: writes what `load` needs into a folder.
+  """
+
+  name: str
+  hash: str
+  table: tuple[bytes, ...]
+  encode: Callable[[Sequence[bytes | str]], list[np.ndarray]]
+  save: Callable[[Path], object]
+
+  @property
+  def vocab_size(self) -> int:
+    """V, with `eos`."""
+    return len(self.table)
+
+  @property
+  def eos(self) -> int:
+    """The id of the document boundary."""
+    return len(self.table) - 1
+
+  @property
+  def token_bytes(self) -> np.ndarray:
+    """Bytes of text that each id stands for [V]; 0 for `eos`."""
+    return np.array([len(text) for text in self.table], np.int32)
+
+  def decode(self, ids: Iterable[int]) -> bytes:
+    """Returns the bytes of some ids, the boundaries between documents left out."""
+    return b"".join(self.table[i] for i in ids)
+
+
+def size(name: str) -> int:
+  """Returns the vocabulary size that `data.tokenizer` asks for.
+
+  Raises:
+    ValueError: the tokenizer is unknown or too small for every text.
+  """
+  kind, _, number = name.partition(":")
+  if name == "bytes":
+    return SMALLEST
+  if kind != "bpe" or not (number.isascii() and number.isdigit()):
+    raise ValueError(f"data.tokenizer={name!r}: unknown; choose bytes | bpe:SIZE, as in bpe:4096")
+  if int(number) < SMALLEST:
+    raise ValueError(
+      f"data.tokenizer={name!r}: too small; {SMALLEST} (256 bytes and {EOS}) is the least"
+    )
+  return int(number)
+
+
+def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
+  """Returns the tokenizer `name`; BPE is trained on the documents.
+
+  Raises:
+    ValueError: the name is not valid, or the documents have too few different words for BPE.
+  """
+  vocab_size = size(name)
+  if name == "bytes":
+    return _bytes()
+  from tokenizers import Tokenizer as Library
+  from tokenizers import decoders, models, pre_tokenizers, trainers
+
+  print(f"training {name}", file=sys.stderr, flush=True)
+  library = Library(models.BPE())
+  library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  library.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size - 1,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  library.train_from_iterator((_text(name, document) for document in documents), trainer)
+  library.add_special_tokens([EOS])
+  if library.get_vocab_size() < vocab_size:
+    raise ValueError(
+      f"data.tokenizer={name!r}: the corpus has only {library.get_vocab_size()} tokens to learn; "
+      f"use bpe:{library.get_vocab_size()} or a larger corpus"
+    )
+  return _bpe(name, library.to_str(pretty=True))
+
+
+def load(name: str, folder: Path) -> Tokenizer:
+  """Returns a tokenizer that was saved into a folder."""
+  return _bytes() if name == "bytes" else _bpe(name, (folder / FILE).read_text("utf-8"))
+
+
+def _bytes() -> Tokenizer:
+  def encode(documents: Sequence[bytes | str]) -> list[np.ndarray]:
+    raw = (d.encode() if isinstance(d, str) else d for d in documents)
+    return [np.frombuffer(document, np.uint8) for document in raw]
+
+  table = (*(bytes([i]) for i in range(256)), b"")
+  hash_ = hashlib.sha256(b"bytes").hexdigest()
+  return Tokenizer("bytes", hash_, table, encode, save=lambda folder: None)
+
+
+def _bpe(name: str, serialized: str) -> Tokenizer:
+  from tokenizers import Tokenizer as Library
+
+  library = Library.from_str(serialized)
+  library.encode_special_tokens = True  # text that spells out eos is text
+  # The library writes a byte as a printable character: its own, or else one from 256 upwards.
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  others = (i for i in range(256) if i not in printable)
+  byte_of = {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
+  vocab = sorted(library.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+  table = (*(bytes(byte_of[c] for c in token) for token, _ in vocab), b"")
+
+  def encode(documents: Sequence[bytes | str]) -> list[np.ndarray]:
+    encodings = library.encode_batch_fast([_text(name, document) for document in documents])
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+  hash_ = hashlib.sha256(serialized.encode()).hexdigest()
+  return Tokenizer(
+    name, hash_, table, encode, save=lambda folder: (folder / FILE).write_text(serialized, "utf-8")
+  )
+
+
+def _text(name: str, document: bytes | str) -> str:
+  if isinstance(document, str):
+    return document
+  try:
+    return document.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"data.tokenizer={name!r}: a document is not UTF-8 text; use data.tokenizer='bytes'"
+    ) from error
