@@ -15,7 +15,7 @@ def model() -> ConfigDict:
   c = ConfigDict()
   c.family = "decoder"  # which transformer: decoder
   c.ladder = "small"  # the family of shapes that `size` indexes: small | standard
-  c.size = 4  # the one dial: rung of the ladder
+  c.size = 8  # the one dial: rung of the ladder
   c.width = 0  # D, model width; 0: from the ladder
   c.depth = 0  # L, number of blocks; 0: from the ladder
   c.heads = 0  # H, attention heads; 0: from the ladder
@@ -60,9 +60,9 @@ def optim() -> ConfigDict:
   c.warmup_tokens = 20_000  # linear warmup from 0 [tokens]
   c.cooldown_fraction = 0.2  # wsd: the last share of the run that decays
   c.final_lr_fraction = 0.0  # cosine and wsd: final / peak learning rate
-  c.b1 = 0.9
-  c.b2 = 0.98
-  c.eps = 1e-8
+  c.b1 = 0.9  # Adam: decay of the mean of the gradient
+  c.b2 = 0.98  # Adam: decay of the mean of its square
+  c.eps = 1e-8  # Adam: added to the root of that mean
   c.weight_decay = 0.1  # decoupled; on matrices only (not on norms, biases, embeddings)
   c.clip_norm = 1.0  # global gradient norm; 0: no clipping
   return c
@@ -86,16 +86,16 @@ def train() -> ConfigDict:
 def sweep() -> ConfigDict:
   """Many runs: the design, the probe, the seeds, and the held-out budget."""
   c = ConfigDict()
-  c.name = "sweep"
+  c.name = "sweep"  # title of the report
   c.design = "isoflop"  # isoflop: sizes x budgets; grid: sizes x token_counts
-  c.sizes = (2, 3, 4, 6, 8)  # rungs of model.ladder
+  c.sizes = (4, 6, 8, 10, 12)  # rungs of model.ladder
   c.budgets = (1e10, 2e10, 4e10, 8e10)  # isoflop: training compute of a cell [FLOPs]
   c.token_counts = ()  # grid: D of each cell [tokens]
   c.trunk = True  # one constant-rate trunk per size, a cooldown branched per cell
   c.seed_sizes = ()  # sizes that are repeated with other seeds
   c.seed_budgets = ()  # isoflop: the budgets of those repeats; (): all
   c.seeds = 3  # seeds at seed_sizes, the first included
-  c.probe_sizes = (4,)  # sizes at which the learning rate is probed; (): no probe
+  c.probe_sizes = (8,)  # sizes at which the learning rate is probed; (): no probe
   c.probe_tokens = 200_000  # length of a probe [tokens]
   c.probe_factors = (0.5, 1.0, 2.0)  # multiples of the rule's learning rate; extended at an edge
   c.heldout_factor = 3.0  # held-out budget / largest fitted budget

@@ -21,30 +21,33 @@ class Rung(NamedTuple):
 # Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %.
 SMALL = {
   #         D   L  H     N / 1e3
-  0: Rung(24, 2, 2),  # 20
-  1: Rung(32, 2, 2),  # 33
-  2: Rung(40, 2, 2),  # 49
-  3: Rung(48, 2, 2),  # 68
-  4: Rung(56, 2, 2),  # 90
-  5: Rung(64, 2, 2),  # 115
-  6: Rung(72, 2, 2),  # 143
-  7: Rung(80, 2, 2),  # 175
-  8: Rung(80, 3, 2),  # 252
-  9: Rung(88, 3, 2),  # 302
-  10: Rung(96, 3, 3),  # 357
-  11: Rung(112, 3, 4),  # 481
-  12: Rung(128, 3, 4),  # 624
-  13: Rung(128, 4, 4),  # 821
-  14: Rung(144, 4, 4),  # 1,034
-  15: Rung(160, 4, 5),  # 1,272
-  16: Rung(160, 5, 5),  # 1,580
-  17: Rung(192, 4, 6),  # 1,821
-  18: Rung(192, 5, 6),  # 2,264
-  19: Rung(224, 5, 7),  # 3,071
-  20: Rung(256, 5, 8),  # 4,002
-  21: Rung(256, 6, 8),  # 4,789
-  22: Rung(320, 6, 10),  # 7,461
-  23: Rung(384, 6, 12),  # 10,722
+  0: Rung(12, 2, 1),  # 6.6
+  1: Rung(16, 2, 1),  # 10.4
+  2: Rung(20, 2, 1),  # 14.9
+  3: Rung(24, 2, 1),  # 20.2
+  4: Rung(32, 2, 1),  # 33.0
+  5: Rung(40, 2, 1),  # 49.0
+  6: Rung(48, 2, 1),  # 68.0
+  7: Rung(56, 2, 1),  # 90.0
+  8: Rung(64, 2, 2),  # 115
+  9: Rung(72, 2, 2),  # 143
+  10: Rung(80, 2, 2),  # 175
+  11: Rung(80, 3, 2),  # 252
+  12: Rung(88, 3, 2),  # 302
+  13: Rung(96, 3, 3),  # 357
+  14: Rung(112, 3, 4),  # 481
+  15: Rung(128, 3, 4),  # 624
+  16: Rung(128, 4, 4),  # 821
+  17: Rung(144, 4, 4),  # 1,034
+  18: Rung(160, 4, 5),  # 1,272
+  19: Rung(160, 5, 5),  # 1,579
+  20: Rung(192, 4, 6),  # 1,821
+  21: Rung(192, 5, 6),  # 2,264
+  22: Rung(224, 5, 7),  # 3,071
+  23: Rung(256, 5, 8),  # 4,001
+  24: Rung(256, 6, 8),  # 4,788
+  25: Rung(320, 6, 10),  # 7,460
+  26: Rung(384, 6, 12),  # 10,721
 }
 
 
@@ -78,7 +81,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if not (m.width and m.depth and m.heads):
     ladder = rungs(m.ladder)
     if m.size not in ladder:
-      raise ValueError(f"model.size={m.size}: ladder {m.ladder!r} has {min(ladder)} to {max(ladder)}")
+      raise ValueError(
+        f"model.size={m.size}: ladder {m.ladder!r} has {min(ladder)} to {max(ladder)}"
+      )
     rung = ladder[m.size]
     m.width = m.width or rung.width
     m.depth = m.depth or rung.depth

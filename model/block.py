@@ -1,11 +1,11 @@
 """The one Block: attention and a feed-forward layer, each behind a norm and a residual sum."""
 
-from flax import nnx
 import jax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from model.accounting import GATED, mlp_width
-from model.attention import Attention
+from model.attention import Attention, Rotation
 from model.layers import Dense, Norm, check
 
 ACTIVATIONS = {
@@ -42,6 +42,8 @@ class Block(nnx.Module):
     self.mlp_norm = Norm(model_config, model_config.width)
     self.mlp = Mlp(model_config, rngs=rngs)
 
-  def __call__(self, x_BTD, segments_BT, positions_BT) -> jax.Array:
-    x_BTD += self.attention(self.attention_norm(x_BTD), segments_BT, positions_BT)
+  def __call__(
+    self, x_BTD: jax.Array, mask_BTS: jax.Array | None, rotation: Rotation | None
+  ) -> jax.Array:
+    x_BTD += self.attention(self.attention_norm(x_BTD), mask_BTS, rotation)
     return x_BTD + self.mlp(self.mlp_norm(x_BTD))

@@ -1,10 +1,11 @@
 """The transformer: embedding, a stack of Blocks, head. `build` makes one from a config."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
+from model.attention import rotation
 from model.block import Block
 from model.layers import Dense, Embedding, Norm, check, dtype, matmul
 
@@ -24,10 +25,11 @@ class Decoder(nnx.Module):
     learned = check(c, "positions", ("rotary", "learned")) == "learned"
     self.positions = Embedding(c, seq_len, rngs=rngs) if learned else None
     self.block = _stack(c, rngs)
-    self.norm = Norm(c, c.width)
+    self.final_norm = Norm(c, c.width)
     # A head of zeros: every model starts at a loss of exactly ln V, whatever its width, and spends
     # no step on unlearning random logits.
     self.head = None if c.tied else Dense(c, c.width, vocab_size, rngs=rngs, scale=0, bias=False)
+    self.head_width = c.width // c.heads
     self.depth, self.scan, self.remat = c.depth, c.scan, check(c, "remat", tuple(REMAT))
     self.dtype = dtype(c)
 
@@ -39,29 +41,39 @@ class Decoder(nnx.Module):
       segments_BT: document of each token; attention stays inside. None: it is causal only.
       positions_BT: position of each token in its document. None: 0 ... T - 1.
     """
+    T = tokens_BT.shape[1]
     if positions_BT is None:
-      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+      positions_BT = jnp.broadcast_to(jnp.arange(T)[None], tokens_BT.shape)
     x_BTD = self.embedding(tokens_BT)
-    if self.positions is not None:
+    rotation_ = None
+    if self.positions is None:
+      rotation_ = rotation(positions_BT, self.head_width)
+    elif self.positions.table.shape[0] < T:
+      longest = self.positions.table.shape[0]
+      raise ValueError(f"data.seq_len={T}: the model was built with {longest} learned positions")
+    else:
       x_BTD += self.positions(positions_BT)
-    x_BTD = self.norm(self._blocks(x_BTD, segments_BT, positions_BT))
+    mask_BTS = None
+    if segments_BT is not None:
+      mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    x_BTD = self.final_norm(self._blocks(x_BTD, mask_BTS, rotation_))
     if self.head is not None:
       return self.head(x_BTD)
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
     logits_NV = matmul(x_ND, self.embedding.table[...].T, self.dtype)
     return logits_NV.reshape(*tokens_BT.shape, -1)
 
-  def _blocks(self, x_BTD, segments_BT, positions_BT):
+  def _blocks(self, x_BTD, *context):
     graphdef, params_L = nnx.split(self.block)
 
     @REMAT[self.remat]
     def apply(x_BTD, params):
-      return nnx.merge(graphdef, params)(x_BTD, segments_BT, positions_BT), None
+      return nnx.merge(graphdef, params)(x_BTD, *context), None
 
     if self.scan:
       return jax.lax.scan(apply, x_BTD, params_L)[0]
     for i in range(self.depth):
-      x_BTD, _ = apply(x_BTD, jax.tree.map(lambda w_L: w_L[i], params_L))  # noqa: B023
+      x_BTD, _ = apply(x_BTD, jax.tree.map(lambda w_L, i=i: w_L[i], params_L))
     return x_BTD
 
 

@@ -90,7 +90,9 @@ class Display:
         )
       else:
         table.add_row(name, "░" * 20, "starting")
-    done = f"{self._title}: {self._count}/{len(self._costs)} runs, {self._seconds_left(fraction)} left"
+    done = (
+      f"{self._title}: {self._count}/{len(self._costs)} runs, {self._seconds_left(fraction)} left"
+    )
     self._live.update(Group(Text(done, style="bold"), table))
 
   def update_one(self, name: str, progress: dict) -> None:

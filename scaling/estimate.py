@@ -13,7 +13,8 @@ import numpy as np
 
 from scaling.laws import Chinchilla
 
-LOWER = np.array([0.0, 1e-6, 1e-6, 1e-3, 1e-3])  # of E, A', B' (in units of the loss), alpha, beta
+# Of E, log A', log B' (in units of the loss), alpha, beta: E may vanish, the powers may not.
+LOWER = np.array([0.0, np.log(1e-6), np.log(1e-6), 1e-3, 1e-3])
 UPPER = np.array([np.inf, np.inf, np.inf, 4.0, 4.0])
 START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of the grid of starts
 
@@ -36,7 +37,7 @@ class Design:
 
   @property
   def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-    """The box of theta = (E, A', B', alpha sx, beta sz), each [5]."""
+    """The box of theta = (E, log A', log B', alpha sx, beta sz), each [5]."""
     scale = np.array([1, 1, 1, self.sx, self.sz])
     return LOWER * scale, UPPER * scale
 
@@ -52,9 +53,8 @@ def to_law(runs: Design, theta: np.ndarray) -> Chinchilla:
   """Returns the law of the solver's parameters [..., 5]."""
   e, a, b, alpha, beta = np.moveaxis(theta, -1, 0)
   unit, alpha, beta = np.exp(runs.y0), alpha / runs.sx, beta / runs.sz
-  return Chinchilla(
-    e * unit, a * unit * np.exp(alpha * runs.x0), b * unit * np.exp(beta * runs.z0), alpha, beta
-  )
+  scale_a, scale_b = np.exp(a + alpha * runs.x0), np.exp(b + beta * runs.z0)
+  return Chinchilla(e * unit, scale_a * unit, scale_b * unit, alpha, beta)
 
 
 def starts(runs: Design) -> np.ndarray:
@@ -65,16 +65,17 @@ def starts(runs: Design) -> np.ndarray:
     for beta in np.array(START_EXPONENTS) * runs.sz:
       columns = np.stack([np.ones_like(runs.x), np.exp(-alpha * runs.x), np.exp(-beta * runs.z)])
       shares = np.linalg.lstsq((columns / np.exp(runs.y)).T, np.ones_like(runs.y), rcond=None)[0]
-      grid.append([*np.maximum(shares, 0.02), alpha, beta])
+      e, a, b = np.maximum(shares, 0.02)
+      grid.append([e, np.log(a), np.log(b), alpha, beta])
   return np.clip(np.array(grid), low, high)
 
 
 def _evaluate(runs, theta):
-  """Returns the power laws in N and D, the loss and the residual of log loss, each [S, n]."""
+  """Returns the terms in N and in D, the loss and the residual of log loss, each [S, n]."""
   e, a, b, alpha, beta = (theta[:, i : i + 1] for i in range(5))
-  in_n = np.exp(-alpha * runs.x)
-  in_d = np.exp(-beta * runs.z)
-  f = e + a * in_n + b * in_d
+  in_n = np.exp(a - alpha * runs.x)
+  in_d = np.exp(b - beta * runs.z)
+  f = e + in_n + in_d
   return in_n, in_d, f, np.log(f) - runs.y
 
 
@@ -84,10 +85,9 @@ def _cost(residual, weights, delta):
   return np.sum(weights * clipped * (size - 0.5 * clipped), axis=1)
 
 
-def _derivatives(runs, theta, weights, delta, state):
+def _derivatives(runs, weights, delta, state):
   """Returns the cost's gradient [S, 5], Hessian [S, 5, 5] and a positive diagonal [S, 5]."""
   in_n, in_d, f, r = state
-  a, b = theta[:, 1], theta[:, 2]
   one, x, z = np.ones_like(runs.x), runs.x, runs.z
   size = np.abs(r)
   inside = size < delta
@@ -97,33 +97,29 @@ def _derivatives(runs, theta, weights, delta, state):
   major = weights * np.minimum(1, delta / np.maximum(size, 1e-300)) / f**2  # Huber's majoriser
 
   p_n, p_d = phi * in_n @ np.stack([one, x, x**2], 1), phi * in_d @ np.stack([one, z, z**2], 1)
-  gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -a * p_n[:, 1], -b * p_d[:, 1]], axis=1)
+  gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -p_n[:, 1], -p_d[:, 1]], axis=1)
   o_n, o_d = omega * in_n, omega * in_d
   e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
-  nn = o_n * in_n @ np.stack([one, x, x**2], 1)
-  dd = o_d * in_d @ np.stack([one, z, z**2], 1)
+  nn = o_n * in_n @ np.stack([one, x, x**2], 1) + p_n
+  dd = o_d * in_d @ np.stack([one, z, z**2], 1) + p_d
   nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
-  h = np.empty((len(theta), 5, 5))
+  h = np.empty((len(r), 5, 5))
   h[:, 0, 0] = omega.sum(1)
-  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -a * e_n[:, 1]
-  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -b * e_d[:, 1]
-  h[:, 1, 1], h[:, 1, 3] = nn[:, 0], -a * nn[:, 1] - p_n[:, 1]
-  h[:, 2, 2], h[:, 2, 4] = dd[:, 0], -b * dd[:, 1] - p_d[:, 1]
-  h[:, 3, 3], h[:, 4, 4] = a**2 * nn[:, 2] + a * p_n[:, 2], b**2 * dd[:, 2] + b * p_d[:, 2]
-  h[:, 1, 2], h[:, 1, 4] = nd[:, 0], -b * nd[:, 2]
-  h[:, 2, 3], h[:, 3, 4] = -a * nd[:, 1], a * b * nd[:, 3]
+  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -e_n[:, 1]
+  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -e_d[:, 1]
+  h[:, 1, 1], h[:, 1, 3], h[:, 3, 3] = nn[:, 0], -nn[:, 1], nn[:, 2]
+  h[:, 2, 2], h[:, 2, 4], h[:, 4, 4] = dd[:, 0], -dd[:, 1], dd[:, 2]
+  h[:, 1, 2], h[:, 1, 4], h[:, 2, 3], h[:, 3, 4] = nd[:, 0], -nd[:, 2], -nd[:, 1], nd[:, 3]
   h = np.triu(h) + np.triu(h, 1).swapaxes(1, 2)
   m_n, m_d = major * in_n**2, major * in_d**2
-  diagonal = np.stack(
-    [major.sum(1), m_n.sum(1), m_d.sum(1), a**2 * (m_n @ x**2), b**2 * (m_d @ z**2)], 1
-  )
+  diagonal = np.stack([major.sum(1), m_n.sum(1), m_d.sum(1), m_n @ x**2, m_d @ z**2], 1)
   return gradient, h, diagonal
 
 
 def _projected(runs, theta, weights, delta, state):
   """Returns the derivatives with parameters that press against the box held, and which do."""
   low, high = runs.bounds
-  gradient, hessian, diagonal = _derivatives(runs, theta, weights, delta, state)
+  gradient, hessian, diagonal = _derivatives(runs, weights, delta, state)
   fixed = (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
   scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True)
   hessian *= ~(fixed[:, :, None] | fixed[:, None, :])
@@ -141,6 +137,7 @@ class Solution:
   at_bound: np.ndarray
 
 
+@np.errstate(all="ignore")  # a trial that overflows costs inf or nan, and is not taken
 def minimise(
   runs: Design, weights: np.ndarray, theta: np.ndarray, delta: float, max_iterations: int = 100
 ) -> Solution:
@@ -179,7 +176,7 @@ def minimise(
     theta[rows[better]] = trial[better]
     for old, new in zip(state, trial_state, strict=True):
       old[better] = new[better]
-    damping = np.where(better, damping * 0.1, np.maximum(damping, 1e-6) * 8)
+    damping = np.where(better, np.maximum(damping * 0.1, 1e-12), np.maximum(damping, 1e-6) * 8)
     keep = (width > delta) | (moved > 1e-10)
     width = np.where(better & (moved < 0.05), np.maximum(delta, width / 4), width)
     if not keep.all():
@@ -188,10 +185,12 @@ def minimise(
     if not len(rows):
       break
   state = _evaluate(runs, theta)
-  cost = _cost(state[3], weights, delta)
+  cost = np.nan_to_num(_cost(state[3], weights, delta), nan=np.inf)
   gradient, hessian, scale, fixed = _projected(runs, theta, weights, delta, state)
   root = np.sqrt(scale)
-  curvature, axes = np.linalg.eigh(hessian / (root[:, :, None] * root[:, None, :]))
+  scaled = hessian / (root[:, :, None] * root[:, None, :])
+  scaled[~np.isfinite(scaled).all(axis=(1, 2))] = -np.eye(5)  # not convex, not converged
+  curvature, axes = np.linalg.eigh(scaled)
   along = np.einsum("sij,si->sj", axes, gradient / root)
   decrease = (along**2 / np.maximum(curvature, 1e-9)).sum(1)
   converged = (curvature[:, 0] > -1e-6) & (decrease <= 1e-9 * cost + 1e-20)

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ from scaling import laws
 from train import files
 
 SINGLE, DOUBLE = 3.4, 7.0  # widths of one and two columns [in]
-STYLE = {
+STYLE: dict[Any, Any] = {
   "font.family": "STIXGeneral",
   "mathtext.fontset": "stix",
   "font.size": 8,
@@ -51,9 +51,16 @@ STYLE = {
 SHADES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.86, 256)))
 GREYS = ListedColormap(np.linspace([0.78] * 3, [1.0] * 3, 256))
 ACCENT = "#D55E00"  # held out: Okabe and Ito's vermilion, apart from every shade
-DOTS = {"marker": "o", "s": 14, "edgecolors": "white", "linewidths": 0.4, "zorder": 3, "gid": "fit"}
-HELD = {"marker": "D", "color": ACCENT, "s": 16, "zorder": 5, "linewidths": 0}
-BAR = {"color": ACCENT, "lw": 0.9, "zorder": 4}
+DOTS: dict[str, Any] = {
+  "marker": "o",
+  "s": 14,
+  "edgecolors": "white",
+  "linewidths": 0.4,
+  "zorder": 3,
+  "gid": "fit",
+}
+HELD: dict[str, Any] = {"marker": "D", "color": ACCENT, "s": 16, "zorder": 5, "linewidths": 0}
+BAR: dict[str, Any] = {"color": ACCENT, "lw": 0.9, "zorder": 4}
 COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
 
@@ -107,13 +114,13 @@ class Record:
 
   def lacks(self, *needs: str) -> str:
     """Returns what is missing of "runs", "law", "profiles", "optimum", or ""."""
-    there = {
+    there: dict[str, tuple[Any, str]] = {
       "runs": (self.done("fit"), "no fit cell is done"),
       "law": (self.fit.get("params"), "there is no fit.json yet"),
       "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
       "optimum": (len(self.optimum) > 1, "fit.json has no optimum at two budgets"),
     }
-    return next((reason for found, reason in map(there.get, needs) if not found), "")
+    return next((reason for found, reason in map(there.__getitem__, needs) if not found), "")
 
 
 def read(workdir: str | Path) -> Record:
@@ -188,7 +195,9 @@ def _flops(value: float, _: Any = None) -> str:
   return f"${head}10^{{{int(exponent)}}}$"
 
 
-def _log(axis: Axis, label: str, text: Callable[[float, Any], str] = si, room: int = 6) -> None:
+def _log(
+  axis: XAxis | YAxis, label: str, text: Callable[[float, Any], str] = si, room: int = 6
+) -> None:
   """Makes an axis logarithmic, with at most about `room` round ticks, each labelled."""
   axis.axes.set(**{f"{axis.axis_name}scale": "log"})
   low, high = axis.get_view_interval()
@@ -213,7 +222,9 @@ def _shade(figure: Figure, axes: Any, values: Any, name: str) -> Callable[[Any],
   few = np.unique([float(f"{v:.3g}" if name == "N" else f"{v:.2g}") for v in values])
   norm = LogNorm(few[0], few[-1] * (1.01 if len(few) == 1 else 1.0), clip=True)
   bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=axes, pad=0.02, aspect=30)
-  bar.ax.yaxis.set_major_locator(FixedLocator(few) if len(few) < 9 else LogLocator(subs=(1, 2, 5)))
+  bar.ax.yaxis.set_major_locator(
+    FixedLocator(few.tolist()) if len(few) < 9 else LogLocator(subs=(1, 2, 5))
+  )
   bar.ax.yaxis.set_major_formatter(FuncFormatter(si if name == "N" else _flops))
   bar.ax.yaxis.set_minor_locator(NullLocator())
   bar.outline.set_linewidth(0.4)
@@ -222,7 +233,8 @@ def _shade(figure: Figure, axes: Any, values: Any, name: str) -> Callable[[Any],
 
 
 def _key(label: str, **style: Any) -> Line2D:
-  return Line2D([], [], label=label, **{"color": "0.35", "ls": "", "markersize": 4} | style)
+  look: dict[str, Any] = {"color": "0.35", "ls": "", "ms": 4} | style
+  return Line2D([], [], label=label, **look)
 
 
 def _legend(figure: Figure, *handles: Any, ncols: int = 3) -> None:
@@ -248,7 +260,7 @@ def training_curves(record: Record) -> Figure:
     if not at.size:
       return
     at = np.unique(at[np.searchsorted(at, np.geomspace(at[0], at[-1], 200) * (1 - 1e-9))])
-    loss = smooth(*rows, at)
+    loss = smooth(rows[0], rows[1], at)
     tops.append(loss[0])
     for axes, x in ((left, at), (right, at * cell["C"] / cell["D"])):
       axes.plot(x, loss, color=shade(cell["N"]), **style)
@@ -300,7 +312,12 @@ def isoflop_profiles(record: Record) -> Figure:
 
   def name(C: float, N: Any, loss: Any, color: Any) -> None:
     point = max(zip(N, loss, strict=True))
-    text = {"xytext": (5, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
+    text: dict[str, Any] = {
+      "xytext": (5, 0),
+      "textcoords": "offset points",
+      "fontsize": 7,
+      "va": "center",
+    }
     axes.annotate(_flops(C), point, color=color, **text)
 
   for profile in record.profiles:
@@ -312,7 +329,7 @@ def isoflop_profiles(record: Record) -> Figure:
       bowl = np.polynomial.polynomial.polyval(np.log(at), profile["coefficients"])
       axes.plot(at, bowl, "-" if profile["inside"] else ":", color=color, lw=0.9, gid="parabola")
     if profile["inside"]:
-      star = {"ms": 8, "mec": "k", "mew": 0.4, "zorder": 4, "gid": "minimum"}
+      star: dict[str, Any] = {"ms": 8, "mec": "k", "mew": 0.4, "zorder": 4, "gid": "minimum"}
       axes.plot(profile["minimum_N"], profile["minimum_loss"], "*", color=color, **star)
     else:
       low = int(np.argmin(profile["loss"]))
@@ -340,8 +357,8 @@ def isoflop_profiles(record: Record) -> Figure:
   _legend(
     figure,
     _key("trained", marker="o"),
-    any(inside) and _key("minimum", marker="*", markersize=7, mec="k", mew=0.4),
-    not all(inside) and _key("no interior minimum", marker="s", markersize=6, mfc="none"),
+    any(inside) and _key("minimum", marker="*", ms=7, mec="k", mew=0.4),
+    not all(inside) and _key("no interior minimum", marker="s", ms=6, mfc="none"),
     held and _key("held out, trained", marker="D", color=ACCENT),
     len(sealed) > 1 and _key("held out, predicted", ls="--", lw=0.8, color=ACCENT),
   )
@@ -357,7 +374,7 @@ def contours(record: Record) -> Figure:
   loss = laws.loss(record.law, N[None, :], D[:, None])
   lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
   axes.contourf(N, D, loss, levels=lines.levels, cmap=GREYS, zorder=0)
-  axes.clabel(lines, lines.levels[::2], fontsize=6, inline_spacing=2)
+  axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
   shade = _shade(figure, axes, [p["C"] for p in record.profiles] or column(fitted, "C"), "C")
   axes.scatter(column(fitted, "N"), column(fitted, "D"), c=shade(column(fitted, "C")), **DOTS)
   diamonds = DOTS | {"marker": "D", "c": ACCENT, "gid": "heldout"}
@@ -376,7 +393,7 @@ def contours(record: Record) -> Figure:
     figure,
     _key("fitted", marker="o"),
     held and _key("held out", marker="D", color=ACCENT),
-    _key("optimum of the law", ls="-", marker="*", color="k", lw=1.1, mec="white", markersize=7),
+    _key("optimum of the law", ls="-", marker="*", color="k", lw=1.1, mec="white", ms=7),
     _key(f"{record.target:g} tokens per parameter", ls=":", color="k", lw=0.9),
     ncols=2,
   )
@@ -451,7 +468,7 @@ def residuals(record: Record) -> Figure:
     figure,
     _key("fitted", marker="o"),
     held and _key("held out, with the interval of the prediction", marker="D", color=ACCENT),
-    sd and _key("± 1 residual standard deviation", marker="s", color="0.9", markersize=7),
+    sd and _key("± 1 residual standard deviation", marker="s", color="0.9", ms=7),
   )
   return figure
 

@@ -129,7 +129,7 @@ def _bootstrap(design, runs, theta, options) -> estimate.Solution:
   rng = np.random.default_rng(options.seed)
   n, size = len(runs), options.bootstraps
   levels = [np.unique(values, return_inverse=True)[1] for values in (runs.N, runs.D)]
-  members = [np.eye(level.max() + 1)[level] for level in levels]
+  members = [np.eye(level.max() + 1)[level] for level in levels if level.max() < 64]
   weights = np.zeros((size, n))
   poor = np.ones(size, bool)
   while poor.any():

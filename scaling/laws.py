@@ -102,19 +102,18 @@ def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Opti
 
   For C = k N D this is Hoffmann et al. 2022, eq. 4: N = G (C/k)^a, D = (C/k)^b / G, with
   G = (alpha A / beta B)^(1 / (alpha + beta)). Elsewhere the stationarity condition along the curve
-  of equal compute, alpha A N^-alpha = beta B D^-beta elasticity(N), is solved from there.
+  of equal compute, alpha A N^-alpha = beta B D^-beta elasticity(N), is solved from there. N stays
+  between one parameter and one token.
   """
-  total = law.alpha + law.beta
+  log_c = np.log(np.asarray(C, float) / compute.k)
+  least = 2 * np.log(-2 * compute.q / compute.k) if compute.q < 0 else 0.0  # a token has a cost
   balance = np.log(law.alpha * law.A) - np.log(law.beta * law.B)
-  log_n = (balance + law.beta * np.log(np.asarray(C) / compute.k)) / total
-  if compute.q:
-    # Where q < 0, stay where a token still costs something.
-    floor = 2 * np.log(-2 * compute.q / compute.k) if compute.q < 0 else -np.inf
-    for _ in range(50):
-      n = np.exp(log_n)
-      slope = compute.elasticity(n)
-      gap = balance - law.alpha * log_n + law.beta * np.log(compute.tokens(n, C)) - np.log(slope)
-      log_n = np.maximum(log_n + gap / (law.alpha + law.beta * slope), floor)
+  log_n = np.clip((balance + law.beta * log_c) / (law.alpha + law.beta), least, log_c)
+  for _ in range(50 if compute.q else 0):
+    n = np.exp(log_n)
+    slope = compute.elasticity(n)
+    gap = balance - law.alpha * log_n + law.beta * np.log(compute.tokens(n, C)) - np.log(slope)
+    log_n = np.clip(log_n + gap / (law.alpha + law.beta * slope), least, log_c)
   n = np.exp(log_n)
   d = compute.tokens(n, C)
   return Optimum(N=n, D=d, loss=loss(law, n, d))

@@ -73,8 +73,7 @@ def sweep(args: flags.FlagValues) -> None:
   should_stop = host.StopSignal().install()
   with Display(args.config.sweep.name) as display:
     sweeps.sweep(args.config, workdir, display, should_stop)
-  print(report.table(workdir))
-  print(report.headline(workdir))
+  print(report.terminal(workdir))
 
 
 def fit(args: flags.FlagValues) -> None:
@@ -94,8 +93,7 @@ def fit(args: flags.FlagValues) -> None:
     all_runs.read_runs(path, args.columns, options.params, options.flops), options
   )
   files.write_json(workdir / "fit.json", fits.to_json(law))
-  print(report.table(workdir))
-  print(report.headline(workdir))
+  print(report.terminal(workdir))
 
 
 def verify(args: flags.FlagValues) -> None:
@@ -111,8 +109,7 @@ def verify(args: flags.FlagValues) -> None:
   should_stop = host.StopSignal().install()
   with Display(config.sweep.name) as display:
     sweeps.sweep(config, workdir, display, should_stop)
-  print(report.table(workdir))
-  print(report.headline(workdir))
+  print(report.terminal(workdir))
 
 
 def report(args: flags.FlagValues) -> None:
@@ -207,21 +204,13 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
 
 def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
-  text = " ".join(str(error).split())
-  if isinstance(error, AttributeError) and "config_dict" in _raised_in(error):
-    words = re.findall(r"\w+", text.replace("\\n", " "))
-    near = re.search(r'Did you mean \\*"(\w+)', text)
+  text = " ".join(str(error).replace("\\n", " ").split())
+  near = re.search(r"Did you mean \W*(\w+)", text)
+  words = re.findall(r"\w+", text)
+  if isinstance(error, (AttributeError, KeyError)) and (near or len(words) == 1):
     hint = f"did you mean {near[1]!r}?" if near else "--print_config shows all there are"
     return f"the config has no field {words[0]!r}; {hint}"
   return text or type(error).__name__
-
-
-def _raised_in(error: BaseException) -> str:
-  """Returns the file that an error was raised in."""
-  trace = error.__traceback__
-  while trace and trace.tb_next:
-    trace = trace.tb_next
-  return trace.tb_frame.f_code.co_filename if trace else ""
 
 
 def folder(args: flags.FlagValues, exists: bool = False) -> Path:

@@ -164,9 +164,7 @@ def _branch(config: ConfigDict, cells: Iterable[Cell]) -> list[Cell]:
     own_steps = cell.steps - trunk_steps.get(trunk, 0)
     trunk_steps[trunk] = start
     spent = own_steps * cell.tokens_per_step * cell.flops_per_token
-    branched.append(
-      dataclasses.replace(cell, trunk=trunk, branch_step=start, flops_spent=spent)
-    )
+    branched.append(dataclasses.replace(cell, trunk=trunk, branch_step=start, flops_spent=spent))
   return branched
 
 

@@ -1,10 +1,10 @@
 """The run store: a sweep's folder, what stands in it, and its table.
 
-    sweep.json            config, corpus, the probe's outcome, every planned cell
-    cells/<id>/run.json   the record of one run, with metrics.jsonl and checkpoints/ beside it
-    trunks/<id>/...       likewise, for the runs that cells are branched from
-    cells.csv             one row per cell
-    fit.json, prediction.json, verification.json, report.md, report.html, figures/
+sweep.json            config, corpus, the probe's outcome, every planned cell
+cells/<id>/run.json   the record of one run, with metrics.jsonl and checkpoints/ beside it
+trunks/<id>/...       likewise, for the runs that cells are branched from
+cells.csv             one row per cell
+fit.json, prediction.json, verification.json, report.md, report.html, figures/
 """
 
 import csv

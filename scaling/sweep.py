@@ -255,9 +255,7 @@ def fit_workdir(config: ConfigDict, workdir: Path) -> fit.Fit:
   Raises:
     ValueError: too few cells are finished, or they do not identify the law.
   """
-  trained = runs.read_runs(
-    workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops
-  )
+  trained = runs.read_runs(workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops)
   law = fit.fit_runs(trained, config.fit)
   files.write_json(workdir / "fit.json", fit.to_json(law))
   return law

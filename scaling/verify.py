@@ -101,7 +101,12 @@ def verdict(
       }
     )
   if not compared:
-    value = {"version": VERSION, "inside": None, "cells": [], "verdict": "No held-out cell trained."}
+    value = {
+      "version": VERSION,
+      "inside": None,
+      "cells": [],
+      "verdict": "No held-out cell trained.",
+    }
     files.write_json(workdir / "verification.json", value)
     return value
   at_optimum = min(compared, key=lambda c: abs(math.log(c["N"] / sealed["N"])))

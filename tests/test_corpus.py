@@ -82,6 +82,13 @@ def test_markov_samples_follow_the_chain():
   assert abs(chi2 - 255) < 5 * np.sqrt(2 * 255)
 
 
+def test_markov_documents_start_in_the_stationary_law():
+  firsts = np.array([document[0] for document in markov.documents(60)])
+  law, symbols = markov.stationary(), np.arange(256)
+  deviation = np.sqrt(law @ symbols**2 - (law @ symbols) ** 2)
+  assert abs(firsts.mean() - law @ symbols) < 4 * deviation / np.sqrt(60)
+
+
 def test_markov_documents_do_not_depend_on_how_many_there_are():
   assert list(markov.documents(3)) == list(markov.documents(5))[:3]
   assert len(set(markov.documents(5))) == 5

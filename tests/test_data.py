@@ -312,7 +312,8 @@ def test_segments_and_positions_restart_at_documents(folder, isolate):
   config = make(folder, isolate_documents=isolate, seq_len=700)
   data = data_lib.prepare(config)
   boundaries = 0
-  for batch in take(10, data_lib.train_batches(data, config)):
+  epoch = data.train_token_count // 700 // config.data.batch_size + 1
+  for batch in take(epoch, data_lib.train_batches(data, config)):  # one window starts with eos
     for inputs, segments, positions in zip(
       batch["inputs_BT"], batch["segments_BT"], batch["positions_BT"], strict=True
     ):

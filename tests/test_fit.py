@@ -88,7 +88,7 @@ def test_early_stop_is_not_a_minimum(chinchilla):
   design = estimate.design(chinchilla.N, chinchilla.D, chinchilla.loss)
   scale = [np.exp(design.y0), *np.exp([design.y0 + 0.34 * design.x0, design.y0 + 0.28 * design.z0])]
   start = np.array([1.69, 406.4, 410.7]) / scale
-  start = np.array([[*start, 0.34 * design.sx, 0.28 * design.sz]])
+  start = np.array([[start[0], *np.log(start[1:]), 0.34 * design.sx, 0.28 * design.sz]])
   np.testing.assert_allclose(estimate.to_law(design, start[0]), (1.69, 406.4, 410.7, 0.34, 0.28))
   ones = np.ones((1, len(chinchilla)))
   stopped = estimate.minimise(design, ones, start, 1e-3, max_iterations=3)
@@ -101,7 +101,7 @@ def test_early_stop_is_not_a_minimum(chinchilla):
 @pytest.mark.parametrize("delta", [1e-3, 1e-5])
 def test_noise_free_surfaces_are_recovered(delta):
   rng = np.random.default_rng(0)
-  for trial in range(40):
+  for trial in range(50):
     alpha, beta = rng.uniform(0.2, 0.8, 2)
     size, tokens = np.exp(rng.uniform(np.log(1e5), np.log(1e9))), rng.uniform(5, 100)
     count = rng.integers(3, 9, 2)
@@ -123,12 +123,12 @@ def test_derivatives_match_finite_differences():
   n, d = grid()
   design = estimate.design(n, d, noisy(n, d, 0.01, 0))
   rng = np.random.default_rng(1)
-  theta = np.array([[0.5, 0.3, 0.4, 0.4, 0.3]]) * rng.uniform(0.8, 1.2, (7, 5))
+  theta = np.array([[0.5, -1.2, -0.9, 0.4, 0.3]]) * rng.uniform(0.8, 1.2, (7, 5))
   weights = rng.integers(0, 3, (7, len(n))).astype(float)
 
   def derivatives(theta):
     state = estimate._evaluate(design, theta)
-    return estimate._derivatives(design, theta, weights, 0.1, state)
+    return estimate._derivatives(design, weights, 0.1, state)
 
   def cost(theta):
     return estimate._cost(estimate._evaluate(design, theta)[3], weights, 0.1)
@@ -170,11 +170,13 @@ def test_resamples_agree_with_a_fit_of_the_repeated_runs():
   design = estimate.design(n, d, loss)
   weights = np.random.default_rng(2).multinomial(20, np.full(20, 0.05), size=3).astype(float)
   start = np.tile(estimate.starts(design)[20], (3, 1))
-  batch = estimate.to_law(design, estimate.minimise(design, weights, start, 1e-3).theta)
+  found = estimate.minimise(design, weights, start, 1e-3)
+  batch = estimate.to_law(design, found.theta)
   for i, weight in enumerate(weights.astype(int)):
     rows = np.repeat(np.arange(20), weight)
     repeated = fit.fit_runs(fit.make_runs(n[rows], d[rows], loss[rows]), options(bootstraps=100))
     np.testing.assert_allclose([draw[i] for draw in batch], repeated.law, rtol=1e-5)
+    np.testing.assert_allclose(found.cost[i], repeated.convergence["cost"], rtol=1e-9)
 
 
 def test_intervals_cover_and_shrink_with_noise():
@@ -281,6 +283,9 @@ def test_isoflop_minima():
   assert result["a"] == pytest.approx(0.5)
   assert result["b"] == pytest.approx(0.5)
   assert result["N_coefficient"] == pytest.approx(laws.optimum(law, 1e12).N / 1e6)
+  skew = fit.make_runs(*(cells := isoflop()), laws.loss(TRUTH, *cells))
+  skew = fit.isoflop_profiles(skew, TEXTBOOK)
+  np.testing.assert_allclose([skew["a"], skew["b"]], laws.exponents(TRUTH), rtol=0.02)
   small = n * 0.1, 2e11 / (0.6 * n)  # at the first budget, all sizes lie below the best one
   n, d = (np.where(np.arange(15) < 5, new, old) for new, old in zip(small, (n, d), strict=True))
   runs = fit.make_runs(n, d, laws.loss(law, n, d))
@@ -316,6 +321,7 @@ def test_fit_json_is_complete_and_consistent():
 def test_cost_of_a_fixed_ratio():
   n, d = isoflop()
   found = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  unsure = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options())
   best = laws.optimum(TRUTH, 1e13)
   own = fit.ratio_cost(found, 1e13, best.D / best.N)
   assert own["N"] == pytest.approx(best.N, rel=1e-4)
@@ -324,6 +330,9 @@ def test_cost_of_a_fixed_ratio():
   assert other["D"] / other["N"] == pytest.approx(20)
   assert 6 * other["D"] * other["N"] == pytest.approx(1e13)
   assert other["excess"] == pytest.approx(laws.loss(TRUTH, other["N"], other["D"]) - best.loss)
+  low, high = fit.ratio_cost(unsure, 1e13, 100.0)["excess_interval"]
+  truth = fit.ratio_cost(found, 1e13, 100.0)["excess"]
+  assert 0 <= low < truth < high < 2 * truth
 
 
 @pytest.mark.parametrize(
@@ -425,3 +434,20 @@ def test_our_cells(tmp_path):
   ]
   with pytest.raises(ValueError, match="fit.params='weights'"):
     fit.read_runs(path, params="weights")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(4))
+def test_absurd_losses_end_in_a_fit_or_in_one_line(seed):
+  """Noise of a factor e, an outlier of 1e6, losses that rise: finite numbers, or a refusal."""
+  n, d = grid()
+  rising = noisy(n, d, 0.0, 0)[::-1]
+  outlier = noisy(n, d, 0.002, seed) * np.where(np.arange(len(n)) == seed, 1e6, 1.0)
+  for loss in (noisy(n, d, 1.0, seed), rising, outlier, np.full(len(n), 3.0)):
+    refused = None
+    try:
+      found = fit.fit_runs(fit.make_runs(n, d, loss), options(bootstraps=100))
+      json.dumps(fit.to_json(found), allow_nan=False)
+    except ValueError as error:
+      refused = str(error)
+    assert refused is None or "no minimum found" in refused

@@ -343,6 +343,8 @@ def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workd
     assert 0.79 <= line[0, 0] / cell["D"] < 0.92
     assert 0.9 < line[-1, 0] / cell["D"] <= 1.0
     assert abs(line[-1, 1] - cell["loss"]) < 0.1  # nats: the noise of the train loss, smoothed
+  for line, twin, cell in zip(branches, artists(right, "cooldown"), branched, strict=True):
+    np.testing.assert_allclose(twin.get_xdata(), line[:, 0] * cell["C"] / cell["D"])
   trunks = {s["trunk"] for s in record.sweep["cells"]} - {None}
   alone = [c for c in record.done("fit", "heldout") if c["kind"] == "heldout" or c["seed"]]
   assert len(artists(left, "constant")) == len(trunks) + len(alone)

@@ -27,12 +27,11 @@ class DamagedCheckpointError(Exception):
 
 def _checksums(tree: Any) -> dict[str, int]:
   """Returns the CRC-32 of every leaf's bytes, by path."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-      np.ascontiguousarray(leaf).view(np.uint8).data if np.ndim(leaf) else np.asarray(leaf).tobytes()
+      np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     )
-    for path, leaf in leaves
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 

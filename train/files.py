@@ -56,25 +56,6 @@ def read_rows(path: Path) -> list[dict]:
   return rows
 
 
-class RowWriter:
-  """Appends rows to a .jsonl file, each on disk before the next is begun."""
-
-  def __init__(self, path: Path, keep_until_step: int):
-    """Opens the file and drops the rows after `keep_until_step`, which will be made again."""
-    rows = [row for row in read_rows(path) if row["step"] <= keep_until_step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    self._file = path.open("a")
-
-  def write(self, row: dict) -> None:
-    """Appends one row."""
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._file.close()
-
-
 def make_folder(path: Path, flag: str = "workdir") -> None:
   """Makes a folder and checks that it can be written to.
 

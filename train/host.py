@@ -1,4 +1,4 @@
-"""What a process sets up before it trains: its allocator, its cores, its compile cache, its signals."""
+"""What a process sets up before it trains: allocator, cores, compile cache, signals."""
 
 import ctypes
 import importlib.util
@@ -43,12 +43,12 @@ def pin(core: int) -> None:
 
 
 def cache_folder(configured: str = "") -> Path:
-  """Returns the folder for what can be made again: `configured`, $ISOFLOP_CACHE, ~/.cache/isoflop."""
+  """Returns the folder of caches: `configured`, else $ISOFLOP_CACHE, else ~/.cache/isoflop."""
   return Path(configured or os.environ.get("ISOFLOP_CACHE") or "~/.cache/isoflop").expanduser()
 
 
 class StopSignal:
-  """Set by Ctrl-C or SIGTERM; a run saves at the next step and ends. A second Ctrl-C ends at once."""
+  """Set by Ctrl-C or SIGTERM: a run saves its state and ends. A second one ends it at once."""
 
   def __init__(self) -> None:
     self._event = threading.Event()
@@ -71,6 +71,7 @@ class StopSignal:
     self._event.set()
 
   def __call__(self) -> bool:
+    """Returns whether the stop was asked for."""
     return self._event.is_set()
 
 

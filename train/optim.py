@@ -39,8 +39,8 @@ def learning_rate(
 
   All schedules warm up linearly over `warmup_tokens`. `constant` stays; `cosine` decays over the
   whole run; `wsd` stays until `cooldown_start` and then decays as 1 - sqrt(x), with x from 0 to 1
-  over the cooldown (Haegele et al. 2024, arXiv:2405.18392). While it stays, `wsd` is `constant` bit for
-  bit: a trunk at a constant rate serves the cooldown of any length.
+  over the cooldown (Haegele et al. 2024, arXiv:2405.18392). While it stays, `wsd` is `constant` bit
+  for bit: a trunk at a constant rate serves the cooldown of any length.
   """
   warmup = max(1, math.ceil(optim.warmup_tokens / tokens_per_step))
   lr = base * min(1.0, (step + 1) / warmup)

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,15 +60,15 @@ def check(config: ConfigDict, tokens: data.TokenData) -> None:
   size = size_of(config, tokens.vocab_size)
   if size.groups["body"] < size.groups["embedding"]:
     raise ValueError(
-      f"model.size={config.model.size}: its body ({size.groups['body']:,} parameters) is smaller than "
-      f"its embedding ({size.groups['embedding']:,}); take a larger size or a smaller vocabulary"
+      f"model.size={config.model.size}: its body ({size.groups['body']:,} parameters) is smaller "
+      f"than its embedding ({size.groups['embedding']:,}); use a larger size or a smaller vocabulary"
     )
   start = optim.cooldown_start(config.optim, size.steps)
   warmup = config.optim.warmup_tokens / size.tokens_per_step
   if config.optim.schedule == "wsd" and start < warmup:
     raise ValueError(
-      f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, within "
-      f"the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
+      f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, "
+      f"within the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
     )
 
 
@@ -100,7 +99,7 @@ def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> di
     },
     "device": device_kind,
     "versions": {name: importlib.metadata.version(name) for name in ("isoflop", *LIBRARIES)},
-    "config": config.to_dict(),
+    "config": plain(config.to_dict()),
     "config_diff": diff(config),
   }
 
@@ -127,15 +126,25 @@ def plain(tree: dict) -> dict[str, Any]:
   return json.loads(json.dumps(tree))
 
 
-def refuse_other(found: dict, wanted: dict, workdir: Path) -> None:
-  """Raises ValueError where a finished run's record is of another run."""
-  keys = ("N", "D", "lr", "seed", "objective")
-  differs = [key for key in keys if found.get(key) != wanted[key]]
+def refuse_other(
+  found: dict,
+  wanted: dict,
+  where: str,
+  keys: tuple[str, ...] = ("N", "D", "lr", "seed", "objective"),
+) -> None:
+  """Raises ValueError where a record is of another run than is wanted.
+
+  Args:
+    found: the record that is there.
+    wanted: `describe` of the run that is asked for.
+    where: the field and folder that led to it.
+    keys: what has to agree, beside the data.
+  """
+  for key in keys:
+    if found.get(key) != wanted[key]:
+      raise ValueError(
+        f"{where}: holds a run with another {key} ({found.get(key)} there, {wanted[key]} asked); "
+        "name another folder"
+      )
   if found["data"]["fingerprint"] != wanted["data"]["fingerprint"]:
-    differs.append("data")
-  if differs:
-    key = differs[0]
-    raise ValueError(
-      f"workdir={workdir}: holds a finished run with another {key} "
-      f"({found.get(key)} there, {wanted[key]} asked); name another workdir"
-    )
+    raise ValueError(f"{where}: holds a run on other data; name another folder")

@@ -30,13 +30,17 @@ class Program(NamedTuple):
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
 
 
+# The fields of config.optim that are compiled in. The learning rate and the schedule are not: the rate
+# is an argument of the step.
+STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm")
+
+
 def program(config: ConfigDict, vocab_size: int) -> Program:
   """Returns the functions for a resolved config; equal shapes share them within a process."""
   return _program(
     FrozenConfigDict(config.model),
     FrozenConfigDict(config.data),
-    # What is not an argument of the step. The learning rate and the schedule are.
-    FrozenConfigDict({k: config.optim[k] for k in ("b1", "b2", "eps", "weight_decay", "clip_norm")}),
+    FrozenConfigDict({name: config.optim[name] for name in STATIC}),
     config.objective,
     vocab_size,
   )
@@ -80,4 +84,6 @@ def _program(
     weights_BT = batch["weights_BT"]
     return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)
 
-  return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+  # Placed explicitly, as a restored state is: else the step would be compiled once for either.
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return Program(jax.jit(init, out_shardings=device), jax.jit(step, donate_argnums=0), jax.jit(evaluate))

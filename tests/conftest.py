@@ -1,0 +1,46 @@
+"""Shared by the tests: a small corpus, and a config that trains on it in seconds."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import pytest
+
+from configs import base
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """A cache folder of this test session, also for the processes that tests start."""
+  folder = tmp_path_factory.mktemp("cache")
+  os.environ["ISOFLOP_CACHE"] = str(folder)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+  """A folder of text: sentences of a few hundred words with Zipf's frequencies."""
+  folder = tmp_path_factory.mktemp("corpus")
+  rng = np.random.default_rng(0)
+  letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+  words = np.array(["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(300)])
+  p = 1 / np.arange(1, 301)
+  for i in range(200):
+    (folder / f"{i}.txt").write_text(" ".join(rng.choice(words, 400, p=p / p.sum())) + ".\n")
+  return folder
+
+
+@pytest.fixture
+def tiny(cache, corpus):
+  """A run of 60 steps of a 10k-parameter model."""
+  c = base.get_config()
+  c.model.size = 0
+  c.data.source = f"text:{corpus}"
+  c.data.seq_len = 32
+  c.data.batch_size = 4
+  c.optim.warmup_tokens = 512
+  c.train.tokens = 60 * 4 * 32
+  c.train.eval_tokens = 2048
+  c.train.log_every_steps = 5
+  return c

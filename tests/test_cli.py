@@ -1,0 +1,101 @@
+"""The command line: help, one-line errors with exit code 2, and the resolved config."""
+
+import pytest
+
+from scaling import main
+
+
+def run(capsys, *argv):
+  code = main.main(list(argv))
+  output = capsys.readouterr()
+  return code, output.out, output.err
+
+
+def test_alone_and_help_explain(capsys):
+  for argv in ((), ("--help",), ("help",)):
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert all(f"isoflop {verb}" in out for verb in main.VERBS)
+  for verb in main.VERBS:
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert "--workdir" in out
+
+
+@pytest.mark.parametrize(
+  ("argv", "likely"),
+  [
+    (("trian",), "did you mean 'train'?"),
+    (("zzz",), "choose one of train, plan, sweep"),
+    (("train", "--workdirr=x"), "workdir"),
+    (("train", "--config.model.sizee=3", "--workdir=x"), "did you mean 'size'?"),
+    (("train", "--config.modle.size=3", "--workdir=x"), "did you mean 'model'?"),
+    (("train", "--config.zzz=3", "--workdir=x"), "--print_config"),
+    (("train", "--config.model.size=big", "--workdir=x"), "--config.model.size=big"),
+    (("train", "--config=nowhere.py", "--workdir=x"), "no such file"),
+    (("train", "runs/x"), "flags look like --workdir=DIR"),
+    (("train",), "--workdir is missing"),
+    (("report", "--workdir=does/not/exist"), "no such folder"),
+    (("train", "--workdir=/proc/x"), "name a folder that you own"),
+    (("train", "--workdir=x", "--config.data.source=text:/nowhere"), "/nowhere"),
+    (("train", "--workdir=x", "--config.data.source=wikipedia"), "wikipedia"),
+    (("train", "--workdir=x", "--config.objective=clmm"), "objective='clmm'"),
+    (("train", "--workdir=x", "--config.model.norm=batch"), "model.norm='batch'"),
+  ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, cache, argv, likely):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = run(capsys, *argv)
+  assert code == 2
+  assert out == ""
+  assert likely in err.splitlines()[-1]
+  assert len([line for line in err.splitlines() if line.startswith("isoflop:")]) == 1
+  assert not (tmp_path / "x").exists()
+
+
+def test_print_config_shows_the_difference(capsys):
+  code, out, _ = run(capsys, "train", "--config.model.size=10", "--print_config")
+  assert code == 0
+  changed = out.partition("# differs from the defaults in:")[2]
+  assert "model.size = 10" in changed
+  assert "model.width = 80" in changed
+  assert "optim" not in changed
+
+
+def test_plan_trains_nothing(capsys, cache, corpus, tmp_path):
+  code, out, _ = run(
+    capsys,
+    "plan",
+    f"--config.data.source=text:{corpus}",
+    "--config.sweep.budgets=(1e10,2e10)",
+    "--config.sweep.seed_budgets=(1e10,)",
+    "--config.data.max_epochs=1000",
+    "--config.optim.warmup_tokens=0",
+    f"--workdir={tmp_path}",
+  )
+  assert code == 0
+  assert "petaflop/s-days" in out
+  assert out.count("heldout_") == 3
+  assert not list(tmp_path.iterdir())
+
+
+def test_fit_of_anyones_runs(capsys, tmp_path):
+  """A CSV with other column names, of a known law without noise."""
+  lines = ["params,data,final"]
+  for n in (1e6, 3e6, 1e7, 3e7):
+    for d in (1e8, 4e8, 1.6e9):
+      lines.append(f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28!r}")
+  (tmp_path / "runs.csv").write_text("\n".join(lines))
+  code, out, err = run(
+    capsys,
+    "fit",
+    f"--runs={tmp_path / 'runs.csv'}",
+    "--columns=N=params,D=data,loss=final",
+    f"--workdir={tmp_path / 'fit'}",
+  )
+  assert code == 0, err
+  import json
+
+  params = json.loads((tmp_path / "fit" / "fit.json").read_text())["params"]
+  expected = {"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}
+  assert params == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,97 @@
+"""Schedules, the learning-rate rule, and AdamW against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from train import optim
+
+
+@pytest.fixture
+def config():
+  c = base.get_config().optim
+  c.warmup_tokens = 1000
+  return c
+
+
+def curve(config, steps, tokens_per_step=100, base_lr=2.0):
+  return np.array(
+    [optim.learning_rate(config, base_lr, t, steps, tokens_per_step) for t in range(steps)]
+  )
+
+
+def test_warmup_is_linear_in_every_schedule(config):
+  for schedule in optim.SCHEDULES:
+    config.schedule = schedule
+    np.testing.assert_allclose(curve(config, 1000)[:10], 0.2 * np.arange(1, 11), rtol=1e-3)
+
+
+def test_wsd_is_constant_until_its_cooldown_bit_for_bit(config):
+  wsd = curve(config, 200)
+  config.schedule = "constant"
+  start = optim.cooldown_start(config, 200)
+  assert start == 160
+  assert (wsd[: start + 1] == curve(config, 200)[: start + 1]).all()
+  x = np.arange(40) / 40
+  np.testing.assert_allclose(wsd[start:], 2 * (1 - np.sqrt(x)), rtol=1e-12)
+
+
+def test_cosine_halves_in_the_middle_and_ends_at_its_final_fraction(config):
+  config.schedule, config.final_lr_fraction = "cosine", 0.1
+  lr = curve(config, 2000)
+  assert lr[1000] == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+  assert lr[-1] == pytest.approx(0.2, rel=1e-4)
+  assert (np.diff(lr[10:]) < 0).all()
+
+
+def test_rule_follows_its_exponent(config):
+  config.lr_ref, config.lr_ref_params, config.lr_exponent = 0.0047, 108_000_000, -1 / 3
+  assert optim.base_learning_rate(config, 108_000_000) == pytest.approx(0.0047)
+  assert optim.base_learning_rate(config, 8 * 108_000_000) == pytest.approx(0.0047 / 2)
+  config.lr = 0.5
+  assert optim.base_learning_rate(config, 7) == 0.5
+
+
+def test_adamw_is_its_definition_and_decays_matrices_only(config):
+  """Three updates against Loshchilov and Hutter's algorithm 2, written out."""
+  config.clip_norm = 0.0
+  rng = np.random.default_rng(0)
+  params = {
+    "mlp": {"kernel": rng.normal(size=(2, 3, 4)), "bias": rng.normal(size=(2, 4))},
+    "embedding": {"table": rng.normal(size=(5, 3))},
+  }
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  optimizer = optim.optimizer(config)
+  state, lr = optimizer.init(params), 0.01
+  expected = jax.tree.map(np.asarray, params)
+  m = jax.tree.map(np.zeros_like, expected)
+  v = jax.tree.map(np.zeros_like, expected)
+  for t in range(1, 4):
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    direction, state = optimizer.update(grads, state, params)
+    params = jax.tree.map(lambda p, d: p - lr * d, params, direction)
+    g = jax.tree.map(np.asarray, grads)
+    m = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, m, g)
+    v = jax.tree.map(lambda v, g: config.b2 * v + (1 - config.b2) * g**2, v, g)
+    decay = {"mlp": {"kernel": config.weight_decay, "bias": 0.0}, "embedding": {"table": 0.0}}
+
+    def update(p, m, v, wd, t=t):
+      m, v = m / (1 - config.b1**t), v / (1 - config.b2**t)
+      return p - lr * (m / (np.sqrt(v) + config.eps) + wd * p)
+
+    expected = jax.tree.map(update, expected, m, v, decay)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), params, expected
+  )
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("schedule", "cosin"), ("cooldown_fraction", 0.0), ("b1", 1.0), ("lr_ref", 0.0), ("lr", -1.0)],
+)
+def test_bad_field_is_named(config, field, value):
+  config[field] = value
+  with pytest.raises(ValueError, match=f"optim.{field}="):
+    optim.check(config)

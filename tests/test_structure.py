@@ -1,0 +1,76 @@
+"""The house: imports run one way, and every default stands in the schema."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import base
+
+ROOT = Path(__file__).parents[1]
+ORDER = ["configs", "model", "train", "scaling"]
+FILES = [path for folder in ORDER for path in (ROOT / folder).rglob("*.py")]
+
+
+def imported(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield node.module
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+  room = path.relative_to(ROOT).parts[0]
+  later = ORDER[ORDER.index(room) + 1 :]
+  backwards = [name for name in imported(path) if name.split(".")[0] in later]
+  assert not backwards, f"{path} imports {backwards}"
+
+
+def test_no_circle_inside_a_room():
+  graph = {}
+  for path in FILES:
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    graph[own] = {name for name in imported(path) if name.split(".")[0] in ORDER}
+  modules = set(graph)
+  seen, done = set(), set()
+
+  def visit(name, trail):
+    assert name not in trail, f"circle: {[*trail, name]}"
+    if name in done:
+      return
+    for other in graph[name] & modules:
+      visit(other, [*trail, name])
+    done.add(name)
+    seen.add(name)
+
+  for name in graph:
+    visit(name, [])
+  assert len(seen) == len(graph)
+
+
+def test_only_one_file_imports_orbax():
+  users = [p.name for p in FILES if any(name.startswith("orbax") for name in imported(p))]
+  assert users == ["checkpoint.py"]
+
+
+def test_no_tensorflow_and_no_torch():
+  banned = {"tensorflow", "torch", "transformers"}
+  assert not [p for p in FILES if banned & {name.split(".")[0] for name in imported(p)}]
+
+
+def test_every_field_has_its_meaning():
+  schema = (ROOT / "configs" / "base.py").read_text()
+  fields = [line for line in schema.splitlines() if re.match(r"  c\.\w+ = ", line)]
+  sections = ("model", "data", "optim", "train", "sweep", "fit", "ConfigDict")
+  bare = [line for line in fields if "#" not in line]
+  assert len(fields) > 50
+  assert not [line for line in bare if line.split(" = ")[1][:-2] not in sections]
+
+
+def test_a_typo_is_an_error():
+  with pytest.raises(AttributeError, match="size"):
+    base.get_config().model.sizee = 3

@@ -1,0 +1,326 @@
+"""The sweep as its user runs it: in processes, killed anywhere, started again."""
+
+import csv
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import base
+from model import accounting
+from scaling import plan, store, verify
+from scaling import sweep as sweeps
+from train import data, optim
+
+FLAGS = [
+  "--config.data.seq_len=32",
+  "--config.data.batch_size=4",
+  "--config.optim.warmup_tokens=256",
+  "--config.train.eval_tokens=2048",
+  "--config.train.checkpoint_every_seconds=0.2",
+  "--config.sweep.sizes=(0,1,2)",
+  "--config.sweep.budgets=(4e8,8e8,1.6e9)",
+  "--config.sweep.seed_sizes=(0,1)",
+  "--config.sweep.seed_budgets=(4e8,)",
+  "--config.sweep.probe_sizes=(0,)",
+  "--config.sweep.probe_tokens=8000",
+  "--config.fit.bootstraps=200",
+]
+
+
+def command(verb, workdir, *flags):
+  return [sys.executable, "-m", "scaling.main", verb, f"--workdir={workdir}", *flags]
+
+
+def table(workdir):
+  """Returns cells.csv without what a clock decides."""
+  with (workdir / "cells.csv").open() as file:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def flags(cache, corpus):
+  config = "--config=configs/base.py"
+  return [config, f"--config.data.source=text:{corpus}", *FLAGS]
+
+
+@pytest.fixture(scope="module")
+def swept(flags, tmp_path_factory):
+  """A sweep that nobody interrupted."""
+  workdir = tmp_path_factory.mktemp("swept")
+  done = subprocess.run(
+    command("sweep", workdir, *flags), capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_everything_is_there(swept):
+  workdir, done = swept
+  for name in ("sweep.json", "fit.json", "prediction.json", "verification.json", "report.md"):
+    assert (workdir / name).stat().st_size > 0
+  assert (workdir / "report.html").read_text().lstrip().startswith("<!")
+  for figure in ("training_curves", "isoflop_profiles", "contours", "predicted_vs_trained"):
+    assert (workdir / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    assert (workdir / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+  rows = table(workdir)
+  assert tuple(rows[0]) == tuple(name for name in store.COLUMNS if name != "seconds")
+  kinds = [row["kind"] for row in rows]
+  assert kinds.count("fit") == 13
+  assert kinds.count("heldout") == 3
+  assert {row["status"] for row in rows} == {"done"}
+  assert "13/13" not in done.stderr  # trunks are runs of their own
+  assert "prediction" in done.stdout
+
+
+def test_cells_add_up(swept):
+  workdir, _ = swept
+  for row in table(workdir):
+    groups = [int(row[f"params_{name}"]) for name in ("embedding", "head", "body")]
+    assert sum(groups) == int(row["params_total"])
+    assert int(row["N"]) == groups[1] + groups[2]
+    assert float(row["C_6nd"]) == 6 * int(row["N"]) * int(row["D"])
+    assert float(row["tokens_per_param"]) == pytest.approx(int(row["D"]) / int(row["N"]))
+    run = json.loads((workdir / "cells" / row["cell"] / "run.json").read_text())
+    assert run["loss"] == float(row["loss"])
+    assert run["config_diff"]["model.width"] == int(row["width"])
+
+
+def test_what_was_spent_is_what_was_trained(swept):
+  """The steps in all metrics.jsonl, trunks included, cost exactly the sum of flops_spent."""
+  workdir, _ = swept
+  trained = 0.0
+  for path in workdir.glob("*/*/run.json"):
+    run = json.loads(path.read_text())
+    trained += (run["steps"] - run["first_step"]) * run["C"] / run["steps"]
+  spent = sum(float(row["flops_spent"]) for row in table(workdir))
+  assert spent == pytest.approx(trained, rel=1e-12)
+  assert spent < 0.9 * sum(float(row["C"]) for row in table(workdir))
+
+
+def test_prediction_was_sealed_before_its_test(swept):
+  workdir, _ = swept
+  sealed = json.loads((workdir / "prediction.json").read_text())
+  modified = (workdir / "prediction.json").stat().st_mtime
+  fitted = json.loads((workdir / "fit.json").read_text())
+  assert sealed["input_hash"] == fitted["input_hash"]
+  assert sealed["C"] == pytest.approx(3 * 1.6e9)
+  for cell in sealed["cells"]:
+    assert (workdir / "cells" / cell["cell"] / "metrics.jsonl").stat().st_mtime > modified
+  verdict = json.loads((workdir / "verification.json").read_text())
+  for cell in verdict["cells"]:
+    assert cell["inside"] == (cell["interval"][0] <= cell["trained_loss"] <= cell["interval"][1])
+
+
+def test_second_start_does_no_work(swept, flags):
+  workdir, _ = swept
+  before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")}
+  rows = table(workdir)
+  done = subprocess.run(
+    command("sweep", workdir, *flags), capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")} == before
+  assert table(workdir) == rows
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed):
+  """SIGKILL at random moments, until it finishes: cells.csv is that of the uninterrupted sweep."""
+  workdir, _ = swept
+  rng = random.Random(seed)
+  kills = 0
+  while True:
+    process = subprocess.Popen(
+      command("sweep", tmp_path, *flags),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    try:
+      _, errors = process.communicate(timeout=rng.uniform(4, 14) if kills < 4 else 300)
+      assert process.returncode == 0, errors
+      break
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      process.communicate()
+      kills += 1
+  assert kills >= 2
+  assert table(tmp_path) == table(workdir)
+  for name in ("fit.json", "prediction.json", "verification.json"):
+    assert (tmp_path / name).read_text() == (workdir / name).read_text()
+
+
+def test_ctrl_c_saves_and_says_so(flags, tmp_path):
+  process = subprocess.Popen(
+    command("sweep", tmp_path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.time() + 60
+  while not list(tmp_path.glob("cells/*/metrics.jsonl")) and time.time() < deadline:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert "the same command continues" in errors
+  assert "Traceback" not in errors
+
+
+def test_workers_die_with_their_launcher(flags, tmp_path):
+  process = subprocess.Popen(
+    command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
+  deadline = time.time() + 60
+  while not list(tmp_path.glob("cells/*/metrics.jsonl")) and time.time() < deadline:
+    time.sleep(0.05)
+  workers = children(process.pid)
+  assert workers
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  deadline = time.time() + 5
+  while any(alive(pid) for pid in workers) and time.time() < deadline:
+    time.sleep(0.05)
+  assert not any(alive(pid) for pid in workers)
+
+
+def children(pid):
+  path = f"/proc/{pid}/task/{pid}/children"
+  if not os.path.exists(path):
+    pytest.skip("needs /proc/PID/task/PID/children to list a process's children")
+  with open(path) as file:
+    return [int(child) for child in file.read().split()]
+
+
+def alive(pid):
+  try:
+    with open(f"/proc/{pid}/stat") as file:
+      return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def test_another_process_is_kept_out(flags, tmp_path):
+  first = subprocess.Popen(
+    command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
+  deadline = time.time() + 60
+  while not (tmp_path / "sweep.json").exists() and time.time() < deadline:
+    time.sleep(0.05)
+  second = subprocess.run(
+    command("sweep", tmp_path, *flags), capture_output=True, text=True, timeout=60
+  )
+  first.kill()
+  first.wait()
+  assert second.returncode == 2
+  assert re.fullmatch(r"isoflop: workdir=.*: in use by process \d+; .*\n", second.stderr)
+
+
+def test_other_config_in_the_same_folder_is_refused(swept, flags):
+  workdir, _ = swept
+  done = subprocess.run(
+    command("sweep", workdir, *flags, "--config.model.mlp=relu"), capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "model.mlp='gelu', asked 'relu'" in done.stderr
+
+
+def test_reused_verbs(swept):
+  workdir, _ = swept
+  for verb, expected in (("fit", "alpha"), ("verify", "prediction"), ("report", "report")):
+    done = subprocess.run(command(verb, workdir), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout + (workdir / "fit.json").read_text()
+  done = subprocess.run(command("runs", workdir), capture_output=True, text=True)
+  assert done.stdout.count(" done ") == len(table(workdir))
+
+
+# --------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.fixture
+def config():
+  c = base.get_config()
+  c.sweep.sizes = (2, 4, 6)
+  c.sweep.budgets = (1e11, 2e11, 4e11)
+  c.sweep.seed_sizes = (2,)
+  c.sweep.seed_budgets = (1e11,)
+  return c
+
+
+def test_isoflop_cells_cost_their_budget(config):
+  cells = plan.fit_cells(config, 257)
+  assert len(cells) == 3 * 3 + 2
+  for cell in cells:
+    assert pytest.approx(cell.budget, rel=0.5 / cell.steps + 1e-9) == cell.C
+    sized = plan.at_size(config, cell.size)
+    per_token = accounting.flops_per_token(sized.model, 257, config.data.seq_len)
+    assert pytest.approx(per_token * cell.D) == cell.C
+
+
+def test_one_trunk_serves_all_token_counts_of_a_size(config):
+  cells = plan.fit_cells(config, 257)
+  trunks = plan.trunks(cells)
+  assert len(trunks) == 4  # three sizes, and a second and third seed of one share none
+  by_id = {trunk.id: trunk for trunk in trunks}
+  for cell in cells:
+    assert cell.branch_step in by_id[cell.trunk].keep_steps
+    assert cell.branch_step == optim.cooldown_start(config.optim, cell.steps)
+  spent = sum(cell.flops_spent for cell in cells)
+  cooldowns = sum((c.steps - c.branch_step) * c.tokens_per_step * c.flops_per_token for c in cells)
+  assert spent == pytest.approx(sum(trunk.flops for trunk in trunks) + cooldowns)
+
+
+def test_heldout_cells_surround_the_prediction(config):
+  cells = plan.heldout_cells(config, 257, 49_000, 1e12)
+  assert [cell.N for cell in cells] == sorted({cell.N for cell in cells})
+  for cell, factor in zip(cells, config.sweep.heldout_sizes, strict=True):
+    assert abs(math.log(cell.N / (factor * 49_000))) < math.log(1.3)
+    assert pytest.approx(1e12, rel=0.01) == cell.C
+
+
+def test_parabola_of_the_probe():
+  factors, lr = [0.5, 1.0, 2.0], np.log([0.5, 1.0, 2.0])
+  best, beyond = sweeps.best_factor(factors, list((lr - np.log(1.3)) ** 2))
+  assert best == pytest.approx(1.3)
+  assert beyond is None
+  assert sweeps.best_factor(factors, [3.0, 2.0, 1.0]) == (2.0, 4.0)
+  assert sweeps.best_factor(factors, [1.0, 2.0, 3.0]) == (0.5, 0.25)
+  assert sweeps.best_factor(factors, [2.0, 1.0, math.inf]) == (1.0, None)
+
+
+def test_minimum_of_three():
+  n = [1e4, 2e4, 4e4]
+  cells = [{"N": x, "trained_loss": (math.log(x / 2.3e4)) ** 2} for x in n]
+  assert verify.trained_minimum(cells) == pytest.approx(2.3e4)
+  assert verify.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
+  assert verify.trained_minimum(cells[:2]) is None
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("sizes", (3,), "needs at least two of each"),
+    ("budgets", (1e11, -1.0), "must be positive"),
+    ("seed_sizes", (5,), "5 is not among"),
+    ("probe_sizes", (99,), "99 is not among"),
+    ("design", "isoflops", "choose isoflop or grid"),
+    ("budgets", (1e6, 1e11), "steps at least"),
+    ("budgets", (1e11, 1e16), "epochs"),
+    ("heldout_factor", 0.5, "at least 1"),
+  ],
+)
+def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value, message):
+  config.data.source = f"text:{corpus}"
+  config.data.max_epochs = 100.0
+  config.sweep[field] = value
+  tokens = data.prepare(config)
+  with pytest.raises(ValueError, match=message) as error:
+    plan.check(config, tokens)
+  assert "\n" not in str(error.value)

@@ -1,0 +1,238 @@
+"""A run: learns, resumes bit for bit, branches, and refuses before it spends anything."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs.ladders import resolve
+from train import checkpoint, data, files, loop, optim, step
+
+
+def rows(folder):
+  """Returns metrics.jsonl."""
+  return files.read_rows(folder / "metrics.jsonl")
+
+
+def final(folder):
+  """Returns a record without what a clock decides."""
+  run = files.read_json(folder / "run.json")
+  ignored = {"seconds", "start_seconds", "first_step", "config", "config_diff"}
+  return {key: value for key, value in run.items() if key not in ignored}
+
+
+@pytest.fixture(scope="module")
+def whole(cache, corpus, tmp_path_factory):
+  """An uninterrupted run and its config."""
+  from tests import conftest
+
+  config = conftest.tiny.__wrapped__(cache, corpus)
+  folder = tmp_path_factory.mktemp("whole")
+  return config, folder, loop.train(config, folder)
+
+
+def test_learns_and_records(whole):
+  config, folder, result = whole
+  first, last = rows(folder)[0], rows(folder)[-2]
+  assert first["train_loss"] == pytest.approx(math.log(257), abs=0.3)
+  assert last["train_loss"] < first["train_loss"] - 0.5
+  assert result == files.read_json(folder / "run.json")
+  assert result["status"] == "done"
+  assert result["D"] == 60 * 128
+  assert result["eval_tokens"] == 2048
+  assert 0 < result["loss_stderr"] < 0.2
+  # The corpus is ASCII: one byte a token, but for the boundaries between documents.
+  assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2), rel=0.01)
+
+
+def test_finished_run_is_not_trained_again(whole):
+  config, folder, result = whole
+  before = (folder / "metrics.jsonl").stat().st_mtime_ns
+  assert loop.train(config, folder) == result
+  assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_finished_run_refuses_another_config(whole):
+  config, folder, _ = whole
+  other = config.copy_and_resolve_references()
+  other.seed = 5
+  with pytest.raises(ValueError, match="another seed"):
+    loop.train(other, folder)
+
+
+@pytest.mark.parametrize("stop_at", [1, 23, 40, 59])
+def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
+  config, folder, _ = whole
+  calls = iter(range(1, 1000))
+  with pytest.raises(loop.Interrupted):
+    loop.train(config, tmp_path, should_stop=lambda: next(calls) == stop_at)
+  resumed = loop.train(config, tmp_path)
+  assert resumed["first_step"] == stop_at
+  assert final(tmp_path) == final(folder)
+  own = [row for row in rows(tmp_path) if row["step"] != stop_at]
+  for row in rows(folder):
+    cut = row["step"] - 5 < stop_at < row["step"]  # this interval was cut in two
+    assert cut or row["step"] == stop_at or row in own
+
+
+def test_killed_run_resumes_bit_for_bit(whole, tmp_path):
+  config, folder, _ = whole
+  config = config.copy_and_resolve_references()
+  config.train.checkpoint_every_seconds = 0.0  # at every step
+  (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+  code = (
+    "import json, sys; from scaling.main import from_json; from train import loop\n"
+    "loop.train(from_json(json.load(open(sys.argv[1] + '/config.json'))), sys.argv[1])"
+  )
+  child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
+  deadline = time.time() + 60
+  while not (tmp_path / "checkpoints" / "20").exists() and time.time() < deadline:
+    time.sleep(0.005)
+    if list(tmp_path.glob("checkpoints/2*")):
+      break
+  child.send_signal(signal.SIGKILL)
+  assert child.wait() == -signal.SIGKILL
+  assert files.read_json(tmp_path / "run.json")["status"] == "running"
+  resumed = loop.train(config, tmp_path)
+  assert 0 < resumed["first_step"] < 60
+  assert final(tmp_path) == final(folder)
+
+
+def test_branch_equals_the_run_alone(whole, tmp_path):
+  """A cooldown from a trunk's checkpoint is the same run as warmup-stable-decay from the start."""
+  config, folder, alone = whole
+  trunk = config.copy_and_resolve_references()
+  trunk.optim.schedule = "constant"
+  start = optim.cooldown_start(config.optim, 60)
+  trunk.train.keep_steps = (20, start)
+  trunk.train.tokens = start * 128
+  loop.train(trunk, tmp_path / "trunk")
+  with checkpoint.opened(tmp_path / "trunk" / "checkpoints", read_only=True) as kept:
+    assert kept.steps() == [20, start]
+  branch = config.copy_and_resolve_references()
+  branch.train.branch_from = str(tmp_path / "trunk" / "checkpoints")
+  result = loop.train(branch, tmp_path / "branch")
+  assert result["first_step"] == start
+  assert result["loss"] == alone["loss"]
+  branch.train.tokens = 50 * 128
+  with pytest.raises(ValueError, match=r"begins at step 40.*kept steps: \[20, 48\]"):
+    loop.train(branch, tmp_path / "nowhere")
+
+
+def test_branch_from_another_run_is_refused(whole, tmp_path):
+  config, _, _ = whole
+  trunk = config.copy_and_resolve_references()
+  trunk.optim.schedule = "constant"
+  trunk.train.keep_steps = (48,)
+  trunk.train.tokens = 48 * 128
+  trunk.seed = 3
+  loop.train(trunk, tmp_path / "trunk")
+  branch = config.copy_and_resolve_references()
+  branch.train.branch_from = str(tmp_path / "trunk" / "checkpoints")
+  with pytest.raises(ValueError, match="another seed"):
+    loop.train(branch, tmp_path / "branch")
+
+
+def test_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(whole, tmp_path, caplog):
+  config, folder, _ = whole
+  config = config.copy_and_resolve_references()
+  config.train.keep_steps = (20, 30)
+  calls = iter(range(1, 1000))
+  with pytest.raises(loop.Interrupted):
+    loop.train(config, tmp_path, should_stop=lambda: next(calls) == 30)
+  largest = max(
+    (p for p in (tmp_path / "checkpoints" / "30").rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  resumed = loop.train(config, tmp_path)
+  assert "set aside" in caplog.text
+  assert resumed["first_step"] == 20
+  assert final(tmp_path) == final(folder)
+
+
+def test_divergence_stays_on_record(tiny, tmp_path):
+  tiny.optim.lr = 1e30
+  tiny.optim.clip_norm = 0.0
+  result = loop.train(tiny, tmp_path)
+  assert result["status"] == "diverged"
+  assert "loss" not in result
+  assert loop.train(tiny, tmp_path)["status"] == "diverged"  # and is not tried again
+
+
+def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
+  tokens = data.prepare(tiny)
+  config = resolve(tiny)
+  functions = step.program(config, tokens.vocab_size)
+  state = functions.init(np.uint32(0))
+  batches = data.train_batches(tokens, config, start_step=0)
+  for lr in (1e-3, 3e-3, 0.0):
+    state, _ = functions.step(state, next(batches), np.float32(lr))
+  batches.close()
+  assert functions.step._cache_size() == 1
+  for change in ({"lr": 0.5}, {"schedule": "cosine"}, {"warmup_tokens": 3}):
+    config.optim.update(change)
+    assert step.program(config, tokens.vocab_size) is functions
+
+
+def test_loss_is_a_sum_over_a_weight(tiny, cache):
+  """Positions of weight 0 change nothing; a batch in two halves has the same sum."""
+  tokens = data.prepare(tiny)
+  config = resolve(tiny)
+  functions = step.program(config, tokens.vocab_size)
+  state = functions.init(np.uint32(0))
+  batch = next(data.train_batches(tokens, config, start_step=0))
+  nll_B, weight_B = functions.evaluate(state.params, batch)
+  masked = dict(batch)
+  masked["weights_BT"] = batch["weights_BT"].copy()
+  masked["weights_BT"][:, 16:] = 0
+  masked["targets_BT"] = batch["targets_BT"].copy()
+  masked["targets_BT"][:, 16:] = 7
+  masked_nll_B, masked_weight_B = functions.evaluate(state.params, masked)
+  assert (np.asarray(masked_weight_B) == 16).all()
+  assert (np.asarray(weight_B) == 32).all()
+  assert (np.asarray(masked_nll_B) < np.asarray(nll_B)).all()
+  new_state, metrics = functions.step(state, masked, np.float32(1e-3))
+  assert float(metrics["loss_sum"]) == pytest.approx(float(np.sum(masked_nll_B)), rel=1e-5)
+  assert float(metrics["weight"]) == 64
+  assert int(new_state.step) == 1
+
+
+def test_state_is_donated(tiny, cache):
+  tokens = data.prepare(tiny)
+  config = resolve(tiny)
+  functions = step.program(config, tokens.vocab_size)
+  state = functions.init(np.uint32(0))
+  batch = next(data.train_batches(tokens, config, start_step=0))
+  functions.step(state, batch, np.float32(1e-3))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_bad_configs_are_refused_in_one_line(tiny, tmp_path):
+  for section, field, value, message in (
+    ("optim", "warmup_tokens", 10_000, "shorten the warmup"),
+    ("train", "tokens", 10**9, "epochs"),
+    ("model", "size", 99, "ladder 'small' has"),
+    ("model", "mlp", "gelo", "gelo"),
+    ("data", "tokenizer", "bpe:600", "smaller than its embedding"),
+  ):
+    bad = tiny.copy_and_resolve_references()
+    bad[section][field] = value
+    with pytest.raises(ValueError, match=message) as error:
+      loop.train(bad, tmp_path / "bad")
+    assert "\n" not in str(error.value)
+  assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_has_one_owner(tiny, tmp_path):
+  with files.owned(tmp_path), pytest.raises(files.FolderInUseError, match="in use by process"):
+    loop.train(tiny, tmp_path)

@@ -1,0 +1,70 @@
+"""Rows of metrics.jsonl, fetched late so that the device never waits for the host."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train import files
+
+
+class Metrics:
+  """Collects what each step returned and writes a row per interval.
+
+  A row is fetched when the interval after it is complete: by then its steps are done, and the fetch
+  does not stop the device.
+  """
+
+  def __init__(self, path: Path, first_step: int, describe: Callable[[int], dict[str, Any]]):
+    """Opens a file; drops its rows after `first_step`, which will be made again.
+
+    Args:
+      path: metrics.jsonl.
+      first_step: steps done before the first interval.
+      describe: gives the other columns of the row after that many steps.
+    """
+    rows = [row for row in files.read_rows(path) if row["step"] <= first_step]
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    self._file = path.open("a")
+    self._describe = describe
+    self._interval: list[dict] = []
+    self._waiting: list[tuple[int, list[dict]]] = []
+    self.loss: float | None = None  # of the newest row [nats per token]
+
+  @property
+  def diverged(self) -> bool:
+    """Whether the newest row's loss is not finite."""
+    return self.loss is not None and not math.isfinite(self.loss)
+
+  def add(self, metrics: dict) -> None:
+    """Takes in the metrics of a step: loss_sum, weight, grad_norm, still on the device."""
+    self._interval.append(metrics)
+
+  def end_interval(self, step: int) -> None:
+    """Ends the interval after `step` steps, and writes the row of the one before it."""
+    if self._interval:
+      self._waiting.append((step, self._interval))
+      self._interval = []
+    self.flush(waiting=1)
+
+  def flush(self, waiting: int = 0) -> None:
+    """Writes rows until only so many intervals wait."""
+    while len(self._waiting) > waiting:
+      step, interval = self._waiting.pop(0)
+      fetched = jax.device_get(interval)
+      self.loss = float(sum(m["loss_sum"] for m in fetched) / sum(m["weight"] for m in fetched))
+      last = {"train_loss": self.loss, "grad_norm": float(fetched[-1]["grad_norm"])}
+      self.write({"step": step, **self._describe(step), **last})
+
+  def write(self, row: dict) -> None:
+    """Appends a row."""
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Writes what waits and closes the file."""
+    self.flush()
+    self._file.close()
