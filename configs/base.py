@@ -20,13 +20,13 @@ def model() -> ConfigDict:
   c.depth = 0  # L, number of blocks; 0: from the ladder
   c.heads = 0  # H, attention heads; 0: from the ladder
   c.mlp_ratio = 4.0  # F / D; gated MLPs use 2/3 of it, so that the parameters are the same
-  c.mlp = "gelu"  # gelu | relu | geglu | swiglu
+  c.mlp = "swiglu"  # gelu | relu | geglu | swiglu
   c.norm = "rms"  # rms | layer
   c.positions = "rotary"  # rotary | learned
   c.biases = False  # biases in the dense layers
   c.qk_norm = True  # normalise queries and keys per head
   c.tied = False  # the head is the transposed embedding
-  c.init_std = 0.02  # embedding scale; dense layers use 1/sqrt(fan_in)
+  c.init_std = 1.0  # embedding scale; dense layers use 1/sqrt(fan_in)
   c.dtype = "float32"  # compute: float32 | bfloat16 (weights stay float32)
   c.remat = "none"  # rematerialisation of a block: none | dots | full
   c.scan = True  # one scanned block (compile time does not grow with depth), or unrolled
@@ -53,7 +53,7 @@ def optim() -> ConfigDict:
   """AdamW, its schedule, and its learning-rate rule."""
   c = ConfigDict()
   c.lr = 0.0  # peak learning rate; 0: lr_ref * (N / lr_ref_params) ** lr_exponent
-  c.lr_ref = 4e-3  # learning rate at N = lr_ref_params
+  c.lr_ref = 6e-3  # learning rate at N = lr_ref_params
   c.lr_ref_params = 100_000  # N (body + head) at which lr_ref holds [parameters]
   c.lr_exponent = -1 / 3  # Porian et al. 2024 (arXiv:2406.19146): -1/3
   c.schedule = "wsd"  # constant | cosine | wsd (warmup, stable, 1-sqrt decay)
@@ -91,6 +91,8 @@ def sweep() -> ConfigDict:
   c.sizes = (4, 6, 8, 10, 12)  # rungs of model.ladder
   c.budgets = (1e10, 2e10, 4e10, 8e10)  # isoflop: training compute of a cell [FLOPs]
   c.token_counts = ()  # grid: D of each cell [tokens]
+  c.min_tokens_per_param = 0.0  # cells with a smaller D / N are left out of the design
+  c.max_tokens_per_param = 1e9  # and those with a larger one
   c.trunk = True  # one constant-rate trunk per size, a cooldown branched per cell
   c.seed_sizes = ()  # sizes that are repeated with other seeds
   c.seed_budgets = ()  # isoflop: the budgets of those repeats; (): all

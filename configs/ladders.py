@@ -18,35 +18,37 @@ class Rung(NamedTuple):
   heads: int
 
 
-# Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %.
+# Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %. The depth and
+# the number of heads stay the same over the first dozen: a law in N is one of a family of like shapes,
+# and at this scale a second head or a third layer is worth as much as twice the parameters.
 SMALL = {
   #         D   L  H     N / 1e3
-  0: Rung(12, 2, 1),  # 6.6
-  1: Rung(16, 2, 1),  # 10.4
-  2: Rung(20, 2, 1),  # 14.9
-  3: Rung(24, 2, 1),  # 20.2
-  4: Rung(32, 2, 1),  # 33.0
-  5: Rung(40, 2, 1),  # 49.0
-  6: Rung(48, 2, 1),  # 68.0
-  7: Rung(56, 2, 1),  # 90.0
-  8: Rung(64, 2, 2),  # 115
-  9: Rung(72, 2, 2),  # 143
-  10: Rung(80, 2, 2),  # 175
-  11: Rung(80, 3, 2),  # 252
-  12: Rung(88, 3, 2),  # 302
+  0: Rung(12, 3, 2),  # 8.4
+  1: Rung(16, 3, 2),  # 13.1
+  2: Rung(20, 3, 2),  # 20.2
+  3: Rung(24, 3, 2),  # 27.1
+  4: Rung(28, 3, 2),  # 35.0
+  5: Rung(32, 3, 2),  # 46.2
+  6: Rung(36, 3, 2),  # 56.3
+  7: Rung(40, 3, 2),  # 67.3
+  8: Rung(48, 3, 2),  # 95.8
+  9: Rung(56, 3, 2),  # 129
+  10: Rung(64, 3, 2),  # 163
+  11: Rung(72, 3, 2),  # 206
+  12: Rung(80, 3, 2),  # 254
   13: Rung(96, 3, 3),  # 357
-  14: Rung(112, 3, 4),  # 481
-  15: Rung(128, 3, 4),  # 624
-  16: Rung(128, 4, 4),  # 821
+  14: Rung(96, 4, 3),  # 468
+  15: Rung(112, 4, 4),  # 629
+  16: Rung(128, 4, 4),  # 825
   17: Rung(144, 4, 4),  # 1,034
-  18: Rung(160, 4, 5),  # 1,272
-  19: Rung(160, 5, 5),  # 1,579
+  18: Rung(160, 4, 5),  # 1,266
+  19: Rung(160, 5, 5),  # 1,573
   20: Rung(192, 4, 6),  # 1,821
   21: Rung(192, 5, 6),  # 2,264
-  22: Rung(224, 5, 7),  # 3,071
-  23: Rung(256, 5, 8),  # 4,001
-  24: Rung(256, 6, 8),  # 4,788
-  25: Rung(320, 6, 10),  # 7,460
+  22: Rung(224, 5, 7),  # 3,080
+  23: Rung(256, 5, 8),  # 3,991
+  24: Rung(256, 6, 8),  # 4,776
+  25: Rung(320, 6, 10),  # 7,475
   26: Rung(384, 6, 12),  # 10,721
 }
 

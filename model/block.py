@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from model.accounting import GATED, mlp_width
 from model.attention import Attention, Rotation
-from model.layers import Dense, Norm, check
+from model.layers import Dense, Norm
 
 ACTIVATIONS = {
   "gelu": jax.nn.gelu,
@@ -21,12 +21,13 @@ class Mlp(nnx.Module):
 
   def __init__(self, model_config: ConfigDict, *, rngs: nnx.Rngs):
     c = model_config
-    self.activation = ACTIVATIONS[check(c, "mlp", tuple(ACTIVATIONS))]
+    self.activation = ACTIVATIONS[c.mlp]
     self.up = Dense(c, c.width, mlp_width(c), rngs=rngs)
     self.gate = Dense(c, c.width, mlp_width(c), rngs=rngs) if c.mlp in GATED else None
     self.down = Dense(c, mlp_width(c), c.width, rngs=rngs, scale=0.5 / c.depth)
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns y_BTD."""
     h_BTF = self.up(x_BTD)
     if self.gate is None:
       return self.down(self.activation(h_BTF))
@@ -45,5 +46,6 @@ class Block(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, mask_BTS: jax.Array | None, rotation: Rotation | None
   ) -> jax.Array:
+    """Returns the next residual stream; the context is as in `Attention`."""
     x_BTD += self.attention(self.attention_norm(x_BTD), mask_BTS, rotation)
     return x_BTD + self.mlp(self.mlp_norm(x_BTD))

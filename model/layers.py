@@ -13,26 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 NORM_EPS = 1e-6
-
-
-def check(model_config: ConfigDict, field: str, options: tuple[str, ...]) -> str:
-  """Returns the value of a switch.
-
-  Raises:
-    ValueError: the value is not one of its options.
-  """
-  value = model_config[field]
-  if value not in options:
-    raise ValueError(f"model.{field}={value!r}: unknown; choose one of {', '.join(options)}")
-  return value
-
-
-def dtype(model_config: ConfigDict) -> jnp.dtype:
-  """Returns the dtype in which matrix products take their operands."""
-  return jnp.dtype(check(model_config, "dtype", ("float32", "bfloat16")))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -52,7 +34,7 @@ def _dot(x: jax.Array, y: jax.Array, contract: tuple, dtype: jnp.dtype) -> jax.A
 
 
 def _matmul_forward(x_ND, w_DF, dtype):
-  return matmul(x_ND, w_DF, dtype), (x_ND.astype(dtype), w_DF)
+  return _dot(x_ND, w_DF, ((1,), (0,)), dtype), (x_ND.astype(dtype), w_DF)
 
 
 def _matmul_backward(dtype, residuals, dy_NF):
@@ -80,14 +62,14 @@ class Dense(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
     bias = model_config.biases if bias is None else bias
     self.bias = nnx.Param(jnp.zeros((fan_out,))) if bias else None
-    self.dtype = dtype(model_config)
+    self.dtype = jnp.dtype(model_config.dtype)
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:
     """Applies the layer to the last axis; the result is float32."""
     x_ND = x_XD.reshape(-1, x_XD.shape[-1])
     y_NF = matmul(x_ND, self.kernel[...], self.dtype)
     if self.bias is not None:
-      y_NF += self.bias[None]
+      y_NF += _row(self.bias[...], 2)
     return y_NF.reshape(*x_XD.shape[:-1], -1)
 
 
@@ -95,25 +77,36 @@ class Norm(nnx.Module):
   """RMS norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016) of the last axis, float32."""
 
   def __init__(self, model_config, width: int):
-    self.centre = check(model_config, "norm", ("rms", "layer")) == "layer"
+    self.centre = model_config.norm == "layer"
     self.scale = nnx.Param(jnp.ones((width,)))
     self.bias = nnx.Param(jnp.zeros((width,))) if self.centre and model_config.biases else None
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:
-    if self.centre:
-      x_XD -= jnp.mean(x_XD, axis=-1, keepdims=True)
-    square_X1 = jnp.mean(jnp.square(x_XD), axis=-1, keepdims=True)
-    along_last = (None,) * (x_XD.ndim - 1)
-    y_XD = x_XD * jax.lax.rsqrt(square_X1 + NORM_EPS) * self.scale[along_last]
-    return y_XD if self.bias is None else y_XD + self.bias[along_last]
+    """Returns the normalised input, times the gain (plus the bias, if there is one)."""
+    y_XD = _standardise(x_XD, _row(self.scale[...], x_XD.ndim), self.centre)
+    return y_XD if self.bias is None else y_XD + _row(self.bias[...], x_XD.ndim)
+
+
+def _row(x_D: jax.Array, ndim: int) -> jax.Array:
+  return x_D.reshape((1,) * (ndim - 1) + (-1,))
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
+def _standardise(x_XD: jax.Array, scale_1D: jax.Array, centre: bool) -> jax.Array:
+  """The norm itself; the backward pass keeps its input and repeats the rest, which is cheaper."""
+  if centre:
+    x_XD -= jnp.mean(x_XD, axis=-1, keepdims=True)
+  square_X1 = jnp.mean(jnp.square(x_XD), axis=-1, keepdims=True)
+  return x_XD * jax.lax.rsqrt(square_X1 + NORM_EPS) * scale_1D
 
 
 class Embedding(nnx.Module):
-  """A table of `size` rows, looked up by integers."""
+  """A table of `size` rows of standard deviation `std`, looked up by integers."""
 
-  def __init__(self, model_config, size: int, *, rngs: nnx.Rngs):
-    init = jax.nn.initializers.normal(model_config.init_std)
+  def __init__(self, model_config, size: int, *, rngs: nnx.Rngs, std: float):
+    init = jax.nn.initializers.normal(std)
     self.table = nnx.Param(init(rngs.params(), (size, model_config.width)))
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
+    """Returns rows_BTD."""
     return self.table[...][ids_BT]

@@ -1,18 +1,33 @@
 """The transformer: embedding, a stack of Blocks, head. `build` makes one from a config."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from model.attention import rotation
-from model.block import Block
-from model.layers import Dense, Embedding, Norm, check, dtype, matmul
+from model.block import ACTIVATIONS, Block
+from model.layers import Dense, Embedding, Norm, matmul
 
+# What the backward pass recomputes of a block: nothing; all but the products with weights; all.
+# XLA's CPU backend undoes it in unrolled layers: there it saves memory under `scan` only.
 REMAT = {
   "none": lambda f: f,
-  "dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable),
+  "dots": functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
   "full": jax.checkpoint,
+}
+
+SWITCHES = {
+  "family": ("decoder",),
+  "mlp": tuple(ACTIVATIONS),
+  "norm": ("rms", "layer"),
+  "positions": ("rotary", "learned"),
+  "dtype": ("float32", "bfloat16"),
+  "remat": tuple(REMAT),
 }
 
 
@@ -21,17 +36,19 @@ class Decoder(nnx.Module):
 
   def __init__(self, model_config: ConfigDict, vocab_size: int, seq_len: int, *, rngs: nnx.Rngs):
     c = model_config
-    self.embedding = Embedding(c, vocab_size, rngs=rngs)
-    learned = check(c, "positions", ("rotary", "learned")) == "learned"
-    self.positions = Embedding(c, seq_len, rngs=rngs) if learned else None
+    # A tied embedding is a dense layer too: beyond 1/sqrt(fan_in), the first logits would be huge.
+    std = min(c.init_std, c.width**-0.5) if c.tied else c.init_std
+    self.embedding = Embedding(c, vocab_size, rngs=rngs, std=std)
+    learned = c.positions == "learned"
+    self.positions = Embedding(c, seq_len, rngs=rngs, std=std) if learned else None
     self.block = _stack(c, rngs)
     self.final_norm = Norm(c, c.width)
     # A head of zeros: every model starts at a loss of exactly ln V, whatever its width, and spends
     # no step on unlearning random logits.
     self.head = None if c.tied else Dense(c, c.width, vocab_size, rngs=rngs, scale=0, bias=False)
     self.head_width = c.width // c.heads
-    self.depth, self.scan, self.remat = c.depth, c.scan, check(c, "remat", tuple(REMAT))
-    self.dtype = dtype(c)
+    self.depth, self.scan, self.remat = c.depth, c.scan, c.remat
+    self.dtype = jnp.dtype(c.dtype)
 
   def __call__(self, tokens_BT, segments_BT=None, positions_BT=None) -> jax.Array:
     """Returns logits_BTV in float32.
@@ -100,5 +117,9 @@ def build(model_config: ConfigDict, vocab_size: int, seq_len: int, rngs: nnx.Rng
   Raises:
     ValueError: a switch of the config has a value that it does not know.
   """
-  check(model_config, "family", ("decoder",))
+  for field, options in SWITCHES.items():
+    if model_config[field] not in options:
+      raise ValueError(
+        f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
+      )
   return Decoder(model_config, vocab_size, seq_len, rngs=rngs)

@@ -322,6 +322,7 @@ def to_json(fit: Fit) -> dict[str, Any]:
     "n_runs": len(fit.runs),
     "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
     "input_hash": input_hash(fit.runs),
+    "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
     "delta": fit.delta,
     "level": fit.level,
     "bootstraps": len(fit.draws.E),

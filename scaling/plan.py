@@ -16,6 +16,7 @@ from configs import ladders
 from model import accounting
 from train import optim, record
 from train.data import TokenData
+from train.step import program
 
 MIN_STEPS = 20
 
@@ -152,6 +153,7 @@ def fit_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
       cells += [
         _cell(config, vocab_size, "fit", size, seed=config.seed + i, **point) for point in points
       ]
+  cells = [c for c in cells if s.min_tokens_per_param <= c.D / c.N <= s.max_tokens_per_param]
   branches = s.trunk and config.optim.schedule == "wsd"
   return _branch(config, cells) if branches else cells
 
@@ -247,8 +249,19 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     raise ValueError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
   if s.heldout_factor < 1:
     raise ValueError(f"sweep.heldout_factor={s.heldout_factor}: must be at least 1")
+  shape = [name for name in ("width", "heads") if config.model[name]]
+  if shape:
+    raise ValueError(
+      f"model.{shape[0]}={config.model[shape[0]]}: a sweep takes its shapes from model.ladder; "
+      "leave it at 0"
+    )
+  program(at_size(config, s.sizes[0]), tokens.vocab_size)  # knows the switches of config.model
   cells = fit_cells(config, tokens.vocab_size)
-  # Seen before the fit: the smallest size at the held-out budget would process the most tokens.
+  if not cells:
+    raise ValueError(
+      f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
+      f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
+    )
   for cell in cells:
     if cell.steps < MIN_STEPS:
       raise ValueError(

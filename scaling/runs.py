@@ -33,6 +33,8 @@ class Runs:
     loss: validation loss [nats per token].
     loss_stderr: its standard error over the validation tokens, nan where unknown; None: no column.
     excluded: runs of the file that are not among these, as (id, reason).
+    params: what N counts, one of `PARAMS`, or "given": as whoever gave the numbers counts.
+    flops: what C counts: exact (as given), or 6nd.
   """
 
   ids: tuple[str, ...]
@@ -42,6 +44,8 @@ class Runs:
   loss: np.ndarray
   loss_stderr: np.ndarray | None = None
   excluded: tuple[tuple[str, str], ...] = ()
+  params: str = "given"
+  flops: str = "exact"
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -55,12 +59,14 @@ def make_runs(
   ids: Sequence[str] = (),
   loss_stderr: ArrayLike | None = None,
   excluded: Sequence[tuple[str, str]] = (),
+  params: str = "given",
 ) -> Runs:
   """Returns runs from arrays [n]; C defaults to 6 N D. They are put into a canonical order.
 
   Raises:
     ValueError: a value is not a positive finite number; the message names its run and column.
   """
+  flops = "6nd" if C is None else "exact"
   C = 6.0 * np.asarray(N, float) * np.asarray(D, float) if C is None else C
   columns = {k: np.asarray(v, float) for k, v in (("N", N), ("D", D), ("C", C), ("loss", loss))}
   ids = ids or [str(i) for i in range(columns["N"].size)]
@@ -77,6 +83,8 @@ def make_runs(
     **{name: values[order] for name, values in columns.items()},
     loss_stderr=None if loss_stderr is None else np.asarray(loss_stderr, float)[order],
     excluded=tuple(excluded),
+    params=params,
+    flops=flops,
   )
 
 
@@ -115,7 +123,7 @@ def read_runs(
       if len(set(wanted) & {"N", "D", "C"}) < 2:
         lost = next(name for name in ("N", "D") if name not in wanted)
         raise _missing(path, names[lost], lost, header)
-      return _read_rows(path, reader, names, wanted, flops)
+      return _read_rows(path, reader, names, wanted, "given" if "N" in given else params, flops)
   except (OSError, UnicodeDecodeError) as error:
     raise ValueError(f"runs={path}: cannot be read as CSV ({error})") from error
 
@@ -139,7 +147,7 @@ def _missing(path: str | os.PathLike, column: str, name: str, header: Sequence[s
   )
 
 
-def _read_rows(path, reader, names, wanted, flops) -> Runs:
+def _read_rows(path, reader, names, wanted, params, flops) -> Runs:
   ours = {"kind", "status"} <= set(reader.fieldnames)
   stderr = names["loss_stderr"] if names["loss_stderr"] in reader.fieldnames else None
 
@@ -172,10 +180,11 @@ def _read_rows(path, reader, names, wanted, flops) -> Runs:
     values["N"] = values["C"] / (6 * values["D"])
   if "D" not in values:
     values["D"] = values["C"] / (6 * values["N"])
-  if "C" not in values or flops == "6nd":
-    values["C"] = 6 * values["N"] * values["D"]
+  if flops == "6nd":
+    values.pop("C", None)  # 6 N D by default
   stderr_n = np.array(stderrs) if stderr else None
-  return make_runs(**values, ids=ids, loss_stderr=stderr_n, excluded=excluded)
+  counts = params if ours else "given"
+  return make_runs(**values, ids=ids, loss_stderr=stderr_n, excluded=excluded, params=counts)
 
 
 def input_hash(runs: Runs) -> str:

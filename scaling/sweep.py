@@ -78,6 +78,7 @@ def _sweep(
   # ---- Train, fit ----
   fitted = plan.fit_cells(config, vocab_size)
   train(fitted, "fit")
+  head["device"] = store.outcome(workdir, fitted[0]).get("device", "")
   law = fit_workdir(config, workdir)
   a, b = laws.exponents(law.law)
   display.say(
@@ -180,8 +181,9 @@ def probe(
   """Trains the learning-rate probe and returns the rule that it found, and its cells.
 
   At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through the
-  best cell and its neighbours. A best cell at the edge asks for the rate beyond it. With one size the
-  rule's lr_ref moves; with several, a line through the sizes' best rates gives lr_exponent as well.
+  best cell and its neighbours. A best cell at the edge asks for the rate beyond it. The rule's lr_ref
+  becomes the geometric mean over the sizes; its exponent stays, as a few probes a factor apart in N
+  determine it worse than the literature does.
   """
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
   if not factors:
@@ -215,8 +217,6 @@ def probe(
   }
   x = np.log([n_params[s] / config.optim.lr_ref_params for s in factors])
   y = np.log([rates[s] for s in factors])
-  if len(factors) > 1:
-    rule["lr_exponent"] = float(np.polyfit(x, y, 1)[0])
   rule["lr_ref"] = float(np.exp(np.mean(y - rule["lr_exponent"] * x)))
   return rule, cells
 

@@ -429,9 +429,12 @@ def test_our_cells(tmp_path):
   np.testing.assert_allclose(body.N, runs.N / 2)
   np.testing.assert_allclose(body.C, 6 * body.N * body.D)
   np.testing.assert_allclose(fit.read_runs(path, params="total").N, runs.N * 2)
-  assert fit.to_json(fit.fit_runs(runs, options()))["excluded"] == [
-    {"id": "c18", "reason": "status diverged"}
-  ]
+  record = fit.to_json(fit.fit_runs(runs, options()))
+  assert record["excluded"] == [{"id": "c18", "reason": "status diverged"}]
+  assert record["counting"] == {"params": "body_head", "flops": "exact"}
+  record = fit.to_json(fit.fit_runs(body, options()))
+  assert record["counting"] == {"params": "body", "flops": "6nd"}
+  assert fit.read_runs(path, columns="N=params_total").params == "given"
   with pytest.raises(ValueError, match="fit.params='weights'"):
     fit.read_runs(path, params="weights")
 

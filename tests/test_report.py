@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base, ladders
-from scaling import figures, laws, report
+from scaling import figures, laws, render, report, results
 
 TRUTH = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = laws.Compute(k=6.0)
@@ -238,7 +238,7 @@ def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
 
 
 def test_profile_markers_sit_at_the_minima_and_on_their_parabolas(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   axes = figures.isoflop_profiles(record).axes[0]
   wanted = [(p["minimum_N"], p["minimum_loss"]) for p in record.profiles]
   np.testing.assert_allclose(points(axes, "minimum"), wanted)
@@ -258,7 +258,7 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
     fit["approach2"]["profiles"][0] |= {"inside": False, "minimum_N": None, "minimum_loss": None}
 
   edit(workdir / "fit.json", change)
-  record = figures.read(workdir)
+  record = results.read(workdir)
   figure = figures.isoflop_profiles(record)
   axes = figure.axes[0]
   first = record.profiles[0]
@@ -270,13 +270,13 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
 
 
 def markdown(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   undrawn = {name: record.lacks(*needs) for name, (_, needs) in figures.FIGURES.items()}
-  return report.to_markdown("a sweep", report.blocks(record, undrawn))
+  return render.to_markdown("a sweep", report.blocks(record, undrawn))
 
 
 def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   axes = figures.contours(record).axes[0]
   N, D = points(axes, "frontier").T
   E, A, B, alpha, beta = (float(v) for v in TRUTH)
@@ -294,7 +294,7 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
 
 
 def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   left, right = figures.frontier(record).axes
   best = record.optimum
   np.testing.assert_allclose(points(left, "N_opt"), [(o["C"], o["N_opt"]) for o in best])
@@ -307,7 +307,7 @@ def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
 
 
 def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   for axes, x in zip(figures.residuals(record).axes, "ND", strict=False):
     cells = record.done("fit")
     law = [float(laws.loss(TRUTH, c["N"], c["D"])) for c in cells]
@@ -320,7 +320,7 @@ def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
 
 
 def test_predicted_vs_trained_has_predictions_on_x(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   axes = figures.predicted_vs_trained(record).axes[0]
   held = record.done("heldout")
   sealed = [c["predicted_loss"] for c in record.prediction["cells"]]
@@ -331,7 +331,7 @@ def test_predicted_vs_trained_has_predictions_on_x(workdir):
 
 
 def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workdir):
-  record = figures.read(workdir)
+  record = results.read(workdir)
   left, right = figures.training_curves(record).axes[:2]
   cells = record.done("fit")
   np.testing.assert_allclose(points(left, "fit"), [(c["D"], c["loss"]) for c in cells])
@@ -418,7 +418,7 @@ def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   assert "| 5 | 115k | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
   assert "--config.sweep.sizes='(1, 3, 5, 8, 11)'" in text or "'--config.sweep.sizes=(1, 3" in text
   assert "c0ffee12" in text
-  spent = sum(c["flops_spent"] for c in figures.read(finished).cells)
+  spent = sum(c["flops_spent"] for c in results.read(finished).cells)
   assert f"{spent:.2e}".replace("e+", "e") in text
   assert f"{spent / 8.64e19:.2e}" in text
   lines = report.terminal(finished).splitlines()
@@ -436,7 +436,7 @@ def test_cells_that_were_lost_are_named_with_their_reason(workdir):
   assert "| `fit-s5-blown-up` | diverged |" in text
   assert f"| `{name}` | failed: out of memory |" in text
   assert name in report.terminal(workdir)
-  assert len(figures.read(workdir).done("fit")) == 35
+  assert len(results.read(workdir).done("fit")) == 35
 
 
 @pytest.mark.parametrize(("floor", "said"), [(1.15, "None of 42"), (2.2, "`heldout-1.0` (2.14")])
@@ -499,12 +499,18 @@ def test_broken_and_missing_folders_are_one_line(tmp_path):
 
 
 def test_n_and_c_are_counted_as_the_fit_counts_them(workdir):
-  before = figures.read(workdir).done("fit")[0]
-  change = lambda sweep: sweep["config"]["fit"].update(params="total", flops="6nd")  # noqa: E731
-  edit(workdir / "sweep.json", change)
-  after = figures.read(workdir).done("fit")[0]
+  before = results.read(workdir).done("fit")[0]
+  planned, fitted = {"params": "body", "flops": "exact"}, {"params": "total", "flops": "6nd"}
+  edit(workdir / "sweep.json", lambda sweep: sweep["config"]["fit"].update(planned))
+  after = results.read(workdir).done("fit")[0]
+  assert after["N"] == before["params_body"] < before["N"]
+  assert after["C"] == before["C"]
+  edit(workdir / "fit.json", lambda fit: fit.update(counting=fitted))  # fitted again, otherwise
+  after = results.read(workdir).done("fit")[0]
   assert after["N"] == before["params_total"] > before["N"]
   assert after["C"] == pytest.approx(6 * before["params_total"] * before["D"])
+  edit(workdir / "fit.json", lambda fit: fit.update(counting={"params": "given"}))
+  assert results.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
 
 
 def test_the_same_records_give_the_same_bytes_anywhere(finished, workdir):

@@ -49,6 +49,7 @@ def train(
   config = ladders.resolve(config)
   tokens = data.prepare(config)
   record.check(config, tokens)
+  functions = program(config, tokens.vocab_size)
   head = record.describe(config, tokens, jax.devices()[0].device_kind)
   files.make_folder(workdir)
   with files.owned(workdir, wait_seconds=5.0):
@@ -58,12 +59,13 @@ def train(
       return found
     folder = workdir / "checkpoints"
     with checkpoint.opened(folder, config.train.keep_steps) as checkpoints:
-      return _train(config, tokens, workdir, checkpoints, head, should_stop, report)
+      return _train(config, tokens, functions, workdir, checkpoints, head, should_stop, report)
 
 
 def _train(
   config: ConfigDict,
   tokens: data.TokenData,
+  functions: Program,
   workdir: Path,
   checkpoints: checkpoint.Checkpoints,
   head: dict,
@@ -82,7 +84,6 @@ def _train(
     return {"tokens": done, "flops": done * size.flops_per_token, "lr": lr_of(step - 1)}
 
   # ---- Start: resume, branch, or from scratch ----
-  functions = program(config, tokens.vocab_size)
   state = functions.init(np.uint32(config.seed))
   first_step, state = start(config, checkpoints, state, head)
   last_step = min(config.train.stop_at_step or size.steps, size.steps)

@@ -1,23 +1,39 @@
 """The main job: a verified scaling law of real text, in minutes on two CPU cores.
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
+
+The text is Python's own standard library, in 512 BPE tokens. About 3 minutes on two cores.
+
+Why these numbers:
+- Byte-level models of this size learn in steps (spelling, then indentation, then names), which bends
+  the curves that a power law would fit; with 512 tokens the curves are smooth from 100k tokens on.
+- Six sizes a factor 1.3 to 2 apart and four budgets a factor 2 apart put every budget's minimum inside.
+- Cells far from the optimum (D / N below 2.5 or above 100) cost much and tell little about it.
+- Repeats with other seeds sit where they are cheap; they are what the intervals know of seed noise.
+- Runs this short scatter by about 1 %, not by the 0.1 % of large ones: Huber's delta is 2 %, so that
+  ordinary scatter is averaged and only outliers are cut.
 """
 
 from configs import base
 
 
 def get_config():
-  """Returns five sizes, four isoFLOP budgets, and a held-out budget three times the largest."""
+  """Returns six sizes, four isoFLOP budgets, and a held-out budget three times the largest."""
   c = base.get_config()
   c.sweep.name = "quick"
+  c.data.tokenizer = "bpe:512"
   c.data.seq_len = 64
   c.data.batch_size = 8
   c.data.isolate_documents = False
+  c.optim.lr_ref = 9e-3
   c.optim.warmup_tokens = 10_000
-  c.sweep.sizes = (0, 1, 3, 5, 7)
-  c.sweep.budgets = (0.5e11, 1e11, 2e11, 4e11)
-  c.sweep.seed_sizes = (1, 3)
-  c.sweep.seed_budgets = (0.5e11, 1e11)
-  c.sweep.probe_sizes = (1, 5)
+  c.sweep.sizes = (1, 2, 3, 5, 8, 10)
+  c.sweep.budgets = (0.7e11, 1.4e11, 2.8e11, 5.6e11)
+  c.sweep.min_tokens_per_param = 2.5
+  c.sweep.max_tokens_per_param = 100.0
+  c.sweep.seed_sizes = (2, 5)
+  c.sweep.seed_budgets = (1.4e11,)
+  c.sweep.probe_sizes = (2, 5)
   c.sweep.probe_tokens = 200_000
+  c.fit.delta = 0.02
   return c

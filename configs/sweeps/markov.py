@@ -1,0 +1,32 @@
+"""A sweep on a source whose entropy floor is computed: does the law find it, does nothing go below?
+
+  isoflop sweep --config=configs/sweeps/markov.py --workdir=runs/markov
+
+A Markov chain over 256 symbols: what can be predicted is the next row of a table, which takes a
+model about as wide as the table's rank. About 5 minutes on two cores.
+"""
+
+from configs import base
+
+
+def get_config():
+  """Returns six sizes and four budgets on the chain."""
+  c = base.get_config()
+  c.sweep.name = "markov"
+  c.data.source = "markov"
+  c.data.markov_tokens = 16_000_000
+  c.data.seq_len = 32
+  c.data.batch_size = 32
+  c.data.isolate_documents = False
+  c.model.depth = 1
+  c.optim.lr_ref = 1e-2
+  c.optim.warmup_tokens = 20_000
+  c.sweep.sizes = (5, 8, 10, 12, 13, 15)
+  c.sweep.budgets = (2e11, 4e11, 8e11, 16e11)
+  c.sweep.min_tokens_per_param = 2.0
+  c.sweep.max_tokens_per_param = 200.0
+  c.sweep.seed_sizes = (8, 10)
+  c.sweep.seed_budgets = (2e11,)
+  c.sweep.probe_sizes = (8, 12)
+  c.sweep.probe_tokens = 500_000
+  return c

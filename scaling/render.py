@@ -1,0 +1,144 @@
+"""A report as a list of blocks, rendered as Markdown, as HTML and for the terminal."""
+
+import base64
+import html
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Heading(NamedTuple):
+  """A section's title."""
+
+  text: str
+
+
+class Text(NamedTuple):
+  """A paragraph; `code` and **bold** as in Markdown."""
+
+  text: str
+
+
+class Code(NamedTuple):
+  """Lines to type."""
+
+  text: str
+
+
+class Table(NamedTuple):
+  """A table of formatted text; the first column names the row."""
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[str]]
+
+
+class Image(NamedTuple):
+  """A figure of the workdir."""
+
+  name: str
+  caption: str
+
+
+Block = Heading | Text | Code | Table | Image
+
+
+def to_text(table: Table) -> str:
+  """Renders a table for the terminal."""
+  lines = [[cell.replace("`", "") for cell in row] for row in (table.columns, *table.rows)]
+  width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = []
+  for name, *values in lines:
+    cells = [value.rjust(w) for value, w in zip(values, width[1:], strict=True)]
+    text.append("  ".join([name.ljust(width[0]), *cells]).rstrip())
+  return "\n".join(text)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+  return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def to_markdown(title: str, content: list[Block]) -> str:
+  """Renders the report as Markdown, with figures by relative path."""
+  parts = [f"# {title}"]
+  for block in content:
+    match block:
+      case Heading(text):
+        parts.append(f"## {text}")
+      case Text(text):
+        parts.append(text)
+      case Code(text):
+        parts.append(f"```sh\n{text}\n```")
+      case Image(name, caption):
+        parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))")
+      case Table(columns, rows):
+        rule = "| --- |" + " ---: |" * (len(columns) - 1)
+        parts.append("\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)]))
+  return "\n\n".join(parts) + "\n"
+
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5f6670; --line: #d9dce1; --page: #fff }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6ea; --soft: #9aa2ad; --line: #3a3f46; --page: #16181b }
+}
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 62rem; margin: 0 auto; padding: 2rem 1.2rem 4rem }
+h1 { font-size: 1.5rem; margin: 0 0 1rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0 }
+th, td { padding: .22rem .7rem; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 600 } th:first-child, td:first-child { text-align: left }
+figure { margin: 1.6rem 0 } figcaption { color: var(--soft); font-size: .85rem }
+img { background: #fff; border-radius: 6px; padding: 8px; max-width: 100%; height: auto;
+  box-sizing: border-box }
+code, pre { font: .85em ui-monospace, monospace } pre { overflow-x: auto; padding: .8rem;
+  border: 1px solid var(--line); border-radius: 6px }
+h1 + p { font-size: 1.1rem; border-left: 4px solid #D55E00; padding-left: .9rem }
+"""
+
+
+def _inline(text: str) -> str:
+  text = html.escape(text.replace("\\*", "*"))
+  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+  return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+  return f"<tr>{''.join(f'<{tag}>{_inline(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _html_image(png: bytes, caption: str) -> str:
+  width = round(0.6 * struct.unpack(">I", png[16:20])[0])
+  source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  image = f'<img width="{width}" alt="{html.escape(caption)}" src="{source}">'
+  return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
+
+
+def to_html(title: str, content: list[Block], folder: Path) -> str:
+  """Renders the report as one HTML page that holds the PNG files of `folder`."""
+  parts = [f"<h1>{html.escape(title)}</h1>"]
+  for block in content:
+    match block:
+      case Heading(text):
+        parts.append(f"<h2>{_inline(text)}</h2>")
+      case Text(text):
+        parts.append(f"<p>{_inline(text)}</p>")
+      case Code(text):
+        parts.append(f"<pre><code>{html.escape(text)}</code></pre>")
+      case Image(name, caption):
+        parts.append(_html_image((folder / f"{name}.png").read_bytes(), caption))
+      case Table(columns, rows):
+        body = "\n".join(_html_row("td", row) for row in rows)
+        parts.append(
+          f'<div class="scroll"><table><thead>{_html_row("th", columns)}</thead>\n'
+          f"<tbody>{body}</tbody></table></div>"
+        )
+  head = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+  return (
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}\n'
+    f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
+    + "\n".join(parts)
+    + "\n</body></html>\n"
+  )

@@ -1,0 +1,118 @@
+"""What a sweep has written so far, read back from its workdir, for its figures and report."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling import laws
+from train import files
+
+COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
+TEXT_COLUMNS = ("cell", "kind", "objective", "status")
+
+Cell = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a sweep has written so far; a missing file is an empty dict or list."""
+
+  workdir: Path
+  sweep: dict[str, Any]
+  cells: list[Cell]  # rows of cells.csv: text as text, numbers as float, blanks as nan
+  fit: dict[str, Any]
+  prediction: dict[str, Any]
+  verification: dict[str, Any]
+
+  def done(self, *kinds: str) -> list[Cell]:
+    """Returns the cells of these kinds that ran to their end and have a finite loss."""
+    done = [c for c in self.cells if c["status"] == "done" and math.isfinite(c["loss"])]
+    return [c for c in done if c["kind"] in kinds]
+
+  @property
+  def law(self) -> laws.Chinchilla:
+    """The fitted law."""
+    return laws.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
+
+  @property
+  def profiles(self) -> list[dict[str, Any]]:
+    """The isoFLOP profiles of approach 2, by budget."""
+    return sorted(self.fit.get("approach2", {}).get("profiles", []), key=lambda p: p["C"])
+
+  @property
+  def optimum(self) -> list[dict[str, Any]]:
+    """The compute-optimal points by budget, with the sealed one among them."""
+    rows, sealed = list(self.fit.get("optimum", [])), self.prediction
+    if rows and sealed:
+      pairs = (("N_opt", "N"), ("D_opt", "D"), ("loss", "loss"))
+      row = {a: sealed[b] for a, b in pairs} | {
+        f"{a}_interval": sealed.get(f"{b}_interval" if b != "loss" else "interval")
+        for a, b in pairs
+      }
+      ratio = {k: sealed[k] for k in ("tokens_per_param", "tokens_per_param_interval")}
+      rows.append({"C": sealed["C"], "sealed": True, "extrapolation": math.inf} | row | ratio)
+    return sorted(rows, key=lambda o: o["C"])
+
+  @property
+  def target(self) -> float:
+    """The rule of thumb to compare with [tokens per parameter]."""
+    return float(self.sweep.get("config", {}).get("fit", {}).get("target_tokens_per_param", 20.0))
+
+  def lacks(self, *needs: str) -> str:
+    """Returns what is missing of "runs", "law", "profiles", "optimum", or ""."""
+    there: dict[str, tuple[Any, str]] = {
+      "runs": (self.done("fit"), "no fit cell is done"),
+      "law": (self.fit.get("params"), "there is no fit.json yet"),
+      "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
+      "optimum": (len(self.optimum) > 1, "fit.json has no optimum at two budgets"),
+    }
+    return next((reason for found, reason in map(there.__getitem__, needs) if not found), "")
+
+
+def read(workdir: str | Path) -> Record:
+  """Reads the records of a sweep, of which any may be missing.
+
+  Raises:
+    ValueError: there is no such folder, or a record in it is broken.
+  """
+  workdir = Path(workdir)
+  if not workdir.is_dir():
+    raise ValueError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
+  cells: list[Cell] = []
+  if (workdir / "cells.csv").exists():
+    with (workdir / "cells.csv").open(newline="") as lines:
+      for row in csv.DictReader(lines):
+        cells.append({k: v if k in TEXT_COLUMNS else float(v or "nan") for k, v in row.items()})
+  names = ("sweep", "fit", "prediction", "verification")
+  records = {name: files.read_json(workdir / f"{name}.json") or {} for name in names}
+  counted = records["sweep"].get("config", {}).get("fit", {}) | records["fit"].get("counting", {})
+  for cell in cells:  # N and C as the fit counts them
+    cell["N"] = cell[COUNTS.get(counted.get("params"), "N")]
+    cell["C"] = 6 * cell["N"] * cell["D"] if counted.get("flops") == "6nd" else cell["C"]
+    cell["tokens_per_param"] = cell["D"] / cell["N"]
+  return Record(workdir, cells=cells, **records)
+
+
+def column(cells: list[Cell], name: str) -> np.ndarray:
+  """Returns one column of some cells [n]."""
+  return np.array([c[name] for c in cells], float)
+
+
+def extrapolated(optimum: dict[str, Any]) -> bool:
+  """Returns whether an optimum lies beyond the budgets that were fitted."""
+  return optimum.get("extrapolation", 1.0) > 1.05
+
+
+def si(value: float, _: Any = None) -> str:
+  """Returns a count in three digits with an SI letter: 90_432 -> "90.4k"."""
+  if not math.isfinite(value):
+    return "–"
+  value = float(f"{value:.3g}")
+  for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= scale:
+      return f"{value / scale:.3g}{letter}"
+  return f"{value:.3g}"
