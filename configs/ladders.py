@@ -18,9 +18,9 @@ class Rung(NamedTuple):
   heads: int
 
 
-# Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %. The depth and
-# the number of heads stay the same over the first dozen: a law in N is one of a family of like shapes,
-# and at this scale a second head or a third layer is worth as much as twice the parameters.
+# Rungs about a factor 1.3 apart in N, so that any predicted N* has a neighbour within 20 %. Depth
+# and number of heads stay the same over the first dozen: a law in N is one of a family of like
+# shapes, and at this scale a second head or a third layer is worth as much as twice the parameters.
 SMALL = {
   #         D   L  H     N / 1e3
   0: Rung(12, 3, 2),  # 8.4

@@ -1,6 +1,7 @@
 """The transformer: embedding, a stack of Blocks, head. `build` makes one from a config."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from model.layers import Dense, Embedding, Norm, matmul
 
 # What the backward pass recomputes of a block: nothing; all but the products with weights; all.
 # XLA's CPU backend undoes it in unrolled layers: there it saves memory under `scan` only.
-REMAT = {
+REMAT: dict[str, Callable] = {
   "none": lambda f: f,
   "dots": functools.partial(
     jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable

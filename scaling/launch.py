@@ -74,7 +74,8 @@ class _Worker:
     return [json.loads(line) for line in lines]
 
   def close(self) -> None:
-    assert self.process.stdin is not None and self.process.stdout is not None
+    assert self.process.stdin is not None
+    assert self.process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.close()
     self.process.wait()
@@ -208,7 +209,7 @@ class Pool:
 
 
 def _record_failure(task: Task, error: str) -> None:
-  """Keeps a failed run on record; it goes on from its checkpoint when the sweep is started again."""
+  """Keeps a failed run on record; a new start of the sweep continues it from its checkpoint."""
   task.folder.mkdir(parents=True, exist_ok=True)
   record = files.read_json(task.folder / "run.json") or {"config": task.config}
   failed = {"status": "failed", "error": error, "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

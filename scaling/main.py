@@ -2,14 +2,14 @@
 
     isoflop train   --config=configs/clm.py --workdir=runs/one        train one model
     isoflop plan    --config=configs/sweeps/quick.py                  what a sweep would cost
-    isoflop sweep   --config=configs/sweeps/quick.py --workdir=DIR    plan, train, fit, verify, report
+    isoflop sweep   --config=configs/sweeps/quick.py --workdir=DIR    plan, train, fit, verify
     isoflop fit     --workdir=DIR  |  --runs=FILE.csv --workdir=DIR   the law of some runs
     isoflop verify  --workdir=DIR                                     train the sealed prediction
-    isoflop report  --workdir=DIR                                     report.md, report.html, figures/
+    isoflop report  --workdir=DIR                                     its report and figures
     isoflop runs    --workdir=DIR                                     the runs of a folder
 
 Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` explains a verb;
-`--print_config` shows the resolved config and what differs from the defaults, and does nothing else.
+`--print_config` shows the resolved config and what differs from the defaults, and does no more.
 """
 
 import difflib
@@ -63,7 +63,7 @@ def plan(args: flags.FlagValues) -> None:
 
 
 def sweep(args: flags.FlagValues) -> None:
-  """Plans, probes, trains, fits, seals a prediction, trains it, and reports; continues if stopped."""
+  """Plans, probes, trains, fits, seals a prediction, trains it, reports; continues if stopped."""
   from scaling import report
   from scaling import sweep as sweeps
   from scaling.display import Display
@@ -97,7 +97,7 @@ def fit(args: flags.FlagValues) -> None:
 
 
 def verify(args: flags.FlagValues) -> None:
-  """Seals the prediction of a sweep's fit, trains what is left of its held-out cells, and judges."""
+  """Seals the prediction of a sweep's fit, trains what is left of its held-out cells, judges."""
   from scaling import report, store
   from scaling import sweep as sweeps
   from scaling.display import Display

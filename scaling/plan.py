@@ -159,7 +159,8 @@ def fit_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
 
 
 def _branch(config: ConfigDict, cells: Iterable[Cell]) -> list[Cell]:
-  branched, trunk_steps = [], {}
+  branched: list[Cell] = []
+  trunk_steps: dict[str, int] = {}
   for cell in sorted(cells, key=lambda c: (c.size, c.seed, c.steps)):
     trunk = f"trunk_s{cell.size:02d}_seed{cell.seed}"
     start = optim.cooldown_start(config.optim, cell.steps)
@@ -235,8 +236,8 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
   axis = "budgets" if s.design == "isoflop" else "token_counts"
   if len(set(s.sizes)) < 2 or len(set(s[axis])) < 2:
     raise ValueError(
-      f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at least "
-      "two of each"
+      f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at "
+      "least two of each"
     )
   if any(not value > 0 for value in s[axis]):
     raise ValueError(f"sweep.{axis}={tuple(s[axis])}: every value must be positive")
@@ -266,6 +267,7 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     if cell.steps < MIN_STEPS:
       raise ValueError(
         f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
-        f"give it more compute, a smaller size, or a smaller data.batch_size ({MIN_STEPS} steps at least)"
+        f"give it more compute, a smaller size, or a smaller data.batch_size ({MIN_STEPS} steps at "
+        "least)"
       )
     record.check(run_config(config, cell), tokens)

@@ -18,10 +18,12 @@ from typing import Any
 from scaling.plan import Cell, Trunk
 from train import files
 
-COLUMNS = (
-  "cell kind objective size width depth params_total params_embedding params_head params_body N D C "
-  "C_6nd flops_spent lr seed loss loss_stderr bits_per_byte tokens_per_param status seconds"
-).split()
+COLUMNS = [
+  "cell", "kind", "objective", "size", "width", "depth",
+  "params_total", "params_embedding", "params_head", "params_body",
+  "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
+  "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
+]  # fmt: skip
 
 
 def folder(workdir: Path, run: Cell | Trunk) -> Path:

@@ -119,8 +119,8 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
     for name in sorted(old.keys() | new.keys()):
       if old.get(name) != new.get(name) and not name.startswith(free):
         raise ValueError(
-          f"workdir={workdir}: holds a sweep with {name}={old.get(name)!r}, asked {new.get(name)!r}; "
-          "name another workdir"
+          f"workdir={workdir}: holds a sweep with {name}={old.get(name)!r}, asked "
+          f"{new.get(name)!r}; name another workdir"
         )
     if found["corpus"]["fingerprint"] != tokens.fingerprint:
       raise ValueError(
@@ -151,7 +151,8 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
 def tasks(config: ConfigDict, workdir: Path, cells: list[Cell]) -> list[Task]:
   """Returns what has to be trained for these cells: their trunks, and themselves."""
   result = []
-  for run in [*plan.trunks(cells), *cells]:
+  planned: list[Cell | plan.Trunk] = [*plan.trunks(cells), *cells]
+  for run in planned:
     run_config = plan.run_config(config, run)
     own_flops = run.flops if isinstance(run, plan.Trunk) else run.flops_spent
     needs = None
@@ -180,10 +181,10 @@ def probe(
 ) -> tuple[dict | None, list[Cell]]:
   """Trains the learning-rate probe and returns the rule that it found, and its cells.
 
-  At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through the
-  best cell and its neighbours. A best cell at the edge asks for the rate beyond it. The rule's lr_ref
-  becomes the geometric mean over the sizes; its exponent stays, as a few probes a factor apart in N
-  determine it worse than the literature does.
+  At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through
+  the best cell and its neighbours. A best cell at the edge asks for the rate beyond it. The rule's
+  lr_ref becomes the geometric mean over the sizes; its exponent stays, as a few probes a factor
+  apart in N determine it worse than the literature does.
   """
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
   if not factors:

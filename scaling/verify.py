@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -101,7 +102,7 @@ def verdict(
       }
     )
   if not compared:
-    value = {
+    value: dict[str, Any] = {
       "version": VERSION,
       "inside": None,
       "cells": [],
@@ -155,8 +156,8 @@ def where_minimum(
 ) -> bool | None:
   """Returns whether the minimum lies where it was predicted; None where too few cells trained.
 
-  It does when the cell at N* is the best of those trained, or when the minimum of the parabola through
-  them is inside the interval of N*.
+  It does when the cell at N* is the best of those trained, or when the minimum of the parabola
+  through them is inside the interval of N*.
   """
   if len(compared) < 3:
     return None
@@ -179,6 +180,7 @@ def sentence(value: dict, sealed: dict) -> str:
     f"The prediction {held}: at {value['C']:.2e} FLOPs the loss was predicted as "
     f"{value['predicted_loss']:.4f} [{low:.4f}, {high:.4f}] and trained to "
     f"{value['trained_loss']:.4f} ({value['relative_error']:+.2%}); {minimum}; the optimum here is "
-    f"{sealed['tokens_per_param']:.1f} [{low_r:.1f}, {high_r:.1f}] tokens per parameter, and choosing "
-    f"{value['target_tokens_per_param']:g} would cost {value['cost_of_target']['excess']:+.4f} nats."
+    f"{sealed['tokens_per_param']:.1f} [{low_r:.1f}, {high_r:.1f}] tokens per parameter, and "
+    f"choosing {value['target_tokens_per_param']:g} would cost "
+    f"{value['cost_of_target']['excess']:+.4f} nats."
   )

@@ -58,7 +58,7 @@ def test_print_config_shows_the_difference(capsys):
   assert code == 0
   changed = out.partition("# differs from the defaults in:")[2]
   assert "model.size = 10" in changed
-  assert "model.width = 80" in changed
+  assert "model.width = 64" in changed
   assert "optim" not in changed
 
 

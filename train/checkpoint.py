@@ -29,7 +29,7 @@ def _checksums(tree: Any) -> dict[str, int]:
   """Returns the CRC-32 of every leaf's bytes, by path."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-      np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+      np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -296,7 +296,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
   """Yields the batch of each step from `start_step` on, for ever.
 
   The stream is cut into windows of T targets, which are shuffled anew in each epoch. The batch of a

@@ -61,7 +61,8 @@ def check(config: ConfigDict, tokens: data.TokenData) -> None:
   if size.groups["body"] < size.groups["embedding"]:
     raise ValueError(
       f"model.size={config.model.size}: its body ({size.groups['body']:,} parameters) is smaller "
-      f"than its embedding ({size.groups['embedding']:,}); use a larger size or a smaller vocabulary"
+      f"than its embedding ({size.groups['embedding']:,}); use a larger size or a smaller "
+      "vocabulary"
     )
   start = optim.cooldown_start(config.optim, size.steps)
   warmup = config.optim.warmup_tokens / size.tokens_per_step

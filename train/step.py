@@ -30,8 +30,8 @@ class Program(NamedTuple):
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
 
 
-# The fields of config.optim that are compiled in. The learning rate and the schedule are not: the rate
-# is an argument of the step.
+# The fields of config.optim that are compiled in. The learning rate and the schedule are not: the
+# rate is an argument of the step.
 STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm")
 
 
@@ -86,4 +86,6 @@ def _program(
 
   # Placed explicitly, as a restored state is: else the step would be compiled once for either.
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return Program(jax.jit(init, out_shardings=device), jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+  return Program(
+    jax.jit(init, out_shardings=device), jax.jit(step, donate_argnums=0), jax.jit(evaluate)
+  )

@@ -2,16 +2,16 @@
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
-The text is Python's own standard library, in 512 BPE tokens. About 3 minutes on two cores.
+The text is Python's own standard library, in 512 BPE tokens. About 4 minutes on two cores.
 
 Why these numbers:
-- Byte-level models of this size learn in steps (spelling, then indentation, then names), which bends
-  the curves that a power law would fit; with 512 tokens the curves are smooth from 100k tokens on.
-- Six sizes a factor 1.3 to 2 apart and four budgets a factor 2 apart put every budget's minimum inside.
+- Byte-level models of this size learn in steps (spelling, then indentation, then names), which
+  bends the curves that a power law would fit; with 512 tokens they are smooth from 100k tokens on.
+- Six sizes a factor 1.3 to 2 apart and four budgets a factor 2 apart bracket the minima.
 - Cells far from the optimum (D / N below 2.5 or above 100) cost much and tell little about it.
-- Repeats with other seeds sit where they are cheap; they are what the intervals know of seed noise.
-- Runs this short scatter by about 1 %, not by the 0.1 % of large ones: Huber's delta is 2 %, so that
-  ordinary scatter is averaged and only outliers are cut.
+- Repeats with other seeds sit where they are cheap; the intervals know seed noise from them.
+- Runs this short scatter by about 1 %, not by the 0.1 % of large ones: Huber's delta is 2 %, so
+  that ordinary scatter is averaged and only outliers are cut.
 """
 
 from configs import base
