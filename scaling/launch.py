@@ -28,7 +28,7 @@ class Task:
   id: str
   folder: Path
   config: dict[str, Any]
-  cost: float  # [FLOPs]
+  cost: float  # estimate of its time, in FLOPs
   needs: str | None = None  # the task that must be done before
   shape: Any = None  # runs of one shape share a compiled program
 

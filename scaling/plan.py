@@ -72,7 +72,7 @@ class Trunk:
   lr: float
   steps: int
   keep_steps: tuple[int, ...]
-  flops: float
+  flops_per_token: float
 
 
 def at_size(config: ConfigDict, size: int) -> ConfigDict:
@@ -180,8 +180,9 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
   result = []
   for name, group in members.items():
     first, keep = group[0], tuple(sorted({cell.branch_step for cell in group}))
-    flops = keep[-1] * first.tokens_per_step * first.flops_per_token
-    result.append(Trunk(name, first.size, first.seed, first.lr, keep[-1], keep, flops))
+    result.append(
+      Trunk(name, first.size, first.seed, first.lr, keep[-1], keep, first.flops_per_token)
+    )
   return result
 
 

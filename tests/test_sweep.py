@@ -274,7 +274,9 @@ def test_one_trunk_serves_all_token_counts_of_a_size(config):
     assert cell.branch_step == optim.cooldown_start(config.optim, cell.steps)
   spent = sum(cell.flops_spent for cell in cells)
   cooldowns = sum((c.steps - c.branch_step) * c.tokens_per_step * c.flops_per_token for c in cells)
-  assert spent == pytest.approx(sum(trunk.flops for trunk in trunks) + cooldowns)
+  assert spent == pytest.approx(
+    sum(t.steps * 8 * 128 * t.flops_per_token for t in trunks) + cooldowns
+  )
 
 
 def test_heldout_cells_surround_the_prediction(config):

@@ -1,1 +1,1 @@
-"""Sweeps: each file is one experiment that `isoflop sweep --config=FILE` runs from plan to verdict."""
+"""Sweeps: each file is one experiment that `isoflop sweep --config=FILE` runs to its verdict."""

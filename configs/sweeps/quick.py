@@ -2,7 +2,7 @@
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
-The text is Python's own standard library, in 512 BPE tokens. About 4 minutes on two cores.
+The text is Python's own standard library, in 512 BPE tokens. About 3 minutes on two cores.
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
@@ -28,11 +28,11 @@ def get_config():
   c.optim.lr_ref = 9e-3
   c.optim.warmup_tokens = 10_000
   c.sweep.sizes = (1, 2, 3, 5, 8, 10)
-  c.sweep.budgets = (0.7e11, 1.4e11, 2.8e11, 5.6e11)
+  c.sweep.budgets = (0.5e11, 1e11, 2e11, 4e11)
   c.sweep.min_tokens_per_param = 2.5
   c.sweep.max_tokens_per_param = 100.0
   c.sweep.seed_sizes = (2, 5)
-  c.sweep.seed_budgets = (1.4e11,)
+  c.sweep.seed_budgets = (1e11,)
   c.sweep.probe_sizes = (2, 5)
   c.sweep.probe_tokens = 200_000
   c.fit.delta = 0.02
