@@ -18,8 +18,8 @@ from scaling.launch import Pool, Task
 from scaling.plan import Cell
 from train import data, files, optim, record
 
-# What a step of a small model costs beside its products, as FLOPs at the rate of its products: on one
-# core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP, from 20k to 250k parameters.
+# What a step of a small model costs beside its products, as FLOPs at the rate of its products: on
+# one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
 STEP_OVERHEAD_FLOPS = 2e8
 MAX_EXTENSIONS = 3  # of a learning-rate probe whose best rate is at its edge
 

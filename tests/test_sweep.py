@@ -228,7 +228,7 @@ def test_other_config_in_the_same_folder_is_refused(swept, flags):
     command("sweep", workdir, *flags, "--config.model.mlp=relu"), capture_output=True, text=True
   )
   assert done.returncode == 2
-  assert "model.mlp='gelu', asked 'relu'" in done.stderr
+  assert "model.mlp='swiglu', asked 'relu'" in done.stderr
 
 
 def test_reused_verbs(swept):
