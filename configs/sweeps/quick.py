@@ -7,6 +7,7 @@ The text is Python's own standard library, in 512 BPE tokens. About 3 minutes on
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
   bends the curves that a power law would fit; with 512 tokens they are smooth from 100k tokens on.
+- Three unrolled layers take 10 to 20 % less time on a CPU than a scanned one, and compile faster.
 - Six sizes a factor 1.3 to 2 apart bracket the minimum of every budget. Below 1.5e11 FLOPs the
   runs are still in their first transient (under 300k tokens), which no power law describes.
 - Cells far from the optimum (D / N below 2 or above 80) cost much and tell little about it.
@@ -22,6 +23,7 @@ def get_config():
   """Returns six sizes, four isoFLOP budgets, and a held-out budget three times the largest."""
   c = base.get_config()
   c.sweep.name = "quick"
+  c.model.scan = False
   c.data.tokenizer = "bpe:512"
   c.data.seq_len = 64
   c.data.batch_size = 8
