@@ -2,15 +2,15 @@
 
   isoflop train --config=configs/clm.py --workdir=runs/clm
 
-About 20 s on one CPU core; validation loss about 1.9 nats per byte.
+About 30 s on two CPU cores; validation loss about 1.54 nats per byte.
 """
 
 from configs import base
 
 
 def get_config():
-  """Returns a 115k-parameter model on a million bytes."""
+  """Returns a 129k-parameter model on a million bytes."""
   c = base.get_config()
-  c.model.size = 5
+  c.model.size = 9
   c.train.tokens = 1_000_000
   return c

@@ -19,14 +19,15 @@ def get_config():
   c.data.batch_size = 32
   c.data.isolate_documents = False
   c.model.depth = 1
+  c.model.scan = False
   c.optim.lr_ref = 1e-2
   c.optim.warmup_tokens = 20_000
   c.sweep.sizes = (5, 8, 10, 12, 13, 15)
-  c.sweep.budgets = (2e11, 4e11, 8e11, 16e11)
+  c.sweep.budgets = (1e11, 2e11, 4e11, 8e11)
   c.sweep.min_tokens_per_param = 2.0
   c.sweep.max_tokens_per_param = 200.0
   c.sweep.seed_sizes = (8, 10)
-  c.sweep.seed_budgets = (2e11,)
+  c.sweep.seed_budgets = (1e11,)
   c.sweep.probe_sizes = (8, 12)
-  c.sweep.probe_tokens = 500_000
+  c.sweep.probe_tokens = 400_000
   return c
