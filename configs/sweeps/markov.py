@@ -2,8 +2,9 @@
 
   isoflop sweep --config=configs/sweeps/markov.py --workdir=runs/markov
 
-A Markov chain over 256 symbols: what can be predicted is the next row of a table, which takes a
-model about as wide as the table's rank. About 5 minutes on two cores.
+A Markov chain over 256 symbols: all there is to learn is a table of next symbols, and one layer is
+enough for it. About 3 minutes on two cores. Seen on 2026-11-21: floor 3.6666, fitted E 3.6245
+[3.5889, 3.6430] nats per token; the held-out loss was predicted as 3.731 and trained to 3.735.
 """
 
 from configs import base
