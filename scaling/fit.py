@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one isoFLOP profile
+MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
 
 
@@ -51,6 +52,8 @@ class Fit:
     delta: Huber's threshold on log loss.
     level: probability content of every interval.
     seed: of the resampling.
+    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute beyond
+      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
     convergence: of the starts and of the resamples.
   """
 
@@ -62,6 +65,7 @@ class Fit:
   delta: float
   level: float
   seed: int
+  form_error: float | None
   convergence: Mapping[str, Any]
 
 
@@ -85,31 +89,23 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
   ):
     if not valid:
       raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
-  check_identifiable(runs)
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  starts = estimate.starts(design)
-  found = estimate.minimise(design, np.ones((len(starts), len(runs))), starts, options.delta)
-  lowest = found.theta[[np.argmin(found.cost)]]
-  best = estimate.minimise(design, np.ones((1, len(runs))), lowest, options.delta, 10_000)
-  if not best.converged[0]:
-    raise ValueError(
-      f"fit.delta={options.delta}: no minimum found from {len(starts)} starts on {len(runs)} runs; "
-      "look for outliers in loss, or raise delta"
-    )
+  design, found, best = _minimum(runs, options.delta)
   draws = _bootstrap(design, runs, best.theta[0], options)
   law = estimate.to_law(design, best.theta[0])
+  residuals = np.log(runs.loss) - np.log(laws.loss(law, runs.N, runs.D))
   tolerance = 1e-6 * best.cost[0] + 1e-20
   return Fit(
     runs=runs,
     law=law,
     draws=estimate.to_law(design, draws.theta),
     compute=laws.estimate_compute(runs.N, runs.D, runs.C),
-    residuals=np.log(runs.loss) - np.log(laws.loss(law, runs.N, runs.D)),
+    residuals=residuals,
     delta=options.delta,
     level=options.level,
     seed=options.seed,
+    form_error=forecast_error(runs, options.delta, np.sum(residuals**2) / (len(runs) - len(law))),
     convergence={
-      "starts": len(starts),
+      "starts": len(found.cost),
       "starts_converged": int(found.converged.sum()),
       "starts_at_optimum": int((found.cost <= best.cost[0] + tolerance).sum()),
       "cost": float(best.cost[0]),
@@ -118,6 +114,60 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
       "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
     },
   )
+
+
+def _minimum(
+  runs: Runs, delta: float
+) -> tuple[estimate.Design, estimate.Solution, estimate.Solution]:
+  """Returns the solver's coordinates, where every start ended, and the best of them.
+
+  Raises:
+    ValueError: the runs do not identify the law, or no start found a minimum.
+  """
+  check_identifiable(runs)
+  design = estimate.design(runs.N, runs.D, runs.loss)
+  starts = estimate.starts(design)
+  found = estimate.minimise(design, np.ones((len(starts), len(runs))), starts, delta)
+  lowest = found.theta[[np.argmin(found.cost)]]
+  best = estimate.minimise(design, np.ones((1, len(runs))), lowest, delta, 10_000)
+  if not best.converged[0]:
+    raise ValueError(
+      f"fit.delta={delta}: no minimum found from {len(starts)} starts on {len(runs)} runs; "
+      "look for outliers in loss, or raise delta"
+    )
+  return design, found, best
+
+
+def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
+  """Returns the error of the law's own extrapolations [log loss per e-fold of compute].
+
+  The law is fitted again to the runs up to each budget and asked for the runs above it (a forecast
+  from a rolling origin, Tashman 2000). What their squared errors hold beyond the scatter of a run
+  grows with the distance: e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean.
+
+  Args:
+    runs: all runs.
+    delta: Huber's threshold.
+    scatter: variance of one run's log loss about the law.
+
+  Returns:
+    The error; None where no budget leaves a law below it and runs above it.
+  """
+  order = np.argsort(runs.C)
+  cuts = np.flatnonzero(np.diff(np.log(runs.C[order])) > SAME_BUDGET) + 1
+  cuts = cuts[np.unique(np.linspace(0, len(cuts) - 1, MAX_CUTS).round().astype(int))[: len(cuts)]]
+  excess, distance = 0.0, 0.0
+  for cut in cuts:
+    below, above = np.sort(order[:cut]), order[cut:]
+    try:
+      design, _, best = _minimum(runs.subset(below), delta)
+    except ValueError:
+      continue
+    law = estimate.to_law(design, best.theta[0])
+    error = np.log(runs.loss[above] / laws.loss(law, runs.N[above], runs.D[above]))
+    excess += np.sum(error**2 - scatter)
+    distance += np.sum(np.log(runs.C[above] / runs.C[below].max()) ** 2)
+  return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
 
 
 def _names(mask: np.ndarray) -> list[str]:
@@ -178,21 +228,30 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
   """Predicts the loss of one run that is yet to be trained.
 
   Returns:
-    The law's loss [nats per token], and its prediction interval: the uncertainty of the parameters
-    (bootstrap) and the scatter of one run about the law (`new_run_noise`). It supposes that the law
-    holds at (N, D): an error of the form itself, which grows with extrapolation, is not in it.
+    The law's loss [nats per token], and its prediction interval. It holds the uncertainty of the
+    parameters (bootstrap), the scatter of one run about the law (`new_run_noise`), and, beyond the
+    compute of the fitted runs, the error that the law's form made when smaller budgets had to
+    predict larger ones (`forecast_error`).
   """
   rng = np.random.default_rng((fit.seed, 1))
   noise = rng.choice(new_run_noise(fit), size=len(fit.draws.E))
-  draws = laws.loss(fit.draws, N, D) * np.exp(noise)
+  C = float(fit.compute.flops_per_token(N) * D)
+  draws = laws.loss(fit.draws, N, D) * np.exp(noise + _form_noise(fit, C))
   return float(laws.loss(fit.law, N, D)), interval(draws, fit.level)
+
+
+def _form_noise(fit: Fit, C: float) -> np.ndarray:
+  """Returns draws [R] of the error of the law's form at C FLOPs [log loss]; 0 within the runs."""
+  distance = max(0.0, float(np.log(C / fit.runs.C.max())))
+  normal = np.random.default_rng((fit.seed, 2)).normal(size=len(fit.draws.E))
+  return (fit.form_error or 0.0) * distance * normal
 
 
 def optimum(fit: Fit, C: float) -> dict[str, Any]:
   """Returns the best use of C FLOPs: N_opt, D_opt, tokens_per_param and loss, each with interval.
 
-  The interval of the loss here is that of the law at its optimum; for that of a run see
-  `predict_loss`. `extrapolation` is C over the largest budget that was fitted.
+  The interval of the loss here is that of the law at its optimum, its form's error included; for
+  that of a run see `predict_loss`. `extrapolation` is C over the largest budget that was fitted.
   """
   best = laws.optimum(fit.law, C, fit.compute)
   draws = laws.optimum(fit.draws, C, fit.compute)
@@ -201,7 +260,7 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
     ("N_opt", best.N, draws.N),
     ("D_opt", best.D, draws.D),
     ("tokens_per_param", best.D / best.N, draws.D / draws.N),
-    ("loss", best.loss, draws.loss),
+    ("loss", best.loss, draws.loss * np.exp(_form_noise(fit, C))),
   ):
     row[name] = float(value)
     row[f"{name}_interval"] = interval(sample, fit.level)
@@ -299,6 +358,8 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
     said.append(
       f"C is a function of N times D only to {fit.compute.error:.0%}: N_opt(C) is approximate."
     )
+  if fit.form_error is None:
+    said.append("Too few budgets to tell how well the law extrapolates: intervals leave it out.")
   if outside := sum(not p["inside"] for p in profiles):
     said.append(
       f"{outside} of {len(profiles)} isoFLOP profiles have no minimum inside their sizes."
@@ -331,6 +392,7 @@ def to_json(fit: Fit) -> dict[str, Any]:
     "warnings": _warnings(fit, approach2["profiles"]),
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / freedom)),
     "seed_noise": seed_noise(fit.runs),
+    "form_error": fit.form_error,
     "compute": dataclasses.asdict(fit.compute),
     "optimum": [optimum(fit, C) for C in _budgets(fit.runs, approach2["profiles"])],
     "approach2": approach2,

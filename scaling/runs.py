@@ -50,6 +50,13 @@ class Runs:
   def __len__(self) -> int:
     return len(self.ids)
 
+  def subset(self, index: np.ndarray) -> "Runs":
+    """Returns the runs at some positions [m], in that order."""
+    stderr = None if self.loss_stderr is None else self.loss_stderr[index]
+    columns = {name: getattr(self, name)[index] for name in ("N", "D", "C", "loss")}
+    ids = tuple(self.ids[i] for i in index)
+    return dataclasses.replace(self, ids=ids, loss_stderr=stderr, **columns)
+
 
 def make_runs(
   N: ArrayLike,

@@ -31,16 +31,25 @@ def corpus(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="session")
+def make_tiny(cache, corpus):
+  """Makes configs of runs of 60 steps of a 13k-parameter model."""
+
+  def make():
+    c = base.get_config()
+    c.model.size = 0
+    c.data.source = f"text:{corpus}"
+    c.data.seq_len = 32
+    c.data.batch_size = 4
+    c.optim.warmup_tokens = 512
+    c.train.tokens = 60 * 4 * 32
+    c.train.eval_tokens = 2048
+    c.train.log_every_steps = 5
+    return c
+
+  return make
+
+
 @pytest.fixture
-def tiny(cache, corpus):
-  """A run of 60 steps of a 10k-parameter model."""
-  c = base.get_config()
-  c.model.size = 0
-  c.data.source = f"text:{corpus}"
-  c.data.seq_len = 32
-  c.data.batch_size = 4
-  c.optim.warmup_tokens = 512
-  c.train.tokens = 60 * 4 * 32
-  c.train.eval_tokens = 2048
-  c.train.log_every_steps = 5
-  return c
+def tiny(make_tiny):
+  return make_tiny()

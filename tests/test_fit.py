@@ -1,6 +1,7 @@
 """The estimator against known surfaces, published fits, and its own claims about uncertainty."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -117,6 +118,57 @@ def test_noise_free_surfaces_are_recovered(delta):
     runs = fit.make_runs(n, d, laws.loss(truth, n, d))
     found = fit.fit_runs(runs, options(delta=delta, bootstraps=100))
     np.testing.assert_allclose(found.law, truth, rtol=1e-6, err_msg=f"trial {trial}")
+
+
+def test_a_law_that_holds_makes_no_forecast_error():
+  n, d = isoflop()
+  exact = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  assert exact.form_error < 1e-6
+
+
+def test_the_loss_of_a_run_beyond_the_budgets_is_inside_its_interval_as_often_as_said():
+  """90 % intervals at three times the compute; a forecast error from few runs errs to the wide."""
+  n, d = isoflop()
+  inside = 0
+  for seed in range(60):
+    law = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, seed)), options())
+    best = laws.optimum(TRUTH, 3 * law.runs.C.max(), law.compute)
+    new = best.loss * np.exp(0.002 * np.random.default_rng((seed, 5)).normal())
+    low, high = fit.predict_loss(law, best.N, best.D)[1]
+    inside += low <= new <= high
+    assert high / low - 1 < 0.04
+  assert 0.85 * 60 <= inside < 60
+
+
+def test_a_wrong_form_widens_the_interval_beyond_the_runs():
+  """Losses whose exponent grows with D: the interval covers the truth, parameters alone do not."""
+  n, d = isoflop()
+
+  def bent(n, d):
+    return laws.loss(TRUTH, n, d) * np.exp(-0.005 * np.log(d / d0) ** 2)
+
+  d0 = d.min()
+  law = fit.fit_runs(fit.make_runs(n, d, bent(n, d)), options())
+  best = laws.optimum(law.law, 3 * law.runs.C.max(), law.compute)
+  truth = bent(best.N, best.D)
+  _, (low, high) = fit.predict_loss(law, best.N, best.D)
+  _, (bare_low, bare_high) = fit.predict_loss(
+    dataclasses.replace(law, form_error=0.0), best.N, best.D
+  )
+  assert low < truth < high
+  assert not bare_low < truth < bare_high
+  inside = float(n[0]), float(d[0])
+  assert fit.predict_loss(law, *inside) == fit.predict_loss(
+    dataclasses.replace(law, form_error=0.0), *inside
+  )
+  assert "form_error" in fit.to_json(law)
+
+
+def test_too_few_budgets_for_a_forecast_are_said():
+  n, d = isoflop(budgets=(2e11, 2e12), sizes=7)
+  law = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  assert law.form_error is None
+  assert "Too few budgets" in " ".join(fit.to_json(law)["warnings"])
 
 
 def test_derivatives_match_finite_differences():

@@ -29,11 +29,9 @@ def final(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(cache, corpus, tmp_path_factory):
+def whole(make_tiny, tmp_path_factory):
   """An uninterrupted run and its config."""
-  from tests import conftest
-
-  config = conftest.tiny.__wrapped__(cache, corpus)
+  config = make_tiny()
   folder = tmp_path_factory.mktemp("whole")
   return config, folder, loop.train(config, folder)
 
