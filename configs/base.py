@@ -13,20 +13,39 @@ from ml_collections import ConfigDict
 def model() -> ConfigDict:
   """The transformer. Shape by one dial (`size`), or by hand (`width`, `depth`, `heads`)."""
   c = ConfigDict()
-  c.family = "decoder"  # which transformer: decoder
+  c.family = "decoder"  # decoder | encoder | encoder_decoder
   c.ladder = "small"  # the family of shapes that `size` indexes: small | standard
   c.size = 8  # the one dial: rung of the ladder
   c.width = 0  # D, model width; 0: from the ladder
   c.depth = 0  # L, number of blocks; 0: from the ladder
+  c.encoder_depth = 0  # blocks of an encoder-decoder's encoder; 0: as many as the decoder has
   c.heads = 0  # H, attention heads; 0: from the ladder
+  c.kv_heads = 0  # heads of keys and values (grouped-query attention); 0: as many as heads
+  c.head_width = 0  # K; 0: width / heads
   c.mlp_ratio = 4.0  # F / D; gated MLPs use 2/3 of it, so that the parameters are the same
-  c.mlp = "swiglu"  # gelu | relu | geglu | swiglu
+  c.mlp_width = 0  # F; 0: from mlp_ratio
+  c.mlp = "swiglu"  # gelu (tanh) | gelu_exact | relu | geglu | swiglu
   c.norm = "rms"  # rms | layer
-  c.positions = "rotary"  # rotary | learned
-  c.biases = False  # biases in the dense layers
+  c.norm_position = "pre"  # pre | post (the norm follows the residual sum; there is no last one)
+  c.norm_eps = 1e-6  # added to the variance
+  c.embedding_norm = False  # a norm after the embeddings (BERT)
+  c.positions = "rotary"  # rotary | learned | sinusoidal | relative (T5's buckets) | none
+  c.rotary_base = 10_000.0  # rotary: the slowest wavelength is 2 pi times this [tokens]
+  c.relative_buckets = 32  # relative: rows of the table of biases
+  c.relative_distance = 128  # relative: from here on all distances share a bucket [tokens]
+  c.token_types = 0  # rows of a table of segment types, added to the embedding (BERT: 2)
+  c.biases = False  # biases in the dense layers (and in layer norms)
   c.qk_norm = True  # normalise queries and keys per head
+  c.scale_attention = True  # scores are divided by sqrt(K) (mup: by K); T5 does not
+  c.scale_embedding = False  # embeddings are multiplied by sqrt(D) (Vaswani et al. 2017)
   c.tied = False  # the head is the transposed embedding
+  c.scale_logits = False  # the input of the head is divided by sqrt(D) (T5 v1.0, with a tied head)
+  c.head_transform = False  # dense, activation and norm before the head (BERT)
+  c.head_bias = False  # a bias on the logits (BERT)
+  c.dropout = 0.0  # probability, on embeddings, attention's and MLP's outputs
   c.init_std = 1.0  # embedding scale; dense layers use 1/sqrt(fan_in)
+  c.width_scaling = "standard"  # standard | mup (Yang et al. 2022): rates follow mup_base_width
+  c.mup_base_width = 64  # mup: the width at which the learning rate is as given
   c.dtype = "float32"  # compute: float32 | bfloat16 (weights stay float32)
   c.remat = "none"  # rematerialisation of a block: none | dots | full
   c.scan = True  # one scanned block (compile time does not grow with depth), or unrolled
@@ -41,11 +60,25 @@ def data() -> ConfigDict:
   c.tokenizer = "bytes"  # bytes | bpe:SIZE (trained on the training split)
   c.cache = ""  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
   c.validation_percent = 5.0  # share of documents held out, by a hash of their content [%]
-  c.seq_len = 128  # T [tokens]
+  c.seq_len = 128  # T [tokens]; span, ul2: the length of the encoder's inputs
   c.batch_size = 8  # sequences per step, over all hosts
   c.isolate_documents = True  # attention stays inside a document; False: it crosses boundaries
   c.max_epochs = 4.0  # a run that repeats its data more often than this is refused
   c.markov_tokens = 8_000_000  # size of the Markov source [tokens]
+  c.markov_symbols = 256  # symbols of the Markov source
+  return c
+
+
+def corruption() -> ConfigDict:
+  """What the objectives hide: see `train/objectives.py`."""
+  c = ConfigDict()
+  c.mlm_rate = 0.15  # mlm: share of positions that are predicted
+  c.mlm_mask = 0.8  # mlm: of those, share that becomes the mask token
+  c.mlm_random = 0.1  # mlm: share that becomes a random token; the rest stays as it is
+  c.span_density = 0.15  # span: share of the text that is hidden
+  c.span_length = 3.0  # span: mean length of a hidden span [tokens]
+  c.sentinels = 100  # span, ul2: sentinel ids, the last of the vocabulary
+  c.denoisers = ("r", "s", "x")  # ul2: drawn from with equal probability for each sequence
   return c
 
 
@@ -65,6 +98,17 @@ def optim() -> ConfigDict:
   c.eps = 1e-8  # Adam: added to the root of that mean
   c.weight_decay = 0.1  # decoupled; on matrices only (not on norms, biases, embeddings)
   c.clip_norm = 1.0  # global gradient norm; 0: no clipping
+  c.z_loss = 0.0  # weight of log^2 Z, which keeps logits from drifting (T5X uses 1e-4)
+  return c
+
+
+def sharding() -> ConfigDict:
+  """How a run lies on its devices: see `model/sharding.py`."""
+  c = ConfigDict()
+  c.strategy = "ddp"  # ddp | zero1 | zero2 | zero3 (= fsdp) | hybrid
+  c.shard_factor = 0  # hybrid: devices that share one copy of the model; 0 otherwise
+  c.tensor = 1  # devices that share the products inside a layer
+  c.microbatches = 1  # parts of a batch that are run one after the other (gradient accumulation)
   return c
 
 
@@ -87,6 +131,8 @@ def sweep() -> ConfigDict:
   """Many runs: the design, the probe, the seeds, and the held-out budget."""
   c = ConfigDict()
   c.name = "sweep"  # title of the report
+  c.objectives = ()  # several: each is a sweep in a folder of its name; (): only config.objective
+  c.overrides = ()  # what an objective has for itself: ("mlm.optim.lr_ref=1e-2", ...)
   c.design = "isoflop"  # isoflop: sizes x budgets; grid: sizes x token_counts
   c.sizes = (4, 6, 8, 10, 12)  # rungs of model.ladder
   c.budgets = (1e10, 2e10, 4e10, 8e10)  # isoflop: training compute of a cell [FLOPs]
@@ -124,10 +170,12 @@ def get_config() -> ConfigDict:
   """Returns the complete, locked schema at its defaults."""
   c = ConfigDict()
   c.seed = 0  # of initialisation and data order
-  c.objective = "clm"  # clm
+  c.objective = "clm"  # clm | mlm | span | prefix | ul2
   c.model = model()
   c.data = data()
+  c.corruption = corruption()
   c.optim = optim()
+  c.sharding = sharding()
   c.train = train()
   c.sweep = sweep()
   c.fit = fit()

@@ -73,10 +73,13 @@ def rungs(ladder: str) -> dict[int, Rung]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy of a config whose model has its width, depth and heads filled in.
+  """Returns a copy of a config whose model has its shape filled in.
+
+  Width, depth and heads come from the ladder; then the width of a head, the heads of keys and
+  values, and the depth of an encoder-decoder's encoder from those.
 
   Raises:
-    ValueError: the size is not on the ladder, or the heads do not divide the width.
+    ValueError: the size is not on the ladder, or the heads or buckets do not fit.
   """
   config = config.copy_and_resolve_references()
   m = config.model
@@ -90,8 +93,24 @@ def resolve(config: ConfigDict) -> ConfigDict:
     m.width = m.width or rung.width
     m.depth = m.depth or rung.depth
     m.heads = m.heads or rung.heads
-  if m.width % m.heads or (m.width // m.heads) % 2:
+  if not m.head_width and m.width % m.heads:
     raise ValueError(
-      f"model.heads={m.heads}: width {m.width} must divide into heads of an even width"
+      f"model.heads={m.heads}: does not divide the width {m.width}; choose a divisor, or set "
+      "model.head_width"
     )
+  m.head_width = m.head_width or m.width // m.heads
+  if m.head_width % 2:
+    raise ValueError(f"model.head_width={m.head_width}: heads are of an even width")
+  m.kv_heads = m.kv_heads or m.heads
+  if m.heads % m.kv_heads:
+    raise ValueError(
+      f"model.kv_heads={m.kv_heads}: the {m.heads} heads must divide evenly among them"
+    )
+  if m.positions == "relative" and not 4 <= m.relative_buckets < 2 * m.relative_distance:
+    raise ValueError(
+      f"model.relative_buckets={m.relative_buckets}: must be at least 4, and less than twice "
+      f"relative_distance={m.relative_distance}"
+    )
+  if m.family == "encoder_decoder":
+    m.encoder_depth = m.encoder_depth or m.depth
   return config

@@ -2,19 +2,18 @@
 
 Shape letters, the same in the whole project:
 
-  B batch          T time            S source time (keys)
-  D model width    H heads           K head width
+  B batch          T time            S time of keys: the encoder's, or a cache's slots
+  D model width    H heads           K head width     G heads of keys and values
   F mlp width      V vocabulary      L layers
   N tokens, B and T flattened        X any leading axes
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-NORM_EPS = 1e-6
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -77,13 +76,13 @@ class Norm(nnx.Module):
   """RMS norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016) of the last axis, float32."""
 
   def __init__(self, model_config, width: int):
-    self.centre = model_config.norm == "layer"
+    self.centre, self.eps = model_config.norm == "layer", model_config.norm_eps
     self.scale = nnx.Param(jnp.ones((width,)))
     self.bias = nnx.Param(jnp.zeros((width,))) if self.centre and model_config.biases else None
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:
     """Returns the normalised input, times the gain (plus the bias, if there is one)."""
-    y_XD = _standardise(x_XD, _row(self.scale[...], x_XD.ndim), self.centre)
+    y_XD = _standardise(x_XD, _row(self.scale[...], x_XD.ndim), self.centre, self.eps)
     return y_XD if self.bias is None else y_XD + _row(self.bias[...], x_XD.ndim)
 
 
@@ -91,22 +90,40 @@ def _row(x_D: jax.Array, ndim: int) -> jax.Array:
   return x_D.reshape((1,) * (ndim - 1) + (-1,))
 
 
-@functools.partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
-def _standardise(x_XD: jax.Array, scale_1D: jax.Array, centre: bool) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=(2, 3), prevent_cse=False)
+def _standardise(x_XD: jax.Array, scale_1D: jax.Array, centre: bool, eps: float) -> jax.Array:
   """The norm itself; the backward pass keeps its input and repeats the rest, which is cheaper."""
   if centre:
     x_XD -= jnp.mean(x_XD, axis=-1, keepdims=True)
   square_X1 = jnp.mean(jnp.square(x_XD), axis=-1, keepdims=True)
-  return x_XD * jax.lax.rsqrt(square_X1 + NORM_EPS) * scale_1D
+  return x_XD * jax.lax.rsqrt(square_X1 + eps) * scale_1D
+
+
+def dropout(x_BX: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+  """Returns x with a share `rate` of its entries 0 and the others scaled up to the same mean.
+
+  Each row has a key of its own, so that what is dropped does not depend on which rows a device or a
+  microbatch holds. Without keys, or at rate 0, it is x itself.
+  """
+  if keys_B is None or not rate:
+    return x_BX
+  kept_BX = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x_BX.shape[1:]))(keys_B)
+  return jnp.where(kept_BX, x_BX / (1 - rate), 0.0)
+
+
+def split_keys(keys_B: jax.Array | None, count: int) -> Any:
+  """Returns `count` keys of every row, [count, B]; as many None from None."""
+  if keys_B is None:
+    return (None,) * count
+  return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys_B)
 
 
 class Embedding(nnx.Module):
   """A table of `size` rows of standard deviation `std`, looked up by integers."""
 
-  def __init__(self, model_config, size: int, *, rngs: nnx.Rngs, std: float):
-    init = jax.nn.initializers.normal(std)
-    self.table = nnx.Param(init(rngs.params(), (size, model_config.width)))
+  def __init__(self, size: int, width: int, *, rngs: nnx.Rngs, std: float):
+    self.table = nnx.Param(jax.nn.initializers.normal(std)(rngs.params(), (size, width)))
 
-  def __call__(self, ids_BT: jax.Array) -> jax.Array:
-    """Returns rows_BTD."""
-    return self.table[...][ids_BT]
+  def __call__(self, ids_X: jax.Array) -> jax.Array:
+    """Returns rows_XD."""
+    return self.table[...][ids_X]

@@ -12,7 +12,23 @@ from flax import nnx
 from configs import base, ladders
 from model import accounting, transformer
 
-V, T = 257, 128
+V, T, S = 257, 128, 160
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+LAYER = {"norm": "layer", "biases": True}
+BERT = LAYER | {"norm_position": "post", "embedding_norm": True, "positions": "learned"}
+SWITCHES = [
+  {},
+  {"positions": "learned", "qk_norm": False, "biases": True},
+  {"positions": "sinusoidal", "norm": "layer", "mlp_ratio": 3.0, "mlp": "gelu_exact"},
+  {"positions": "relative", "relative_buckets": 12, "mlp": "relu", "mlp_width": 37},
+  {"positions": "none", "token_types": 3, "head_transform": True},
+  {"norm_position": "post", "embedding_norm": True, "head_bias": True},
+  {"width": 40, "heads": 4, "kv_heads": 2, "mlp": "geglu"} | LAYER,
+  {"width": 32, "heads": 6, "kv_heads": 1, "head_width": 10, "biases": True},
+  BERT | {"token_types": 2, "head_transform": True, "head_bias": True, "tied": True},
+  {"encoder_depth": 5, "depth": 2},
+  {"ladder": "standard", "size": 2},
+]
 
 
 def model_config(**changes):
@@ -21,17 +37,25 @@ def model_config(**changes):
   return ladders.resolve(c).model
 
 
-def shapes(config, seq_len=T):
-  """{path: shape} of a model that is never allocated."""
-  model = nnx.eval_shape(lambda: transformer.build(config, V, seq_len, nnx.Rngs(0)))
-  flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-  return {"/".join(map(str, path)): leaf.shape for path, leaf in flat}
+def lengths(config, seq_len=T, source_len=S):
+  """The lengths that a model of this family takes: T and S."""
+  return seq_len, source_len if config.family == "encoder_decoder" else 0
 
 
-def counted(config):
+def abstract(config, seq_len=T, source_len=0):
+  """(graphdef, parameters) of a model that is never allocated."""
+  return nnx.split(
+    nnx.eval_shape(lambda: transformer.build(config, V, seq_len, nnx.Rngs(0), source_len))
+  )
+
+
+def counted(config, seq_len=T, source_len=0):
   groups = dict.fromkeys(accounting.GROUPS, 0)
-  for path, shape in shapes(config).items():
-    groups[accounting.group(path)] += math.prod(shape)
+  for path, leaf in nnx.to_flat_state(abstract(config, seq_len, source_len)[1]):
+    groups[accounting.group("/".join(map(str, path)))] += math.prod(leaf.shape)
+  if config.tied:  # by its path the table cannot be told from an untied one
+    groups["head"] += groups["embedding"]
+    groups["embedding"] = 0
   return groups | {"total": sum(groups.values())}
 
 
@@ -41,29 +65,30 @@ def test_groups_equal_the_models_on_every_rung(size):
   assert accounting.param_groups(config, V, T) == counted(config)
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [
-    {"positions": "learned"},
-    {"biases": True},
-    {"biases": True, "norm": "layer", "mlp": "swiglu"},
-    {"norm": "layer", "qk_norm": False},
-    {"mlp": "geglu", "width": 40, "heads": 1},
-    {"mlp_ratio": 3.0},
-    {"ladder": "standard", "size": 2},
-  ],
-)
-def test_groups_equal_the_models_for_every_switch(changes):
-  config = model_config(**changes)
-  assert accounting.param_groups(config, V, T) == counted(config)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_groups_equal_the_models_for_every_switch(family, changes):
+  config = model_config(family=family, **changes)
+  shape = lengths(config)
+  assert accounting.param_groups(config, V, *shape) == counted(config, *shape)
 
 
-def test_a_tied_matrix_is_counted_once_as_head():
-  config = model_config(tied=True)
-  groups = accounting.param_groups(config, V, T)
-  assert groups["embedding"] == 0
-  assert groups["head"] == V * config.width == counted(config)["embedding"]
-  assert groups["total"] == counted(config)["total"]
+def test_what_is_looked_up_and_what_is_multiplied():
+  """A hand count of BERT's parts: width 4, 3 token types, 7 positions, V = 257."""
+  config = model_config(
+    family="encoder",
+    **{"width": 4, "depth": 1, "heads": 2, "mlp": "gelu", "norm": "layer", "biases": True},
+    **{"norm_position": "post", "embedding_norm": True, "positions": "learned", "token_types": 3},
+    **{"qk_norm": False, "tied": True, "head_transform": True, "head_bias": True},
+  )
+  norm = 2 * 4
+  assert accounting.param_groups(config, V, 7) == {
+    "embedding": 0,
+    "positions": (7 + 3) * 4,
+    "body": norm + 4 * (4 * 4 + 4) + norm + (4 * 16 + 16) + (16 * 4 + 4) + norm,
+    "head": (4 * 4 + 4) + norm + V * 4 + V,
+    "total": 40 + 8 + 80 + 8 + 80 + 68 + 8 + 20 + 8 + 1028 + 257,
+  }
 
 
 def test_the_ladder_states_its_parameters():
@@ -94,55 +119,143 @@ def test_conventions():
 
 def test_flops_by_hand():
   config = model_config(width=8, depth=3, heads=2, mlp="gelu")
-  block = 2 * 12 * 8 * 8 + 4 * 8 * (1 + 2 + 3 + 4 + 5) / 5  # matrices; keys seen, averaged over T=5
-  assert accounting.forward_flops_per_token(config, 10, 5) == 3 * block + 2 * 10 * 8
-  assert accounting.flops_per_token(config, 10, 5) == 3 * (3 * block + 2 * 10 * 8)
+  block = 5 * 2 * 12 * 8 * 8 + 4 * 8 * (1 + 2 + 3 + 4 + 5)  # matrices; keys seen by the 5 tokens
+  assert accounting.forward_flops_per_sequence(config, 10, 5) == 3 * block + 5 * 2 * 10 * 8
+  assert accounting.train_flops_per_sequence(config, 10, 5) == 3 * (3 * block + 5 * 2 * 10 * 8)
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-def test_flops_equal_xlas_own_count(mlp):
-  """On an unrolled model, wide enough that what is not a matrix product is below 1 %."""
-  seq_len = 64
-  config = model_config(width=768, depth=2, heads=2, mlp=mlp, scan=False)
-  graphdef, params = nnx.split(
-    nnx.eval_shape(lambda: transformer.build(config, V, seq_len, nnx.Rngs(0)))
+def test_flops_of_an_encoder_decoder_by_hand():
+  """Width 8, 2 heads, of keys and values 1; 1 block in the encoder, 2 in the decoder; T=3, S=5."""
+  config = model_config(
+    family="encoder_decoder",
+    **{"width": 8, "depth": 2, "encoder_depth": 1, "heads": 2, "kv_heads": 1, "mlp": "gelu"},
   )
+  query_out, key_value, mlp, pair = 2 * 2 * 8 * 8, 2 * 2 * 8 * 4, 2 * 2 * 8 * 32, 4 * 8
+  encoder = 5 * (query_out + key_value + mlp) + pair * 5 * 5
+  own = 3 * (query_out + key_value + mlp) + pair * (1 + 2 + 3)
+  cross = 3 * query_out + 5 * key_value + pair * 3 * 5
+  head = 3 * 2 * 10 * 8
+  exact = accounting.forward_flops_per_sequence(config, 10, 3, 5)
+  assert exact == encoder + 2 * (own + cross) + head
+
+
+def products(jaxpr):
+  """FLOPs of all matrix products of a program, those of its inner programs included."""
+  flops = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      contracted = equation.params["dimension_numbers"][0][0]
+      terms = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+      flops += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+    inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
+    repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+    flops += repeats * sum(products(x) for x in inner if hasattr(x, "eqns"))
+  return flops
+
+
+def programs(config, seq_len, source_len):
+  """(forward, gradient, arguments) of a model that is never allocated; B = 1."""
+  graphdef, params = abstract(config, seq_len, source_len)
   tokens_BT = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
+  tokens_BS = jax.ShapeDtypeStruct((1, source_len), jnp.int32)
 
-  def forward(params, tokens_BT):
-    return nnx.merge(graphdef, params)(tokens_BT)
+  def forward(params, tokens_BT, tokens_BS):
+    source = transformer.Source(tokens_BS) if source_len else None
+    return nnx.merge(graphdef, params)(tokens_BT, source=source)
 
-  def loss(params, tokens_BT):
-    return jnp.sum(forward(params, tokens_BT))
+  gradient = jax.grad(lambda *x: jnp.sum(forward(*x)))
+  return forward, gradient, (params, tokens_BT, tokens_BS)
 
-  # XLA computes the whole square of scores and weights; the model is charged the causal part.
-  masked = config.depth * 4 * config.width * (seq_len - (seq_len + 1) / 2)
-  for function, count, passes in (
-    (forward, accounting.forward_flops_per_token, 1),
-    (jax.grad(loss), accounting.flops_per_token, 3),
-  ):
-    xla = jax.jit(function).lower(params, tokens_BT).cost_analysis()["flops"]
-    exact = seq_len * (count(config, V, seq_len) + passes * masked)
+
+def unseen(config, seq_len):
+  """FLOPs of the scores that are computed and masked: the model is charged the causal part."""
+  if config.family == "encoder":
+    return 0
+  pairs = seq_len * (seq_len - 1) // 2
+  return config.depth * 4 * config.heads * config.head_width * pairs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_flops_equal_the_products_of_the_program(family, changes):
+  config = model_config(family=family, **changes)
+  shape = lengths(config, 12, 20)
+  forward, gradient, arguments = programs(config, *shape)
+  masked = unseen(config, 12)
+  exact = accounting.forward_flops_per_sequence(config, V, *shape) + masked
+  assert products(jax.make_jaxpr(forward)(*arguments).jaxpr) == exact
+  exact = accounting.train_flops_per_sequence(config, V, *shape) + 3 * masked
+  assert products(jax.make_jaxpr(gradient)(*arguments).jaxpr) == exact
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_flops_equal_xlas_own_count(family, mlp):
+  """On an unrolled model, wide enough that what is not a matrix product is below 1 %."""
+  config = model_config(family=family, width=768, depth=2, heads=2, mlp=mlp, scan=False)
+  shape = lengths(config, 64, 96)
+  forward, gradient, arguments = programs(config, *shape)
+  for function, passes in ((forward, 1), (gradient, 3)):
+    xla = jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    charged = accounting.forward_flops_per_sequence(config, V, *shape)
+    exact = passes * (charged + unseen(config, 64))
     assert exact <= xla <= 1.01 * exact
 
 
-@pytest.mark.parametrize("changes", [{}, {"remat": "dots"}, {"remat": "full"}, {"mlp": "gelu"}])
-@pytest.mark.parametrize(("width", "depth"), [(64, 3), (128, 4)])
-def test_memory_is_near_what_xla_allocates(width, depth, changes):
-  config = model_config(width=width, depth=depth, heads=width // 32, scan=True, **changes)
-  graphdef, params = nnx.split(nnx.eval_shape(lambda: transformer.build(config, V, T, nnx.Rngs(0))))
+def test_lengths_that_do_not_fit_the_family_are_refused():
+  both = model_config(family="encoder_decoder")
+  with pytest.raises(ValueError, match="^model.family='encoder_decoder': source_len=0; [^\n]+$"):
+    accounting.param_groups(both, V, T)
+  with pytest.raises(ValueError, match="^model.family='decoder': source_len=5; [^\n]+$"):
+    accounting.forward_flops_per_sequence(model_config(), V, T, 5)
 
-  def loss(params, tokens_BT):
-    logits_BTV = nnx.merge(graphdef, params)(tokens_BT)
-    return -jnp.mean(jax.nn.log_softmax(logits_BTV)[..., 0])
 
-  def step(params, tokens_BT):
-    return jax.tree.map(lambda w, g: w - 1e-3 * g, params, jax.grad(loss)(params, tokens_BT))
+@pytest.mark.parametrize(
+  ("changes", "line"),
+  [
+    ({"width": 30, "heads": 4}, "model.heads=4: does not divide the width 30"),
+    ({"width": 30, "heads": 2}, "model.head_width=15: heads are of an even width"),
+    ({"heads": 4, "kv_heads": 3}, "model.kv_heads=3: the 4 heads must divide evenly"),
+    (
+      {"positions": "relative", "relative_buckets": 2},
+      "model.relative_buckets=2: must be at least",
+    ),
+    ({"positions": "relative", "relative_distance": 16}, "model.relative_buckets=32: must be at"),
+    ({"size": 99}, "model.size=99: ladder 'small' has 0 to 26"),
+    ({"ladder": "huge"}, "model.ladder='huge': unknown; choose one of"),
+  ],
+)
+def test_shapes_that_do_not_fit_are_refused(changes, line):
+  with pytest.raises(ValueError, match=f"^{line}"):
+    model_config(**changes)
 
-  tokens_BT = jax.ShapeDtypeStruct((8, T), jnp.int32)
-  compiled = jax.jit(step, donate_argnums=0).lower(params, tokens_BT).compile()
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"remat": "dots", "kv_heads": 1},
+    {"remat": "full", "width": 128, "depth": 4},
+    {"family": "encoder", "mlp": "gelu", "head_width": 64},
+    {"family": "encoder_decoder"},
+  ],
+  ids=str,
+)
+def test_memory_is_near_what_xla_allocates(changes):
+  config = model_config(**{"width": 64, "depth": 3, "heads": 2} | changes)
+  shape = lengths(config)
+  forward, _, (params, *_) = programs(config, *shape)
+
+  def loss(params, *tokens):
+    return -jnp.mean(jax.nn.log_softmax(forward(params, *tokens))[..., 0])
+
+  def step(params, *tokens):
+    return jax.tree.map(lambda w, g: w - 1e-3 * g, params, jax.grad(loss)(params, *tokens))
+
+  tokens = [jax.ShapeDtypeStruct((8, length), jnp.int32) for length in shape]
+  compiled = jax.jit(step, donate_argnums=0).lower(params, *tokens).compile()
   allocated = compiled.memory_analysis().temp_size_in_bytes
-  memory = accounting.train_memory_bytes(config, V, T, 8)
+  memory = accounting.train_memory_bytes(config, V, shape[0], 8, shape[1])
   estimated = memory["gradients"] + memory["activations"] + memory["logits"]
   assert estimated == pytest.approx(allocated, rel=0.3)
 

@@ -1,20 +1,28 @@
-"""The decoder: what it may see, what its switches change, and what they must not change."""
-
-import functools
-import zlib
+"""The three transformers: what they may see, what their switches change, and what they must not."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.test_util import check_grads
+from models import (
+  FAMILIES,
+  POSITIONS,
+  SOURCE_BS,
+  TOKENS_BT,
+  S,
+  T,
+  V,
+  assert_trees_close,
+  build,
+  built,
+  outcome,
+  random_model,
+  source_of,
+)
 
-from configs import base, ladders
-from model import attention, layers, transformer
-
-V, T = 19, 12
-TOKENS_BT = jnp.arange(T, dtype=jnp.int32)[None]  # all distinct
+from model import transformer
+from model.transformer import Source
 
 
 @pytest.fixture(autouse=True)
@@ -23,123 +31,255 @@ def _no_silent_broadcasting():
     yield
 
 
-def model_config(**changes):
-  c = base.get_config()
-  fixed = {"width": 16, "depth": 2, "heads": 2, "mlp": "gelu", "init_std": 0.02, "scan": False}
-  c.model.update(fixed | changes)
-  return ladders.resolve(c).model
+# ---------------------------------------------------------------------------------------------
+# What a token sees: read off the derivatives of the logits
+# ---------------------------------------------------------------------------------------------
+
+PACKED_T = np.array([1] * 5 + [2] * 4 + [0] * 3)
+PACKED_S = np.array([1] * 4 + [2] * 3 + [0] * 3)
+PREFIX_T = np.array([1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0], bool)
 
 
-def build(seed=0, **changes):
-  return transformer.build(model_config(**changes), V, T, nnx.Rngs(seed))
+def influence(family, *inputs, source=(), **changes):
+  """Whether each position's logits depend on each input token, of its own sequence and the source.
 
+  All input tokens are distinct, so a token's influence is that of its row of the embedding table.
+  """
+  params, apply = random_model(family=family, **changes)
+  weights_V1 = np.random.default_rng(0).normal(size=(V, 1))
+  named = source_of(family, SOURCE_BS, *source)
+  if inputs and inputs[-1] is not None:
+    *inputs, named["prefix_BT"] = inputs
 
-def built(seed=0, **changes):
-  return nnx.split(build(seed, **changes))
-
-
-def randomised(params):
-  """Parameters at random, each by its path alone; no gain is 1 and no head 0."""
-
-  def draw(path, w):
-    rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
-    noise = rng.normal(size=w.shape) / np.sqrt(w.shape[-2] if w.ndim > 1 else 10)
-    return jnp.asarray(noise + ("scale" in jax.tree_util.keystr(path)), jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, params)
-
-
-def random_model(**changes):
-  """(params, apply) of a model whose parameters are all at random."""
-  graphdef, params = nnx.split(nnx.eval_shape(lambda: build(**changes)))
-  return randomised(params), jax.jit(lambda params, *x: nnx.merge(graphdef, params)(*x))
-
-
-@functools.cache
-def outcome(**changes):
-  """(logits_BTV, gradients) of a model whose parameters are all at random."""
-  params, apply = random_model(**changes)
-
-  def objective(params):
-    logits_BTV = apply(params, TOKENS_BT)
-    return jnp.sum(jax.nn.log_softmax(logits_BTV)[:, :, 3]), logits_BTV
-
-  gradients, logits_BTV = jax.jit(jax.grad(objective, has_aux=True))(params)
-  return logits_BTV, gradients
-
-
-def assert_trees_close(a, b, **bounds):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **bounds), a, b)
-
-
-@pytest.mark.parametrize(("positions", "scan"), [("rotary", True), ("learned", False)])
-def test_a_token_depends_on_itself_and_on_all_before_it(positions, scan):
-  params, apply = random_model(positions=positions, scan=scan)
-
-  def logits_TV(table):
+  def logits_T(table):
     changed = nnx.clone(params)
     changed["embedding"]["table"] = params["embedding"]["table"].replace(table)
-    return apply(changed, TOKENS_BT)[0]
+    return (apply(changed, TOKENS_BT, *inputs, **named)[0] @ weights_V1)[:, 0]
 
-  table = params["embedding"]["table"][...]
-  influence_TS = np.abs(jax.jacrev(logits_TV)(table)).sum(axis=(1, 3))[:, :T]
-  np.testing.assert_array_equal(influence_TS > 0, np.tri(T, dtype=bool))
-
-
-def pack(first, second):
-  tokens = jnp.concatenate([first, second])[None]
-  segments = jnp.array([1] * len(first) + [2] * len(second))[None]
-  positions = jnp.concatenate([jnp.arange(len(first)), jnp.arange(len(second))])[None]
-  return tokens, segments, positions
+  _, pull_back = jax.vjp(logits_T, params["embedding"]["table"][...])
+  gradients_TVD = np.array([pull_back(row_T)[0] for row_T in jnp.eye(T)])
+  return np.any(gradients_TVD != 0, axis=-1)[:, : T + S]
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_packed_documents_are_isolated(positions):
-  params, apply = random_model(positions=positions)
-  first, other, second = jnp.array([1, 2, 3, 4, 5]), jnp.array([9, 9, 8, 7, 6]), jnp.arange(10, 17)
-  packed_BTV = apply(params, *pack(first, second))
-  changed_BTV = apply(params, *pack(other, second))
-  np.testing.assert_array_equal(packed_BTV[:, 5:], changed_BTV[:, 5:])
-  assert not np.allclose(packed_BTV[:, :5], changed_BTV[:, :5])
-  for alone, part in ((first, slice(0, 5)), (second, slice(5, None))):
-    np.testing.assert_allclose(
-      packed_BTV[:, part], apply(params, alone[None]), rtol=1e-5, atol=1e-5
-    )
-  crossing_BTV = apply(params, pack(first, second)[0])
-  assert not np.allclose(packed_BTV[:, 5:], crossing_BTV[:, 5:], atol=1e-2)
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_a_decoder_sees_what_came_before(positions):
+  seen_TS = influence("decoder", positions=positions)
+  np.testing.assert_array_equal(seen_TS[:, :T], np.tri(T, dtype=bool))
 
 
-def test_one_segment_is_the_causal_fast_path():
-  params, apply = random_model()
-  np.testing.assert_allclose(
-    apply(params, TOKENS_BT, jnp.ones_like(TOKENS_BT)), apply(params, TOKENS_BT), rtol=1e-6
+@pytest.mark.parametrize("positions", ["learned", "relative"])
+def test_an_encoder_sees_everything(positions):
+  assert influence("encoder", positions=positions)[:, :T].all()
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative"])
+def test_an_encoder_decoder_sees_the_source_and_what_came_before(positions):
+  seen_TS = influence("encoder_decoder", positions=positions)
+  np.testing.assert_array_equal(seen_TS[:, :T], np.tri(T, dtype=bool))
+  assert seen_TS[:, T:].all()
+
+
+def test_a_prefix_is_seen_as_a_whole():
+  segments_BT, prefix_BT = jnp.ones((1, T), int), jnp.arange(T)[None] < 4
+  seen_TS = influence("decoder", None, None, prefix_BT)
+  expected_TS = np.tri(T, dtype=bool)
+  expected_TS[:, :4] = True
+  np.testing.assert_array_equal(seen_TS[:, :T], expected_TS)
+  np.testing.assert_array_equal(influence("decoder", segments_BT, None, prefix_BT), seen_TS)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_do_not_see_each_other(family, prefix):
+  """Nor padding: it is segment 0, which sees and is seen by no other."""
+  segments_BT, prefix_BT = jnp.array(PACKED_T)[None], jnp.array(PREFIX_T)[None]
+  inputs = (segments_BT, None, prefix_BT if prefix else None)
+  seen_TS = influence(
+    family, *inputs[: 3 if prefix else 2], source=(jnp.array(PACKED_S)[None],), positions="relative"
   )
+  order_TS = np.ones((T, T), bool) if family == "encoder" else np.tri(T, dtype=bool)
+  if prefix:
+    order_TS |= PREFIX_T[None, :]
+  same_TS = PACKED_T[:, None] == PACKED_T[None, :]
+  np.testing.assert_array_equal(seen_TS[:, :T], same_TS & order_TS)
+  if family == "encoder_decoder":
+    np.testing.assert_array_equal(seen_TS[:, T:], PACKED_T[:, None] == PACKED_S[None, :])
 
 
-def test_rotary_positions_are_relative():
-  params, apply = random_model(positions="rotary")
-  place_BT = jnp.arange(T)[None]
-  at, shifted, stretched = (
-    apply(params, TOKENS_BT, None, p_BT) for p_BT in (place_BT, place_BT + 100, 2 * place_BT)
-  )
-  np.testing.assert_allclose(shifted, at, rtol=1e-3, atol=1e-3)
-  assert not np.allclose(stretched, at, atol=1e-1)
+def pack(*documents, length):
+  """(tokens, segments, positions) of one row: the documents, then padding."""
+  rest = length - sum(map(len, documents))
+  numbers = [np.full(len(document), i + 1) for i, document in enumerate(documents)]
+  places = [np.arange(len(document)) for document in documents]
+  parts = ([*documents, np.zeros(rest)], [*numbers, np.zeros(rest)], [*places, np.arange(rest)])
+  return tuple(jnp.array(np.concatenate(part), jnp.int32)[None] for part in parts)
 
 
-def test_rotation_is_a_rotation_by_the_angles_of_the_paper():
-  x_BTHK = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-  y = attention.rotate(x_BTHK, attention.rotation(jnp.array([[5]]), 4))[0, 0, 0]
-  pairs = np.array([1 + 3j, 2 + 4j]) * np.exp(1j * 5 * np.array([1, 10_000**-0.5]))
-  np.testing.assert_allclose(y, [*pairs.real, *pairs.imag], rtol=1e-5)
+FIRST, SECOND = np.arange(1, 5), np.arange(10, 14)
+FIRST_SOURCE, SECOND_SOURCE = np.arange(20, 24), np.arange(24, 28)
 
 
-def test_scanned_layers_equal_unrolled_ones():
-  assert_trees_close(outcome(scan=True), outcome(scan=False), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_documents_equal_documents_alone(family, positions):
+  """Two documents and padding in one row, against each in a row of its own."""
+  params, apply = random_model(family=family, positions=positions)
+  source = source_of(family, *pack(FIRST_SOURCE, SECOND_SOURCE, length=S))
+  packed_BTV = apply(params, *pack(FIRST, SECOND, length=T), **source)
+  assert np.isfinite(packed_BTV).all()
+  for document, read, part in (
+    (FIRST, FIRST_SOURCE, slice(0, 4)),
+    (SECOND, SECOND_SOURCE, slice(4, 8)),
+  ):
+    alone_BTV = apply(params, jnp.array(document)[None], **source_of(family, jnp.array(read)[None]))
+    np.testing.assert_allclose(packed_BTV[:, part], alone_BTV, rtol=1e-4, atol=1e-5)
+  crossing_BTV = apply(params, pack(FIRST, SECOND, length=T)[0], **source)
+  assert not np.allclose(packed_BTV[:, 4:8], crossing_BTV[:, 4:8], atol=1e-2)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_policies_give_the_same_gradients(remat):
-  assert_trees_close(outcome(scan=True, remat=remat), outcome(scan=True), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing_and_does_no_harm(family):
+  """Whatever stands there, the gradients of the real tokens' loss are the same, and finite."""
+  params, apply = random_model(family=family)
+  segments_BT = jnp.minimum(jnp.array(PACKED_T), 1)[None]
+  segments_BS = jnp.minimum(jnp.array(PACKED_S), 1)[None]
+
+  def loss(params, segments_BT, filling, *source):
+    tokens_BT = jnp.where(segments_BT == 1, TOKENS_BT, filling)
+    logits_BTV = apply(params, tokens_BT, segments_BT, **source_of(family, *source))
+    losses_BT = -jax.nn.log_softmax(logits_BTV)[:, :, 3]
+    return jnp.sum(losses_BT * segments_BT), losses_BT
+
+  gradient = jax.grad(loss, has_aux=True)
+  filled = [
+    gradient(params, segments_BT, i, jnp.where(segments_BS == 1, SOURCE_BS, i), segments_BS)
+    for i in (0, 5)
+  ]
+  assert_trees_close(filled[0][0], filled[1][0], rtol=0)
+  # A row of padding alone; and, where the source has no padding, queries that see nothing.
+  empty = gradient(params, 0 * segments_BT, 0, SOURCE_BS, segments_BS)
+  alone = gradient(params, segments_BT, 0, SOURCE_BS, jnp.ones_like(SOURCE_BS))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((filled, empty, alone)))
+  assert not any(np.any(x) for x in jax.tree.leaves(empty[0]))
+
+
+def test_without_segments_all_is_segment_one():
+  params, apply = random_model(family="encoder_decoder")
+  source = Source(*pack(FIRST_SOURCE, length=S))
+  plain = Source(jnp.array(FIRST_SOURCE)[None])
+  ones_BT = jnp.ones_like(TOKENS_BT)
+  expected = apply(params, TOKENS_BT, source=plain)
+  for segments_BT, read in ((None, source), (ones_BT, source), (ones_BT, plain)):
+    found = apply(params, TOKENS_BT, segments_BT, source=read)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Switches
+# ---------------------------------------------------------------------------------------------
+
+SWITCHES = [
+  {"mlp": "relu"},
+  {"mlp": "gelu_exact"},
+  {"mlp": "geglu"},
+  {"mlp": "swiglu"},
+  {"mlp_ratio": 2.5},
+  {"mlp_width": 40},
+  {"norm": "layer"},
+  {"norm_position": "post"},
+  {"norm_eps": 0.1},
+  {"embedding_norm": True},
+  *({"positions": positions} for positions in POSITIONS if positions != "rotary"),
+  {"rotary_base": 100.0},
+  {"positions": "relative", "relative_buckets": 8},
+  {"token_types": 3},
+  {"biases": True},
+  {"biases": True, "norm": "layer"},
+  {"qk_norm": False},
+  {"scale_attention": False},
+  {"scale_embedding": True},
+  {"scale_logits": True},
+  {"tied": True},
+  {"head_transform": True},
+  {"head_bias": True},
+  {"kv_heads": 1},
+  {"head_width": 12},
+  {"width_scaling": "mup"},
+  {"dtype": "bfloat16"},
+]
+
+
+PRESETS = [
+  {"positions": "learned", "norm": "layer", "biases": True, "qk_norm": False, "tied": True},
+  {"mlp": "swiglu", "kv_heads": 1, "qk_norm": False},
+  {
+    **{"positions": "learned", "norm": "layer", "biases": True, "norm_position": "post"},
+    **{"embedding_norm": True, "token_types": 2, "head_transform": True, "head_bias": True},
+  },
+]
+
+
+@pytest.mark.parametrize(
+  ("family", "changes"),
+  [("encoder_decoder", changes) for changes in SWITCHES]
+  + [(family, changes) for family in ("decoder", "encoder") for changes in PRESETS],
+  ids=str,
+)
+def test_every_switch_changes_the_function(family, changes):
+  """And every parameter has a gradient; an encoder-decoder has all that the others have."""
+  kind = {"positions": "relative"} if "relative_buckets" in changes else {}
+  a, _ = outcome(family=family, **kind)
+  b, gradients = outcome(family=family, **changes)
+  assert a.shape == b.shape == (1, T, V)
+  assert b.dtype == jnp.float32
+  assert np.isfinite(b).all()
+  # The two forms of gelu differ by 5e-4 at most.
+  tolerance = 1e-5 if changes == {"mlp": "gelu_exact"} else 1e-3
+  assert not np.allclose(a, b, rtol=tolerance, atol=tolerance)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient), path
+
+
+def test_the_depth_of_the_encoder_is_its_own():
+  params, apply = random_model(family="encoder_decoder", encoder_depth=1)
+  assert params["encoder"]["block"]["mlp"]["up"]["kernel"].shape == (1, 16, 64)
+  assert params["decoder"]["block"]["mlp"]["up"]["kernel"].shape == (2, 16, 64)
+  a, _ = outcome(family="encoder_decoder")
+  b = apply(params, TOKENS_BT, source=Source(SOURCE_BS))
+  assert not np.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("field", list(transformer.SWITCHES))
+def test_an_unknown_switch_is_named(field):
+  with pytest.raises(ValueError, match=rf"^model\.{field}='odd': unknown; choose one of [^\n]+$"):
+    built(**{field: "odd"})
+
+
+def test_learned_positions_end_somewhere():
+  params, apply = random_model(positions="learned")
+  with pytest.raises(ValueError, match="data.seq_len=13: the model was built with 12 learned"):
+    apply(params, jnp.zeros((1, T + 1), jnp.int32))
+
+
+# ---------------------------------------------------------------------------------------------
+# What must not change the function
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"family": "decoder"},
+    {"family": "encoder_decoder", "positions": "relative"},
+    {"family": "encoder_decoder", "positions": "relative", "remat": "dots"},
+    {"family": "encoder_decoder", "positions": "relative", "remat": "full"},
+  ],
+  ids=str,
+)
+def test_scanned_and_rematerialised_layers_equal_unrolled_ones(changes):
+  unrolled = outcome(**(changes | {"remat": "none"}))
+  assert_trees_close(outcome(scan=True, **changes), unrolled, rtol=1e-4, atol=1e-5)
 
 
 def test_remat_policies_keep_what_they_say():
@@ -155,138 +295,68 @@ def test_remat_policies_keep_what_they_say():
   assert none > 1.1 * dots > 1.1 * 1.1 * full
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_stays_within_its_rounding(family):
+  """Operands rounded to 8 bits move a product by at most 2 * 2**-8 of its terms' sizes.
+
+  A logit lies behind 6 products a block (values, scores, weighted sum, out, up, down), 4 more where
+  there is cross-attention, and the head's. In root mean square over terms of random sign the errors
+  do not exceed their plain sum.
+  """
+  exact, rounded = (outcome(family=family, dtype=dtype) for dtype in ("float32", "bfloat16"))
+  blocks = {"decoder": 2 * 6, "encoder": 2 * 6, "encoder_decoder": 2 * 6 + 2 * 10}[family]
+  error = np.sqrt(np.mean((rounded[0] - exact[0]) ** 2) / np.mean(exact[0] ** 2))
+  assert 1e-4 < error < (blocks + 1) * 2 * 2**-8
+  assert {g.dtype for g in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
+
+
+# ---------------------------------------------------------------------------------------------
+# Initialisation
+# ---------------------------------------------------------------------------------------------
+
+
 def first_loss(**changes):
-  graphdef, params = built(**changes)
-  logits_BTV = nnx.merge(graphdef, params)(TOKENS_BT)
+  family = changes.get("family", "decoder")
+  logits_BTV = build(**changes)(TOKENS_BT, **source_of(family))
   assert logits_BTV.dtype == jnp.float32
   return -jnp.mean(jax.nn.log_softmax(logits_BTV)[:, :, 3])
 
 
-def test_the_first_loss_is_that_of_a_uniform_guess():
-  assert first_loss(init_std=1.0) == pytest.approx(np.log(V), rel=1e-6)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_loss_is_that_of_a_uniform_guess(family):
+  assert first_loss(family=family, init_std=1.0) == pytest.approx(np.log(V), rel=1e-6)
   # Tied logits are of order 1 at most, whatever the scale of the embedding.
-  assert first_loss(tied=True) == pytest.approx(np.log(V), abs=0.1)
-  assert first_loss(tied=True, init_std=1.0) < np.log(V) + 1.5
+  assert first_loss(family=family, tied=True) == pytest.approx(np.log(V), abs=0.1)
+  assert first_loss(family=family, tied=True, init_std=1.0) < np.log(V) + 2
 
 
-def test_bfloat16_stays_within_its_rounding():
-  """Operands rounded to 8 bits move a product by at most 2 * 2**-8 of its terms' sizes.
-
-  A logit lies behind 6 products a block (values, scores, weighted sum, out, up, down) and the
-  head's. In root mean square over terms of random sign the errors do not exceed their plain sum.
-  """
-  params, exact = random_model(dtype="float32")
-  _, rounded = random_model(dtype="bfloat16")
-  a, b = exact(params, TOKENS_BT), rounded(params, TOKENS_BT)
-  error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
-  assert 1e-4 < error < (6 * 2 + 1) * 2 * 2**-8
-  assert b.dtype == jnp.float32
-  gradients = outcome(dtype="bfloat16")[1]
-  assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5, 3), (4, 4, 4)])
-def test_the_written_out_derivative_of_a_product(shape):
-  n, d, f = shape
-  x_ND = jax.random.normal(jax.random.key(0), (n, d))
-  w_DF = jax.random.normal(jax.random.key(1), (d, f))
-
-  def ours(x_ND, w_DF):
-    return jnp.sum(jnp.sin(layers.matmul(x_ND, w_DF, jnp.dtype("float32"))))
-
-  def plain(x_ND, w_DF):
-    return jnp.sum(jnp.sin(x_ND @ w_DF))
-
-  check_grads(ours, (x_ND, w_DF), order=1, modes=["rev"], rtol=1e-2)
-  a, b = (jax.grad(f, (0, 1))(x_ND, w_DF) for f in (ours, plain))
-  assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_bfloat16_gradients_are_summed_in_float32():
-  def total(w_DF):
-    return jnp.sum(layers.matmul(jnp.ones((1001, 2)), w_DF, jnp.dtype("bfloat16")))
-
-  gradient_DF = jax.grad(total)(jnp.ones((2, 3)))
-  np.testing.assert_array_equal(gradient_DF, np.full((2, 3), 1001.0))  # in bfloat16: 1000
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attend_equals_the_librarys_attention(masked):
-  q_BTHK, k_BTHK, v_BTHK = (
-    jax.random.normal(jax.random.key(i), (2, 8, 3, 4)) * 3 for i in range(3)
-  )
-  mask_BTS = None
-  if masked:
-    segments_BT = jnp.array([[1] * 3 + [2] * 5, [1] * 7 + [2]])
-    mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-
-  def ours(q, k, v):
-    return jnp.sin(attention.attend(q, k, v, mask_BTS, jnp.dtype("float32"))).sum()
-
-  def library(q, k, v):
-    mask = None if mask_BTS is None else mask_BTS[:, None]
-    return jnp.sin(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)).sum()
-
-  a, b = (jax.value_and_grad(f, (0, 1, 2))(q_BTHK, k_BTHK, v_BTHK) for f in (ours, library))
-  assert_trees_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ("field", "value"),
-  [
-    ("mlp", "relu"),
-    ("mlp", "geglu"),
-    ("mlp", "swiglu"),
-    ("norm", "layer"),
-    ("positions", "learned"),
-    ("biases", True),
-    ("qk_norm", False),
-    ("tied", True),
-    ("dtype", "bfloat16"),
-    ("mlp_ratio", 2.0),
-  ],
-)
-def test_every_switch_changes_the_function(field, value):
-  a, _ = outcome()
-  b, gradients = outcome(**{field: value})
-  assert a.shape == b.shape == (1, T, V)
-  assert np.isfinite(b).all()
-  assert not np.allclose(a, b, rtol=1e-4, atol=1e-4)
-  assert all(np.any(g) for g in jax.tree.leaves(gradients))
-
-
-def test_initialisation_depends_on_the_seed_only():
-  _, params = built(seed=3)
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_initialisation_depends_on_the_seed_only(family):
+  _, params = built(seed=3, family=family)
   for changes in ({"scan": False}, {"remat": "full"}, {"dtype": "bfloat16"}, {"norm": "layer"}):
-    assert_trees_close(built(seed=3, **changes)[1], params, rtol=0)
-  _, other = built(seed=4)
+    assert_trees_close(built(seed=3, family=family, **changes)[1], params, rtol=0)
+  _, other = built(seed=4, family=family)
   assert not np.array_equal(params["embedding"]["table"][...], other["embedding"]["table"][...])
-  query_LDD = params["block"]["attention"]["query"]["kernel"][...]
+  query_LDD = params["decoder"]["block"]["attention"]["query"]["kernel"][...]
   assert not np.array_equal(query_LDD[0], query_LDD[1])
+  if family == "encoder_decoder":
+    encoder_LDD = params["encoder"]["block"]["attention"]["query"]["kernel"][...]
+    cross_LDD = params["decoder"]["block"]["cross_attention"]["query"]["kernel"][...]
+    assert not np.array_equal(query_LDD, encoder_LDD)
+    assert not np.array_equal(query_LDD, cross_LDD)
 
 
 def test_initial_scales():
-  _, params = built(width=128, depth=3)
-  block = params["block"]
-  spread = {
-    "embedding": (params["embedding"]["table"], 0.02),
-    "dense": (block["attention"]["query"]["kernel"], 128**-0.5),
-    "up": (block["mlp"]["up"]["kernel"], 128**-0.5),
-    "residual": (block["attention"]["out"]["kernel"], (128 * 2 * 3) ** -0.5),
-    "down": (block["mlp"]["down"]["kernel"], (512 * 2 * 3) ** -0.5),
-  }
-  for name, (w, expected) in spread.items():
-    assert np.std(w[...]) == pytest.approx(expected, rel=0.05), name
+  _, params = built(width=128, depth=3, family="encoder_decoder")
+  for stack in ("encoder", "decoder"):
+    block = params[stack]["block"]
+    spread = {
+      "embedding": (params["embedding"]["table"], 0.02),
+      "dense": (block["attention"]["query"]["kernel"], 128**-0.5),
+      "up": (block["mlp"]["up"]["kernel"], 128**-0.5),
+      "residual": (block["attention"]["out"]["kernel"], (128 * 2 * 3) ** -0.5),
+      "down": (block["mlp"]["down"]["kernel"], (512 * 2 * 3) ** -0.5),
+    }
+    for name, (w, expected) in spread.items():
+      assert np.std(w[...]) == pytest.approx(expected, rel=0.05), name
   assert not np.any(params["head"]["kernel"][...])
-
-
-@pytest.mark.parametrize("field", ["family", "mlp", "norm", "positions", "dtype", "remat"])
-def test_an_unknown_switch_is_named(field):
-  with pytest.raises(ValueError, match=rf"^model\.{field}='odd': unknown; choose one of [^\n]+$"):
-    built(**{field: "odd"})
-
-
-def test_learned_positions_end_somewhere():
-  params, apply = random_model(positions="learned")
-  with pytest.raises(ValueError, match="data.seq_len=13: the model was built with 12 learned"):
-    apply(params, jnp.zeros((1, T + 1), jnp.int32))

@@ -65,7 +65,8 @@ def test_no_tensorflow_and_no_torch():
 def test_every_field_has_its_meaning():
   schema = (ROOT / "configs" / "base.py").read_text()
   fields = [line for line in schema.splitlines() if re.match(r"  c\.\w+ = ", line)]
-  sections = ("model", "data", "optim", "train", "sweep", "fit", "ConfigDict")
+  sections = ("model", "data", "corruption", "sharding", "optim", "train", "sweep", "fit")
+  sections += ("ConfigDict",)
   bare = [line for line in fields if "#" not in line]
   assert len(fields) > 50
   assert not [line for line in bare if line.split(" = ")[1][:-2] not in sections]

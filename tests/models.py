@@ -1,0 +1,83 @@
+"""Shared by the tests of the model: tiny models of the three families, with weights at random.
+
+They run one operation at a time: to compile each variant as a whole would take ten times as long.
+"""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from configs import base, ladders
+from model import transformer
+from model.transformer import Source
+
+V, T, S = 29, 12, 10
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+POSITIONS = ("rotary", "learned", "sinusoidal", "relative", "none")
+TOKENS_BT = jnp.arange(T, dtype=jnp.int32)[None]  # all distinct, also from the source's
+SOURCE_BS = jnp.arange(T, T + S, dtype=jnp.int32)[None]
+
+
+def model_config(**changes):
+  c = base.get_config()
+  fixed = {"width": 16, "depth": 2, "heads": 2, "mlp": "gelu", "init_std": 0.02, "scan": False}
+  c.model.update(fixed | changes)
+  return ladders.resolve(c).model
+
+
+def build(seed=0, **changes):
+  config = model_config(**changes)
+  source_len = S if config.family == "encoder_decoder" else 0
+  return transformer.build(config, V, T, nnx.Rngs(seed), source_len)
+
+
+def built(seed=0, **changes):
+  return nnx.split(build(seed, **changes))
+
+
+def randomised(params):
+  """Parameters at random, each by its path alone; no gain is 1 and no head 0."""
+
+  def draw(path, w):
+    name = jax.tree_util.keystr(path)
+    noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=w.shape)
+    fan_in = w.shape[-2] if "kernel" in name else 10
+    return jnp.asarray(noise / np.sqrt(fan_in) + ("scale" in name), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, params)
+
+
+@functools.cache
+def random_model(**changes):
+  """(params, apply) of a model whose parameters are all at random."""
+  graphdef, params = nnx.split(nnx.eval_shape(lambda: build(**changes)))
+  return randomised(params), lambda params, *x, **y: nnx.merge(graphdef, params)(*x, **y)
+
+
+def source_of(family, *source):
+  """The keyword argument that gives an encoder-decoder its source; the others take none."""
+  return {"source": Source(*(source or (SOURCE_BS,)))} if family == "encoder_decoder" else {}
+
+
+@functools.cache
+def outcome(**changes):
+  """(logits_BTV, gradients) of a model whose parameters are all at random."""
+  params, apply = random_model(**changes)
+  inputs = source_of(changes.get("family"))
+  if changes.get("token_types"):
+    inputs["token_types_BT"] = TOKENS_BT % changes["token_types"]
+
+  def objective(params):
+    logits_BTV = apply(params, TOKENS_BT, **inputs)
+    return jnp.sum(jax.nn.log_softmax(logits_BTV)[:, :, 3]), logits_BTV
+
+  gradients, logits_BTV = jax.grad(objective, has_aux=True)(params)
+  return logits_BTV, gradients
+
+
+def assert_trees_close(a, b, **bounds):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **bounds), a, b)

@@ -1,0 +1,427 @@
+"""The parts of the model, each by its definition: attention, positions, norms, dropout, muP."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+from ml_collections import FrozenConfigDict
+from models import (
+  FAMILIES,
+  TOKENS_BT,
+  S,
+  T,
+  V,
+  assert_trees_close,
+  build,
+  model_config,
+  random_model,
+  source_of,
+)
+
+from configs import base
+from model import attention, layers, transformer
+from model.attention import View
+from train import optim
+
+FLOAT32 = jnp.dtype("float32")
+
+
+@pytest.fixture(autouse=True)
+def _no_silent_broadcasting():
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+# ---------------------------------------------------------------------------------------------
+# Products
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5, 3), (4, 4, 4)])
+def test_the_written_out_derivative_of_a_product(shape):
+  n, d, f = shape
+  x_ND, w_DF = normal(0, n, d), normal(1, d, f)
+
+  def ours(x_ND, w_DF):
+    return jnp.sum(jnp.sin(layers.matmul(x_ND, w_DF, FLOAT32)))
+
+  def plain(x_ND, w_DF):
+    return jnp.sum(jnp.sin(x_ND @ w_DF))
+
+  check_grads(ours, (x_ND, w_DF), order=1, modes=["rev"], rtol=1e-2)
+  a, b = (jax.grad(f, (0, 1))(x_ND, w_DF) for f in (ours, plain))
+  assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+  def total(w_DF):
+    return jnp.sum(layers.matmul(jnp.ones((1001, 2)), w_DF, jnp.dtype("bfloat16")))
+
+  gradient_DF = jax.grad(total)(jnp.ones((2, 3)))
+  np.testing.assert_array_equal(gradient_DF, np.full((2, 3), 1001.0))  # in bfloat16: 1000
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------
+
+Q_BTHK, K_BSHK, V_BSHK = normal(0, 2, 8, 4, 6) * 3, normal(1, 2, 8, 4, 6) * 3, normal(2, 2, 8, 4, 6)
+SEGMENTS_BT = jnp.array([[1] * 3 + [2] * 5, [1] * 7 + [2]])
+MASK_BTS = SEGMENTS_BT[:, :, None] == SEGMENTS_BT[:, None, :]
+
+
+def plain_attention(q_BTHK, k_BSGK, v_BSGK, view, scale):
+  """The formula, one head after the other."""
+  G, H, rows, columns = k_BSGK.shape[2], q_BTHK.shape[2], q_BTHK.shape[1], k_BSGK.shape[1]
+  heads = []
+  for h in range(H):
+    g = h // (H // G)
+    scores_BTS = scale * jnp.einsum("btk,bsk->bts", q_BTHK[:, :, h], k_BSGK[:, :, g])
+    if view.bias_BHTS is not None:
+      bias_BTS = jnp.broadcast_to(view.bias_BHTS[:, h], scores_BTS.shape)
+      scores_BTS = scores_BTS + bias_BTS
+    seen_BTS = jnp.ones(scores_BTS.shape, bool) if view.mask_BTS is None else view.mask_BTS
+    if view.causal:
+      seen_BTS &= jnp.tril(jnp.ones((1, rows, columns), bool))
+    w_BTS = jax.nn.softmax(jnp.where(seen_BTS, scores_BTS, -jnp.inf), axis=-1)
+    heads.append(jnp.einsum("bts,bsk->btk", w_BTS, v_BSGK[:, :, g]))
+  return jnp.stack(heads, axis=2)
+
+
+@pytest.mark.parametrize("bias", [0, 1, 2])
+@pytest.mark.parametrize(("causal", "masked", "kv_heads"), [(1, 0, 4), (1, 1, 2), (0, 1, 1)])
+def test_attention_and_its_written_out_derivative(causal, masked, kv_heads, bias):
+  """Values and derivatives by q, k, v and the bias; a bias of one row is that of all."""
+  k_BSGK, v_BSGK = K_BSHK[:, :, :kv_heads], V_BSHK[:, :, :kv_heads]
+  bias_BHTS = normal(3, bias, 4, 8, 8) if bias else None
+
+  def total(attend):
+    def function(q, k, v, bias_BHTS):
+      view = View(bool(causal), MASK_BTS if masked else None, bias_BHTS)
+      return jnp.sin(attend(q, k, v, view)).sum()
+
+    wanted = (0, 1, 2, 3) if bias else (0, 1, 2)
+    return jax.value_and_grad(function, wanted)(Q_BTHK, k_BSGK, v_BSGK, bias_BHTS)
+
+  ours = total(lambda *x: attention.attend(*x, 0.3, FLOAT32))
+  plain = total(lambda *x: plain_attention(*x, 0.3))
+  assert_trees_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attend_equals_the_librarys_attention(causal):
+  k_BSGK, v_BSGK, bias_BHTS = K_BSHK[:, :, :2], V_BSHK[:, :, :2], normal(3, 1, 4, 8, 8)
+  ours = attention.attend(
+    Q_BTHK, k_BSGK, v_BSGK, View(causal, MASK_BTS, bias_BHTS), 6**-0.5, FLOAT32
+  )
+  library = jax.nn.dot_product_attention(
+    Q_BTHK, k_BSGK, v_BSGK, bias_BHTS, MASK_BTS[:, None], is_causal=causal
+  )
+  np.testing.assert_allclose(ours, library, rtol=1e-4, atol=1e-5)
+
+
+def test_a_query_may_see_fewer_or_more_keys_than_there_are_queries():
+  for S_ in (3, 8):
+    k_BSGK, v_BSGK = K_BSHK[:, :S_], V_BSHK[:, :S_]
+    ours = attention.attend(Q_BTHK[:, :5], k_BSGK, v_BSGK, View(False), 0.3, FLOAT32)
+    plain = plain_attention(Q_BTHK[:, :5], k_BSGK, v_BSGK, View(False), 0.3)
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_that_share_keys_and_values_equal_heads_with_copies_of_them(family):
+  """Query head h of 4 reads key and value head h // 2 of 2."""
+  grouped, apply_grouped = random_model(family=family, heads=4, kv_heads=2)
+  every, apply_every = random_model(family=family, heads=4)
+
+  def copied(path, w, shape):
+    name = jax.tree_util.keystr(path)
+    if w.shape == shape.shape:
+      return w
+    assert "key" in name or "value" in name
+    return jnp.repeat(w.reshape(*w.shape[:-1], 2, -1), 2, axis=-2).reshape(shape.shape)
+
+  copies = jax.tree_util.tree_map_with_path(copied, grouped, every)
+  a = apply_grouped(grouped, TOKENS_BT, **source_of(family))
+  b = apply_every(copies, TOKENS_BT, **source_of(family))
+  np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(a, apply_every(every, TOKENS_BT, **source_of(family)), atol=1e-2)
+
+
+def test_scores_are_scaled_as_the_config_says():
+  for changes, scale in (
+    ({}, 8**-0.5),
+    ({"scale_attention": False}, 1.0),
+    ({"width_scaling": "mup"}, 1 / 8),
+    ({"head_width": 4}, 4**-0.5),
+  ):
+    model = nnx.eval_shape(lambda changes=changes: build(**changes))
+    assert model.decoder.block.attention.scale == pytest.approx(scale)
+
+
+# ---------------------------------------------------------------------------------------------
+# Positions
+# ---------------------------------------------------------------------------------------------
+
+
+def test_rotary_positions_are_relative():
+  params, apply = random_model(positions="rotary")
+  place_BT = jnp.arange(T)[None]
+  at, shifted, stretched = (
+    apply(params, TOKENS_BT, None, p_BT) for p_BT in (place_BT, place_BT + 100, 2 * place_BT)
+  )
+  np.testing.assert_allclose(shifted, at, rtol=1e-3, atol=1e-3)
+  assert not np.allclose(stretched, at, atol=1e-1)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 500.0])
+def test_rotation_is_a_rotation_by_the_angles_of_the_paper(base):
+  x_BTHK = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+  y = attention.rotate(x_BTHK, attention.rotation(jnp.array([[5]]), 4, base))[0, 0, 0]
+  pairs = np.array([1 + 3j, 2 + 4j]) * np.exp(1j * 5 * np.array([1, base**-0.5]))
+  np.testing.assert_allclose(y, [*pairs.real, *pairs.imag], rtol=1e-5)
+
+
+def test_buckets_of_the_decoder_follow_the_paper():
+  """16 single distances, then 16 buckets that grow to 128: the k-th from 16 * 8^(k/16) on.
+
+  Compared in integers, d^16 >= 2^(64 + 3k), where no rounding can move a boundary.
+  """
+  for d in range(300):
+    expected = d if d < 16 else 16 + sum(d**16 >= 2 ** (64 + 3 * k) for k in range(1, 16))
+    assert attention.relative_bucket(jnp.array(-d), 32, 128, True) == expected, d
+  assert not np.any(attention.relative_bucket(jnp.arange(300), 32, 128, True))  # what comes after
+
+
+def test_buckets_of_the_encoder_follow_the_paper():
+  """Half for each side; 8 single distances, then boundaries at 8 * 2^(k/2), by hand."""
+  starts = [*range(8), 8, 12, 16, 23, 32, 46, 64, 91]
+  distances = np.arange(300)
+  expected = np.searchsorted(starts, distances, side="right") - 1
+  before, after = (
+    attention.relative_bucket(jnp.array(sign * distances), 32, 128, False) for sign in (-1, 1)
+  )
+  np.testing.assert_array_equal(before, expected)
+  np.testing.assert_array_equal(after[1:], expected[1:] + 16)
+
+
+def test_one_table_of_biases_serves_all_layers_of_a_stack():
+  """A bias far above all scores makes tokens see their predecessor alone; the first has none."""
+  params, apply = random_model(family="encoder", positions="relative")
+  table = jnp.zeros((32, 2)).at[1].set(1000.0)  # one token before
+  params = nnx.clone(params)
+  params["encoder"]["relative"]["table"] = params["encoder"]["relative"]["table"].replace(table)
+  changed_BT = TOKENS_BT.at[0, 4].set(20)
+  a_BTV, b_BTV = apply(params, TOKENS_BT), apply(params, changed_BT)
+  different_T = np.any(np.abs(a_BTV - b_BTV) > 1e-5, axis=(0, 2))
+  np.testing.assert_array_equal(np.flatnonzero(different_T), [0, 1, 4, 5, 6])
+  deep, _ = random_model(family="encoder_decoder", positions="relative", depth=3)
+  assert deep["encoder"]["relative"]["table"].shape == (32, 2)
+  assert deep["decoder"]["relative"]["table"].shape == (32, 2)
+
+
+def test_sinusoids_follow_the_paper():
+  """Sine and cosine at the rates 1 and 10,000^(-1/2), the sines first."""
+  x_D = transformer.sinusoids(jnp.array([[3]]), 4)[0, 0]
+  np.testing.assert_allclose(x_D, [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-5)
+
+
+def test_sinusoids_follow_the_positions_that_are_given():
+  params, apply = random_model(positions="sinusoidal")
+  place_BT = jnp.arange(T)[None]
+  np.testing.assert_array_equal(apply(params, TOKENS_BT), apply(params, TOKENS_BT, None, place_BT))
+  moved = apply(params, TOKENS_BT, None, place_BT + 7)
+  assert not np.allclose(apply(params, TOKENS_BT), moved, atol=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------
+# Norms, activations, heads: one block in numpy
+# ---------------------------------------------------------------------------------------------
+
+
+def numpy_encoder(params, *, post, eps):
+  """An encoder of one block and one head, layer norms with biases, tanh gelu, learned positions."""
+  w = jax.tree.map(lambda x: np.array(x, np.float64), nnx.to_pure_dict(params))
+  stack, tokens = w["encoder"], np.array(TOKENS_BT[0])
+  block = jax.tree.map(lambda x: x[0], stack["block"])
+
+  def norm(x, p):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+
+  def dense(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+  def attend(x):
+    q, k, v = (dense(x, block["attention"][name]) for name in ("query", "key", "value"))
+    scores = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
+    return dense(scores / scores.sum(-1, keepdims=True) @ v, block["attention"]["out"])
+
+  def mlp(x):
+    h = dense(x, block["mlp"]["up"])
+    h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    return dense(h, block["mlp"]["down"])
+
+  x = w["embedding"]["table"][tokens] + stack["positions"]["table"][: len(tokens)]
+  for layer, name in ((attend, "attention_norm"), (mlp, "mlp_norm")):
+    x = norm(x + layer(x), block[name]) if post else x + layer(norm(x, block[name]))
+  if not post:
+    x = norm(x, stack["final_norm"])
+  return x @ w["head"]["kernel"]
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_a_block_equals_its_formula(norm_position):
+  params, apply = random_model(
+    family="encoder", depth=1, heads=1, norm="layer", biases=True, qk_norm=False,
+    positions="learned", norm_position=norm_position, norm_eps=0.01,
+  )  # fmt: skip
+  expected_TV = numpy_encoder(params, post=norm_position == "post", eps=0.01)
+  np.testing.assert_allclose(apply(params, TOKENS_BT)[0], expected_TV, rtol=1e-4, atol=1e-4)
+
+
+def test_rms_norm_equals_its_formula():
+  x_BD, gain_D = normal(0, 3, 16), normal(1, 16)
+  norm = layers.Norm(model_config(norm_eps=0.1), 16)
+  norm.scale[...] = gain_D
+  rms_B1 = np.sqrt(np.mean(np.square(x_BD), axis=-1, keepdims=True) + 0.1)
+  np.testing.assert_allclose(norm(x_BD), x_BD / rms_B1 * gain_D[None], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Dropout
+# ---------------------------------------------------------------------------------------------
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share_it_says():
+  n, rate = 100_000, 0.3
+  y_N = layers.dropout(jnp.full((4, n // 4), 2.0), rate, jax.random.split(jax.random.key(0), 4))
+  np.testing.assert_allclose(np.unique(y_N), [0.0, 2 / 0.7], rtol=1e-6)
+  dropped = np.mean(y_N == 0)
+  assert dropped == pytest.approx(rate, abs=5 * np.sqrt(rate * (1 - rate) / n))
+  assert np.mean(y_N) == pytest.approx(2.0, abs=5 * 2 * np.sqrt(rate / (1 - rate) / n))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_a_function_of_its_key(family):
+  params, apply = random_model(family=family, dropout=0.2)
+  one, other = (
+    {"keys_B": jax.random.split(jax.random.key(seed), 1), **source_of(family)} for seed in (1, 2)
+  )
+  a, b, again = (apply(params, TOKENS_BT, **named) for named in (one, other, one))
+  np.testing.assert_array_equal(a, again)
+  assert not np.allclose(a, b, atol=1e-2)
+  plain = apply(params, TOKENS_BT, **source_of(family))
+  assert not np.allclose(a, plain, atol=1e-2)
+  without, apply_without = random_model(family=family)
+  np.testing.assert_array_equal(plain, apply_without(without, TOKENS_BT, **one))
+
+
+def test_every_place_has_dropout_of_its_own():
+  """A model that does nothing but sum its masks, each times a power of two, so that each is seen.
+
+  Embeddings 1; attention, cross-attention and MLP of the two layers 2 ... 64; the head shows the
+  residual stream. At a rate of one half, a kept entry counts twice.
+  """
+  rows = 200
+  config = model_config(
+    family="encoder_decoder", biases=True, dropout=0.5, scan=True, positions="none"
+  )
+  graphdef, params = nnx.split(transformer.build(config, 16, T, nnx.Rngs(0), S))
+  params = jax.tree.map(jnp.zeros_like, params)  # also the gains, so that layers give their biases
+  params["embedding"]["table"][...] += 1
+  params["head"]["kernel"][...] += jnp.eye(16)
+  block = params["decoder"]["block"]
+  block["attention"]["out"]["bias"][...] += jnp.array([[2], [16]])
+  block["cross_attention"]["out"]["bias"][...] += jnp.array([[4], [32]])
+  block["mlp"]["down"]["bias"][...] += jnp.array([[8], [64]])
+  model = nnx.merge(graphdef, params)
+  model.decoder.final_norm = None
+  tokens_BT, tokens_BS = jnp.zeros((rows, T), int), jnp.zeros((rows, S), int)
+  source = transformer.Source(tokens_BS)
+  sums_BTD = jax.jit(lambda keys_B: model(tokens_BT, source=source, keys_B=keys_B))(
+    jax.random.split(jax.random.key(0), rows)
+  )
+  masks_P = [np.array(sums_BTD / 2).astype(int) >> i & 1 for i in range(7)]
+  n = rows * T * 16
+  for i in range(7):
+    assert np.mean(masks_P[i]) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(n))
+    for j in range(i):
+      agreement = np.mean(masks_P[i] == masks_P[j])
+      assert agreement == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(n)), (i, j)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training: muP, compile time
+# ---------------------------------------------------------------------------------------------
+
+
+def trainer(config, model):
+  """(step, params, state): plain Adam at a constant rate on one fixed batch."""
+  c = base.get_config().optim
+  c.weight_decay, c.clip_norm = 0.0, 0.0
+  optimizer = optim.optimizer(FrozenConfigDict(c), optim.matrix_rate(config))
+  graphdef, params = nnx.split(model)
+  rng = np.random.default_rng(0)
+  tokens_BT = jnp.array(rng.integers(0, V, (8, T + 1)), jnp.int32)
+  source = source_of(config.family, jnp.array(rng.integers(0, V, (8, S)), jnp.int32))
+
+  def loss(params):
+    logits_BTV = nnx.merge(graphdef, params)(tokens_BT[:, :-1], **source)
+    log_p_BTV = jax.nn.log_softmax(logits_BTV)
+    picked_BT1 = jnp.take_along_axis(log_p_BTV, tokens_BT[:, 1:, None], axis=-1)
+    return -jnp.mean(picked_BT1), logits_BTV
+
+  def step(params, state):
+    gradient, logits_BTV = jax.grad(loss, has_aux=True)(params)
+    direction, state = optimizer.update(gradient, state, params)
+    return jax.tree.map(lambda p, d: p - 1e-2 * d, params, direction), state, logits_BTV
+
+  return jax.jit(step), params, jax.eval_shape(optimizer.init, params)
+
+
+def moved(width, **changes):
+  """Root mean square of the change of the logits in 3 steps of Adam."""
+  fixed = {"heads": width // 16, "mup_base_width": 32, "init_std": 1.0, "depth": 1}
+  changes |= fixed | {"width": width}
+  step, params, state = trainer(model_config(**changes), build(**changes))
+  state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+  logits = []
+  for _ in range(4):
+    params, state, logits_BTV = step(params, state)
+    logits.append(logits_BTV)
+  return float(jnp.sqrt(jnp.mean((logits[3] - logits[0]) ** 2)))
+
+
+def growth(**changes):
+  return moved(256, **changes) / moved(32, **changes)
+
+
+def test_updates_do_not_grow_with_the_width_under_mup():
+  """Yang et al. 2022: at one rate, the logits move as far at every width. Otherwise, ever more."""
+  assert growth(width_scaling="standard") > 2.5
+  assert 0.5 < growth(width_scaling="mup") < 1.2
+  assert 0.5 < growth(width_scaling="mup", tied=True) < 1.2
+
+
+def test_compile_time_does_not_grow_with_depth():
+  """Of a training step, in seconds of the processor; unrolled, 32 layers take over 8 times 2's."""
+
+  def seconds(depth):
+    changes = {"depth": depth, "scan": True, "mlp": "swiglu"}
+    model = nnx.eval_shape(lambda: build(**changes))
+    step, params, state = trainer(model_config(**changes), model)
+    start = time.process_time()
+    step.lower(params, state).compile()
+    return time.process_time() - start
+
+  two, eight, thirty_two = (seconds(depth) for depth in (2, 8, 32))
+  assert max(eight, thirty_two) < 2 * two
