@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from model import accounting
-from scaling import plan, store
+from scaling import compare, plan, store
 from scaling import sweep as sweeps
 from scaling.display import duration
-from train import data, files, host
+from train import data, files, host, objectives
 
 # Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
 # CPU for the ladder `small`: an estimate of time, good to a factor of two.
@@ -57,6 +57,11 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   Raises:
     ValueError: the sweep cannot be run.
   """
+  if config.sweep.objectives:
+    return "\n\n".join(
+      f"{name}\n\n{plan_table(own, workdir and workdir / name)}"
+      for name, own in compare.split(config).items()
+    )
   tokens = data.prepare(config)
   plan.check(config, tokens)
   head = files.read_json(workdir / "sweep.json") if workdir else None
@@ -83,15 +88,17 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   table = _grid(
     "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   )
+  lengths = objectives.lengths(config)
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
   for cell in cells:
     seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
     total_seconds += seconds
     memory = accounting.train_memory_bytes(
       plan.at_size(config, cell.size).model,
-      tokens.vocab_size,
-      config.data.seq_len,
+      objectives.vocab_size(config, tokens.vocab_size),
+      lengths.target,
       config.data.batch_size,
+      lengths.source,
     )
     table.add_row(
       cell.id,
@@ -132,7 +139,10 @@ def runs_table(workdir: Path) -> str:
   """
   records = []
   if (workdir / "sweep.json").exists():
-    _, cells = store.read_sweep(workdir)
+    head, cells = store.read_sweep(workdir)
+    if several := head["config"]["sweep"].get("objectives"):
+      begun = [name for name in several if (workdir / name).is_dir()]
+      return "\n\n".join(f"{name}\n\n{runs_table(workdir / name)}" for name in begun)
     for cell in cells:
       result = store.outcome(workdir, cell)
       records.append((cell.id, {"N": cell.N, "D": cell.D, "C": cell.C, "lr": cell.lr} | result))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import accounting
-from train import optim, record
+from train import objectives, optim, record
 from train.data import TokenData
 from train.step import program
 
@@ -41,11 +41,17 @@ class Cell:
   trunk: str | None  # id of the trunk it is branched from
   branch_step: int  # first step that is the cell's own
   flops_spent: float
+  predicted_per_token: float = 1.0  # tokens predicted per token of text
 
   @property
   def D(self) -> int:
-    """Tokens processed."""
+    """Tokens of text processed."""
     return self.steps * self.tokens_per_step
+
+  @property
+  def D_predicted(self) -> int:
+    """Tokens predicted."""
+    return round(self.D * self.predicted_per_token)
 
   def params(self, convention: str) -> int:
     """Returns N as `convention` (`fit.params`) counts it."""
@@ -120,6 +126,7 @@ def _cell(
     trunk=None,
     branch_step=0,
     flops_spent=geometry.flops_per_token * steps * geometry.tokens_per_step,
+    predicted_per_token=geometry.predicted_per_token,
   )
 
 
@@ -219,10 +226,9 @@ def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   """Returns the training config of a cell or a trunk (without the folder it is branched from)."""
   result = at_size(config, run.size)
-  tokens_per_step = config.data.batch_size * config.data.seq_len
   result.seed = run.seed
   result.optim.lr = run.lr
-  result.train.tokens = run.steps * tokens_per_step
+  result.train.tokens = run.steps * objectives.tokens_per_step(config)
   if isinstance(run, Trunk):
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps
@@ -257,6 +263,7 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
       f"model.{shape[0]}={config.model[shape[0]]}: a sweep takes its shapes from model.ladder; "
       "leave it at 0"
     )
+  objectives.check(config)
   program(at_size(config, s.sizes[0]), tokens.vocab_size)  # knows the switches of config.model
   cells = fit_cells(config, tokens.vocab_size)
   if not cells:

@@ -23,6 +23,7 @@ COLUMNS = [
   "params_total", "params_embedding", "params_head", "params_body",
   "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
   "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
+  "D_predicted",
 ]  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
     "tokens_per_param": cell.D / cell.N,
     "status": result["status"],
     "seconds": result.get("seconds", ""),
+    "D_predicted": cell.D_predicted,
   }
 
 

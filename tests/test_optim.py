@@ -87,9 +87,38 @@ def test_adamw_is_its_definition_and_decays_matrices_only(config):
   )
 
 
+def test_mup_scales_the_step_of_matrices_and_not_their_decay(config):
+  c = base.get_config().model
+  c.width, c.mup_base_width = 256, 64
+  assert optim.matrix_rate(c) == 1.0
+  c.width_scaling = "mup"
+  assert optim.matrix_rate(c) == 0.25
+  rng = np.random.default_rng(0)
+  params = {"kernel": rng.normal(size=(3, 4)), "table": rng.normal(size=(5, 3)), "bias": np.ones(4)}
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  grads = jax.tree.map(lambda x: 0.01 * jnp.sin(x), params)
+  found = {}
+  for rate in (1.0, 0.25):
+    optimizer = optim.optimizer(config, rate)
+    found[rate], _ = optimizer.update(grads, optimizer.init(params), params)
+  decay = config.weight_decay * params["kernel"]
+  np.testing.assert_allclose(
+    found[0.25]["kernel"] - decay, 0.25 * (found[1.0]["kernel"] - decay), rtol=1e-4
+  )
+  for name in ("table", "bias"):
+    assert (found[0.25][name] == found[1.0][name]).all()
+
+
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("schedule", "cosin"), ("cooldown_fraction", 0.0), ("b1", 1.0), ("lr_ref", 0.0), ("lr", -1.0)],
+  [
+    ("schedule", "cosin"),
+    ("cooldown_fraction", 0.0),
+    ("b1", 1.0),
+    ("lr_ref", 0.0),
+    ("lr", -1.0),
+    ("z_loss", -1.0),
+  ],
 )
 def test_bad_field_is_named(config, field, value):
   config[field] = value

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs.ladders import resolve
-from train import checkpoint, data, files, loop, optim, step
+from model import accounting
+from train import checkpoint, data, files, loop, objectives, optim, step
 
 
 def rows(folder):
@@ -174,7 +175,7 @@ def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
   state = functions.init(np.uint32(0))
   batches = data.train_batches(tokens, config, start_step=0)
   for lr in (1e-3, 3e-3, 0.0):
-    state, _ = functions.step(state, next(batches), np.float32(lr))
+    state, _ = functions.step(state, next(batches), np.float32(lr), np.uint32(0))
   batches.close()
   assert functions.step._cache_size() == 1
   for change in ({"lr": 0.5}, {"schedule": "cosine"}, {"warmup_tokens": 3}):
@@ -199,10 +200,90 @@ def test_loss_is_a_sum_over_a_weight(tiny, cache):
   assert (np.asarray(masked_weight_B) == 16).all()
   assert (np.asarray(weight_B) == 32).all()
   assert (np.asarray(masked_nll_B) < np.asarray(nll_B)).all()
-  new_state, metrics = functions.step(state, masked, np.float32(1e-3))
+  new_state, metrics = functions.step(state, masked, np.float32(1e-3), np.uint32(0))
   assert float(metrics["loss_sum"]) == pytest.approx(float(np.sum(masked_nll_B)), rel=1e-5)
   assert float(metrics["weight"]) == 64
   assert int(new_state.step) == 1
+
+
+def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
+  """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
+  tokens = data.prepare(tiny)
+  config = resolve(tiny)
+  config.model.depth = 1
+  batch, grad_norm = next(data.train_batches(tokens, config)), {}
+  for z_loss in (0.0, 1.0):
+    config.optim.z_loss = z_loss
+    functions = step.program(config, tokens.vocab_size)
+    state = functions.init(np.uint32(0))
+    _, metrics = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
+    loss = float(metrics["loss_sum"] / metrics["weight"])
+    assert loss == pytest.approx(math.log(257), rel=1e-6)
+    grad_norm[z_loss] = float(metrics["grad_norm"])
+  # d(z ln^2 Z) = 2 z ln V / V on each logit, in a direction of its own: the norm grows with z.
+  assert grad_norm[1.0] > 1.01 * grad_norm[0.0]
+
+
+def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
+  tokens = data.prepare(tiny)
+  config = resolve(tiny)
+  config.model.depth, config.model.dropout = 1, 0.3
+  functions = step.program(config, tokens.vocab_size)
+  batch = next(data.train_batches(tokens, config))
+
+  def second_loss(seed, steps=1):
+    state = functions.init(np.uint32(0))
+    for _ in range(steps):  # the head starts at zero and hides the first step's dropout
+      state, _ = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
+    state = state._replace(params=jax.tree.map(lambda x: x.copy(), state.params))
+    nll = functions.evaluate(state.params, batch)[0]
+    _, metrics = functions.step(state, batch, np.float32(0.0), np.uint32(seed))
+    return float(metrics["loss_sum"]), float(nll.sum())
+
+  assert second_loss(0) == second_loss(0)
+  assert second_loss(0)[0] != second_loss(1)[0]
+  assert second_loss(0)[0] != second_loss(0)[1]  # evaluation has none
+
+
+def test_a_mixture_of_denoisers_resumes_bit_for_bit(tiny, tmp_path):
+  """With dropout: what is drawn, what is hidden and what is dropped all have to come back."""
+  tiny.objective, tiny.model.family = "ul2", "encoder_decoder"
+  tiny.model.width, tiny.model.depth, tiny.model.heads, tiny.model.dropout = 16, 1, 2, 0.1
+  tiny.data.isolate_documents = False
+  tiny.corruption.sentinels = 8
+  tiny.optim.warmup_tokens = 128
+  tiny.train.tokens = 20 * objectives.tokens_per_step(tiny)
+  whole = loop.train(tiny, tmp_path / "whole")
+  lengths = objectives.lengths(tiny)
+  assert whole["D"] == 20 * 4 * lengths.text
+  assert whole["D_predicted"] == round(20 * 4 * lengths.predicted)
+  shape = (resolve(tiny).model, objectives.vocab_size(tiny, 257), lengths.target, lengths.source)
+  assert whole["C"] == pytest.approx(80 * accounting.train_flops_per_sequence(*shape))
+  calls = iter(range(1, 1000))
+  with pytest.raises(loop.Interrupted):
+    loop.train(tiny, tmp_path / "cut", should_stop=lambda: next(calls) == 7)
+  assert loop.train(tiny, tmp_path / "cut")["first_step"] == 7
+  assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+def test_bits_per_byte_count_the_text_that_is_predicted(tiny, cache):
+  """A model that knows nothing: ln V nats for each prediction, sentinels included."""
+  tiny.objective, tiny.model.family = "span", "encoder_decoder"
+  tiny.model.width, tiny.model.depth, tiny.model.heads = 16, 1, 2
+  tiny.data.isolate_documents = False
+  tiny.corruption.sentinels = 8
+  config, tokens = resolve(tiny), data.prepare(tiny)
+  functions = step.program(config, tokens.vocab_size)
+  result = loop.evaluate(functions, functions.init(np.uint32(0)), tokens, config)
+  targets = [b["targets_BT"][b["weights_BT"] == 1] for b in data.validation_batches(tokens, config)]
+  targets = np.concatenate(targets)
+  assert result["eval_tokens"] == len(targets)
+  assert result["loss"] == pytest.approx(math.log(257 + 8), rel=1e-6)
+  n_bytes = (targets < 256).sum()
+  assert n_bytes < len(targets)
+  assert result["bits_per_byte"] == pytest.approx(
+    len(targets) * math.log2(257 + 8) / n_bytes, rel=1e-6
+  )
 
 
 def test_state_is_donated(tiny, cache):
@@ -211,7 +292,7 @@ def test_state_is_donated(tiny, cache):
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
   batch = next(data.train_batches(tokens, config, start_step=0))
-  functions.step(state, batch, np.float32(1e-3))
+  functions.step(state, batch, np.float32(1e-3), np.uint32(0))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
@@ -221,6 +302,7 @@ def test_bad_configs_are_refused_in_one_line(tiny, tmp_path):
     ("train", "tokens", 10**9, "epochs"),
     ("model", "size", 99, "ladder 'small' has"),
     ("model", "mlp", "gelo", "gelo"),
+    ("model", "family", "encoder", "set model.family='decoder'"),
     ("data", "tokenizer", "bpe:600", "smaller than its embedding"),
   ):
     bad = tiny.copy_and_resolve_references()

@@ -7,18 +7,20 @@ reads back; the checksums do.
 
 import logging
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 MIN_FREE_BYTES = 64 * 2**20
+ON_DEVICE = 2**20  # elements from which on a checksum is worth a compilation
 
 
 class DamagedCheckpointError(Exception):
@@ -26,13 +28,44 @@ class DamagedCheckpointError(Exception):
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-  """Returns the CRC-32 of every leaf's bytes, by path."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-      np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  """Returns a checksum of every leaf, by path: the same however the leaf lies on its devices.
+
+  It is the sum, modulo 2^32, of a hash of each element's bits and place. Each host sums over what
+  it holds, one copy of each shard. The hash is one-to-one in the bits: any one that flips changes
+  the sum.
+  """
+  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+  sums = np.array([_sum(leaf) for leaf in leaves], np.uint32)
+  if jax.process_count() > 1:
+    sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32)
+  names = (jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
+  return {name: int(total) for name, total in zip(names, sums, strict=True)}
+
+
+def _sum(leaf: Any) -> int:
+  """Returns this host's part of a leaf's checksum."""
+  if not isinstance(leaf, jax.Array):
+    return int(_hashes(np, np.ravel(leaf), np.arange(np.size(leaf), dtype=np.uint32)))
+  if leaf.size > ON_DEVICE:
+    total = int(_hashes_on_device(leaf))  # over all hosts
+    return total if jax.process_index() == 0 else 0
+  places = np.arange(leaf.size, dtype=np.uint32).reshape(leaf.shape)
+  own = (shard for shard in leaf.addressable_shards if shard.replica_id == 0)
+  parts = [_hashes(np, np.ravel(shard.data), np.ravel(places[shard.index])) for shard in own]
+  return int(np.sum(parts, dtype=np.uint32))
+
+
+def _hashes(module: Any, x: Any, places: Any) -> Any:
+  """Returns the sum of the hashes (mixed as MurmurHash3's finaliser does) of numpy's or jax's x."""
+  h = x.view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32) ^ places * np.uint32(0x9E3779B1)
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+  return module.sum(h ^ (h >> np.uint32(16)), dtype=np.uint32)
+
+
+@jax.jit
+def _hashes_on_device(x: jax.Array) -> jax.Array:
+  return _hashes(jnp, x, jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape))
 
 
 class Checkpoints:
@@ -103,10 +136,13 @@ class Checkpoints:
         return step, self.restore(step, like)
       except DamagedCheckpointError as error:
         logging.warning("damaged checkpoint set aside: %s", error)
-        aside = self.folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        shutil.move(self.folder / str(step), aside / str(step))
+        if jax.process_index() == 0:
+          aside = self.folder.parent / "damaged"
+          aside.mkdir(exist_ok=True)
+          shutil.rmtree(aside / str(step), ignore_errors=True)
+          shutil.move(self.folder / str(step), aside / str(step))
+        if jax.process_count() > 1:
+          multihost_utils.sync_global_devices(f"damaged {step}")
         self._manager.reload()
     return None
 

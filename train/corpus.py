@@ -44,7 +44,7 @@ class Corpus:
     name: `data.source`.
     fingerprint: SHA-256 of the content, and of every option that changes the documents.
     documents: yields every document from the first on; may be called several times.
-    floor: least cross-entropy of a causal model over bytes [nats per token], where it is known.
+    floor: least loss of the objective over bytes [nats per predicted token], where it is known.
   """
 
   name: str
@@ -66,7 +66,7 @@ def open_source(config: ConfigDict) -> Corpus:
     case "python_stdlib" if not argument:
       return _python_stdlib()
     case "markov" if not argument:
-      return _markov(data.markov_tokens)
+      return _markov(config)
     case "text" if argument:
       return _text(argument, data.text_field)
     case "tfds" if argument:
@@ -106,15 +106,29 @@ def _digest(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _markov(tokens: int) -> Corpus:
+def _markov(config: ConfigDict) -> Corpus:
+  tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
+  if not 2 <= symbols <= 256:
+    raise ValueError(f"data.markov_symbols={symbols}: must be 2 to 256, as a symbol is a byte")
   if count < 2:
     raise ValueError(
       f"data.markov_tokens={tokens:,}: two documents of {markov.DOCUMENT:,} symbols are the least; "
       f"use {2 * markov.DOCUMENT:,} or more"
     )
-  fingerprint = _fingerprint("markov", 1, markov.EXPONENT, markov.DOCUMENT, count)
-  return Corpus("markov", fingerprint, lambda: markov.documents(count), markov.floor())
+  fingerprint = _fingerprint("markov", 2, markov.EXPONENT, markov.DOCUMENT, symbols, count)
+  return Corpus("markov", fingerprint, lambda: markov.documents(count, symbols), _floor(config))
+
+
+def _floor(config: ConfigDict) -> float | None:
+  """Returns the floor of the objective on the chain, where it has a closed form."""
+  symbols, c = config.data.markov_symbols, config.corruption
+  match config.objective:
+    case "clm" | "prefix":
+      return markov.causal_floor(symbols)
+    case "mlm" if c.mlm_mask == 1:
+      return markov.masked_floor(c.mlm_rate, config.data.seq_len, symbols)
+  return None
 
 
 def _python_stdlib() -> Corpus:

@@ -23,7 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train import corpus as corpora
+from train import corruption, objectives
 from train import tokenizer as tokenizers
+from train.objectives import Batch
 
 FORMAT = 1  # raise it when the same options would give other tokens
 SIDECAR = "tokens.json"
@@ -31,8 +33,6 @@ MANIFEST = "complete.json"  # size and checksum of every other file in a folder;
 SPLITS = ("train", "validation")
 DOCUMENTS_PER_CALL = 64  # encoded together
 BLOCK, BLOCKS = 4 << 20, 64  # a checksum covers at most 64 blocks of 4 MiB of a file
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class TokenData:
     validation_tokens: the validation stream (memory-mapped).
     train_documents: documents in the training split.
     validation_documents: documents in the validation split.
-    floor: least loss of a causal model [nats per token], where the source has a known one.
+    floor: least loss of the objective [nats per predicted token], where the source has a known one.
     path: the cache folder; it also holds `tokenizer.json` of a BPE tokenizer.
   """
 
@@ -94,7 +94,7 @@ def prepare(config: ConfigDict) -> TokenData:
   name = config.data.tokenizer
   tokenizers.size(name)
   corpus = corpora.open_source(config)
-  if corpus.floor is not None and name != "bytes":
+  if corpus.name == "markov" and name != "bytes":
     raise ValueError(f"data.tokenizer={name!r}: {corpus.name} is not text; use 'bytes'")
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
@@ -275,10 +275,11 @@ def check(config: ConfigDict, data: TokenData) -> None:
     ValueError: a sequence is longer than the training split, nothing is left to evaluate, or D
       repeats the data more than `data.max_epochs` times.
   """
-  seq_len, count = config.data.seq_len, data.train_token_count
-  if not 0 < seq_len <= count:
+  text, count = objectives.lengths(config).text, data.train_token_count
+  if not 0 < text <= count:
     raise ValueError(
-      f"data.seq_len={seq_len:,}: must be 1 to {count:,}, the training tokens of {data.source}"
+      f"data.seq_len={config.data.seq_len:,}: must be 1 to {count:,}, the training tokens of "
+      f"{data.source}"
     )
   eval_token_count(data, config)
   epochs = config.train.tokens / count
@@ -299,27 +300,28 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
   """Yields the batch of each step from `start_step` on, for ever.
 
-  The stream is cut into windows of T targets, which are shuffled anew in each epoch. The batch of a
-  step depends on (seed, step) only; process i of n gets its rows [i B/n, (i+1) B/n).
+  The stream is cut into windows, one for each sequence, which are shuffled anew in each epoch. The
+  batch of a step depends on (seed, step) only; process i of n gets its rows [i B/n, (i+1) B/n).
 
   Yields:
-    inputs_BT, targets_BT, segments_BT, positions_BT (int32), weights_BT (float32); see `_batch`.
+    what the objective makes of the windows: see `train.objectives`.
 
   Raises:
     ValueError: n does not divide B.
   """
   import grain  # it imports JAX, which preparing a corpus has no use for
 
-  rows = _rows("data.batch_size", config.data.batch_size, process_index, process_count)
-  stream = np.asarray(data.train_tokens)
-  windows = data.train_token_count // config.data.seq_len
+  batch_size = config.data.batch_size
+  rows = _rows("data.batch_size", batch_size, process_index, process_count)
+  stream, count = np.asarray(data.train_tokens), data.train_token_count
+  windows = count // objectives.lengths(config).text
+  shuffled = grain.MapDataset.range(windows).seed(config.seed).shuffle().repeat().batch(batch_size)
 
-  def gather(windows_B: np.ndarray) -> Batch:
-    return _batch(stream, windows_B[rows], config, data.eos, data.train_token_count)
+  def batch(step: int) -> Batch:
+    chance = (config.seed, 0, step * batch_size + rows.start)
+    return _batch(stream, shuffled[step][rows], config, data.vocab_size, count, chance)
 
-  dataset = grain.MapDataset.range(windows).seed(config.seed).shuffle().repeat()
-  dataset = dataset.batch(config.data.batch_size).map(gather)
-  return (dataset[step] for step in itertools.count(start_step))
+  return (batch(step) for step in itertools.count(start_step))
 
 
 def validation_batches(
@@ -327,26 +329,37 @@ def validation_batches(
 ) -> Iterator[Batch]:
   """Yields the validation set: the first tokens of the validation stream, always in this order.
 
-  There are `eval_token_count` tokens of weight 1, whatever the batch and the sequence length; what
-  fills up the last batch has weight 0 and segment 0.
+  There are `eval_token_count` tokens of text, whatever the batch and the sequence length; what
+  fills up the last batch has weight 0. What is hidden of them is the same for every seed.
   """
-  rows = _rows("train.eval_batch_size", config.train.eval_batch_size, process_index, process_count)
-  stream = np.asarray(data.validation_tokens)
-  count = eval_token_count(data, config)
-  for first in range(0, -(-count // config.data.seq_len), config.train.eval_batch_size):
-    windows_B = np.arange(first, first + config.train.eval_batch_size)[rows]
-    yield _batch(stream, windows_B, config, data.eos, count)
+  size = config.train.eval_batch_size
+  rows = _rows("train.eval_batch_size", size, process_index, process_count)
+  stream, count = np.asarray(data.validation_tokens), eval_token_count(data, config)
+  for first in range(0, -(-count // objectives.lengths(config).text), size):
+    windows_B = np.arange(first, first + size)[rows]
+    chance = (0, 1, first + rows.start)
+    yield _batch(stream, windows_B, config, data.vocab_size, count, chance)
 
 
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
-  """Returns the tokens that are evaluated: `train.eval_tokens`, or all there are if fewer.
+  """Returns the tokens of text that are evaluated: `train.eval_tokens`, or all if there are fewer.
+
+  An objective that cuts its text across documents evaluates whole windows.
 
   Raises:
-    ValueError: `train.eval_tokens` is not positive.
+    ValueError: `train.eval_tokens` is not positive, or not enough for a window.
   """
   if config.train.eval_tokens < 1:
     raise ValueError(f"train.eval_tokens={config.train.eval_tokens}: must be at least 1")
-  return min(config.train.eval_tokens, data.validation_token_count)
+  count = min(config.train.eval_tokens, data.validation_token_count)
+  lengths = objectives.lengths(config)
+  if lengths.source and count < lengths.text:
+    raise ValueError(
+      f"train.eval_tokens={config.train.eval_tokens}: of {data.validation_token_count:,} there "
+      f"are, and objective={config.objective!r} evaluates whole sequences of {lengths.text:,}; "
+      "allow more, hold out more, or shorten data.seq_len"
+    )
+  return count - count % lengths.text if lengths.source else count
 
 
 def _rows(field: str, batch_size: int, process_index: int, process_count: int) -> slice:
@@ -358,31 +371,25 @@ def _rows(field: str, batch_size: int, process_index: int, process_count: int) -
 
 
 def _batch(
-  stream: np.ndarray, windows_B: np.ndarray, config: ConfigDict, eos: int, count: int
+  stream: np.ndarray,
+  windows_B: np.ndarray,
+  config: ConfigDict,
+  vocab_size: int,
+  count: int,
+  chance: tuple[int, int, int],
 ) -> Batch:
-  """Returns the windows of a stream, of which the first `count` targets have weight 1.
+  """Returns what the objective makes of windows of a stream's first `count` tokens.
 
-  Segments number the documents in a window from 1; positions count from 0 in each. Without
-  `data.isolate_documents` a window is one segment.
+  Args:
+    stream: ids.
+    windows_B: number of each window.
+    config: the run's.
+    vocab_size: V of the tokenizer.
+    count: see above; one more token of the stream is the last target.
+    chance: seed, split and number of the first sequence, for `corruption.uniform`.
   """
-  seq_len = config.data.seq_len
-  index_BT = windows_B[:, None] * seq_len + np.arange(seq_len + 1)
-  tokens_BT = stream[np.minimum(index_BT, count)].astype(np.int32)
-  valid_BT = index_BT[:, 1:] <= count
-  inputs_BT = np.where(valid_BT, tokens_BT[:, :-1], eos)
-  targets_BT = np.where(valid_BT, tokens_BT[:, 1:], eos)
-  positions_BT = np.broadcast_to(np.arange(seq_len, dtype=np.int32), inputs_BT.shape)
-  segments_BT = np.ones_like(inputs_BT)
-  if config.data.isolate_documents:
-    starts_BT = inputs_BT == eos
-    starts_BT[:, 0] = False  # the window itself starts segment 1
-    segments_BT += np.cumsum(starts_BT, axis=1, dtype=np.int32)
-    firsts_BT = np.maximum.accumulate(np.where(starts_BT, positions_BT, 0), axis=1)
-    positions_BT = positions_BT - firsts_BT
-  return {
-    "inputs_BT": inputs_BT,
-    "targets_BT": targets_BT,
-    "weights_BT": valid_BT.astype(np.float32),
-    "segments_BT": np.where(valid_BT, segments_BT, 0),
-    "positions_BT": positions_BT,
-  }
+  objective, text = objectives.get(config.objective), objectives.lengths(config).text
+  index_BT = windows_B[:, None] * text + np.arange(text + 1)
+  text_BT = stream[np.minimum(index_BT, count)].astype(np.int32)
+  uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))
+  return objective.batch(text_BT, index_BT[:, 1:] <= count, uniform_BU, config, vocab_size)

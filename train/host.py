@@ -47,6 +47,92 @@ def cache_folder(configured: str = "") -> Path:
   return Path(configured or os.environ.get("ISOFLOP_CACHE") or "~/.cache/isoflop").expanduser()
 
 
+def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+  """Joins the processes of one run, where there are several; call it before jax is used.
+
+  On Slurm and on TPU pods jax finds the others by itself; elsewhere the three arguments name them.
+
+  Args:
+    coordinator: HOST:PORT of the first process; "": there is none, or the environment knows.
+    processes: how many there are.
+    process: which one this is, from 0.
+
+  Raises:
+    ValueError: the arguments do not fit together.
+    RuntimeError: the others did not come, or there are fewer of them than were started.
+  """
+  import jax
+
+  expected = processes or int(os.environ.get("SLURM_NTASKS", "1"))
+  if coordinator:
+    if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
+      raise ValueError(
+        f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
+        "of the first process, how many there are (2 or more), and which this is (from 0)"
+      )
+    jax.distributed.initialize(coordinator, processes, process)
+  elif processes or process >= 0:
+    raise ValueError("--coordinator is missing; name HOST:PORT of the first process")
+  elif expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    jax.distributed.initialize()
+  if jax.process_count() < expected:
+    raise RuntimeError(
+      f"{expected} processes were started and {jax.process_count()} joined; give each its GPUs and "
+      "one task per process (srun --ntasks-per-node), or pass --coordinator"
+    )
+
+
+def census() -> str:
+  """Returns who takes part, in a line: processes and their devices.
+
+  Raises:
+    RuntimeError: the processes have different numbers of devices.
+  """
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  own = jax.local_device_count()
+  counts = [own]
+  if jax.process_count() > 1:
+    counts = multihost_utils.process_allgather(np.array(own)).tolist()
+  if len(set(counts)) > 1:
+    raise RuntimeError(f"the processes have {counts} devices; give each the same number")
+  kind = jax.devices()[0].device_kind
+  return f"{len(counts)} process(es) with {own} device(s) each ({kind})"
+
+
+def leads() -> bool:
+  """Returns whether this process is the first of the run: the one that writes its records."""
+  import jax
+
+  return jax.process_index() == 0
+
+
+def place() -> tuple[int, int]:
+  """Returns (which process this is, how many there are)."""
+  import jax
+
+  return jax.process_index(), jax.process_count()
+
+
+def meet(name: str) -> None:
+  """Returns when every process has come here."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agreed(*flags: bool) -> list[bool]:
+  """Returns, in every process alike, which flags any process has raised."""
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
+
+
 class StopSignal:
   """Set by Ctrl-C or SIGTERM: a run saves its state and ends. A second one ends it at once."""
 

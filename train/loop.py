@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
-from train import checkpoint, data, files, optim, record
+from train import checkpoint, data, files, host, objectives, optim, record
 from train.metrics import Metrics
 from train.step import Program, TrainState, program
 
@@ -51,15 +51,18 @@ def train(
   record.check(config, tokens)
   functions = program(config, tokens.vocab_size)
   head = record.describe(config, tokens, jax.devices()[0].device_kind)
-  files.make_folder(workdir)
-  with files.owned(workdir, wait_seconds=5.0):
+  # Each process of a run on many hosts writes its own records; the first one's are the run's.
+  own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
+  files.make_folder(own)
+  with files.owned(own, wait_seconds=5.0):
     found = files.read_json(workdir / "run.json")
+    host.meet("start")
     if found and found["status"] in ("done", "diverged"):
       record.refuse_other(found, head, f"workdir={workdir}")
       return found
     folder = workdir / "checkpoints"
     with checkpoint.opened(folder, config.train.keep_steps) as checkpoints:
-      return _train(config, tokens, functions, workdir, checkpoints, head, should_stop, report)
+      return _train(config, tokens, functions, own, checkpoints, head, should_stop, report)
 
 
 def _train(
@@ -92,18 +95,23 @@ def _train(
   started_seconds = time.perf_counter() - began
 
   # ---- Train: dispatch a step, then look at what the steps before it returned ----
-  batches = data.train_batches(tokens, config, start_step=first_step)
+  alone = jax.process_count() == 1
+  batches = data.train_batches(tokens, config, first_step, *host.place())
   for done in range(first_step + 1, last_step + 1):
-    state, step_metrics = functions.step(state, next(batches), np.float32(lr_of(done - 1)))
+    lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
+    state, step_metrics = functions.step(state, functions.place(next(batches)), lr, seed)
     metrics.add(step_metrics)
     keep = done in config.train.keep_steps
-    stop = should_stop() and done < last_step
+    stop = alone and should_stop() and done < last_step
     if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
       metrics.end_interval(done)
       if metrics.diverged:
         break
       now = time.perf_counter()
-      if keep or stop or now - saved > config.train.checkpoint_every_seconds:
+      due = now - saved > config.train.checkpoint_every_seconds
+      if not alone:
+        stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
+      if keep or stop or due:
         metrics.flush()
         checkpoints.save(done, state)
         saved = now
@@ -181,14 +189,17 @@ def evaluate(
   """Returns the validation loss on the fixed held-out tokens.
 
   Returns:
-    loss [nats per token], its standard error (over sequences), bits_per_byte, eval_tokens.
+    loss [nats per predicted token], its standard error (over sequences), bits_per_byte (of the
+    predicted tokens' text; special ids have none), eval_tokens (predicted).
   """
   nll, weight, n_bytes = [], [], 0
-  for batch in data.validation_batches(tokens, config):
-    nll_B, weight_B = functions.evaluate(state.params, batch)
+  bytes_V = np.zeros(objectives.vocab_size(config, tokens.vocab_size), int)
+  bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
+  for batch in data.validation_batches(tokens, config, *host.place()):
+    nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
     nll.append(nll_B)
     weight.append(weight_B)
-    n_bytes += int(np.sum(tokens.token_bytes_V[batch["targets_BT"]] * batch["weights_BT"]))
+    n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))
   nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
   weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
   nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]

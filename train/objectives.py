@@ -1,51 +1,279 @@
-"""What a model is trained to predict.
+"""What a model is trained to predict: one table of objectives.
 
-An objective maps a model and a batch to one negative log-likelihood per position, in nats. A loss
-is then a (sum, weight) pair, and is divided once, after every sum over microbatches and devices.
+An objective makes a batch of windows of text and of random numbers, a pure function of both. All
+batches are dicts of `inputs_BT`, `targets_BT`, `segments_BT`, `positions_BT` (int32) and
+`weights_BT` (float32, 0 where nothing is predicted); the encoder of span and ul2 reads `source_BS`,
+`source_segments_BS`, `source_positions_BS`; prefix adds `prefix_BT` (bool). Segment 0 is padding.
 
-A batch is a dict: `inputs_BT`, `targets_BT`, `segments_BT`, `positions_BT` (int32) and `weights_BT`
-(float32, 0 where nothing is predicted).
+  clm     decoder          every token from those before it
+  prefix  decoder          every token after a random point; all see what is before that point
+  mlm     encoder          hidden tokens from the rest (BERT, RoBERTa)
+  span    encoder_decoder  hidden spans, behind sentinels, from the rest (T5)
+  ul2     encoder_decoder  a mixture of spans and suffixes, named by a mode token (UL2)
+
+The tokenizer's ids, of which the last is eos, keep their meaning; special ids follow: [MASK] for
+mlm; the modes R, S, X for ul2; then the sentinels, of which the first is the last of all ids. A
+decoder that follows an encoder starts from eos (T5: from its padding, which there is none of here).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
+import numpy as np
+from ml_collections import ConfigDict
 
-Batch = Mapping[str, jax.Array]
-Objective = Callable[[Callable[..., jax.Array], Batch, FrozenConfigDict], jax.Array]
+from train import corruption
+from train.corruption import span_counts, span_lengths
+
+Batch = dict[str, np.ndarray]
+
+# UL2's denoisers as (density, mean span length); S hides a suffix. Tay et al. 2022
+# (arXiv:2205.05131), table 1 and section 3.1.
+DENOISERS: dict[str, tuple[tuple[float, float], ...]] = {
+  "r": ((0.15, 3.0),),
+  "s": (),
+  "x": ((0.5, 3.0), (0.15, 32.0)),
+}
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-  """Returns -log softmax(logits)[target], per position [nats].
+class Lengths(NamedTuple):
+  """Tokens of one sequence."""
 
-  The label's logit is read by comparison instead of a gather: its gradient is then a fused
-  subtraction, where a gather's is a scatter (slow on a CPU).
+  text: int  # consumed; D counts these
+  source: int  # S, read by the encoder of an encoder-decoder; 0: there is none
+  target: int  # T, the main sequence
+  predicted: float  # expected
+
+
+class Objective(NamedTuple):
+  """One row of the table.
+
+  Attributes:
+    families: the values of `model.family` that it can train.
+    lengths: config -> Lengths.
+    specials: config -> ids beyond the tokenizer's.
+    draws: text tokens N -> random numbers for a sequence, U.
+    batch: (text_BN1, valid_BN, uniform_BU, config, tokenizer's V) -> Batch, where `text_BN1` is N
+      tokens and the one after them, and `valid_BN` False where there is no text left.
+    pads: some of what attention could see is padding.
   """
-  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-  vocab_11V = jnp.arange(logits_BTV.shape[-1])[None, None, :]
-  hit_BTV = targets_BT[..., None] == vocab_11V
-  return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
+
+  families: tuple[str, ...]
+  lengths: Callable[[ConfigDict], Lengths]
+  specials: Callable[[ConfigDict], int]
+  draws: Callable[[int], int]
+  batch: Callable[[np.ndarray, np.ndarray, np.ndarray, ConfigDict, int], Batch]
+  pads: bool
 
 
-def clm(model: Callable[..., jax.Array], batch: Batch, data: FrozenConfigDict) -> jax.Array:
-  """Causal language modelling: every token from those before it in its document.
+# -------------------------------------------------------------------------- decoders and encoders
 
-  Args:
-    model: maps (tokens_BT, segments_BT, positions_BT) to logits_BTV.
-    batch: see the module's docstring; `inputs_BT` is `targets_BT` shifted right.
-    data: `config.data`; without `isolate_documents` attention crosses document boundaries.
 
-  Returns:
-    nll_BT [nats].
+def _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
+  """Segments number the documents in a window from 1; positions count from 0 in each.
+
+  Without `data.isolate_documents` a window is one segment.
   """
-  segments_BT = batch["segments_BT"] if data.isolate_documents else None
-  logits_BTV = model(batch["inputs_BT"], segments_BT, batch["positions_BT"])
-  return cross_entropy(logits_BTV, batch["targets_BT"])
+  eos, T = vocab_size - 1, valid_BT.shape[1]
+  inputs_BT = np.where(valid_BT, text_BN1[:, :-1], eos)
+  positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), inputs_BT.shape)
+  segments_BT = np.ones_like(inputs_BT)
+  if config.data.isolate_documents:
+    starts_BT = inputs_BT == eos
+    starts_BT[:, 0] = False  # the window itself starts segment 1
+    segments_BT += np.cumsum(starts_BT, axis=1, dtype=np.int32)
+    firsts_BT = np.maximum.accumulate(np.where(starts_BT, positions_BT, 0), axis=1)
+    positions_BT = positions_BT - firsts_BT
+  return {
+    "inputs_BT": inputs_BT,
+    "targets_BT": np.where(valid_BT, text_BN1[:, 1:], eos),
+    "weights_BT": valid_BT.astype(np.float32),
+    "segments_BT": np.where(valid_BT, segments_BT, 0),
+    "positions_BT": positions_BT,
+  }
 
 
-OBJECTIVES: dict[str, Objective] = {"clm": clm}
+def _prefix(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
+  """The prefix is 1 to n of a window's n inputs, and its last one predicts the first token after.
+
+  Raffel et al. 2019 (arXiv:1910.10683), section 3.2.1.
+  """
+  batch = _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size)
+  last_B1 = (uniform_BU * valid_BT.sum(axis=1, keepdims=True)).astype(int)
+  index_1T = np.arange(valid_BT.shape[1])[None]
+  weights_BT = batch["weights_BT"] * (index_1T >= last_B1)
+  return batch | {"prefix_BT": index_1T <= last_B1, "weights_BT": weights_BT}
+
+
+def _mlm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
+  """Document boundaries are seen and never hidden."""
+  c = config.corruption
+  batch = _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size)
+  tokens_BT = batch["inputs_BT"]
+  inputs_BT, chosen_BT = corruption.mask_tokens(
+    tokens_BT,
+    valid_BT & (tokens_BT != vocab_size - 1),
+    uniform_BU,
+    c.mlm_rate,
+    c.mlm_mask,
+    c.mlm_random,
+    vocab_size,
+  )
+  weights_BT = chosen_BT.astype(np.float32)
+  return batch | {"inputs_BT": inputs_BT, "targets_BT": tokens_BT, "weights_BT": weights_BT}
+
+
+# ------------------------------------------------------------------------------ encoder-decoders
+
+
+def _sequence(tokens_BT: np.ndarray, seen_BT: np.ndarray, prefix: str, suffix: str) -> Batch:
+  """Returns tokens with segments (1, or 0 where not seen) and positions."""
+  positions_BT = np.broadcast_to(np.arange(seen_BT.shape[1], dtype=np.int32), seen_BT.shape)
+  return {
+    f"{prefix or 'inputs_'}{suffix}": tokens_BT,
+    f"{prefix}segments_{suffix}": seen_BT.astype(np.int32),
+    f"{prefix}positions_{suffix}": positions_BT,
+  }
+
+
+def _pair(source_BS, source_seen_BS, targets_BT, target_seen_BT, valid_BN, eos: int) -> Batch:
+  """Returns the batch of encoder and decoder sequences; rows that are not all text weigh 0."""
+  weights_BT = target_seen_BT * valid_BN.all(axis=1, keepdims=True).astype(np.float32)
+  inputs_BT = corruption.shift_right(targets_BT, eos)
+  source = _sequence(source_BS, source_seen_BS, "source_", "BS")
+  target = _sequence(inputs_BT, target_seen_BT, "", "BT")
+  return source | target | {"targets_BT": targets_BT, "weights_BT": weights_BT}
+
+
+def _span(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
+  c, eos = config.corruption, vocab_size - 1
+  sentinel = vocab_size + c.sentinels - 1
+  source_BS, targets_BT = corruption.corrupt_spans(
+    text_BN1[:, :-1], uniform_BU, c.span_density, c.span_length, sentinel, eos
+  )
+  all_BS, all_BT = np.ones_like(source_BS), np.ones_like(targets_BT)
+  return _pair(source_BS, all_BS, targets_BT, all_BT, valid_BN, eos)
+
+
+def _span_lengths(config: ConfigDict) -> Lengths:
+  c, data = config.corruption, config.data
+  text = corruption.text_length(data.seq_len, c.span_density, c.span_length)
+  source, target = span_lengths(text, c.span_density, c.span_length)
+  return Lengths(text, source, target, float(target))
+
+
+def _ul2(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
+  """Each sequence draws one of `corruption.denoisers`, and then one of its settings."""
+  eos, lengths, low_high = vocab_size - 1, _ul2_lengths(config), _suffixes(config)
+  sentinel = vocab_size + len(DENOISERS) + config.corruption.sentinels - 1
+  text_BN, chance_B, uniform_BU = text_BN1[:, :-1], uniform_BU[:, 0], uniform_BU[:, 1:]
+  B, mixture = len(text_BN), _mixture(config)
+  source_BS = np.full((B, lengths.source), eos, text_BN.dtype)
+  targets_BT = np.full((B, lengths.target), eos, text_BN.dtype)
+  ends_B2 = np.zeros((B, 2), int)
+  drawn_B = np.searchsorted(np.cumsum([share for _, _, share in mixture])[:-1], chance_B, "right")
+  for i, (mode, setting, _) in enumerate(mixture):
+    rows = np.flatnonzero(drawn_B == i)
+    if setting:
+      kept, hidden = corruption.corrupt_spans(
+        text_BN[rows], uniform_BU[rows], *setting, sentinel, eos
+      )
+      ends_B2[rows] = 1 + kept.shape[1], hidden.shape[1]
+    else:
+      kept, hidden, suffix_B = corruption.cut_suffix(
+        text_BN[rows], uniform_BU[rows, 0], *low_high, sentinel, eos
+      )
+      ends_B2[rows] = np.stack([lengths.text - suffix_B + 3, suffix_B + 2], axis=1)
+    kept, hidden = kept[:, : lengths.source - 1], hidden[:, : lengths.target]
+    source_BS[rows, 0] = vocab_size + list(DENOISERS).index(mode)
+    source_BS[rows, 1 : 1 + kept.shape[1]] = kept
+    targets_BT[rows, : hidden.shape[1]] = hidden
+  seen_BS, seen_BT = (
+    np.arange(length)[None] < end_B[:, None]
+    for length, end_B in zip((lengths.source, lengths.target), ends_B2.T, strict=True)
+  )
+  return _pair(source_BS, seen_BS, targets_BT, seen_BT, valid_BN, eos)
+
+
+def _mixture(config: ConfigDict) -> list[tuple[str, tuple[float, float] | None, float]]:
+  """Returns (mode, spans or None, probability) of all that ul2 draws from."""
+  names = config.corruption.denoisers
+  return [
+    (name, setting, 1 / len(names) / len(DENOISERS[name] or (None,)))
+    for name in names
+    for setting in DENOISERS[name] or (None,)
+  ]
+
+
+def _ul2_lengths(config: ConfigDict) -> Lengths:
+  """R's sources and X's targets are the longest; a mode token precedes the source."""
+  text = corruption.text_length(config.data.seq_len - 1, *DENOISERS["r"][0])
+  longest = [span_lengths(text, *setting) for name in DENOISERS for setting in DENOISERS[name]]
+  source, target = (max(lengths) for lengths in zip(*longest, strict=True))
+  predicted = sum(
+    share * (span_lengths(text, *setting)[1] if setting else sum(_suffixes(config)) / 2 + 2)
+    for _, setting, share in _mixture(config)
+  )
+  return Lengths(text, 1 + source, target, predicted)
+
+
+def _suffixes(config: ConfigDict) -> tuple[int, int]:
+  """Returns the shortest and longest suffix that S hides: a quarter of the text on average."""
+  text = corruption.text_length(config.data.seq_len - 1, *DENOISERS["r"][0])
+  low = max(1, text + 3 - config.data.seq_len)
+  return low, 2 * (text // 4) - low
+
+
+# --------------------------------------------------------------------------------------- the table
+
+
+def _text_lengths(predicted: Callable[[ConfigDict], float]) -> Callable[[ConfigDict], Lengths]:
+  """Returns the lengths of an objective whose one sequence is the text itself."""
+  return lambda config: Lengths(config.data.seq_len, 0, config.data.seq_len, predicted(config))
+
+
+OBJECTIVES: dict[str, Objective] = {
+  "clm": Objective(
+    families=("decoder",),
+    lengths=_text_lengths(lambda config: config.data.seq_len),
+    specials=lambda config: 0,
+    draws=lambda text: 0,
+    batch=_clm,
+    pads=False,
+  ),
+  "prefix": Objective(
+    families=("decoder",),
+    lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
+    specials=lambda config: 0,
+    draws=lambda text: 1,
+    batch=_prefix,
+    pads=False,
+  ),
+  "mlm": Objective(
+    families=("encoder",),
+    lengths=_text_lengths(lambda config: config.corruption.mlm_rate * config.data.seq_len),
+    specials=lambda config: 1,
+    draws=lambda text: 2 * text + 1,
+    batch=_mlm,
+    pads=True,
+  ),
+  "span": Objective(
+    families=("encoder_decoder",),
+    lengths=_span_lengths,
+    specials=lambda config: config.corruption.sentinels,
+    draws=lambda text: text - 2,
+    batch=_span,
+    pads=False,
+  ),
+  "ul2": Objective(
+    families=("encoder_decoder",),
+    lengths=_ul2_lengths,
+    specials=lambda config: len(DENOISERS) + config.corruption.sentinels,
+    draws=lambda text: text - 1,
+    batch=_ul2,
+    pads=True,
+  ),
+}
 
 
 def get(name: str) -> Objective:
@@ -57,3 +285,63 @@ def get(name: str) -> Objective:
   if name not in OBJECTIVES:
     raise ValueError(f"objective={name!r}: unknown; choose one of {sorted(OBJECTIVES)}")
   return OBJECTIVES[name]
+
+
+def lengths(config: ConfigDict) -> Lengths:
+  """Returns the tokens of one sequence: of text, of source and target, and predicted."""
+  return get(config.objective).lengths(config)
+
+
+def vocab_size(config: ConfigDict, tokenizer_vocab_size: int) -> int:
+  """Returns the model's whole vocabulary: the tokenizer's, and the objective's special ids."""
+  return tokenizer_vocab_size + get(config.objective).specials(config)
+
+
+def tokens_per_step(config: ConfigDict) -> int:
+  """Returns the text tokens of a batch, over all hosts."""
+  return config.data.batch_size * lengths(config).text
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError, one line, where the objective cannot be trained as the config says."""
+  objective, c, data = get(config.objective), config.corruption, config.data
+  if config.model.family not in objective.families:
+    raise ValueError(
+      f"model.family={config.model.family!r}: objective={config.objective!r} trains an "
+      f"{objective.families[0]}; set model.family={objective.families[0]!r}"
+    )
+  for field, holds, need in (
+    ("mlm_rate", 0 < c.mlm_rate <= 1, "in (0, 1]"),
+    ("mlm_mask", 0 <= c.mlm_mask <= 1, "in [0, 1]"),
+    ("mlm_random", 0 <= c.mlm_random <= 1 - c.mlm_mask + 1e-9, "in [0, 1 - mlm_mask]"),
+    ("span_density", 0 < c.span_density < 1, "in (0, 1)"),
+    ("span_length", c.span_length >= 1, "at least 1"),
+    ("sentinels", c.sentinels >= 1, "at least 1"),
+    ("denoisers", 0 < len(c.denoisers) == len({*c.denoisers} & {*DENOISERS}), "some of r, s, x"),
+  ):
+    if not holds:
+      raise ValueError(f"corruption.{field}={c[field]}: must be {need}")
+  if "encoder_decoder" in objective.families:
+    _check_spans(config, data)
+
+
+def _check_spans(config: ConfigDict, data: ConfigDict) -> None:
+  ul2 = config.objective == "ul2"
+  if data.isolate_documents:
+    raise ValueError(
+      f"data.isolate_documents=True: objective={config.objective!r} cuts its text across "
+      "documents; set it to False"
+    )
+  shortest = 16 if ul2 else 3
+  if data.seq_len < shortest:
+    raise ValueError(
+      f"data.seq_len={data.seq_len}: objective={config.objective!r} needs {shortest} at least"
+    )
+  c, text = config.corruption, lengths(config).text
+  settings = [s for _, s, _ in _mixture(config) if s] if ul2 else [(c.span_density, c.span_length)]
+  spans = max((span_counts(text, *setting)[1] for setting in settings), default=1)
+  if spans > c.sentinels:
+    raise ValueError(
+      f"corruption.sentinels={c.sentinels}: {text} tokens of text have {spans} spans; set it to "
+      f"{spans} or more"
+    )

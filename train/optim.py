@@ -54,8 +54,8 @@ def learning_rate(
   return lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decay)
 
 
-def _decays(params):
-  """Weight decay falls on matrices: not on norms, biases or embeddings."""
+def _matrices(params):
+  """Returns which leaves are matrices: not norms, biases or embeddings."""
 
   def is_matrix(path, _):
     return "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -63,16 +63,29 @@ def _decays(params):
   return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def optimizer(optim: FrozenConfigDict) -> optax.GradientTransformation:
+def matrix_rate(model: FrozenConfigDict) -> float:
+  """Returns the learning rate of matrices as a multiple of the run's, by `model.width_scaling`.
+
+  muP: the rate of a matrix falls as 1 / fan in, those of embeddings, norms and biases stay, so that
+  the best rate at `mup_base_width` is the best at every width (Yang et al. 2022, arXiv:2203.03466,
+  table 3). It replaces the rule in N: set `optim.lr_exponent` to 0 with it.
+  """
+  return model.mup_base_width / model.width if model.width_scaling == "mup" else 1.0
+
+
+def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.GradientTransformation:
   """Returns AdamW's direction; an update is `params - learning_rate * direction`.
 
-  Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019).
+  Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019);
+  `matrix_rate` multiplies their step, not their decay.
   """
-  clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+  scale = optax.identity()
+  if matrix_rate != 1.0:
+    scale = optax.masked(optax.scale(matrix_rate), _matrices)
   return optax.chain(
-    clip,
     optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
-    optax.add_decayed_weights(optim.weight_decay, mask=_decays),
+    scale,
+    optax.add_decayed_weights(optim.weight_decay, mask=_matrices),
   )
 
 
@@ -84,7 +97,7 @@ def check(optim: ConfigDict) -> None:
     )
   if not 0 < optim.cooldown_fraction <= 1:
     raise ValueError(f"optim.cooldown_fraction={optim.cooldown_fraction}: must lie in (0, 1]")
-  for name in ("lr", "warmup_tokens", "weight_decay", "clip_norm", "final_lr_fraction"):
+  for name in ("lr", "warmup_tokens", "weight_decay", "clip_norm", "final_lr_fraction", "z_loss"):
     if not optim[name] >= 0:
       raise ValueError(f"optim.{name}={optim[name]}: must not be negative")
   for name in ("lr_ref", "lr_ref_params", "eps"):

@@ -21,8 +21,9 @@ class Size:
 
   groups: dict[str, int]  # parameters by group
   steps: int  # updates
-  tokens_per_step: int
-  flops_per_token: float  # training, exact
+  tokens_per_step: int  # of text
+  flops_per_token: float  # training, exact, per token of text
+  predicted_per_token: float  # tokens predicted per token of text, expected
 
   @property
   def n_params(self) -> int:
@@ -35,26 +36,34 @@ class Size:
     return self.steps * self.tokens_per_step
 
   @property
+  def predicted(self) -> float:
+    """Tokens predicted."""
+    return self.predicted_per_token * self.tokens
+
+  @property
   def flops(self) -> float:
     """C, exact."""
     return self.flops_per_token * self.tokens
 
 
 def size_of(config: ConfigDict, vocab_size: int) -> Size:
-  """Returns parameters, steps and FLOPs of a resolved config."""
-  shape = (config.model, vocab_size, config.data.seq_len)
-  tokens_per_step = config.data.batch_size * config.data.seq_len
+  """Returns parameters, steps and FLOPs of a resolved config; `vocab_size` is the tokenizer's."""
+  lengths = objectives.lengths(config)
+  vocab_size = objectives.vocab_size(config, vocab_size)
+  shape = (config.model, vocab_size, lengths.target, lengths.source)
+  tokens_per_step = objectives.tokens_per_step(config)
   return Size(
     groups=accounting.param_groups(*shape),
     steps=max(1, round(config.train.tokens / tokens_per_step)),
     tokens_per_step=tokens_per_step,
-    flops_per_token=accounting.flops_per_token(*shape),
+    flops_per_token=accounting.train_flops_per_sequence(*shape) / lengths.text,
+    predicted_per_token=lengths.predicted / lengths.text,
   )
 
 
 def check(config: ConfigDict, tokens: data.TokenData) -> None:
   """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
-  objectives.get(config.objective)
+  objectives.check(config)
   optim.check(config.optim)
   data.check(config, tokens)
   size = size_of(config, tokens.vocab_size)
@@ -85,6 +94,7 @@ def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> di
     "params": size.groups,
     "N": size.n_params,
     "D": size.tokens,
+    "D_predicted": round(size.predicted),
     "C": size.flops,
     "C_6nd": 6.0 * size.n_params * size.tokens,
     "steps": size.steps,

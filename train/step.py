@@ -1,17 +1,21 @@
 """The pure functions that are compiled: initialise, train one step, evaluate one batch."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from model import transformer
-from train import objectives, optim
-from train.objectives import Batch
+from model import sharding, transformer
+from train import losses, objectives, optim
+from train.losses import Batch
+from train.objectives import Lengths
 
 
 class TrainState(NamedTuple):
@@ -23,69 +27,155 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-  """Compiled functions of one model shape, objective and optimizer."""
+  """Compiled functions of one model shape, objective, optimizer and layout."""
 
   init: Any  # seed -> TrainState
-  step: Any  # (state, batch, lr) -> (state, metrics); the state is donated
+  step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
+  place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
 
 
 # The fields of config.optim that are compiled in. The learning rate and the schedule are not: the
 # rate is an argument of the step.
-STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm")
+STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
 
 
 def program(config: ConfigDict, vocab_size: int) -> Program:
-  """Returns the functions for a resolved config; equal shapes share them within a process."""
+  """Returns the functions for a resolved config; equal shapes share them within a process.
+
+  Args:
+    config: the run's.
+    vocab_size: V of the tokenizer.
+
+  Raises:
+    ValueError: the devices do not divide as `config.sharding` asks.
+  """
   return _program(
     FrozenConfigDict(config.model),
-    FrozenConfigDict(config.data),
     FrozenConfigDict({name: config.optim[name] for name in STATIC}),
-    config.objective,
-    vocab_size,
+    FrozenConfigDict(config.sharding),
+    objectives.vocab_size(config, vocab_size),
+    objectives.lengths(config),
+    objectives.get(config.objective).pads or config.data.isolate_documents,
   )
 
 
 @lru_cache(maxsize=64)
 def _program(
   model_config: FrozenConfigDict,
-  data_config: FrozenConfigDict,
   optim_config: FrozenConfigDict,
-  objective: str,
+  sharding_config: FrozenConfigDict,
   vocab_size: int,
+  lengths: Lengths,
+  segments: bool,
 ) -> Program:
-  token_nll = objectives.get(objective)
-  optimizer = optim.optimizer(optim_config)
+  optimizer = optim.optimizer(optim_config, optim.matrix_rate(model_config))
+  z_loss, microbatches = optim_config.z_loss, sharding_config.microbatches
 
-  def build(seed):
+  def build(seed, gather=None):
     rngs = nnx.Rngs(jax.random.key(seed))
-    return transformer.build(model_config, vocab_size, data_config.seq_len, rngs)
-
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(0)))
+    return transformer.build(model_config, vocab_size, lengths.target, rngs, lengths.source, gather)
 
   def init(seed: jax.Array) -> TrainState:
     params = nnx.state(build(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-  def loss_sum(params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    nll_BT = token_nll(nnx.merge(graphdef, params), batch, data_config)
-    return jnp.sum(nll_BT * batch["weights_BT"]), jnp.sum(batch["weights_BT"])
+  abstract = jax.eval_shape(init, 0)
+  layout = sharding.layout(sharding_config, abstract.params, sharding.mesh(sharding_config))
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(0, layout.gather())))
 
-  def step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict]:
-    (loss, weight), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, batch)
-    grads = jax.tree.map(lambda g: g / weight, grads)
-    direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, d: p - lr * d, state.params, direction)
-    metrics = {"loss_sum": loss, "weight": weight, "grad_norm": optax.global_norm(grads)}
+  def of_state(param_trees: Callable[[str], Any], other: Any) -> TrainState:
+    """Returns a tree like the state's: what `param_trees` says, and `other` where it is scalar."""
+    opt_state = optax.tree_utils.tree_map_params(
+      optimizer,
+      lambda _, spec: spec,
+      abstract.opt_state,
+      param_trees("optimizer"),
+      transform_non_params=lambda _: other,
+    )
+    return TrainState(other, param_trees("params"), opt_state)
+
+  # ---- On each device, on what it holds ----
+
+  def loss_sum(params, batch: Batch, keys_B: jax.Array | None) -> tuple[jax.Array, tuple]:
+    """Returns what is minimised, and the (sum, weight) of the loss alone."""
+    model = nnx.merge(graphdef, layout.gather_rest(params))
+    nll_BT, log_z_BT = losses.token_losses(model, batch, segments, keys_B)
+    loss, weight = losses.sums(nll_BT, batch["weights_BT"])
+    if z_loss:
+      loss_z, _ = losses.sums(jnp.square(log_z_BT), batch["weights_BT"])
+      return loss + z_loss * loss_z, (loss, weight)
+    return loss, (loss, weight)
+
+  def gradients(params, batch: Batch, keys_B: jax.Array | None) -> tuple[Any, tuple]:
+    """Returns the sums over the whole batch of gradients (as laid out) and of (loss, weight)."""
+
+    def one(part):
+      (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, *part)
+      return (layout.reduce(grads) if layout.reduces_early else grads), sums
+
+    if microbatches == 1:
+      grads, sums = one((batch, keys_B))
+    else:
+      parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), (batch, keys_B))
+      zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
+      )
+      grads, sums = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, parts
+      )[0]
+    grads = grads if layout.reduces_early else layout.reduce(grads)
+    return layout.total(grads, "replica"), layout.total(sums, *sharding.BATCH)
+
+  def step(
+    state: TrainState, batch: Batch, lr: jax.Array, seed: jax.Array
+  ) -> tuple[TrainState, dict]:
+    keys_B = None
+    if model_config.dropout:
+      rows = batch["inputs_BT"].shape[0]
+      row_B = jax.lax.axis_index(sharding.BATCH) * rows + jnp.arange(rows)
+      key = jax.random.fold_in(jax.random.key(seed), state.step)
+      keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
+    grads, (loss, weight) = gradients(state.params, batch, keys_B)
+    grads = layout.own(jax.tree.map(lambda g: g / weight, grads), "gradients")
+    norm = jnp.sqrt(layout.square_sum(grads))
+    if optim_config.clip_norm:
+      grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim_config.clip_norm / norm), grads)
+    params = layout.own(state.params, "params")
+    direction, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = layout.publish(jax.tree.map(lambda p, d: p - lr * d, params, direction))
+    metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   def evaluate(params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    nll_BT = token_nll(nnx.merge(graphdef, params), batch, data_config)
+    model = nnx.merge(graphdef, layout.gather_rest(params))
+    nll_BT, _ = losses.token_losses(model, batch, segments)
     weights_BT = batch["weights_BT"]
     return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)
 
-  # Placed explicitly, as a restored state is: else the step would be compiled once for either.
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  # ---- On all of them ----
+
+  specs, shardings = of_state(layout.specs, P()), of_state(layout.shardings, layout.replicated)
+
+  def on_all(function, in_specs, out_specs):
+    return jax.shard_map(
+      function,
+      mesh=layout.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      axis_names=set(sharding.BATCH),
+      check_vma=False,
+    )
+
+  rows = P(sharding.BATCH)
   return Program(
-    jax.jit(init, out_shardings=device), jax.jit(step, donate_argnums=0), jax.jit(evaluate)
+    jax.jit(init, out_shardings=shardings),
+    jax.jit(
+      on_all(step, (specs, rows, P(), P()), (specs, P())),
+      out_shardings=(shardings, layout.replicated),
+      donate_argnums=0,
+    ),
+    jax.jit(on_all(evaluate, (specs.params, rows), rows), out_shardings=layout.replicated),
+    layout.place,
   )

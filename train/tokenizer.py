@@ -7,6 +7,7 @@ special ids (mask, sentinels) take them from V on, so that no id ever changes it
 
 import dataclasses
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -125,10 +126,7 @@ def _bpe(name: str, serialized: str) -> Tokenizer:
 
   library = Library.from_str(serialized)
   library.encode_special_tokens = True  # text that spells out eos is text
-  # The library writes a byte as a printable character: its own, or else one from 256 upwards.
-  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  others = (i for i in range(256) if i not in printable)
-  byte_of = {chr(i): i for i in printable} | {chr(256 + n): i for n, i in enumerate(others)}
+  byte_of = {character: i for i, character in enumerate(byte_characters())}
   vocab = sorted(library.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
   table = (*(bytes(byte_of[c] for c in token) for token, _ in vocab), b"")
 
@@ -140,6 +138,13 @@ def _bpe(name: str, serialized: str) -> Tokenizer:
   return Tokenizer(
     name, hash_, table, encode, save=lambda folder: (folder / FILE).write_text(serialized, "utf-8")
   )
+
+
+def byte_characters() -> list[str]:
+  """Returns what byte-level BPE writes each byte as: its own character, or one from 256 upwards."""
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  others = itertools.count(256)
+  return [chr(i) if i in printable else chr(next(others)) for i in range(256)]
 
 
 def _text(name: str, document: bytes | str) -> str:

@@ -1,0 +1,21 @@
+"""One encoder-decoder, span corruption, on Python's own standard library.
+
+  isoflop train --config=configs/span.py --workdir=runs/span
+
+About a minute on two CPU cores; validation loss about 2.21 nats per predicted token, sentinels
+and the end included.
+"""
+
+from configs import base
+
+
+def get_config():
+  """Returns an encoder-decoder of 3 + 3 blocks on two million bytes, of which it predicts 15 %."""
+  c = base.get_config()
+  c.objective = "span"
+  c.model.family = "encoder_decoder"
+  c.model.size = 9
+  c.data.isolate_documents = False
+  c.corruption.sentinels = 16
+  c.train.tokens = 2_000_000
+  return c
