@@ -1,0 +1,337 @@
+"""Folders of the transformers library (config.json, safetensors, tokenizer.json), in and out.
+
+Of GPT-2, Llama, BERT (with the head of masked language modelling) and T5 (v1.0 and v1.1), without
+PyTorch. Every weight of a folder finds its home and every home its weight, or an error names it;
+`model/architectures.py` has the tables.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from configs import ladders, presets
+from model import transformer
+from model.accounting import mlp_width
+from model.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
+
+# Fields of ours that leave the function of the weights as it is: free in an export.
+FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "mup_base_width"}
+FREE |= {"dtype", "remat", "scan"}
+ONLY_WITH = {  # fields without effect unless `positions` is this
+  "rotary_base": "rotary",
+  "relative_buckets": "relative",
+  "relative_distance": "relative",
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+class Imported(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    model_config: resolved, as `transformer.build` wants it.
+    params: float32 arrays by path, such as "decoder/block/mlp/up/kernel".
+    vocab_size: V.
+    seq_len: T, the longest sequence [tokens].
+    tokenizer_json: the text of tokenizer.json; None: there is none.
+  """
+
+  model_config: ConfigDict
+  params: Arrays
+  vocab_size: int
+  seq_len: int
+  tokenizer_json: str | None
+
+
+def import_folder(path: str | Path) -> Imported:
+  """Reads a model that `save_pretrained` of the transformers library wrote.
+
+  Args:
+    path: a folder with config.json and model.safetensors, or its shards and their index.
+
+  Raises:
+    ValueError: a file is missing or damaged, the config has a feature that our model lacks, a
+      weight has no home, a home no weight, or a weight the wrong shape.
+  """
+  folder = Path(path)
+  try:
+    config = _json(folder / CONFIG)
+    architecture = _find(config)
+    theirs = _named(architecture, _load(folder))
+    model_config, vocab_size, seq_len = _read(architecture, config, theirs)
+    shapes = _shapes(model_config, vocab_size, seq_len)
+    weights = list(architecture.weights(model_config))
+    homes = {name for weight in weights for name in _names(weight, shapes)}
+    theirs = _without_copies(architecture, theirs, homes)
+    params: Arrays = {}
+    for weight in weights:
+      params |= _take(weight, theirs, shapes)
+    if theirs:
+      raise ValueError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
+    _check(params, shapes)
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from None
+  tokenizer = folder / TOKENIZER
+  text = tokenizer.read_text() if tokenizer.exists() else None
+  return Imported(model_config, params, vocab_size, seq_len, text)
+
+
+def export_folder(
+  path: str | Path,
+  model_config: ConfigDict,
+  params: Mapping[str, np.ndarray],
+  vocab_size: int,
+  seq_len: int,
+  architecture: str,
+  tokenizer_json: str | None = None,
+  token_ids: Mapping[str, int] | None = None,
+) -> None:
+  """Writes a folder that `from_pretrained` of the transformers library loads.
+
+  Args:
+    path: a new folder, or an empty one.
+    model_config: `config.model`, resolved.
+    params: arrays by path.
+    vocab_size: V, special ids included.
+    seq_len: T, the longest sequence [tokens].
+    architecture: gpt2 | llama | bert | t5 | t5_v1_1.
+    tokenizer_json: the text of tokenizer.json.
+    token_ids: further fields of config.json, such as {"eos_token_id": 256}.
+
+  Raises:
+    ValueError: the folder has something in it, the architecture lacks what the model has (the
+      message names the field), or the parameters are not those of the config.
+  """
+  folder = Path(path)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ValueError(f"{folder}: exists; an export wants a new folder")
+  family, config = _write(architecture, model_config, vocab_size, seq_len)
+  shapes = _shapes(model_config, vocab_size, seq_len)
+  _check(params, shapes)
+  theirs: Arrays = {}
+  for weight in family.weights(model_config):
+    theirs |= _give(weight, params, shapes)
+  folder.mkdir(parents=True, exist_ok=True)
+  config |= dict(token_ids or {})
+  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
+  if tokenizer_json is not None:
+    (folder / TOKENIZER).write_text(tokenizer_json)
+    # Without this the library guesses a class by the model's type, which then refuses the file.
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
+def _find(config: Mapping) -> Architecture:
+  """Returns the architecture of a config.json.
+
+  Raises:
+    ValueError: it is none of ours.
+  """
+  for architecture in ARCHITECTURES.values():
+    if architecture.model_type == config.get("model_type"):
+      return architecture
+  known = ", ".join(sorted({a.model_type for a in ARCHITECTURES.values()}))
+  raise ValueError(f"model_type={config.get('model_type')!r}: unknown; it must be one of {known}")
+
+
+def _read(
+  architecture: Architecture, config: Mapping, names: Collection[str]
+) -> tuple[ConfigDict, int, int]:
+  """Translates a config.json.
+
+  Args:
+    architecture: its architecture.
+    config: its content.
+    names: of the weights that come with it.
+
+  Returns:
+    The resolved model config, V, and T (the longest sequence [tokens]).
+
+  Raises:
+    ValueError: a field is missing, or has a value that our model cannot express.
+  """
+  for field, value in {"quantization_config": None, **architecture.only}.items():
+    refuse(field, config.get(field, value), value)
+  ours = {}
+  for field, (our_field, default) in architecture.fields.items():
+    value = config.get(field)
+    ours[our_field] = default if value is None else value
+    if ours[our_field] is REQUIRED:
+      raise ValueError(f"{field}: missing; a {architecture.model_type} has it")
+  activations = {name: mlp for mlp, all_ in architecture.activations.items() for name in all_}
+  if ours["mlp"] not in activations:
+    raise ValueError(f"activation {ours['mlp']!r}: unknown; known are {', '.join(activations)}")
+  ours["mlp"] = activations[ours["mlp"]]
+  architecture.read(config, ours, names)
+  vocab_size, seq_len = ours.pop("vocab_size"), ours.pop("seq_len")
+  complete = presets.get_config(architecture.preset)
+  for field, value in ours.items():
+    complete.model[field] = type(complete.model[field])(value)
+  model_config = ladders.resolve(complete).model
+  model_config.mlp_width = mlp_width(model_config)
+  return model_config, vocab_size, seq_len
+
+
+def _write(
+  name: str, model_config: ConfigDict, vocab_size: int, seq_len: int
+) -> tuple[Architecture, dict]:
+  """Returns an architecture and the config.json of a model of ours: the reverse of `read`.
+
+  Raises:
+    ValueError: there is no such architecture, or it lacks something that the model has; by field.
+  """
+  if name not in ARCHITECTURES:
+    raise ValueError(f"architecture {name!r}: unknown; choose one of {', '.join(ARCHITECTURES)}")
+  architecture, c = ARCHITECTURES[name], model_config
+  family = presets.PRESETS[architecture.preset]["family"]
+  if c.family != family:
+    raise ValueError(_misfit(name, "family", c.family, family))
+  if c.mlp not in architecture.activations:
+    raise ValueError(_misfit(name, "mlp", c.mlp, " or ".join(architecture.activations)))
+  values = dict(c) | {"vocab_size": vocab_size, "seq_len": seq_len, "mlp_width": mlp_width(c)}
+  values["mlp"] = architecture.activations[c.mlp][0]
+  config: dict[str, Any] = {
+    "architectures": [architecture.class_name],
+    "model_type": architecture.model_type,
+  }
+  config |= {theirs: values[ours] for theirs, (ours, _) in architecture.fields.items()}
+  config |= {**architecture.only, **architecture.constants, **architecture.write(c)}
+  names = [weight.name for weight in architecture.weights(c)]
+  understood = _read(architecture, config, names)[0]
+  for field, value in understood.items():  # what a reader would make of it
+    actual = mlp_width(c) if field == "mlp_width" else c[field]
+    used = field not in FREE and c.positions == ONLY_WITH.get(field, c.positions)
+    if used and actual != value:
+      raise ValueError(_misfit(name, field, actual, value))
+  return architecture, config
+
+
+def _misfit(name: str, field: str, value: Any, theirs: Any) -> str:
+  return (
+    f"model.{field}={value!r}: {name} has {theirs!r}; choose another architecture, or train with "
+    f"configs/presets.py:{name}"
+  )
+
+
+def _json(path: Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ValueError(f"{path.name}: missing; choose the folder that holds it") from None
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path.name}: not JSON ({error})") from None
+
+
+def _load(folder: Path) -> Arrays:
+  """Returns all weights of a folder, of one file or of several."""
+  files = [WEIGHTS]
+  if (folder / INDEX).exists():
+    files = sorted(set(_json(folder / INDEX)["weight_map"].values()))
+  theirs: Arrays = {}
+  for file in files:
+    try:
+      theirs |= load_file(folder / file)
+    except FileNotFoundError:
+      raise ValueError(f"{file}: missing; weights are read from safetensors only") from None
+    except SafetensorError as error:
+      raise ValueError(f"{file}: damaged ({error})") from None
+  return theirs
+
+
+def _named(architecture: Architecture, theirs: Arrays) -> Arrays:
+  """Returns the weights that matter, by the names that the class with the head gives them."""
+  bare = not any(name.startswith(architecture.prefix) for name in theirs)
+
+  def named(name: str) -> str:
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # TensorFlow's names, in old BERTs
+    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+    return architecture.prefix + name if bare and not name.startswith(("lm_head", "cls")) else name
+
+  return {named(k): w for k, w in theirs.items() if not k.endswith(architecture.ignored)}
+
+
+def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str]) -> Arrays:
+  """Returns the weights without those that only repeat another one.
+
+  Raises:
+    ValueError: a repetition differs.
+  """
+  theirs = dict(theirs)
+  for copy, name in architecture.copies.items():
+    if copy in homes or copy not in theirs:
+      continue
+    weight = theirs.pop(copy)
+    if not np.array_equal(weight, theirs.setdefault(name, weight)):
+      raise ValueError(f"weight {copy}: differs from {name}, to which the config ties it")
+  return theirs
+
+
+def _shapes(model_config: ConfigDict, vocab_size: int, seq_len: int) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every parameter that the config asks for, by path."""
+  source_len = seq_len if model_config.family == "encoder_decoder" else 0
+
+  def build():
+    return transformer.build(model_config, vocab_size, seq_len, nnx.Rngs(0), source_len)
+
+  params = nnx.state(nnx.eval_shape(build), nnx.Param)
+  return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(params)}
+
+
+def _names(weight: Weight, shapes: Mapping) -> list[str]:
+  """Returns the names of a weight, of all layers."""
+  if "{}" not in weight.name:
+    return [weight.name]
+  return [weight.name.format(i) for i in range(shapes[weight.paths[0]][0])]
+
+
+def _take(weight: Weight, theirs: Arrays, shapes: Mapping) -> Arrays:
+  """Moves a weight out of theirs: returns ours, by path."""
+  layered = "{}" in weight.name
+  shape = shapes[weight.paths[0]][layered:]
+  shape = (*shape[:-1], sum(shapes[path][-1] for path in weight.paths))
+  shape = shape[::-1] if weight.transposed else shape
+  layers = []
+  for name in _names(weight, shapes):
+    if name not in theirs:
+      raise ValueError(f"weight {name}: missing; {weight.paths[0]} needs it")
+    layer = theirs.pop(name)
+    if layer.shape != shape:
+      raise ValueError(f"weight {name}: shape {layer.shape}; the config asks for {shape}")
+    layer = layer.T if weight.transposed else layer
+    layers.append(np.ascontiguousarray(layer, np.float32))
+  whole = np.stack(layers) if layered else layers[0]
+  ends = np.cumsum([shapes[path][-1] for path in weight.paths])[:-1]
+  return dict(zip(weight.paths, np.split(whole, ends, axis=-1), strict=True))
+
+
+def _give(weight: Weight, params: Mapping[str, np.ndarray], shapes: Mapping) -> Arrays:
+  """Returns a weight of ours by their names: the reverse of `_take`."""
+  whole = np.concatenate([np.asarray(params[path], np.float32) for path in weight.paths], axis=-1)
+  layers = list(whole) if "{}" in weight.name else [whole]
+  if weight.transposed:
+    layers = [layer.T for layer in layers]
+  arrays = map(np.ascontiguousarray, layers)  # safetensors writes memory as it lies
+  return dict(zip(_names(weight, shapes), arrays, strict=True))
+
+
+def _check(params: Mapping[str, np.ndarray], shapes: Mapping) -> None:
+  for path in sorted(params.keys() | shapes.keys()):
+    if path not in params:
+      raise ValueError(f"parameter {path}: missing; the config asks for it")
+    if path not in shapes:
+      raise ValueError(f"parameter {path}: the config does not ask for it")
+    if params[path].shape != shapes[path]:
+      raise ValueError(
+        f"parameter {path}: shape {params[path].shape}; the config asks for {shapes[path]}"
+      )

@@ -1,0 +1,245 @@
+"""Folders of the transformers library: golden logits, round trips, and everything that is refused.
+
+`tests/golden` holds small models with random weights that the library's torch classes wrote, with
+their logits; `tests/oracle` makes them, and asks torch itself.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from documents import WAYS, difference, documents, logits
+from safetensors.numpy import load_file, save_file
+
+from configs import ladders, presets
+from model import convert
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("gpt2", "llama", "bert", "t5", "t5_v1_1")
+
+
+@pytest.fixture
+def edit(tmp_path):
+  """Copies a golden folder, with changes of its config and of its weights."""
+
+  def make(name, config=None, weights=None, change=lambda weights: None):
+    folder = tmp_path / "edited"
+    shutil.copytree(GOLDEN / name, folder)
+    fields = json.loads((folder / "config.json").read_text()) | (config or {})
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if v != "-"}))
+    stored = load_file(folder / "model.safetensors") | (weights or {})
+    stored = change(stored) or stored
+    save_file({k: np.ascontiguousarray(w) for k, w in stored.items()}, folder / "model.safetensors")
+    return folder
+
+  return make
+
+
+def same(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].dtype == b[name].dtype
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def exported(folder, imported, name, **more):
+  convert.export_folder(folder, *imported[:4], name, **more)
+  return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_logits(name, way):
+  imported = convert.import_folder(GOLDEN / name)
+  batch = documents(imported.vocab_size)
+  golden = np.load(GOLDEN / name / "logits.npz")["logits"]
+  assert difference(logits(imported, batch, way), [golden]) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_is_bit_equal(name, tmp_path):
+  imported = convert.import_folder(GOLDEN / name)
+  folder = exported(tmp_path / "out", imported, name, tokenizer_json='{"a": "ä"}')
+  again = convert.import_folder(folder)
+  same(again.params, imported.params)
+  assert again.model_config == imported.model_config
+  assert again[2:] == (imported.vocab_size, imported.seq_len, '{"a": "ä"}')
+  # And the file is what torch wrote, weight by weight.
+  same(load_file(folder / "model.safetensors"), load_file(GOLDEN / name / "model.safetensors"))
+
+
+def test_shards_are_read(tmp_path):
+  whole = load_file(GOLDEN / "llama" / "model.safetensors")
+  files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(whole)}
+  for file in set(files.values()):
+    save_file({k: w for k, w in whole.items() if files[k] == file}, tmp_path / file)
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+  shutil.copy(GOLDEN / "llama" / "config.json", tmp_path)
+  same(convert.import_folder(tmp_path).params, convert.import_folder(GOLDEN / "llama").params)
+  (tmp_path / "model-00002-of-00002.safetensors").unlink()
+  with pytest.raises(ValueError, match="model-00002-of-00002.safetensors: missing"):
+    convert.import_folder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_as_float32(edit, dtype):
+  folder = edit("bert", change=lambda weights: {k: w.astype(dtype) for k, w in weights.items()})
+  full = convert.import_folder(GOLDEN / "bert").params
+  half = convert.import_folder(folder).params
+  same(half, {k: w.astype(dtype).astype(np.float32) for k, w in full.items()})
+
+
+def old_names(weights):
+  """The names of the published BERT: TensorFlow's, and heads for other purposes."""
+  weights = {
+    k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): w
+    for k, w in weights.items()
+  }
+  weights["cls.seq_relationship.weight"] = weights["bert.pooler.dense.weight"] = np.ones((2, 16))
+  weights["cls.predictions.decoder.bias"] = weights.pop("cls.predictions.bias")
+  return weights
+
+
+def bare_names(weights):
+  """The names of the published GPT-2: without the prefix, with buffers and the tied head."""
+  weights = {k.removeprefix("transformer."): w for k, w in weights.items()}
+  return weights | {
+    "h.0.attn.bias": np.tril(np.ones((4, 4))),
+    "lm_head.weight": weights["wte.weight"],
+  }
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "change"),
+  [
+    ("bert", {"type_vocab_size": "-", "position_embedding_type": "absolute"}, old_names),
+    ("gpt2", {"scale_attn_weights": "-", "tie_word_embeddings": "-"}, bare_names),
+    ("llama", {"rope_parameters": "-", "rope_theta": 300, "rope_scaling": None}, dict),
+    ("t5", {"scale_decoder_outputs": "-", "tie_word_embeddings": "-"}, dict),
+    ("t5_v1_1", {"scale_decoder_outputs": "-", "tie_word_embeddings": False}, dict),
+  ],
+)
+def test_folders_of_older_versions(edit, name, config, change):
+  older = convert.import_folder(edit(name, config, change=change))
+  newer = convert.import_folder(GOLDEN / name)
+  assert older.model_config == newer.model_config
+  same(older.params, newer.params)
+
+
+def test_t5_with_a_tied_head_that_is_not_scaled(edit, tmp_path):
+  def drop(weights):
+    del weights["lm_head.weight"]
+
+  imported = convert.import_folder(edit("t5_v1_1", change=drop))
+  assert (imported.model_config.tied, imported.model_config.scale_logits) == (True, False)
+  again = convert.import_folder(exported(tmp_path / "out", imported, "t5_v1_1"))
+  assert again.model_config == imported.model_config
+
+
+EMBEDDING = "model.embed_tokens.weight"
+Q = "model.layers.0.self_attn.q_proj.weight"
+ROPE = {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "weights", "message"),
+  [
+    ("llama", {}, {"model.layers.0.extra": np.ones(2)}, "weight model.layers.0.extra: has no home"),
+    ("llama", {"num_hidden_layers": 1}, {}, "weight model.layers.1.* has no home"),
+    ("llama", {"num_hidden_layers": 3}, {}, r"weight model.layers.2.*: missing"),
+    ("llama", {}, {Q: np.ones((16, 24))}, rf"weight {Q}: shape \(16, 24\).* \(24, 16\)"),
+    ("llama", {"tie_word_embeddings": True}, {}, f"lm_head.weight: differs from {EMBEDDING}"),
+    ("llama", {"num_key_value_heads": 4}, {}, r"k_proj.weight: shape \(12, 16\).* \(24, 16\)"),
+    ("llama", {"num_key_value_heads": 3}, {}, "kv_heads=3"),
+    ("llama", {"rope_parameters": ROPE}, {}, "rope_type='linear': not supported"),
+    ("llama", {"rope_parameters": "-", "rope_scaling": {"type": "dynamic"}}, {}, "'dynamic'"),
+    ("llama", {"partial_rotary_factor": 0.5}, {}, "partial_rotary_factor=0.5"),
+    ("llama", {"sliding_window": 4096}, {}, "sliding_window=4096: not supported"),
+    ("llama", {"mlp_bias": True}, {}, "mlp_bias=True"),
+    ("llama", {"quantization_config": {"bits": 4}}, {}, "quantization_config"),
+    ("llama", {"hidden_act": "tanh"}, {}, "'tanh': unknown; known are silu"),
+    ("llama", {"model_type": "mistral"}, {}, "model_type='mistral': unknown"),
+    ("llama", {"hidden_size": "-"}, {}, "hidden_size: missing"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "scale_attn_by_inverse_layer_idx"),
+    ("bert", {"position_embedding_type": "relative_key"}, {}, "position_embedding_type"),
+    ("bert", {"is_decoder": True}, {}, "is_decoder=True"),
+    ("t5", {"feed_forward_proj": "gated-relu"}, {}, "'gated-relu': unknown"),
+    ("t5", {}, {"lm_head.weight": np.ones((64, 16))}, "lm_head.weight: differs from shared.weight"),
+    ("t5", {}, {"encoder.embed_tokens.weight": np.ones((64, 16))}, "encoder.embed_tokens.weight"),
+  ],
+)
+def test_what_an_import_refuses(edit, name, config, weights, message):
+  with pytest.raises(ValueError, match=message):
+    convert.import_folder(edit(name, config, weights))
+
+
+def test_damaged_and_missing_files(edit, tmp_path):
+  with pytest.raises(ValueError, match="config.json: missing"):
+    convert.import_folder(tmp_path)
+  folder = edit("gpt2")
+  file = folder / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:-1000])
+  with pytest.raises(ValueError, match="model.safetensors: damaged"):
+    convert.import_folder(folder)
+  file.rename(folder / "pytorch_model.bin")
+  with pytest.raises(ValueError, match="model.safetensors: missing; .* safetensors only"):
+    convert.import_folder(folder)
+
+
+def complete(name, **changes):
+  c = presets.get_config(name)
+  c.model.update({"width": 16, "depth": 2, "heads": 2, **changes})
+  return ladders.resolve(c).model
+
+
+@pytest.mark.parametrize(
+  ("preset", "changes", "architecture", "message"),
+  [
+    ("decoder", {}, "llama", "model.qk_norm=True: llama has False"),
+    ("llama", {"norm": "layer"}, "llama", "model.norm='layer': llama has 'rms'"),
+    ("llama", {"width_scaling": "mup"}, "llama", "model.width_scaling='mup'"),
+    ("llama", {"scale_embedding": True}, "llama", "model.scale_embedding=True"),
+    ("llama", {"mlp": "relu"}, "llama", "model.mlp='relu': llama has 'swiglu or geglu'"),
+    ("gpt2", {"kv_heads": 1}, "gpt2", "model.kv_heads=1: gpt2 has 2"),
+    ("gpt2", {"head_width": 4}, "gpt2", "model.head_width=4: gpt2 has 8"),
+    ("gpt2", {"positions": "sinusoidal"}, "gpt2", "model.positions='sinusoidal'"),
+    ("gpt2", {"biases": False}, "gpt2", "model.biases=False"),
+    ("bert", {"norm_position": "pre"}, "bert", "model.norm_position='pre'"),
+    ("bert", {"head_transform": False}, "bert", "model.head_transform=False"),
+    ("t5", {"scale_attention": True}, "t5", "model.scale_attention=True"),
+    ("t5", {}, "gpt2", "model.family='encoder_decoder': gpt2 has 'decoder'"),
+    ("gpt2", {}, "gpt3", "architecture 'gpt3': unknown; choose one of gpt2, llama"),
+  ],
+)
+def test_what_an_export_refuses(tmp_path, preset, changes, architecture, message):
+  with pytest.raises(ValueError, match=message):
+    convert.export_folder(tmp_path / "out", complete(preset, **changes), {}, 8, 8, architecture)
+  assert not (tmp_path / "out").exists()
+
+
+def test_an_export_checks_parameters_and_folder(tmp_path):
+  imported = convert.import_folder(GOLDEN / "gpt2")
+  path = "decoder/block/mlp/up/kernel"
+  shapes = r"\(3, 40, 16\).*\(3, 16, 40\)"
+  for params, message in (
+    ({k: w for k, w in imported.params.items() if k != path}, f"parameter {path}: missing"),
+    (imported.params | {"decoder/extra": np.ones(1)}, "decoder/extra: the config does not ask"),
+    (
+      imported.params | {path: np.ones((3, 40, 16))},
+      f"{path}: shape {shapes}",
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      exported(tmp_path / "out", imported._replace(params=params), "gpt2")
+  (tmp_path / "notes.txt").touch()
+  with pytest.raises(ValueError, match="exists; an export wants a new folder"):
+    exported(tmp_path, imported, "gpt2")
+
+
+def test_token_ids_are_written(tmp_path):
+  imported = convert.import_folder(GOLDEN / "t5")
+  folder = exported(tmp_path / "out", imported, "t5", token_ids={"decoder_start_token_id": 7})
+  assert json.loads((folder / "config.json").read_text())["decoder_start_token_id"] == 7
