@@ -7,12 +7,16 @@
     isoflop verify  --workdir=DIR                                     train the sealed prediction
     isoflop report  --workdir=DIR                                     its report and figures
     isoflop runs    --workdir=DIR                                     the runs of a folder
+    isoflop sample  --checkpoint=DIR --prompt="Once upon"             text from a trained model
+    isoflop export  --checkpoint=DIR --architecture=gpt2 --output=DIR a Hugging Face folder of it
+    isoflop import  --input=DIR --workdir=DIR                         a run from such a folder
 
 Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` explains a verb;
 `--print_config` shows the resolved config and what differs from the defaults, and does no more.
 """
 
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -20,9 +24,15 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from scaling import options
+
+if TYPE_CHECKING:
+  from scaling.restore import Restored
 
 USAGE, INTERRUPTED = 2, 130
 ROOT = Path(__file__).parents[1]
@@ -84,10 +94,10 @@ def fit(args: flags.FlagValues) -> None:
   from train import files
 
   workdir = folder(args)
-  files.make_folder(workdir)
   options = args.config.fit
   if not args.runs:
     store.read_sweep(workdir)
+  files.make_folder(workdir)
   path = args.runs or workdir / "cells.csv"
   law = fits.fit_runs(
     all_runs.read_runs(path, args.columns, options.params, options.flops), options
@@ -116,7 +126,10 @@ def report(args: flags.FlagValues) -> None:
   """Writes report.md, report.html and figures/ of a workdir from what stands in it."""
   from scaling import report as reports
 
-  print(reports.write(folder(args, exists=True)))
+  workdir = folder(args, exists=True)
+  if not any((workdir / name).exists() for name in ("sweep.json", "fit.json")):
+    raise ValueError(f"workdir={workdir}: no sweep.json and no fit.json there; nothing to report")
+  print(reports.write(workdir))
 
 
 def runs(args: flags.FlagValues) -> None:
@@ -124,6 +137,64 @@ def runs(args: flags.FlagValues) -> None:
   from scaling import listing
 
   print(listing.runs_table(folder(args, exists=True)))
+
+
+def sample(args: flags.FlagValues) -> None:
+  """Prints text from a trained model: what follows a prompt, or what fills its blanks.
+
+  clm, prefix: continues the prompt (a prefix LM reads it causally, too).
+  mlm: a blank is written [MASK] and is one token; prints the text with the most probable tokens,
+    and --top_k candidates for each blank (0: 5) with their probabilities.
+  span, ul2: blanks are written <0>, <1>, ... in order; prints the text with them filled in.
+
+  Several texts (more than one --prompt, or --num_samples) are each preceded by a line "=== 1".
+  """
+  from scaling import generate
+
+  draws = generate.Options(
+    args.temperature,
+    args.top_k,
+    args.top_p,
+    args.max_new_tokens,
+    args.seed,
+    args.num_samples,
+  )
+  generate.check(args.prompt, draws)
+  texts = generate.texts(restored(args), args.prompt, draws)
+  for i, text in enumerate(texts, start=1):
+    print(text if len(texts) == 1 else f"=== {i}\n{text}")
+
+
+def export(args: flags.FlagValues) -> None:
+  """Writes a run's newest checkpoint as a Hugging Face folder.
+
+  The folder has config.json, model.safetensors and tokenizer.json, with the special ids of the
+  run's objective by name: <|eos|>, [MASK], <extra_id_0>, ... A model that the architecture cannot
+  express is refused; configs/presets.py has configs that can be.
+  """
+  from scaling import exchange
+
+  if not args.architecture or not args.output:
+    raise UsageError(
+      "--architecture or --output is missing, as in --architecture=gpt2 --output=out"
+    )
+  exchange.export_run(restored(args), args.architecture, Path(args.output).expanduser())
+  print(args.output)
+
+
+def import_(args: flags.FlagValues) -> None:
+  """Makes a run of a Hugging Face folder of GPT-2, Llama, BERT or T5: a checkpoint at step 0.
+
+  The run's folder has run.json, checkpoints/ and tokenizer.json. It can be sampled and exported.
+  """
+  from scaling import exchange
+
+  workdir = folder(args)
+  if not args.input:
+    raise UsageError("--input is missing; name a folder with config.json and model.safetensors")
+  record = exchange.import_run(Path(args.input).expanduser().absolute(), workdir)
+  kind, total = record["imported"]["model_type"], record["params"]["total"]
+  print(f"{workdir}: {kind}, {total:,} parameters")
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], str]] = {
@@ -135,6 +206,9 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], str]] = {
   "verify": (verify, ""),
   "report": (report, ""),
   "runs": (runs, ""),
+  "sample": (sample, ""),
+  "export": (export, ""),
+  "import": (import_, ""),
 }
 
 # --------------------------------------------------------------------------------- command line
@@ -144,8 +218,7 @@ def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
   """Returns the flags that a verb takes; a sweep's own config is the default of its `fit`."""
   values = flags.FlagValues()
   default_config = VERBS[verb][1]
-  flags.DEFINE_bool("help", False, "Explains the verb.", flag_values=values)
-  flags.DEFINE_string("workdir", "", "Folder of the run or sweep.", flag_values=values)
+  options.define(verb, values)
   if default_config:
     help_text = "Config file; --config.FIELD=VALUE overrides one of its fields."
     stored = stored_config(argv) if verb == "fit" else None
@@ -160,11 +233,6 @@ def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
       False,
       "Prints the resolved config and its difference from the defaults.",
       flag_values=values,
-    )
-  if verb == "fit":
-    flags.DEFINE_string("runs", "", "A CSV file of runs; else the workdir's.", flag_values=values)
-    flags.DEFINE_string(
-      "columns", "", "Its column names, as N=params,D=tokens,loss=val_loss.", flag_values=values
     )
   return values
 
@@ -187,7 +255,8 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
     UsageError: an unknown flag or config field, or a value that cannot be used, in one line.
   """
   for arg in argv:
-    name, _, path = arg.partition("=")
+    name, _, value = arg.partition("=")
+    path = value.partition(":")[0]  # FILE.py, or FILE.py:ARGUMENT
     if name == "--config" and not Path(path).is_file():
       raise UsageError(f"--config={path}: no such file; configs/ has some to start from")
   try:
@@ -195,6 +264,10 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
     rest = values(["isoflop", *argv])[1:]
     if "config" in values:
       values.config.lock()
+  except flags.UnrecognizedFlagError as error:
+    near = difflib.get_close_matches(error.flagname.split(".")[0], [*values], n=1, cutoff=0.4)
+    hint = f"did you mean --{near[0]}?" if near else f"`isoflop {verb} --help` lists them"
+    raise UsageError(f"unknown flag --{error.flagname}; {hint}") from None
   except Exception as error:  # a config file is code: it can raise anything
     raise UsageError(one_line(error)) from None
   if rest:
@@ -227,6 +300,17 @@ def folder(args: flags.FlagValues, exists: bool = False) -> Path:
   return path
 
 
+def restored(args: flags.FlagValues) -> "Restored":
+  """Returns the run of --checkpoint, with its model and its tokenizer."""
+  from absl import logging as orbax_log
+
+  from scaling import restore
+
+  orbax_log.set_verbosity(orbax_log.ERROR)  # it warns that a folder opened for reading is
+  folder, record = restore.find(args.checkpoint)
+  return restore.restore(folder, record, from_json(record["config"]))
+
+
 def from_json(tree: dict) -> ConfigDict:
   """Returns a stored config, under today's schema."""
   from configs import base
@@ -256,7 +340,7 @@ def print_config(config: ConfigDict) -> None:
 def explain(verb: str) -> str:
   """Returns a verb's help."""
   function, default_config = VERBS[verb]
-  lines = [f"isoflop {verb}: {function.__doc__}", ""]
+  lines = [f"isoflop {verb}: {inspect.cleandoc(function.__doc__ or '')}", ""]
   values = flag_values(verb, [])
   for name in sorted(name for name in values if name != "help"):
     default = values[name].default

@@ -1,8 +1,14 @@
 """The command line: help, one-line errors with exit code 2, and the resolved config."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from configs import presets
 from scaling import main
+
+PRESETS = Path(presets.__file__)
 
 
 def run(capsys, *argv):
@@ -19,7 +25,7 @@ def test_alone_and_help_explain(capsys):
   for verb in main.VERBS:
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0
-    assert "--workdir" in out
+    assert "--workdir" in out or "--checkpoint" in out
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,20 @@ def test_alone_and_help_explain(capsys):
     (("train",), "--workdir is missing"),
     (("report", "--workdir=does/not/exist"), "no such folder"),
     (("train", "--workdir=/proc/x"), "name a folder that you own"),
+    (("train", f"--config={PRESETS}:gpt3", "--workdir=x"), "preset 'gpt3': unknown"),
+    (("sample", "--checkpoint=x"), "--prompt is missing"),
+    (("sample", "--prompt=a"), "--checkpoint is missing"),
+    (("sample", "--prompt=a", "--checkpoint=nowhere"), "checkpoint=nowhere: no run.json"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--temperature=-1"), "temperature=-1.0: use 0"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--top_p=0"), "top_p=0.0: a probability"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--top_p=high"), "top_p"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--top_k=-2"), "top_k=-2: use 0"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--max_new_tokens=-1"), "max_new_tokens=-1"),
+    (("sample", "--prompt=a", "--checkpoint=x", "--num_samples=0"), "num_samples=0"),
+    (("sample", "--prompt=a", "--workdir=x"), "workdir"),
+    (("export", "--checkpoint=x"), "--architecture or --output is missing"),
+    (("import", "--workdir=x"), "--input is missing"),
+    (("import", "--workdir=x", "--input=nowhere"), "nowhere: no such folder"),
     (("train", "--workdir=x", "--config.data.source=text:/nowhere"), "/nowhere"),
     (("train", "--workdir=x", "--config.data.source=wikipedia"), "wikipedia"),
     (("train", "--workdir=x", "--config.objective=clmm"), "objective='clmm'"),
@@ -94,8 +114,12 @@ def test_fit_of_anyones_runs(capsys, tmp_path):
     f"--workdir={tmp_path / 'fit'}",
   )
   assert code == 0, err
-  import json
-
   params = json.loads((tmp_path / "fit" / "fit.json").read_text())["params"]
   expected = {"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}
   assert params == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_config_file_takes_an_argument(capsys):
+  code, out, _ = run(capsys, "train", f"--config={PRESETS}:gpt2", "--print_config")
+  assert code == 0
+  assert 'model.positions = "learned"' in out.partition("# differs")[2]
