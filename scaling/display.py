@@ -30,7 +30,7 @@ class Display:
     self._console = Console(file=stream, highlight=False, soft_wrap=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._fancy = self._console.is_terminal
-    self._title = title
+    self.title = title
     self._began = time.monotonic()
     self._total = self._finished = self._resumed = 0.0
     self._costs: dict[str, float] = {}
@@ -91,7 +91,7 @@ class Display:
       else:
         table.add_row(name, "░" * 20, "starting")
     done = (
-      f"{self._title}: {self._count}/{len(self._costs)} runs, {self._seconds_left(fraction)} left"
+      f"{self.title}: {self._count}/{len(self._costs)} runs, {self._seconds_left(fraction)} left"
     )
     self._live.update(Group(Text(done, style="bold"), table))
 

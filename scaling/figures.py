@@ -118,8 +118,15 @@ def isoflop_profiles(record: Record) -> Figure:
   """Draws loss against N per budget with parabola and minimum, and the held-out budget."""
   figure = Figure(figsize=(SINGLE, 3.1))
   axes = figure.subplots()
+  keys = profile_panel(axes, record)
+  axes.set_ylabel("validation loss [nats/token]")
+  legend(figure, *keys)
+  return figure
+
+
+def profile_panel(axes: Axes, record: Record) -> list[Any]:
+  """Draws the isoFLOP profiles into some axes, and returns the entries of their legend."""
   norm = LogNorm(record.profiles[0]["C"], record.profiles[-1]["C"] * 1.01)
-  inside = [p["inside"] for p in record.profiles]
 
   def name(C: float, N: Any, loss: Any, color: Any) -> None:
     point = max(zip(N, loss, strict=True))
@@ -164,16 +171,14 @@ def isoflop_profiles(record: Record) -> Figure:
   log_axis(axes.xaxis, "parameters $N$")
   left, right = axes.get_xlim()
   axes.set_xlim(left, right * (right / left) ** 0.14)  # room for the names of the budgets
-  axes.set_ylabel("validation loss [nats/token]")
-  legend(
-    figure,
+  inside = [p["inside"] for p in record.profiles]
+  return [
     key("trained", marker="o"),
     any(inside) and key("minimum", marker="*", ms=7, mec="k", mew=0.4),
     not all(inside) and key("no interior minimum", marker="s", ms=6, mfc="none"),
     held and key("held out, trained", marker="D", color=ACCENT),
     len(sealed) > 1 and key("held out, predicted", ls="--", lw=0.8, color=ACCENT),
-  )
-  return figure
+  ]
 
 
 def contours(record: Record) -> Figure:
@@ -344,7 +349,11 @@ def draw(workdir: str | Path) -> dict[str, str]:
   with matplotlib.rc_context(STYLE):
     for name, (make, _) in FIGURES.items():
       if not missing[name]:
-        figure = make(record)
-        figure.savefig(stem / f"{name}.pdf", metadata={"CreationDate": None})
-        figure.savefig(stem / f"{name}.png", dpi=220, metadata={"Software": None})
+        save(make(record), stem / name)
   return missing
+
+
+def save(figure: Figure, stem: Path) -> None:
+  """Writes a figure as `stem`.pdf and `stem`.png, without dates."""
+  figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+  figure.savefig(f"{stem}.png", dpi=220, metadata={"Software": None})

@@ -1,12 +1,15 @@
-"""A report as a list of blocks, rendered as Markdown, as HTML and for the terminal."""
+"""A report as a list of blocks, rendered as Markdown, as HTML and for the terminal; its numbers."""
 
 import base64
 import html
+import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+DASH = "–"  # what is not known
 
 
 class Heading(NamedTuple):
@@ -42,6 +45,36 @@ class Image(NamedTuple):
 
 
 Block = Heading | Text | Code | Table | Image
+
+
+def number(value: Any, form: str) -> str:
+  """Returns a number in a format, and a dash where there is none."""
+  return DASH if value is None or not math.isfinite(value) else f"{value:{form}}"
+
+
+def nats(value: Any) -> str:
+  """Returns a loss."""
+  return number(value, ".4f")
+
+
+def flops(value: Any) -> str:
+  """Returns a compute."""
+  return number(value, ".2e").replace("e+", "e")
+
+
+def ratio(value: Any) -> str:
+  """Returns tokens per parameter, and whatever else is known to three digits."""
+  return number(value, ".3g")
+
+
+def bracket(interval: Sequence[float] | None, text: Callable[[Any], str] = nats) -> str:
+  """Returns an interval."""
+  return f"[{text(interval[0])}, {text(interval[1])}]" if interval else DASH
+
+
+def yes_no(value: bool | None) -> str:
+  """Returns an answer, of which "no" is to be seen."""
+  return {True: "yes", False: "NO", None: DASH}[value]
 
 
 def to_text(table: Table) -> str:

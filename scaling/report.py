@@ -6,19 +6,33 @@ yet is named. `report.html` holds its figures and needs no network.
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from scaling import figures, results
+from scaling import compare, figures, results, side_by_side
 from scaling.display import duration
-from scaling.render import Block, Code, Heading, Image, Table, Text, to_html, to_markdown, to_text
+from scaling.render import (
+  DASH,
+  Block,
+  Code,
+  Heading,
+  Image,
+  Table,
+  Text,
+  bracket,
+  flops,
+  nats,
+  number,
+  ratio,
+  to_html,
+  to_markdown,
+  to_text,
+  yes_no,
+)
 from scaling.results import Cell, Record, si
 from train import files
 
 PETAFLOP_DAY = 1e15 * 86_400  # [FLOPs]
-DASH = "–"
-
 
 CAPTIONS = {
   "isoflop_profiles": "Loss against model size at each compute budget, with a parabola in log N "
@@ -31,39 +45,9 @@ CAPTIONS = {
 }
 
 
-# --- numbers ------------------------------------------------------------------------------------
-
-
-def _number(value: Any, form: str) -> str:
-  return DASH if value is None or not math.isfinite(value) else f"{value:{form}}"
-
-
-def _nats(value: Any) -> str:
-  return _number(value, ".4f")
-
-
-def _flops(value: Any) -> str:
-  return _number(value, ".2e").replace("e+", "e")
-
-
-def _range(interval: Sequence[float] | None, text: Any = _nats) -> str:
-  return DASH if not interval else f"[{text(interval[0])}, {text(interval[1])}]"
-
-
 def _loss(cell: Cell) -> str:
   error = cell["loss_stderr"]
-  return _nats(cell["loss"]) + (f" ± {error:.4f}" if math.isfinite(error) else "")
-
-
-def _yes(value: bool | None) -> str:
-  return {True: "yes", False: "NO", None: DASH}[value]
-
-
-def _ratio(value: Any) -> str:
-  return _number(value, ".3g")
-
-
-# --- sections -----------------------------------------------------------------------------------
+  return nats(cell["loss"]) + (f" ± {error:.4f}" if math.isfinite(error) else "")
 
 
 def headline(workdir: str | Path) -> str:
@@ -72,44 +56,27 @@ def headline(workdir: str | Path) -> str:
   Raises:
     ValueError: there is no such folder, or a record in it is broken.
   """
-  return _headline(results.read(workdir))
-
-
-def _headline(record: Record) -> str:
-  if record.verification.get("verdict"):
-    return record.verification["verdict"]
-  if p := record.prediction:
-    return (
-      f"Sealed, not yet tested: at {_flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} tokens "
-      f"will reach {_nats(p['loss'])} {_range(p['interval'])} nats/token."
-    )
-  if record.fit:
-    return (
-      f"Fitted on {record.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
-      f"C^{record.fit['a']:.3f}, D_opt as C^{record.fit['b']:.3f}."
-    )
-  done = sum(c["status"] == "done" for c in record.cells)
-  return f"{done} of {len(record.cells)} cells are done; nothing is fitted yet."
+  return results.read(workdir).headline
 
 
 def _glance(record: Record) -> Iterable[Block]:
   v = record.verification
   if v.get("trained_loss") is None:
     return
-  excess = _number(v.get(f"cost_of_{record.target:g}_tokens_per_param"), "+.4f")
+  excess = number(v.get(f"cost_of_{record.target:g}_tokens_per_param"), "+.4f")
   if interval := v.get("cost_of_target", {}).get("excess_interval"):
-    excess += f" {_range(interval)}"
+    excess += f" {bracket(interval)}"
   predicted_n, n_interval = (record.prediction.get(k) for k in ("N", "N_interval"))
   rows = [
-    ("loss at the held-out budget [nats/token]", _nats(v["predicted_loss"]), _range(v["interval"]),
-     _nats(v["trained_loss"]), _yes(v["inside"])),
-    ("N with the least loss", si(predicted_n or math.nan), _range(n_interval, si),
-     si(v.get("trained_minimum_N") or math.nan), _yes(v.get("minimum_where_predicted"))),
+    ("loss at the held-out budget [nats/token]", nats(v["predicted_loss"]), bracket(v["interval"]),
+     nats(v["trained_loss"]), yes_no(v["inside"])),
+    ("N with the least loss", si(predicted_n or math.nan), bracket(n_interval, si),
+     si(v.get("trained_minimum_N") or math.nan), yes_no(v.get("minimum_where_predicted"))),
   ]  # fmt: skip
   yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
   yield Text(
-    f"The trained loss differs by {_number(v['relative_error'], '+.2%')}. The optimum there is "
-    f"{_ratio(v['tokens_per_param'])} {_range(v['tokens_per_param_interval'], _ratio)} tokens per "
+    f"The trained loss differs by {number(v['relative_error'], '+.2%')}. The optimum there is "
+    f"{ratio(v['tokens_per_param'])} {bracket(v['tokens_per_param_interval'], ratio)} tokens per "
     f"parameter; choosing {record.target:g} would cost {excess} nats/token."
   )
 
@@ -136,8 +103,8 @@ def _law(record: Record) -> Iterable[Block]:
   )
   rows = []
   for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items():
-    text = _ratio if name in "AB" else _nats
-    rows.append((name, text(value), _range(fit["intervals"].get(name), text)))
+    text = ratio if name in "AB" else nats
+    rows.append((name, text(value), bracket(fit["intervals"].get(name), text)))
   yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), rows)
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
   if fit.get("seed_noise") is not None:
@@ -156,11 +123,11 @@ def _optimum(record: Record) -> Iterable[Block]:
     return
   yield Heading("Compute-optimal models")
   rows = [
-    (_flops(o["C"]) + (" †" if o.get("sealed") else " *" if results.extrapolated(o) else ""),
+    (flops(o["C"]) + (" †" if o.get("sealed") else " *" if results.extrapolated(o) else ""),
      si(o["N_opt"]),
-     _range(o["N_opt_interval"], si), si(o["D_opt"]), _range(o["D_opt_interval"], si),
-     _ratio(o["tokens_per_param"]), _range(o["tokens_per_param_interval"], _ratio),
-     _nats(o["loss"]), _range(o["loss_interval"]))
+     bracket(o["N_opt_interval"], si), si(o["D_opt"]), bracket(o["D_opt_interval"], si),
+     ratio(o["tokens_per_param"]), bracket(o["tokens_per_param_interval"], ratio),
+     nats(o["loss"]), bracket(o["loss_interval"]))
     for o in record.optimum
   ]  # fmt: skip
   yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), rows)
@@ -168,7 +135,7 @@ def _optimum(record: Record) -> Iterable[Block]:
     "\\* beyond the fitted budgets; † likewise, and sealed: its loss is that of one run, with seed "
     f"noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
   )
-  if flat := [_flops(p["C"]) for p in record.profiles if not p["inside"]]:
+  if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
     yield Text(f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs.")
 
 
@@ -180,8 +147,8 @@ def _heldout(record: Record) -> Iterable[Block]:
   if seal := record.prediction.get("input_hash"):
     yield Text(f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`.")
   rows = [
-    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), _nats(c["predicted_loss"]), _range(c["interval"]),
-     _nats(c.get("trained_loss")), _yes(c.get("inside")))
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), nats(c["predicted_loss"]), bracket(c["interval"]),
+     nats(c.get("trained_loss")), yes_no(c.get("inside")))
     for c in cells
   ]  # fmt: skip
   yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
@@ -204,7 +171,7 @@ def _floor(record: Record) -> Iterable[Block]:
     E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
     near = "within" if abs(E - floor) <= 0.1 else "NOT within"
     sure = "" if high - low <= 0.2 else " That interval is wide: this sweep is too small to tell."
-    yield Text(f"The fitted E is {E:.4f} {_range((low, high))}, {near} 0.1 nats of it.{sure}")
+    yield Text(f"The fitted E is {E:.4f} {bracket((low, high))}, {near} 0.1 nats of it.{sure}")
 
 
 def _probe(record: Record) -> Iterable[Block]:
@@ -246,8 +213,8 @@ def _cost(record: Record) -> Iterable[Block]:
     alone, spent, seconds = (
       sum(c[x] for c in some if math.isfinite(c[x])) for x in ("C", "flops_spent", "seconds")
     )
-    rows.append((kind, str(len(some)), _flops(alone), _flops(spent),
-                 _flops(spent / PETAFLOP_DAY), duration(seconds)))  # fmt: skip
+    rows.append((kind, str(len(some)), flops(alone), flops(spent),
+                 flops(spent / PETAFLOP_DAY), duration(seconds)))  # fmt: skip
   alone_and_spent = ("alone [FLOPs]", "spent [FLOPs]", "spent [petaflop/s-days]")
   yield Table(("cells", "runs", *alone_and_spent, "time"), rows)
   yield Text(
@@ -265,8 +232,8 @@ def _cells(record: Record, *kinds: str) -> Table:
     key=lambda c: (kinds.index(c["kind"]), float(f"{c['C']:.1e}"), c["N"], c["lr"], c["seed"]),
   )
   rows = [
-    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), _flops(c["C"]), _ratio(c["tokens_per_param"]),
-     f"{c['lr']:.2e}", _loss(c), _number(c["bits_per_byte"], ".4f"), c["status"])
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), flops(c["C"]), ratio(c["tokens_per_param"]),
+     f"{c['lr']:.2e}", _loss(c), number(c["bits_per_byte"], ".4f"), c["status"])
     for c in cells
   ]  # fmt: skip
   names = "cell|N|D|C [FLOPs]|tokens/param|lr|loss [nats/token]|bits/byte|status"
@@ -305,7 +272,7 @@ def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
   def show(*names: str) -> list[Image]:
     return [images[name] for name in names if name in images]
 
-  content: list[Block] = [Text(f"**{_headline(record)}**"), *_glance(record)]
+  content: list[Block] = [Text(f"**{record.headline}**"), *_glance(record)]
   content += [*_missing(record, undrawn), *show("isoflop_profiles"), *_law(record)]
   content += [*show("contours"), *_optimum(record), *show("frontier")]
   content += [*_heldout(record), *show("predicted_vs_trained"), *_floor(record)]
@@ -324,13 +291,21 @@ def terminal(workdir: str | Path) -> str:
     ValueError: there is no such folder, or a record in it is broken.
   """
   record = results.read(workdir)
-  found = [*_missing(record, {}), *_optimum(record), *_heldout(record), *_unused(record)]
+  if record.objectives:
+    sides = compare.read(record)
+    said = side_by_side.headline(sides)
+    found = side_by_side.tables(sides, compare.to_json(sides))
+  else:
+    said = record.headline
+    found = [*_missing(record, {}), *_optimum(record), *_heldout(record), *_unused(record)]
   tables = [to_text(block) for block in found if isinstance(block, Table)]
-  return "\n\n".join([_headline(record), *tables])
+  return "\n\n".join([said, *tables])
 
 
 def write(workdir: str | Path) -> Path:
   """Draws the figures and writes report.md and report.html, from what the workdir has so far.
+
+  In a folder of several objectives it also writes comparison.json.
 
   Returns:
     The path of report.html.
@@ -338,9 +313,11 @@ def write(workdir: str | Path) -> Path:
   Raises:
     ValueError: there is no such folder, or a record in it is broken.
   """
-  undrawn = figures.draw(workdir)
   record = results.read(workdir)
-  content = blocks(record, undrawn)
+  if record.objectives:
+    content = [*side_by_side.write(record), *_provenance(record)]
+  else:
+    content = blocks(record, figures.draw(workdir))
   title = f"Scaling law: {record.sweep.get('name', 'unnamed sweep')}"
   page = record.workdir / "report.html"
   files.write_text(record.workdir / "report.md", to_markdown(title, content))

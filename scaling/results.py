@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scaling import laws
+from scaling.render import bracket, flops, nats
 from train import files
 
 COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
@@ -61,6 +62,29 @@ class Record:
   def target(self) -> float:
     """The rule of thumb to compare with [tokens per parameter]."""
     return float(self.sweep.get("config", {}).get("fit", {}).get("target_tokens_per_param", 20.0))
+
+  @property
+  def objectives(self) -> tuple[str, ...]:
+    """The objectives whose sweeps lie in folders of their names; () in a sweep of one."""
+    return tuple(self.sweep.get("config", {}).get("sweep", {}).get("objectives", ()))
+
+  @property
+  def headline(self) -> str:
+    """The outcome so far in one sentence, with its numbers."""
+    if self.verification.get("verdict"):
+      return self.verification["verdict"]
+    if p := self.prediction:
+      return (
+        f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
+        f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
+      )
+    if self.fit:
+      return (
+        f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
+        f"C^{self.fit['a']:.3f}, D_opt as C^{self.fit['b']:.3f}."
+      )
+    done = sum(c["status"] == "done" for c in self.cells)
+    return f"{done} of {len(self.cells)} cells are done; nothing is fitted yet."
 
   def lacks(self, *needs: str) -> str:
     """Returns what is missing of "runs", "law", "profiles", "optimum", or ""."""

@@ -41,6 +41,12 @@ STYLE: dict[Any, Any] = {
 SHADES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.86, 256)))
 GREYS = ListedColormap(np.linspace([0.78] * 3, [1.0] * 3, 256))
 ACCENT = "#D55E00"  # held out: Okabe and Ito's vermilion, apart from every shade
+SERIES: list[dict[str, Any]] = [  # things to tell apart: Okabe and Ito's colours, and a marker each
+  {"color": color, "marker": marker}
+  for color, marker in zip(
+    ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^vP", strict=True
+  )
+]
 DOTS: dict[str, Any] = {
   "marker": "o",
   "s": 14,

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling import fit, laws, plan, report, runs, store, verify
+from scaling import compare, fit, laws, plan, report, runs, store, verify
 from scaling.display import Display
 from scaling.launch import Pool, Task
 from scaling.plan import Cell
-from train import data, files, optim, record
+from train import data, files, objectives, optim, record
 
 # What a step of a small model costs beside its products, as FLOPs at the rate of its products: on
 # one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
@@ -29,11 +29,15 @@ def sweep(
 ) -> dict:
   """Runs a sweep from plan to verdict, or what is left of it; returns verification.json.
 
+  With several objectives, it runs the sweep of each and compares them; returns comparison.json.
+
   Raises:
     ValueError: the config or the folder cannot be used; nothing was spent.
     KeyboardInterrupt: `should_stop` said so; running cells have saved their state.
     RuntimeError: runs failed, so that there is nothing to fit or to verify.
   """
+  if config.sweep.objectives:
+    return _several(config, workdir, display, should_stop)
   files.make_folder(workdir)
   with files.owned(workdir):
     tokens = data.prepare(config)
@@ -107,6 +111,35 @@ def _sweep(
   return result
 
 
+def _several(
+  config: ConfigDict, workdir: Path, display: Display, should_stop: Callable[[], bool]
+) -> dict:
+  configs = compare.split(config)
+  files.make_folder(workdir)
+  with files.owned(workdir):
+    tokens = data.prepare(config)
+    for own in configs.values():  # refused before any of them is begun
+      plan.check(own, tokens)
+    head = begin(config, workdir, tokens) | {"objective": ", ".join(configs)}
+    store.write_sweep(workdir, head, [])
+    failed = {}
+    for i, (name, own) in enumerate(configs.items()):
+      display.say(
+        f"sweep {i + 1} of {len(configs)}: {name}, with models of family {own.model.family}"
+      )
+      display.title = own.sweep.name
+      try:
+        sweep(own, workdir / name, display, should_stop)
+      except (RuntimeError, ValueError) as error:  # the others can still be measured
+        failed[name] = error
+        display.say(f"FAILED {name}: {error}")
+      report.write(workdir)
+    if failed:
+      said = "; ".join(f"{name}: {error}" for name, error in failed.items())
+      raise RuntimeError(f"{workdir}: {len(failed)} of {len(configs)} sweeps failed ({said})")
+    return files.read_json(workdir / "comparison.json")
+
+
 def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
   """Returns the head of sweep.json: of the sweep that the folder holds, or a new one.
 
@@ -118,7 +151,7 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
   found = files.read_json(workdir / "sweep.json")
   if found:
     old, new = record.flat(found["config"]), record.flat(config_json)
-    free = ("fit.", "sweep.workers", "sweep.name", "train.checkpoint_every_seconds")
+    free = ("fit.", "sweep.workers", "sweep.name", "sweep.overrides", "train.checkpoint_every")
     for name in sorted(old.keys() | new.keys()):
       if old.get(name) != new.get(name) and not name.startswith(free):
         raise ValueError(
@@ -157,7 +190,7 @@ def tasks(config: ConfigDict, workdir: Path, cells: list[Cell]) -> list[Task]:
   planned: list[Cell | plan.Trunk] = [*plan.trunks(cells), *cells]
   for run in planned:
     run_config = plan.run_config(config, run)
-    steps, tokens_per_step = run.steps, config.data.batch_size * config.data.seq_len
+    steps, tokens_per_step = run.steps, objectives.tokens_per_step(config)
     needs = None
     if isinstance(run, Cell) and run.trunk:
       steps -= run.branch_step

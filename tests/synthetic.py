@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, ladders
-from scaling import laws
+from scaling import compare, laws, runs
+from scaling import fit as fits
 
 TRUTH = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = laws.Compute(k=6.0)
@@ -18,10 +19,10 @@ COLUMNS = """
 """.split()  # noqa: SIM905
 
 
-def _cell(name, kind, size, N, C, seed, rng, lr=0.004):
+def _cell(name, kind, size, N, C, seed, rng, lr=0.004, truth=TRUTH):
   width, depth, _ = ladders.SMALL[size]
   D = C / (6 * N)
-  loss = laws.loss(TRUTH, N, D) * (1 + 0.002 * rng.standard_normal())
+  loss = laws.loss(truth, N, D) * (1 + 0.002 * rng.standard_normal())
   head = 257 * width
   return {
     "cell": name, "kind": kind, "objective": "clm", "size": size, "width": width, "depth": depth,
@@ -128,6 +129,13 @@ def _verification(cells, prediction):
   }  # fmt: skip
 
 
+def _write_table(folder, cells):
+  with (folder / "cells.csv").open("w", newline="") as file:
+    table = csv.DictWriter(file, COLUMNS)
+    table.writeheader()
+    table.writerows(cells)
+
+
 def build(folder: Path) -> Path:
   """Writes the workdir of a finished sweep on a known surface."""
   rng = np.random.default_rng(0)
@@ -166,10 +174,7 @@ def build(folder: Path) -> Path:
   records["verification"] = _verification(held, prediction)
   for name, value in records.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
-  with (folder / "cells.csv").open("w", newline="") as file:
-    table = csv.DictWriter(file, COLUMNS)
-    table.writeheader()
-    table.writerows(cells)
+  _write_table(folder, cells)
   longest = {s: max(c["D"] for c in cells if c["size"] == s and c["kind"] == "fit") for s in SIZES}
   for size, D in longest.items():
     _curve(folder / f"trunks/s{size}", params_of(size), 0.8 * D, 0, rng)
@@ -178,3 +183,51 @@ def build(folder: Path) -> Path:
     path = folder / "cells" / cell["cell"]
     _curve(path, cell["N"], cell["D"], 0.8 * cell["D"] if branch else 0, rng, gap=0.08 * branch)
   return folder
+
+
+def build_several(folder: Path, truths: dict[str, laws.Chinchilla]) -> Path:
+  """Writes a folder of finished sweeps, one of each objective on its own known surface."""
+  config = base.get_config()
+  config.sweep.name = "synthetic"
+  config.sweep.objectives = tuple(truths)
+  config.sweep.sizes, config.sweep.budgets = SIZES, BUDGETS
+  config.fit.bootstraps = 200
+  head = {"name": "synthetic", "config": config.to_dict(), "cells": [], "config_diff": {}}
+  (folder / "sweep.json").write_text(json.dumps(head))
+  rng = np.random.default_rng(0)
+  for (name, own), truth in zip(compare.split(config).items(), truths.values(), strict=True):
+    (folder / name).mkdir()
+    _write_sweep(folder / name, own, truth, rng)
+  return folder
+
+
+def _write_sweep(folder, config, truth, rng):
+  cells = [
+    _cell(f"fit-s{s}-{C:.0e}", "fit", s, params_of(s), C, 0, rng, truth=truth)
+    for s in SIZES
+    for C in BUDGETS
+  ]
+  N = float(laws.optimum(truth, HELD, COMPUTE).N)
+  held = [
+    _cell(f"heldout-{x}", "heldout", 11, x * N, HELD, 0, rng, truth=truth) for x in (0.5, 1.0, 2.0)
+  ]
+  _write_table(folder, [*cells, *held])
+  law = fits.fit_runs(runs.read_runs(folder / "cells.csv"), config.fit)
+  best = fits.optimum(law, HELD)
+  pairs = (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param"))
+  prediction = {"input_hash": runs.input_hash(law.runs), "C": HELD, "cells": []}
+  for ours, theirs in pairs:
+    prediction |= {theirs: best[ours], f"{theirs}_interval": best[f"{ours}_interval"]}
+  for cell in held:
+    loss, interval = fits.predict_loss(law, cell["N"], cell["D"])
+    prediction["cells"].append(_row(cell) | {"predicted_loss": loss, "interval": interval})
+  middle = prediction["cells"][1]
+  prediction |= {"loss": middle["predicted_loss"], "interval": middle["interval"]}
+  records = {
+    "sweep": {"name": config.sweep.name, "config": config.to_dict(), "seconds": 61.0, "cells": []},
+    "fit": fits.to_json(law),
+    "prediction": prediction,
+    "verification": _verification(held, prediction),
+  }
+  for name, value in records.items():
+    (folder / f"{name}.json").write_text(json.dumps(value))

@@ -1,0 +1,297 @@
+"""Sweeps of several objectives: the numbers side by side are those of each, and of their truth."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
+
+from configs import base
+from scaling import compare, laws, listing, report, results, side_by_side
+from scaling import sweep as sweeps
+from scaling.display import Display
+from scaling.render import bracket, ratio
+
+TRUTHS = {
+  "clm": TRUTH,
+  "mlm": TRUTH._replace(E=np.array(0.9), B=np.array(200.0)),  # wants more tokens per parameter
+  "span": TRUTH._replace(E=np.array(1.5)),  # another loss, the same optimum
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """Three finished sweeps on known surfaces, and their comparison."""
+  folder = build_several(tmp_path_factory.mktemp("objectives"), TRUTHS)
+  report.write(folder)
+  return folder
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A copy of them, for a test to change."""
+  return Path(shutil.copytree(finished, tmp_path / "objectives"))
+
+
+def comparison(folder):
+  return json.loads((folder / "comparison.json").read_text())
+
+
+def true_ratio(name, C):
+  best = laws.optimum(TRUTHS[name], C, COMPUTE)
+  return float(best.D / best.N)
+
+
+def test_each_law_is_the_one_of_its_own_sweep(finished):
+  found = comparison(finished)
+  assert found["complete"]
+  assert found["budgets"] == [*BUDGETS, HELD]
+  for name in TRUTHS:
+    own = json.loads((finished / name / "fit.json").read_text())
+    sealed = json.loads((finished / name / "prediction.json").read_text())
+    side = found["sweeps"][name]
+    for key in ("params", "intervals", "a", "b", "input_hash"):
+      assert side[key] == own[key]
+    assert side["optimum"][-1]["tokens_per_param"] == sealed["tokens_per_param"]
+    assert side["optimum"][-1]["N_opt_interval"] == sealed["N_interval"]
+    assert side["optimum"][0]["flops_per_param_and_token"] == pytest.approx(6)
+    assert side["verification"]["predicted_loss"] == sealed["loss"]
+
+
+def test_the_optima_are_those_of_the_truth(finished):
+  found = comparison(finished)
+  inside = []
+  for name in TRUTHS:
+    side = found["sweeps"][name]
+    share = {"clm": 1.0, "mlm": 0.15, "span": 29 / 141}[name]  # T5: 128 inputs, 29 targets
+    for C, row in zip(found["budgets"], side["optimum"], strict=True):
+      low, high = row["tokens_per_param_interval"]
+      inside.append(low <= true_ratio(name, C) <= high)
+      assert row["tokens_per_param"] == pytest.approx(true_ratio(name, C), rel=0.25)
+      predicted = row["predicted_tokens_per_param"] / row["tokens_per_param"]
+      assert predicted == pytest.approx(share)
+      assert row["predicted_tokens_per_param_interval"][1] == pytest.approx(predicted * high)
+  assert np.mean(inside) >= 0.7  # of 90 % intervals, of which those of a law move together
+
+
+def test_differences_have_their_ratio_and_their_sign(finished):
+  rows = {(r["of"], r["to"], r["quantity"], r["C"]): r for r in comparison(finished)["differences"]}
+  assert len(rows) == 3 * (3 + len(BUDGETS) + 1)
+  for C in BUDGETS:
+    row = rows["mlm", "clm", "tokens_per_param", C]
+    wanted = true_ratio("mlm", C) / true_ratio("clm", C)
+    assert wanted > 2
+    assert row["interval"][0] < wanted < row["interval"][1]
+    assert row["differs"]
+    same = rows["span", "clm", "tokens_per_param", C]
+    assert same["interval"][0] < 1 < same["interval"][1]
+    assert not same["differs"]
+    turned = rows["span", "mlm", "tokens_per_param", C]
+    assert turned["value"] == pytest.approx(same["value"] / row["value"])
+    assert turned["interval"][1] < 1
+  for quantity in ("alpha", "beta", "a"):
+    row = rows["mlm", "clm", quantity, None]
+    params = [
+      side["params"] | {"a": side["a"]}
+      for side in map(comparison(finished)["sweeps"].get, ("mlm", "clm"))
+    ]
+    assert row["value"] == pytest.approx(params[0][quantity] - params[1][quantity])
+    assert row["interval"][0] < row["value"] < row["interval"][1]
+
+
+def artists(axes, gid):
+  return [artist for artist in axes.get_children() if artist.get_gid() == gid]
+
+
+def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
+  sides = compare.read(results.read(finished))
+  axes = side_by_side.figure(sides).axes
+  assert len(axes) == 2 * 3 + 3
+  assert [a.get_title() for a in axes[:6:2]] == [
+    "clm (decoder)", "mlm (encoder)", "span (encoder-decoder)"
+  ]  # fmt: skip
+  for side, top, middle in zip(sides, axes[:6:2], axes[1:6:2], strict=True):
+    N = np.concatenate([a.get_xdata() for a in artists(top, "runs")])
+    assert sorted(N) == pytest.approx(sorted(c["N"] for c in side.record.done("fit")))
+    C, loss = artists(middle, "law")[0].get_xydata().T
+    best = laws.optimum(side.law.law, C, side.law.compute)
+    np.testing.assert_allclose(loss, best.loss, rtol=1e-6)
+    assert abs(loss[0] - laws.optimum(TRUTHS[side.objective], C[0], COMPUTE).loss) < 0.05
+    held = artists(middle, "heldout")[0].get_offsets()
+    np.testing.assert_allclose(held, [(c["C"], c["loss"]) for c in side.record.done("heldout")])
+  for side in sides:
+    for panel, name in zip(
+      axes[6:], ("N_opt", "tokens_per_param", "predicted_tokens_per_param"), strict=True
+    ):
+      marks = artists(panel, f"{side.objective} {name}")
+      wanted = [compare.optimum(side, C)[name] for C in (*BUDGETS, HELD)]
+      assert [mark.get_ydata()[0] for mark in marks] == pytest.approx(wanted)
+      hollow = [mark.get_markerfacecolor() == "white" for mark in marks]
+      assert hollow == [False] * len(BUDGETS) + [True]
+  for kind, start in (("pdf", b"%PDF-"), ("png", b"\x89PNG")):
+    assert (finished / "figures" / f"objectives.{kind}").read_bytes().startswith(start)
+
+
+def test_the_report_gives_the_numbers_and_says_what_cannot_be_compared(finished):
+  text = (finished / "report.md").read_text()
+  found = comparison(finished)
+  best = {name: found["sweeps"][name]["optimum"][-1] for name in TRUTHS}
+  cells = [
+    f"{ratio(o['tokens_per_param'])} * | {bracket(o['tokens_per_param_interval'], ratio)}"
+    for o in best.values()
+  ]
+  assert f"| 7.20e12 | {' | '.join(cells)} |" in text
+  first = text.split("\n\n")[1]
+  for name, o in best.items():
+    interval = bracket(o["tokens_per_param_interval"], ratio)
+    assert f"{ratio(o['tokens_per_param'])} {interval} for {name}" in first
+  assert "losses, and with them E, A and B, cannot be compared" in text
+  assert text.count("**Incomplete.**") == 0
+  marked = sum(row["differs"] for row in found["differences"])
+  assert f"Bold ({marked} of 24)" in text
+  assert f"{marked}" == str(text.split("Where they differ")[1].split("Bold")[0].count("]**"))
+  assert "data:image/png;base64," in (finished / "report.html").read_text()
+  assert "7.20e12" in report.terminal(finished)
+
+
+def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
+  for name in ("fit", "prediction", "verification"):
+    (workdir / "mlm" / f"{name}.json").unlink()
+  shutil.rmtree(workdir / "span")
+  report.write(workdir)
+  text, found = (workdir / "report.md").read_text(), comparison(workdir)
+  assert "2 of 3 sweeps have no verdict yet" in text
+  assert "| mlm (encoder) | 23 of 23 cells are done; nothing is fitted yet. |" in text
+  assert "| span | Not begun. |" in text
+  assert not found["complete"]
+  assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
+  assert found["differences"] == []
+  assert found["budgets"] == [*BUDGETS, HELD]
+  fitted = [side for side in compare.read(results.read(workdir)) if side.law]
+  assert len(side_by_side.figure(fitted).axes) == 2 + 3
+
+
+def test_nothing_is_there_yet(workdir):
+  for name in TRUTHS:
+    shutil.rmtree(workdir / name)
+  shutil.rmtree(workdir / "figures")
+  report.write(workdir)
+  assert "none of 3 sweeps is fitted" in (workdir / "report.md").read_text()
+  assert comparison(workdir)["budgets"] == []
+  assert not (workdir / "figures").exists()
+
+
+def test_the_same_records_give_the_same_bytes(finished, workdir):
+  names = ("comparison.json", "report.md", "report.html", "figures/objectives.pdf")
+  for name in names:
+    (workdir / name).unlink()
+  with matplotlib.rc_context({"font.size": 20}):
+    report.write(workdir)
+  for name in names:
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+# --------------------------------------------------------------------------------- the config
+
+
+@pytest.fixture
+def config():
+  c = base.get_config()
+  c.sweep.objectives = ("clm", "mlm", "span")
+  c.data.isolate_documents = False
+  return c
+
+
+def test_every_objective_has_its_family_and_its_overrides(config):
+  config.sweep.overrides = ("mlm.optim.lr_ref=0.25", "span.sweep.sizes=(0, 2)")
+  configs = compare.split(config)
+  assert {name: own.model.family for name, own in configs.items()} == {
+    "clm": "decoder", "mlm": "encoder", "span": "encoder_decoder"
+  }  # fmt: skip
+  for name, own in configs.items():
+    assert own.objective == name
+    assert own.sweep.objectives == ()
+    assert own.optim.lr_ref == (0.25 if name == "mlm" else config.optim.lr_ref)
+    assert own.sweep.sizes == ((0, 2) if name == "span" else config.sweep.sizes)
+  assert config.objective == "clm"
+  assert config.optim.lr_ref != 0.25
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("objectives", ("clm", "clm"), "twice"),
+    ("objectives", ("clm", "bert"), "bert"),
+    ("design", "grid", "choose isoflop"),
+    ("overrides", ("mlm.optim.lr_reff=1.0",), "lr_reff"),
+    ("overrides", ("mlm.optim.lr_ref='fast'",), "lr_ref"),
+    ("overrides", ("ul2.optim.lr_ref=1.0",), "not OBJECTIVE.FIELD=VALUE"),
+    ("overrides", ("mlm.optim.lr_ref",), "not OBJECTIVE.FIELD=VALUE"),
+  ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(config, field, value, message):
+  config.sweep[field] = value
+  with pytest.raises(ValueError, match=message) as error:
+    compare.split(config)
+  assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------- for real
+
+
+@pytest.fixture
+def small(make_tiny):
+  c = make_tiny()
+  c.model.depth, c.model.mlp_ratio = 1, 24.0  # one wide block: it compiles fast
+  c.model.scan = False
+  c.data.isolate_documents = False
+  c.sweep.objectives = ("clm", "mlm")
+  c.sweep.sizes = (0, 1, 2)
+  c.sweep.budgets = (1e9, 2e9, 4e9)
+  c.sweep.probe_sizes = ()
+  c.sweep.heldout_sizes = (1.0,)
+  c.fit.bootstraps = 200
+  return c
+
+
+def swept(config, workdir):
+  """Runs a sweep, and returns what it said."""
+  said = io.StringIO()
+  with Display(config.sweep.name, said) as display:
+    sweeps.sweep(config, workdir, display, lambda: False)
+  return said.getvalue()
+
+
+def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
+  workdir = tmp_path / "both"
+  said = swept(small, workdir)
+  assert "sweep 1 of 2: clm, with models of family decoder" in said
+  assert "sweep 2 of 2: mlm, with models of family encoder" in said
+  found = comparison(workdir)
+  assert found["complete"]
+  assert len(found["differences"]) == 3 + 4
+  for name in ("clm", "mlm"):
+    with (workdir / name / "cells.csv").open() as file:
+      rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == ["fit"] * 9 + ["heldout"]
+    assert {(row["status"], row["objective"]) for row in rows} == {("done", name)}
+    assert (workdir / name / "report.html").exists()
+  assert listing.runs_table(workdir).count(" done ") == 2 * (9 + 1)
+  assert listing.plan_table(small, workdir).count("9 fit and 1 held-out cells") == 2
+  assert "tokens / parameter" in report.terminal(workdir)
+
+  runs = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/run.json")}
+  assert len(runs) == 2 * (9 + 3 + 1)  # cells, trunks, the held-out cell
+  small.sweep.overrides = ("clm.fit.bootstraps=7",)  # refused by its fit: mlm goes on
+  with pytest.raises(RuntimeError, match=r"1 of 2 sweeps failed \(clm: fit.bootstraps=7: must be"):
+    swept(small, workdir)
+  assert {path: path.stat().st_mtime_ns for path in runs} == runs
+  assert comparison(workdir) == found
+  small.sweep.objectives = ()
+  with pytest.raises(ValueError, match=r"sweep.objectives=\['clm', 'mlm'\], asked \[\]"):
+    swept(small, workdir)
