@@ -1,0 +1,276 @@
+"""Layout as data: parameter path -> logical axes -> mesh axes, and what each strategy shards.
+
+A mesh has three axes. `replica` and `shard` divide the batch; `shard` also divides whatever the
+strategy keeps in shards; `tensor` divides the products inside a layer. ZeRO's stages (Rajbhandari
+et al. 2020, arXiv:1910.02054) say which of the trees of the parameters' shape lie in shards.
+
+The training step runs once per device on what it holds (`jax.shard_map`), so the collectives are
+those written here: a parameter is made whole right before its use (`whole`), and the derivative of
+that is the reduce-scatter of its gradient.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+AXES = ("replica", "shard", "tensor")
+BATCH = ("replica", "shard")  # the axes that divide a batch
+
+# Which trees lie in shards.
+STRATEGIES: dict[str, tuple[str, ...]] = {
+  "ddp": (),
+  "zero1": ("optimizer",),
+  "zero2": ("optimizer", "gradients"),
+  "zero3": ("optimizer", "gradients", "params"),
+  "fsdp": ("optimizer", "gradients", "params"),
+  "hybrid": ("optimizer", "gradients", "params"),
+}
+
+# Logical axes of a parameter, by the end of its path; the first match wins. Stacked layers have
+# one more axis before these.
+LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
+  (r"embedding/table", ("vocab", "embed")),
+  (r"relative/table", ("bucket", "heads")),
+  (r"(positions|token_types)/table", ("position", "embed")),
+  (r"(query|key|value)/kernel", ("embed", "heads")),
+  (r"(query|key|value)/bias", ("heads",)),
+  (r"out/kernel", ("heads", "embed")),
+  (r"(up|gate)/kernel", ("embed", "mlp")),
+  (r"(up|gate)/bias", ("mlp",)),
+  (r"down/kernel", ("mlp", "embed")),
+  (r"transform/kernel", ("embed", "hidden")),
+  (r"head/kernel", ("embed", "vocab")),
+  (r"head/bias", ("vocab",)),
+  (r".*", ("unit",)),  # gains and biases of the model's or a head's width
+)
+TENSOR = ("heads", "mlp", "vocab")  # the axes that `tensor` divides
+SHARD = ("embed", "mlp", "vocab", "heads", "unit", "hidden", "position")  # `shard`: first to divide
+
+
+def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh of `config` (`config.sharding`) over all devices.
+
+  Raises:
+    ValueError: the devices do not divide as asked.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(config, len(devices))
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+  """Returns the sizes of `AXES` for a number of devices.
+
+  Raises:
+    ValueError: the strategy is unknown, or the devices do not divide as asked.
+  """
+  s = config
+  if s.strategy not in STRATEGIES:
+    raise ValueError(
+      f"sharding.strategy={s.strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}"
+    )
+  if s.tensor < 1 or devices % s.tensor:
+    raise ValueError(
+      f"sharding.tensor={s.tensor}: must divide the {devices} devices; one of {divisors(devices)}"
+    )
+  data = devices // s.tensor
+  if s.strategy != "hybrid":
+    if s.shard_factor not in (0, data):
+      raise ValueError(
+        f"sharding.shard_factor={s.shard_factor}: {s.strategy} shards over all {data} devices; "
+        "leave it at 0, or choose sharding.strategy='hybrid'"
+      )
+    return 1, data, s.tensor
+  if s.shard_factor < 1 or data % s.shard_factor:
+    raise ValueError(
+      f"sharding.shard_factor={s.shard_factor}: must divide the {data} devices that share a batch; "
+      f"one of {divisors(data)}"
+    )
+  return data // s.shard_factor, s.shard_factor, s.tensor
+
+
+def divisors(n: int) -> list[int]:
+  """Returns the divisors of n, in order."""
+  return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def logical_axes(path: Any, ndim: int) -> tuple[str, ...]:
+  """Returns the logical axes of the parameter at a tree path."""
+  name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+  axes = next(axes for pattern, axes in LOGICAL if re.search(f"(^|/){pattern}$", name))
+  return ("layer",) * (ndim - len(axes)) + axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the parameters, and the trees of their shape, lie on a mesh.
+
+  Attributes:
+    mesh: of the axes `AXES`.
+    sharded: the trees that lie in shards: of "params", "gradients", "optimizer".
+    ndims: per parameter, the number of its dimensions.
+    dims: per parameter, the dimension that `shard` divides; -1: none does.
+    tensor_dims: likewise for `tensor`.
+  """
+
+  mesh: Mesh
+  sharded: tuple[str, ...]
+  ndims: Any
+  dims: Any
+  tensor_dims: Any
+
+  def specs(self, tree: str) -> Any:
+    """Returns the PartitionSpecs of a tree over the axes that a step handles itself."""
+    return self._specs(tree, tensor=False)
+
+  def shardings(self, tree: str) -> Any:
+    """Returns the NamedShardings of a tree, `tensor` included."""
+    specs = self._specs(tree, tensor=self.mesh.shape["tensor"] > 1)
+    return jax.tree.map(
+      lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+
+  def _specs(self, tree: str, tensor: bool) -> Any:
+    def one(ndim: int, shard_dim: int, tensor_dim: int) -> P:
+      axes: list[str | None] = [None] * ndim  # all of them: jax tells P() from P(None)
+      if tree in self.sharded and shard_dim >= 0:
+        axes[shard_dim] = "shard"
+      if tensor and tensor_dim >= 0:
+        axes[tensor_dim] = "tensor"
+      return P(*axes)
+
+    return jax.tree.map(one, self.ndims, self.dims, self.tensor_dims)
+
+  @property
+  def reduces_early(self) -> bool:
+    """Whether gradients are summed over devices after each microbatch, not after the last."""
+    return "gradients" in self.sharded
+
+  def place(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
+    """Returns a batch from this host's rows of it (arrays whose first axis is the batch's)."""
+    if jax.process_count() == 1:
+      return rows  # the compiled functions place them
+    return {name: jax.make_array_from_process_local_data(self.batch, x) for name, x in rows.items()}
+
+  @property
+  def batch(self) -> NamedSharding:
+    """The sharding of a batch: its rows over all devices that share it."""
+    return NamedSharding(self.mesh, P(BATCH))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(self.mesh, P())
+
+  # ---- What a step does with them, on each device ----
+
+  def gather(self) -> dict[str, Callable[[Any], Any]]:
+    """Returns by stack what makes whole one block's parameters (see `transformer.build`)."""
+    if "params" not in self.sharded or self.mesh.shape["shard"] == 1:
+      return {}
+    blocks = {
+      name: self.dims[name]["block"] for name in ("encoder", "decoder") if name in self.dims
+    }
+
+    def gatherer(dims: Any) -> Callable[[Any], Any]:
+      # One block has lost its leading layer axis.
+      return lambda params: jax.tree.map(
+        lambda w, d: whole(w, d - 1) if d >= 0 else w, params, dims
+      )
+
+    return {name: gatherer(dims) for name, dims in blocks.items()}
+
+  def gather_rest(self, params: Any) -> Any:
+    """Returns the parameters with all but those of the blocks made whole."""
+    if "params" not in self.sharded:
+      return params
+
+    def one(path: Any, w: jax.Array, dim: int) -> jax.Array:
+      return w if "block" in jax.tree_util.keystr(path) else whole(w, dim)
+
+    return jax.tree_util.tree_map_with_path(one, params, self.dims)
+
+  def total(self, tree: Any, *axes: str) -> Any:
+    """Returns the sums of a tree's leaves over mesh axes; nothing is sent where there is nobody."""
+    axes = tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+    return jax.lax.psum(tree, axes) if axes else tree
+
+  def reduce(self, grads: Any) -> Any:
+    """Returns gradients, each device's own, summed over `shard`; in shards where the table says."""
+    if "params" in self.sharded:  # the derivative of `whole` has reduced those in shards
+      return jax.tree.map(lambda g, d: g if d >= 0 else self.total(g, "shard"), grads, self.dims)
+    if "gradients" in self.sharded:
+      return jax.tree.map(self._scattered, grads, self.dims)
+    return self.total(grads, "shard")
+
+  def _scattered(self, g: jax.Array, dim: int) -> jax.Array:
+    if dim < 0:
+      return self.total(g, "shard")
+    return jax.lax.psum_scatter(g, "shard", scatter_dimension=dim, tiled=True)
+
+  def own(self, tree: Any, kind: str) -> Any:
+    """Returns what a device updates of a tree (gradients or params): its shard or all of it."""
+    if "optimizer" not in self.sharded or kind in self.sharded:
+      return tree
+    return jax.tree.map(self._slice, tree, self.dims)
+
+  def _slice(self, w: jax.Array, dim: int) -> jax.Array:
+    if dim < 0:
+      return w
+    size = w.shape[dim] // self.mesh.shape["shard"]
+    return jax.lax.dynamic_slice_in_dim(w, jax.lax.axis_index("shard") * size, size, dim)
+
+  def publish(self, params: Any) -> Any:
+    """Returns the parameters, as the layout keeps them, from what each device has updated."""
+    if "optimizer" not in self.sharded or "params" in self.sharded:
+      return params
+    return jax.tree.map(whole, params, self.dims)
+
+  def square_sum(self, grads: Any) -> jax.Array:
+    """Returns the sum of squares of gradients as `own` returns them, over the whole model."""
+    leaves, dims = jax.tree.leaves(grads), jax.tree.leaves(self.dims)
+    sums = [(jnp.sum(jnp.square(g)), d) for g, d in zip(leaves, dims, strict=True)]
+    if "optimizer" not in self.sharded:
+      return jnp.asarray(sum(s for s, _ in sums))
+    split = sum(s for s, d in sums if d >= 0)
+    return self.total(jnp.asarray(split), "shard") + sum(s for s, d in sums if d < 0)
+
+
+def layout(config: ConfigDict, params: Any, on: Mesh) -> Layout:
+  """Returns the layout of parameters (arrays or their shapes) by `config.sharding`."""
+  shards = on.shape["shard"]
+
+  def tensor_dim(path: Any, leaf: Any) -> int:
+    axes = logical_axes(path, leaf.ndim)
+    divides = (axes.index(a) for a in TENSOR if a in axes)
+    return next((i for i in divides if leaf.shape[i] % on.shape["tensor"] == 0), -1)
+
+  def shard_dim(path: Any, leaf: Any) -> int:
+    if shards == 1:
+      return -1
+    axes = logical_axes(path, leaf.ndim)
+    taken = tensor_dim(path, leaf) if on.shape["tensor"] > 1 else -1
+    free = (axes.index(a) for a in SHARD if a in axes and axes.index(a) != taken)
+    return next((i for i in free if leaf.shape[i] % shards == 0), -1)
+
+  return Layout(
+    mesh=on,
+    sharded=STRATEGIES[config.strategy],
+    ndims=jax.tree.map(lambda leaf: leaf.ndim, params),
+    dims=jax.tree_util.tree_map_with_path(shard_dim, params),
+    tensor_dims=jax.tree_util.tree_map_with_path(tensor_dim, params),
+  )
+
+
+def whole(w: jax.Array, dim: int) -> jax.Array:
+  """Returns a parameter from its shards along `dim`; one that is not in shards as it is."""
+  if dim < 0:
+    return w
+  return jax.lax.all_gather(w, "shard", axis=dim, tiled=True)

@@ -1,0 +1,98 @@
+"""Run by test_sharding.py in a process of its own, with as many simulated devices as it asks for.
+
+  python eight_devices.py DEVICES FAMILY CASE...
+
+Each CASE is fields of config.sharding, as in strategy=zero3,microbatches=2. Prints a JSON object a
+line: what 20 steps of training gave, where the arrays lie, and what the compiled program does.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+
+from configs import base, ladders
+from train import objectives, step
+
+V, B, T, STEPS, RATE = 64, 16, 16, 20, 1e-2
+COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+
+
+def config_of(family, case):
+  c = base.get_config()
+  c.model.update({"family": family, "width": 32, "depth": 2, "heads": 4, "dropout": 0.1})
+  c.objective = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}[family]
+  c.corruption.sentinels = 8
+  c.data.isolate_documents = family != "encoder_decoder"
+  c.data.seq_len, c.data.batch_size = T, B
+  for field, value in case.items():
+    section = c.model if field in c.model else c.sharding
+    section[field] = type(section[field])(value)
+  return ladders.resolve(c)
+
+
+def batch_of(config, number):
+  """Random tokens: every position is predicted, half of them with weight."""
+  rng = np.random.default_rng(number)
+  lengths = objectives.lengths(config)
+
+  def part(prefix, length):
+    return {
+      f"{prefix}segments": np.ones((B, length), np.int32),
+      f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (B, 1)),
+    }
+
+  batch = {"inputs_BT": rng.integers(0, V, (B, lengths.target)).astype(np.int32)}
+  batch["targets_BT"] = (batch["inputs_BT"] * 5 + 3) % V
+  batch["weights_BT"] = rng.integers(0, 2, batch["inputs_BT"].shape).astype(np.float32)
+  batch |= {f"{name}_BT": x for name, x in part("", lengths.target).items()}
+  if lengths.source:
+    batch["source_BS"] = rng.integers(0, V, (B, lengths.source)).astype(np.int32)
+    batch |= {f"{name}_BS": x for name, x in part("source_", lengths.source).items()}
+  return batch
+
+
+def held(tree):
+  """Bytes of a tree that the first device holds."""
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def run(family, case):
+  config = config_of(family, case)
+  functions = step.program(config, V)
+  state = functions.init(np.uint32(0))
+  n_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  arguments = (functions.place(batch_of(config, 0)), np.float32(RATE), np.uint32(0))
+  compiled = functions.step.lower(state, *arguments).compile()
+  text, memory = compiled.as_text(), compiled.memory_analysis()
+  bytes_held = {"params": held(state.params), "optimizer": held(state.opt_state)}
+  losses, norms = [], []
+  for number in range(STEPS):
+    batch = functions.place(batch_of(config, number))
+    state, metrics = compiled(state, batch, np.float32(RATE), np.uint32(0))
+    losses.append(float(metrics["loss_sum"] / metrics["weight"]))
+    norms.append(float(metrics["grad_norm"]))
+  nll_B, weight_B = functions.evaluate(state.params, functions.place(batch_of(config, 99)))
+  return {
+    "case": case,
+    "n_params": n_params,
+    "losses": losses,
+    "norms": norms,
+    "evaluated": np.asarray(nll_B).tolist(),
+    "weights": np.asarray(weight_B).tolist(),
+    "bytes": bytes_held,
+    "temporary": memory.temp_size_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "collectives": {
+      name: len(re.findall(rf"= .* {name}(-start)?\(", text)) for name in COLLECTIVES
+    },
+  }
+
+
+if __name__ == "__main__":
+  jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+  for argument in sys.argv[3:]:
+    case = dict(pair.split("=") for pair in argument.split(","))
+    print(json.dumps(run(sys.argv[2], case)), flush=True)

@@ -1,0 +1,150 @@
+"""One device against eight: every strategy trains the same model, and keeps what it promises."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import base, ladders
+from model import sharding, transformer
+
+ROOT = Path(__file__).parents[1]
+CASES = {
+  "ddp": "strategy=ddp",
+  "zero1": "strategy=zero1",
+  "zero2": "strategy=zero2,microbatches=2",
+  "zero3": "strategy=zero3",
+  "fsdp": "strategy=fsdp,remat=full,microbatches=2",
+  "hybrid": "strategy=hybrid,shard_factor=4",
+}
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+
+
+def trained(devices, family, cases):
+  """Returns by case what eight_devices.py found."""
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests" / "eight_devices.py", str(devices), family, *cases.values()],
+    capture_output=True,
+    text=True,
+    timeout=600,
+    env={"PATH": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+  )
+  assert done.returncode == 0, done.stderr
+  return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def runs(request):
+  """By case: all strategies on eight devices, and the same model on one."""
+  one = trained(1, request.param, {"one": "strategy=zero3"})
+  return one | trained(8, request.param, CASES)
+
+
+def test_every_strategy_trains_as_one_device_does(runs):
+  """Sums in another order: log2(terms) roundings each, in every one of 20 steps."""
+  terms = 16 * 16 * 64
+  bound = 20 * math.log2(terms) * np.finfo(np.float32).eps
+  one = runs["one"]
+  assert one["losses"][-1] < one["losses"][0] - 0.3
+  for name in CASES:
+    for what in ("losses", "norms", "evaluated"):
+      np.testing.assert_allclose(runs[name][what], one[what], rtol=bound, err_msg=name)
+    assert runs[name]["weights"] == one["weights"]
+
+
+def test_strategies_equal_each_other(runs):
+  """The same sums in the same order, wherever the results are kept."""
+  assert runs["zero1"]["losses"] == runs["ddp"]["losses"]
+  for name in ("zero3", "hybrid"):  # another program: a rounding apart
+    np.testing.assert_allclose(runs[name]["losses"], runs["ddp"]["losses"], rtol=1e-6)
+
+
+def test_bytes_held_are_those_of_the_formulas(runs):
+  """float32: 4 bytes of weights and 8 of Adam a parameter, divided by 8 where the stage says."""
+  n = runs["one"]["n_params"]
+  shares = {"ddp": (1, 1), "zero1": (1, 8), "zero2": (1, 8), "zero3": (8, 8), "hybrid": (4, 4)}
+  for name, (params, optimizer) in shares.items():
+    assert runs[name]["bytes"]["params"] == pytest.approx(4 * n / params, rel=0.01), name
+    assert runs[name]["bytes"]["optimizer"] == pytest.approx(8 * n / optimizer, rel=0.01), name
+
+
+def test_the_compiled_program_communicates_as_the_strategy_promises(runs):
+  for name, run in runs.items():
+    sent = run["collectives"]
+    assert sent["all-to-all"] == sent["collective-permute"] == 0, name
+    assert (sent["reduce-scatter"] > 0) == (name in ("zero2", "zero3", "fsdp", "hybrid")), name
+    assert (sent["all-gather"] > 0) == (name not in ("one", "ddp")), name
+    assert (sent["all-reduce"] > 0) == (name != "one"), name
+  # In shards, the backward pass gathers the blocks again instead of keeping them whole.
+  assert runs["zero3"]["collectives"]["all-gather"] > runs["zero3"]["collectives"]["reduce-scatter"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_a_tensor_axis_computes_the_same(strategy):
+  cases = {"tensor": f"strategy={strategy},tensor=2"}
+  run = trained(8, "decoder", cases)["tensor"]
+  one = trained(1, "decoder", {"one": "strategy=ddp"})["one"]
+  bound = 20 * math.log2(16 * 16 * 64) * np.finfo(np.float32).eps
+  np.testing.assert_allclose(run["losses"], one["losses"], rtol=bound)
+  assert run["bytes"]["params"] < 0.7 * 4 * run["n_params"] / (4 if strategy == "zero3" else 1)
+
+
+# ---------------------------------------------------------------------------------- the tables
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_its_row_in_the_table(family):
+  c = base.get_config()
+  changes = {"biases": True, "norm": "layer", "positions": "relative", "head_bias": True}
+  c.model.update({"family": family, "head_transform": True, "token_types": 2} | changes)
+  config = ladders.resolve(c).model
+  state = nnx.state(nnx.eval_shape(lambda: transformer.build(config, 64, 8, nnx.Rngs(0), 8)))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    axes = sharding.logical_axes(path, leaf.ndim)
+    name = jax.tree_util.keystr(path)
+    assert len(axes) == leaf.ndim, name
+    assert axes.count("layer") == ("block" in name), name
+    size = dict(zip(axes, leaf.shape, strict=True))
+    assert size.get("embed", config.width) == config.width, name
+    assert size.get("vocab", 64) == 64, name
+
+
+def resolved(**fields):
+  c = base.get_config()
+  c.sharding.update(fields)
+  return c.sharding
+
+
+@pytest.mark.parametrize(
+  ("fields", "shape"),
+  [
+    ({}, (1, 8, 1)),
+    ({"strategy": "zero3", "tensor": 2}, (1, 4, 2)),
+    ({"strategy": "hybrid", "shard_factor": 2}, (4, 2, 1)),
+    ({"strategy": "hybrid", "shard_factor": 2, "tensor": 2}, (2, 2, 2)),
+  ],
+)
+def test_the_mesh_uses_every_device(fields, shape):
+  assert sharding.mesh_shape(resolved(**fields), 8) == shape
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"strategy": "zero4"}, "unknown; choose one of ddp"),
+    ({"tensor": 3}, r"sharding.tensor=3: must divide the 8 devices; one of \[1, 2, 4, 8\]"),
+    ({"strategy": "hybrid"}, r"sharding.shard_factor=0: .* one of \[1, 2, 4, 8\]"),
+    ({"strategy": "hybrid", "shard_factor": 3}, r"shard_factor=3: must divide the 8 devices"),
+    ({"strategy": "zero1", "shard_factor": 4}, "leave it at 0, or choose .*'hybrid'"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message) as error:
+    sharding.mesh_shape(resolved(**fields), 8)
+  assert "\n" not in str(error.value)
