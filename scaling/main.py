@@ -51,6 +51,9 @@ def train(args: flags.FlagValues) -> None:
   from train import host, loop
 
   config, workdir = args.config, folder(args)
+  host.join(args.coordinator, args.processes, args.process)
+  if host.place()[1] > 1:
+    print(host.census(), file=sys.stderr, flush=True)
   should_stop = host.StopSignal().install()
   with Display(str(workdir)) as display:
     record = loop.train(

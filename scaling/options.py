@@ -7,6 +7,11 @@ from absl import flags
 CHECKPOINT = ("checkpoint", "", "Folder of a run, or the checkpoints/ in it.")
 FLAGS: dict[str, tuple[tuple[str, str | int | float | list, str], ...]] = {
   # verb: its flags, (name, default, help)
+  "train": (
+    ("coordinator", "", "HOST:PORT of the first of several processes; Slurm and TPUs need none."),
+    ("processes", 0, "How many processes train this model together."),
+    ("process", -1, "Which of them this is, from 0."),
+  ),
   "fit": (
     ("runs", "", "A CSV file of runs; else the workdir's."),
     ("columns", "", "Its column names, as N=params,D=tokens,loss=val_loss."),

@@ -109,6 +109,8 @@ def _law(record: Record) -> Iterable[Block]:
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
   if fit.get("seed_noise") is not None:
     notes.append(f"seeds scatter by {fit['seed_noise']:.2%}")
+  if fit.get("form_error") is not None:
+    notes.append(f"fits below each budget missed those above by {fit['form_error']:.2%} per e-fold")
   second = fit.get("approach2", {})
   if second.get("a") is not None:
     a, b = second["a"], second["b"]

@@ -267,6 +267,7 @@ def swept(config, workdir):
   return said.getvalue()
 
 
+@pytest.mark.slow
 def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
   workdir = tmp_path / "both"
   said = swept(small, workdir)

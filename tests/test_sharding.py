@@ -39,7 +39,10 @@ def trained(devices, family, cases):
   return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+MOST = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]]
+
+
+@pytest.fixture(scope="module", params=[FAMILIES[0], *MOST])
 def runs(request):
   """By case: all strategies on eight devices, and the same model on one."""
   one = trained(1, request.param, {"one": "strategy=zero3"})
@@ -85,6 +88,7 @@ def test_the_compiled_program_communicates_as_the_strategy_promises(runs):
   assert runs["zero3"]["collectives"]["all-gather"] > runs["zero3"]["collectives"]["reduce-scatter"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_a_tensor_axis_computes_the_same(strategy):
   cases = {"tensor": f"strategy={strategy},tensor=2"}

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 from ml_collections import FrozenConfigDict
 from models import (
   FAMILIES,
+  SOURCE_BS,
   TOKENS_BT,
   S,
   T,
@@ -303,26 +304,29 @@ def test_rms_norm_equals_its_formula():
 
 def test_dropout_keeps_the_mean_and_drops_the_share_it_says():
   n, rate = 100_000, 0.3
-  y_N = layers.dropout(jnp.full((4, n // 4), 2.0), rate, jax.random.split(jax.random.key(0), 4))
-  np.testing.assert_allclose(np.unique(y_N), [0.0, 2 / 0.7], rtol=1e-6)
-  dropped = np.mean(y_N == 0)
+  y_BN = layers.dropout(jnp.full((4, n // 4), 2.0), rate, jax.random.split(jax.random.key(0), 4))
+  np.testing.assert_allclose(np.unique(y_BN), [0.0, 2 / 0.7], rtol=1e-6)
+  dropped = np.mean(y_BN == 0)
   assert dropped == pytest.approx(rate, abs=5 * np.sqrt(rate * (1 - rate) / n))
-  assert np.mean(y_N) == pytest.approx(2.0, abs=5 * 2 * np.sqrt(rate / (1 - rate) / n))
+  assert np.mean(y_BN) == pytest.approx(2.0, abs=5 * 2 * np.sqrt(rate / (1 - rate) / n))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_is_a_function_of_its_key(family):
+def test_dropout_of_a_row_is_a_function_of_its_key(family):
+  """Whatever the other rows' keys are, and in which row it stands."""
   params, apply = random_model(family=family, dropout=0.2)
-  one, other = (
-    {"keys_B": jax.random.split(jax.random.key(seed), 1), **source_of(family)} for seed in (1, 2)
-  )
-  a, b, again = (apply(params, TOKENS_BT, **named) for named in (one, other, one))
-  np.testing.assert_array_equal(a, again)
-  assert not np.allclose(a, b, atol=1e-2)
-  plain = apply(params, TOKENS_BT, **source_of(family))
-  assert not np.allclose(a, plain, atol=1e-2)
-  without, apply_without = random_model(family=family)
-  np.testing.assert_array_equal(plain, apply_without(without, TOKENS_BT, **one))
+  tokens_BT, source = jnp.tile(TOKENS_BT, (3, 1)), source_of(family, jnp.tile(SOURCE_BS, (3, 1)))
+  one, two, three = jax.random.split(jax.random.key(0), 3)
+  a_BTV = apply(params, tokens_BT, keys_B=jnp.stack([one, two, one]), **source)
+  b_BTV = apply(params, tokens_BT, keys_B=jnp.stack([three, one, two]), **source)
+  plain_BTV = apply(params, tokens_BT, **source)
+  for same in (a_BTV[2], b_BTV[1]):
+    np.testing.assert_allclose(same, a_BTV[0], rtol=1e-4, atol=1e-5)
+  for other in (a_BTV[1], b_BTV[0], plain_BTV[0]):
+    assert not np.allclose(other, a_BTV[0], atol=1e-2)
+  without, apply = random_model(family=family)
+  keys_B = jnp.stack([one, two, three])
+  np.testing.assert_array_equal(plain_BTV, apply(without, tokens_BT, keys_B=keys_B, **source))
 
 
 def test_every_place_has_dropout_of_its_own():

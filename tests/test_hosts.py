@@ -1,0 +1,109 @@
+"""Several processes train one model: as one process does, and together they stop and go on."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from train import files
+
+
+def flags(corpus, strategy):
+  return [
+    "--config=configs/base.py",
+    f"--config.data.source=text:{corpus}",
+    "--config.model.size=1",
+    "--config.data.seq_len=32",
+    "--config.data.batch_size=8",
+    "--config.optim.warmup_tokens=512",
+    "--config.train.tokens=15360",
+    "--config.train.eval_tokens=2048",
+    "--config.train.log_every_steps=5",
+    "--config.train.checkpoint_every_seconds=0.5",
+    f"--config.sharding.strategy={strategy}",
+  ]
+
+
+def start(workdir, arguments, processes, devices):
+  """Starts the processes of one run, each with some simulated devices."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  command = [sys.executable, "-m", "scaling.main", "train", f"--workdir={workdir}", *arguments]
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+  several = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
+  return [
+    subprocess.Popen(
+      command + (several + [f"--process={i}"] if processes > 1 else []),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=environment,
+    )
+    for i in range(processes)
+  ]
+
+
+def finish(running, code=0):
+  """Waits for all processes; returns what they said."""
+  said = [process.communicate(timeout=300)[1] for process in running]
+  assert [process.returncode for process in running] == [code] * len(running), said
+  return said
+
+
+def losses(workdir):
+  rows = files.read_rows(workdir / "metrics.jsonl")
+  return {row["step"]: row["train_loss"] for row in rows if "train_loss" in row}
+
+
+@pytest.fixture(scope="module")
+def one(cache, corpus, tmp_path_factory):
+  """One process with four devices."""
+  workdir = tmp_path_factory.mktemp("one")
+  finish(start(workdir, flags(corpus, "zero3"), 1, 4))
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_the_same_losses(one, corpus, tmp_path, processes):
+  said = finish(start(tmp_path, flags(corpus, "zero3"), processes, 4 // processes))
+  assert f"{processes} process(es) with {4 // processes} device(s) each" in said[0]
+  assert list(losses(tmp_path)) == list(losses(one))
+  np.testing.assert_allclose(list(losses(tmp_path).values()), list(losses(one).values()), rtol=1e-5)
+  result, alone = (json.loads((d / "run.json").read_text()) for d in (tmp_path, one))
+  assert result["status"] == "done"
+  assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_peer_stops_the_others_and_the_run_goes_on_bit_for_bit(corpus, cache, tmp_path):
+  arguments = flags(corpus, "zero1") + ["--config.train.tokens=61440"]
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  finish(start(whole, arguments, 2, 1))
+  first, second = start(killed, arguments, 2, 1)
+  deadline = time.time() + 120
+  while not list(killed.glob("checkpoints/*/_CHECKPOINT_METADATA")) and time.time() < deadline:
+    time.sleep(0.01)
+  second.kill()
+  second.wait()
+  said = first.communicate(timeout=120)[1]
+  assert first.returncode != 0
+  assert any(line.startswith("isoflop: ") for line in said.splitlines()), said
+  finish(start(killed, arguments, 2, 1))
+  record = json.loads((killed / "run.json").read_text())
+  assert 0 < record["first_step"] < record["steps"]
+  assert record["loss"] == json.loads((whole / "run.json").read_text())["loss"]
+
+
+def test_arguments_that_do_not_fit_are_refused(tmp_path):
+  for arguments in (["--processes=2"], ["--coordinator=localhost:1", "--processes=2"]):
+    command = [sys.executable, "-m", "scaling.main", "train", f"--workdir={tmp_path}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("isoflop: --coordinator")
