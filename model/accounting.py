@@ -129,11 +129,6 @@ def train_flops_per_sequence(
   return 3 * forward_flops_per_sequence(model_config, vocab_size, seq_len, source_len)
 
 
-def flops_per_token(model_config: ConfigDict, vocab_size: int, seq_len: int) -> float:
-  """Returns the training FLOPs of one token of a decoder or a lone encoder."""
-  return train_flops_per_sequence(model_config, vocab_size, seq_len) / seq_len
-
-
 def petaflop_s_days(flops: float) -> float:
   """Returns FLOPs in petaflop/s-days (1e15 x 86,400)."""
   return flops / 8.64e19

@@ -257,7 +257,8 @@ def test_isoflop_cells_cost_their_budget(config):
   for cell in cells:
     assert pytest.approx(cell.budget, rel=0.5 / cell.steps + 1e-9) == cell.C
     sized = plan.at_size(config, cell.size)
-    per_token = accounting.flops_per_token(sized.model, 257, config.data.seq_len)
+    seq_len = config.data.seq_len
+    per_token = accounting.train_flops_per_sequence(sized.model, 257, seq_len) / seq_len
     assert pytest.approx(per_token * cell.D) == cell.C
 
 
