@@ -132,7 +132,7 @@ def test_second_start_does_no_work(swept, flags):
   assert table(workdir) == rows
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed):
   """SIGKILL at random moments, three times: cells.csv is that of the uninterrupted sweep."""
   workdir, _ = swept
