@@ -71,29 +71,46 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   Raises:
     ValueError: the strategy is unknown, or the devices do not divide as asked.
   """
-  s = config
-  if s.strategy not in STRATEGIES:
+  if config.strategy not in STRATEGIES:
     raise ValueError(
-      f"sharding.strategy={s.strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}"
+      f"sharding.strategy={config.strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}"
     )
-  if s.tensor < 1 or devices % s.tensor:
+  if config.tensor < 1 or devices % config.tensor:
     raise ValueError(
-      f"sharding.tensor={s.tensor}: must divide the {devices} devices; one of {divisors(devices)}"
+      f"sharding.tensor={config.tensor}: must divide the {devices} devices; "
+      f"one of {divisors(devices)}"
     )
-  data = devices // s.tensor
-  if s.strategy != "hybrid":
-    if s.shard_factor not in (0, data):
+  data = devices // config.tensor
+  if config.strategy != "hybrid":
+    if config.shard_factor not in (0, data):
       raise ValueError(
-        f"sharding.shard_factor={s.shard_factor}: {s.strategy} shards over all {data} devices; "
-        "leave it at 0, or choose sharding.strategy='hybrid'"
+        f"sharding.shard_factor={config.shard_factor}: {config.strategy} shards over all {data} "
+        "devices; leave it at 0, or choose sharding.strategy='hybrid'"
       )
-    return 1, data, s.tensor
-  if s.shard_factor < 1 or data % s.shard_factor:
+    return 1, data, config.tensor
+  if config.shard_factor < 1 or data % config.shard_factor:
     raise ValueError(
-      f"sharding.shard_factor={s.shard_factor}: must divide the {data} devices that share a batch; "
-      f"one of {divisors(data)}"
+      f"sharding.shard_factor={config.shard_factor}: must divide the {data} devices that share a "
+      f"batch; one of {divisors(data)}"
     )
-  return data // s.shard_factor, s.shard_factor, s.tensor
+  return data // config.shard_factor, config.shard_factor, config.tensor
+
+
+def check(config: ConfigDict, devices: int) -> None:
+  """Raises ValueError, one line, where a run's batches do not divide among so many devices."""
+  replicas, shards, _ = mesh_shape(config.sharding, devices)
+  parts, microbatches = replicas * shards, config.sharding.microbatches
+  if microbatches < 1:
+    raise ValueError(f"sharding.microbatches={microbatches}: must be at least 1")
+  for field, rows, multiple in (
+    ("data.batch_size", config.data.batch_size, parts * microbatches),
+    ("train.eval_batch_size", config.train.eval_batch_size, parts),
+  ):
+    if rows % multiple:
+      raise ValueError(
+        f"{field}={rows}: must be a multiple of {multiple} ({parts} devices share a batch, "
+        f"sharding.microbatches={microbatches}); {multiple * -(-rows // multiple)} would do"
+      )
 
 
 def divisors(n: int) -> list[int]:

@@ -370,6 +370,15 @@ def _stacked(model_config: ConfigDict, depth: int, cross: bool, rngs: nnx.Rngs) 
   return create(rngs)
 
 
+def check(model_config: ConfigDict) -> None:
+  """Raises ValueError, one line, where a switch of the config has a value that it does not know."""
+  for field, options in SWITCHES.items():
+    if model_config[field] not in options:
+      raise ValueError(
+        f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
+      )
+
+
 def build(
   model_config: ConfigDict,
   vocab_size: int,
@@ -392,9 +401,5 @@ def build(
   Raises:
     ValueError: a switch of the config has a value that it does not know.
   """
-  for field, options in SWITCHES.items():
-    if model_config[field] not in options:
-      raise ValueError(
-        f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
-      )
+  check(model_config)
   return Transformer(model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather)

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from configs import ladders
-from model import accounting
-from train import objectives, optim, record
+from model import accounting, sharding, transformer
+from train import host, objectives, optim, record
 from train.data import TokenData
-from train.step import program
 
 MIN_STEPS = 20
 
@@ -264,7 +263,9 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
       "leave it at 0"
     )
   objectives.check(config)
-  program(at_size(config, s.sizes[0]), tokens.vocab_size)  # knows the switches of config.model
+  transformer.check(config.model)
+  if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look
+    sharding.check(config, 1)
   cells = fit_cells(config, tokens.vocab_size)
   if not cells:
     raise ValueError(

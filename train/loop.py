@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
+from model import sharding
 from train import checkpoint, data, files, host, objectives, optim, record
 from train.metrics import Metrics
 from train.step import Program, TrainState, program
@@ -49,6 +50,7 @@ def train(
   config = ladders.resolve(config)
   tokens = data.prepare(config)
   record.check(config, tokens)
+  sharding.check(config, len(jax.devices()))
   functions = program(config, tokens.vocab_size)
   head = record.describe(config, tokens, jax.devices()[0].device_kind)
   # Each process of a run on many hosts writes its own records; the first one's are the run's.
