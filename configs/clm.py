@@ -12,5 +12,6 @@ def get_config():
   """Returns a 129k-parameter model on a million bytes."""
   c = base.get_config()
   c.model.size = 9
+  c.model.scan = False  # a CPU takes 15 to 20 % less time for unrolled layers
   c.train.tokens = 1_000_000
   return c

@@ -14,5 +14,6 @@ def get_config():
   c.objective = "mlm"
   c.model.family = "encoder"
   c.model.size = 9
+  c.model.scan = False  # a CPU takes 15 to 20 % less time for unrolled layers
   c.train.tokens = 2_000_000
   return c

@@ -15,6 +15,7 @@ def get_config():
   c.objective = "span"
   c.model.family = "encoder_decoder"
   c.model.size = 9
+  c.model.scan = False  # a CPU takes 15 to 20 % less time for unrolled layers
   c.data.isolate_documents = False
   c.corruption.sentinels = 16
   c.train.tokens = 2_000_000

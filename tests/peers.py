@@ -84,7 +84,7 @@ def ours(shape: Shape, _: argparse.Namespace) -> Callable[[], float]:
   from train import data
 
   config = base.get_config()
-  config.model.mlp = "gelu"
+  config.model.mlp, config.model.scan = "gelu", False
   config.data.seq_len = shape.seq_len
   size = f"{shape.width}/{shape.depth}/{shape.heads}"
   tokens = shape.batch_size * shape.seq_len
