@@ -72,10 +72,10 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
   """Returns softmax(scale q k + bias) v, y_BTHK in float32.
 
   On a CPU by the products written out below: against `jax.nn.dot_product_attention` they take 12 to
-  18 % off the whole training step at B=8, T=128, D=32 to 128; causal ones in two halves, which saves
-  a quarter of the products (T=128 to 512, K=32 and 64: 16 to 30 % of attention's time, forward and
-  backward; at T=64 nothing). On a GPU by cuDNN's flash attention
-  where it exists (bfloat16), which never stores the weights.
+  18 % off the whole training step at B=8, T=128, D=32 to 128. Causal ones are computed in two
+  halves, without a quarter of the products (T=128 to 512, K=32 and 64: 16 to 30 % of attention's
+  time; at T=64 nothing). On a GPU by cuDNN's flash attention where it exists (bfloat16), which
+  never stores the weights.
 
   Args:
     q_BTHK: queries.
