@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,7 +34,12 @@ def draw(curves: Sequence[Curve], stem: Path) -> None:
         axes.plot(ends, line, color=look["color"], lw=0.7, gid="slope")
       log_axis(axes.xaxis, PANELS[name][0])
       log_axis(axes.yaxis, f"{PANELS[name][1]} [s]", lambda value, _: f"{value:g}", 5)
-      axes.legend(fontsize=5.5, title="slope", title_fontsize=5.5)
+      place: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "ncols": 1 + (len(own) > 2),
+      }
+      axes.legend(fontsize=5.5, title="slope", title_fontsize=5.5, **place)
     for axes in panels[len(names) :]:
       axes.remove()
     save(figure, stem)
