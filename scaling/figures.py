@@ -348,4 +348,5 @@ def draw(workdir: str | Path) -> dict[str, str]:
 def save(figure: Figure, stem: Path) -> None:
   """Writes a figure as `stem`.pdf and `stem`.png, without dates."""
   figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+  figure.set_layout_engine("none")  # it takes a third of the time, and has been found
   figure.savefig(f"{stem}.png", dpi=220, metadata={"Software": None})

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from scaling import compare, findings, results
+from scaling import compare, costs, findings, results
 from scaling.display import duration
 from scaling.render import (
   DASH,
@@ -270,6 +270,25 @@ def _cost(record: Record) -> Iterable[Block]:
   )
 
 
+def _time(record: Record) -> Iterable[Block]:
+  parts = (files.read_json(record.workdir / costs.RECORD) or {}).get("parts")
+  if not parts:
+    return
+  whole = sum(parts.values())
+  yield Heading("Where the time went")
+  rows = [
+    (part, f"{parts[part]:.1f}", f"{parts[part] / whole:.1%}", meaning)
+    for part, meaning in costs.PARTS.items()
+    if parts.get(part)
+  ]
+  rows.append(("all", f"{whole:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
+  yield Table(("part", "seconds", "share", ""), rows)
+  yield Text(
+    f"All but training took {1 - parts['train'] / whole:.1%}. A second of one of several workers "
+    "counts as its share of a second."
+  )
+
+
 def _cells(record: Record, *kinds: str) -> Table:
   cells = sorted(
     (c for c in record.cells if c["kind"] in kinds),
@@ -324,7 +343,7 @@ def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
   if images.keys() & {"residuals", "training_curves"}:
     content += [Heading("How well the law fits"), *show("residuals", "training_curves")]
   content += [*findings.behind(record), *show("sensitivity"), *_adaptive(record)]
-  content += [*_probe(record), *_unused(record), *_cost(record)]
+  content += [*_probe(record), *_unused(record), *_cost(record), *_time(record)]
   if any(c["kind"] == "fit" for c in record.cells):
     content += [Heading("Fit cells"), _cells(record, "fit")]
   return content + list(_provenance(record))
@@ -357,10 +376,21 @@ def terminal(workdir: str | Path) -> str:
   return "\n\n".join([said, *law, *tables])
 
 
-def write(workdir: str | Path) -> Path:
-  """Draws the figures and writes report.md and report.html, from what the workdir has so far.
+def draw(workdir: str | Path) -> dict[str, str]:
+  """Draws the figures of one sweep; returns by figure why it is missing (see `figures.draw`)."""
+  from scaling import figures  # matplotlib takes its time, and `fit` draws nothing
+
+  return figures.draw(workdir)
+
+
+def write(workdir: str | Path, undrawn: dict[str, str] | None = None) -> Path:
+  """Writes report.md and report.html with their figures, from what the workdir has so far.
 
   In a folder of several objectives it also writes comparison.json.
+
+  Args:
+    workdir: the folder.
+    undrawn: what `draw` returned, where the figures are there already.
 
   Returns:
     The path of report.html.
@@ -368,13 +398,13 @@ def write(workdir: str | Path) -> Path:
   Raises:
     ValueError: there is no such folder, or a record in it is broken.
   """
-  from scaling import figures, side_by_side  # matplotlib takes its time, and `fit` draws nothing
-
   record = results.read(workdir)
   if record.objectives:
+    from scaling import side_by_side
+
     content = [*side_by_side.write(record), *_provenance(record)]
   else:
-    content = blocks(record, figures.draw(workdir))
+    content = blocks(record, draw(workdir) if undrawn is None else undrawn)
   title = f"Scaling law: {record.sweep.get('name', 'unnamed sweep')}"
   page = record.workdir / "report.html"
   files.write_text(record.workdir / "report.md", to_markdown(title, content))

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from scaling import adaptive, compare, laws, plan, preflight, refit, report, store, verify
+from scaling import adaptive, compare, costs, laws, plan, preflight, refit, report, store, verify
 from scaling.display import Display
 from scaling.launch import Pool, Task
 from scaling.plan import Cell
@@ -31,11 +31,13 @@ def sweep(
   display: Display,
   should_stop: Callable[[], bool],
   adapt: bool = False,
+  began: float | None = None,
 ) -> dict:
   """Runs a sweep from plan to verdict, or what is left of it; returns verification.json.
 
   With several objectives, it runs the sweep of each and compares them; returns comparison.json.
   If `adapt`, it spends `sweep.adaptive_flops` on the cells that tell most, before it predicts.
+  Its time counts from `began` on, by `time.perf_counter`; None: from now on.
 
   Raises:
     ValueError: the config or the folder cannot be used; nothing was spent.
@@ -46,13 +48,16 @@ def sweep(
     return _several(config, workdir, display, should_stop, adapt)
   files.make_folder(workdir)
   with files.owned(workdir):
+    clock = costs.Clock(workdir, began)
+    clock("data")
     tokens = data.prepare(config)
+    clock("start")
     plan.check(config, tokens)
     head = begin(config, workdir, tokens)
     adaptive.begin(config, workdir, adapt)
     pool = Pool(workdir, config.sweep.workers)
     try:
-      return _sweep(config, workdir, tokens, head, pool, display, should_stop)
+      return _sweep(config, workdir, tokens, head, pool, display, should_stop, clock)
     finally:
       pool.close()
 
@@ -65,8 +70,8 @@ def _sweep(
   pool: Pool,
   display: Display,
   should_stop: Callable[[], bool],
+  clock: costs.Clock,
 ) -> dict:
-  began = time.perf_counter()
   vocab_size = tokens.vocab_size
   # Those that an earlier start had come to, too: its records never shrink.
   cells = store.read_sweep(workdir)[1] if (workdir / "sweep.json").exists() else []
@@ -75,16 +80,22 @@ def _sweep(
   def look_at(new: list[Cell]) -> None:
     unknown = [cell for cell in new if cell.size not in parts]
     if unknown:
+      clock("preflight")
       parts.update(preflight.microbatches(config, workdir, unknown, pool, display, should_stop))
 
   def train(new: list[Cell], phase: str) -> None:
     look_at(new)
-    cells.extend(cell for cell in new if cell not in cells)
+    clock("records")
+    known = {cell.id for cell in cells}
+    cells.extend(cell for cell in new if cell.id not in known)
     store.write_sweep(workdir, head, cells)
     display.say(f"{phase}: {len(new)} cells, {sum(c.flops_spent for c in new):.2e} FLOPs")
+    planned = tasks(config, workdir, new, parts)
+    clock("run", len(pool))
     try:
-      errors = pool.run(tasks(config, workdir, new, parts), display, should_stop)
+      errors = pool.run(planned, display, should_stop)
     finally:
+      clock("records")
       store.write_table(workdir, store.rows(workdir, cells, config.objective))
     for name, error in errors.items():
       display.say(f"FAILED {name}: {error}")
@@ -105,11 +116,13 @@ def _sweep(
   fitted = list(planned)
   train(fitted, "fit")
   head["device"] = store.outcome(workdir, fitted[0]).get("device", "")
+  clock("fit")
   law = refit.refit(workdir, config.fit)
   corpus = vocab_size, tokens.train_token_count
   while more := adaptive.next_round(config, workdir, fitted, law, *corpus):
     fitted += more
     train(more, "adaptive")
+    clock("fit")
     law = refit.refit(workdir, config.fit)
   a, b = laws.exponents(law.law)
   display.say(
@@ -126,12 +139,16 @@ def _sweep(
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
   )
   train(heldout, "held out")
+  clock("fit")
   result = verify.verdict(config, workdir, law, sealed, heldout)
 
   # ---- Report ----
-  head["seconds"] = head.get("seconds", 0.0) + round(time.perf_counter() - began, 1)
+  clock("report")
+  undrawn = report.draw(workdir)
+  runs: list[Cell | plan.Trunk] = [*cells, *plan.trunks(cells)]
+  head["seconds"] = round(clock.finish(store.outcome(workdir, run) for run in runs), 1)
   store.write_sweep(workdir, head, cells)
-  report.write(workdir)
+  report.write(workdir, undrawn)
   return result
 
 

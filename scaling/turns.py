@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from model import layers
-from train import data, objectives, preflight, record
+from train import data, host, objectives, preflight, record
 from train.step import program
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
@@ -30,11 +30,17 @@ class Turn(NamedTuple):
 
 
 def training(
-  config: ConfigDict, tokens: data.TokenData
+  config: ConfigDict, tokens: data.TokenData, steps: int = 0
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
   """Compiles a resolved config's step; returns its turn, and what is known before it takes one.
 
   The config is made to fit the device as training makes it fit (`preflight.fitting`).
+
+  Args:
+    config: the run's.
+    tokens: its text.
+    steps: in a turn; 0: as many as take `TURN_SECONDS`. Processes that train together name it, as
+      each must take as many as the others.
 
   Raises:
     ValueError: it does not fit, or there is not enough text for it.
@@ -48,7 +54,7 @@ def training(
   assert needs is not None
   functions = program(config, tokens.vocab_size)
   size = record.size_of(config, tokens.vocab_size)
-  batches = data.train_batches(tokens, config)
+  batches = data.train_batches(tokens, config, 0, *host.place())
   state = functions.init(np.uint32(config.seed))
   seed, lr = np.uint32(config.seed), np.float32(0)  # the weights stay, the arithmetic is the same
 
@@ -70,7 +76,7 @@ def training(
   jax.block_until_ready(state)
   take(1)
   fewest, most = TURN_STEPS
-  steps = min(most, max(fewest, round(TURN_SECONDS / take(fewest).step)))
+  steps = steps or min(most, max(fewest, round(TURN_SECONDS / take(fewest).step)))
   m, lengths = config.model, objectives.lengths(config)
   return lambda: take(steps), {
     "objective": config.objective,

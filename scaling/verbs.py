@@ -102,13 +102,13 @@ def verify(args: flags.FlagValues) -> None:
 
 def run_sweep(config: ConfigDict, workdir: Path, adapt: bool = False) -> None:
   """Runs a sweep, or what is left of it, and prints how it came out."""
-  from scaling import report, sweep
+  from scaling import costs, report, sweep
   from scaling.display import Display
   from train import host
 
   should_stop = host.StopSignal().install()
   with Display(config.sweep.name) as display:
-    sweep.sweep(config, workdir, display, should_stop, adapt)
+    sweep.sweep(config, workdir, display, should_stop, adapt, costs.process_began())
   print(report.terminal(workdir))
 
 
@@ -134,10 +134,21 @@ def bench(args: flags.FlagValues) -> None:
 
   Without --sizes, --families and --dtypes it is the config's own model; with them, every
   combination, by turns. Prints a table; the workdir's bench.json has every turn.
+
+  --growth measures how cost grows instead, for some or all of: a step with the batch and with the
+  size of the model, compilation with depth, a step with simulated devices and with processes, and a
+  sweep's own work (plan, tables, fit, report) with its finished runs, 10 to 10,000 synthetic ones.
+  Prints each curve; the workdir gets growth.json, growth.pdf and growth.png. All of it: 10 minutes.
   """
+  workdir = folder(args)
+  if args.growth:
+    from scaling import growth, growth_figure
+
+    curves = growth.growth(args.config, workdir, args.growth.split(","), args.rounds, print)
+    growth_figure.draw(curves, workdir / "growth")
+    return
   from scaling import bench as benches
 
-  workdir = folder(args)
   cases = benches.cases(args.config, args.sizes, args.families, args.dtypes, args.tokens)
   print(benches.table(benches.bench(cases, workdir, args.rounds)))
 

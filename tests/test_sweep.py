@@ -106,6 +106,18 @@ def test_what_was_spent_is_what_was_trained(swept):
   assert spent < 0.9 * sum(float(row["C"]) for row in table(workdir))
 
 
+def test_its_time_is_split_into_parts_that_add_up(swept):
+  workdir, _ = swept
+  costs = json.loads((workdir / "costs.json").read_text())
+  whole = sum(costs["parts"].values())
+  assert whole == pytest.approx(sum(costs["wall"].values()))
+  assert json.loads((workdir / "sweep.json").read_text())["seconds"] == round(whole, 1)
+  assert 0.0 <= costs["parts"]["idle"] < costs["wall"]["run"]
+  assert set(costs["wall"]) == {"start", "data", "preflight", "records", "run", "fit", "report"}
+  assert min(costs["wall"].values()) > 0
+  assert "Where the time went" in (workdir / "report.md").read_text()
+
+
 def test_prediction_was_sealed_before_its_test(swept):
   workdir, _ = swept
   sealed = json.loads((workdir / "prediction.json").read_text())

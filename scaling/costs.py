@@ -1,0 +1,110 @@
+"""Where a sweep's time goes: costs.json, from the start of the command to the verdict.
+
+The sweep's process is at every moment in one part (`PARTS`), so its parts add up to the wall time
+of all its starts. While it runs its workers (`run`), the time is split by what they did.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from train import files
+
+RECORD = "costs.json"
+PARTS = {
+  "start": "imports; in runs: initialise or restore",
+  "data": "corpus and tokenizer; in runs: waiting for batches",
+  "preflight": "workers come up, every size is compiled and checked for memory",
+  "compile": "in runs: compile, or load what was compiled",
+  "train": "in runs: steps",
+  "evaluate": "in runs: validation",
+  "checkpoint": "in runs: saving",
+  "unsplit": "in runs: not told apart by their records",
+  "idle": "workers wait: for work, for another to finish, between runs",
+  "fit": "fits, intervals, prediction, verdict",
+  "records": "plans and tables",
+  "report": "figures",
+}
+
+
+def process_began() -> float:
+  """Returns when this process was started, on the clock of `time.perf_counter` [s].
+
+  Where the system does not tell (it is not Linux), that is now.
+  """
+  try:
+    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, AttributeError, IndexError):
+    age = 0.0
+  return time.perf_counter() - max(0.0, age)
+
+
+class Clock:
+  """Wall time of the sweep's process by part, kept in costs.json over all starts of the sweep."""
+
+  def __init__(
+    self, workdir: Path, began: float | None = None, now: Callable[[], float] = time.perf_counter
+  ):
+    """Goes on from what earlier starts took; the part is `start`, since `began` (None: now)."""
+    self._path, self._now = workdir / RECORD, now
+    kept = files.read_json(self._path) or {}
+    self._wall: dict[str, float] = kept.get("wall", {})
+    self._worker_seconds = kept.get("worker_seconds", 0.0)
+    self._part, self._workers = "start", 0
+    self._since = now() if began is None else began
+
+  def __call__(self, part: str, workers: int = 0) -> None:
+    """Ends the present part and begins another; in `run`, so many workers are there."""
+    now = self._now()
+    self._wall[self._part] = self._wall.get(self._part, 0.0) + now - self._since
+    self._worker_seconds += (now - self._since) * self._workers
+    self._part, self._workers, self._since = part, workers, now
+    files.write_json(self._path, {"wall": self._wall, "worker_seconds": self._worker_seconds})
+
+  def finish(self, records: Iterable[dict]) -> float:
+    """Ends the present part and writes the split; returns the whole time [s].
+
+    Args:
+      records: of all runs: run.json, as far as there is one.
+    """
+    self(self._part)
+    parts = split(self._wall, self._worker_seconds, records)
+    record = {"wall": self._wall, "worker_seconds": self._worker_seconds, "parts": parts}
+    files.write_json(self._path, record)
+    return sum(parts.values())
+
+
+def split(
+  wall: dict[str, float], worker_seconds: float, records: Iterable[dict]
+) -> dict[str, float]:
+  """Returns the seconds of each part; they add up to the wall time of the sweep's process.
+
+  Two kinds of seconds meet here. Between runs one process works, and its wall time counts. In the
+  part `run` w workers work side by side for a wall time W, which makes w W worker-seconds; a second
+  of one worker is charged as 1/w of a second of wall time. What the records of the runs do not
+  account for is `idle`: workers that wait, and runs that were killed or failed. A record without
+  `times`, and what its `times` leave out of its `seconds`, is `unsplit`.
+
+  Args:
+    wall: by part, of the sweep's process [s].
+    worker_seconds: that the workers were there in the part `run` [s].
+    records: of the runs; their "seconds" and "times" (seconds by part) may be missing.
+  """
+  parts = dict.fromkeys(PARTS, 0.0)
+  for part, seconds in wall.items():
+    if part != "run":
+      parts[part] += seconds
+  run = wall.get("run", 0.0)
+  workers = worker_seconds / run if run else 1.0
+  accounted = 0.0
+  for record in records:
+    times: dict[str, Any] = record.get("times", {})
+    rest = max(0.0, record.get("seconds", 0.0) - sum(times.values()))
+    for part, seconds in (times | {"unsplit": rest}).items():
+      parts[part] += seconds / workers
+      accounted += seconds / workers
+  parts["idle"] += run - accounted
+  return parts
