@@ -1,6 +1,6 @@
-"""An H200 for an hour or so: a law on 95M tokens of books, for models of 2M to 38M parameters.
+r"""An H200 for an hour or so: a law on 95M tokens of books, for models of 2M to 38M parameters.
 
-  isoflop sweep --config=configs/sweeps/h200.py --workdir=runs/h200 \\
+  isoflop sweep --config=configs/sweeps/h200.py --workdir=runs/h200 \
     --config.data.source=text:~/books
 
 The argument is a scale of the compute and an objective: `h200.py:1,mlm`, `h200.py:1,span`. Below 1
@@ -18,11 +18,11 @@ Why these numbers:
   and the held-out one 18M; there are twice as many larger sizes than smaller ones, as text of a
   small vocabulary tends to ask for fewer tokens than that.
 - Text is repeated: at 2e16 FLOPs 7M parameters read 90M tokens four times. Muennighoff et al. 2023
-  (arXiv:2305.16264) find up to four epochs nearly as good as new text, so no fitted cell has more:
+  (arXiv:2305.16264) find up to four epochs nearly as good as new text; no fitted cell has over 4.1:
   that is what 59 tokens per parameter cut off, for all three objectives. A held-out cell that is
   smaller than planned may have eight.
 - A step is 32 sequences of 1,024 tokens, near the batch that the rule of Porian et al. 2024
-  (arXiv:2406.19146) gives 4M parameters; the shortest cell still takes 700 steps.
+  (arXiv:2406.19146) gives 4M parameters; the shortest cell still takes 600 steps.
 - A book is about 130 sequences long, so attention crosses the boundaries: isolated documents would
   need a mask for every sequence, which one in a hundred would use.
 - Operands are bfloat16, weights and sums float32. Logits are 0.5 GB, and nothing is recomputed.
