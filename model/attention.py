@@ -68,14 +68,34 @@ class View(NamedTuple):
   bias_BHTS: jax.Array | None = None
 
 
+def flash_serves(q_shape: tuple, k_shape: tuple, view: View, dtype) -> bool:
+  """Returns whether cuDNN's flash attention takes these; where it would refuse, XLA's serves.
+
+  The conditions are those that jax 0.10.2 checks for a training step, on any GPU from Ampere on. A
+  mask reaches cuDNN as a bias, which is an array of B T S numbers: less than the scores of all
+  heads, yet more than being causal alone, which costs nothing.
+
+  Args:
+    q_shape: BTHK of the queries.
+    k_shape: BSGK of the keys.
+    view: what a query sees; a bias that is learnt is left to XLA.
+    dtype: of the products' operands.
+  """
+  _, T, H, K = q_shape
+  _, S, G, _ = k_shape
+  even = view.mask_BTS is None or (T % 2 == 0 and S % 2 == 0)
+  fits = K % 8 == 0 and K <= 128 and H % G == 0
+  return jnp.dtype(dtype) == jnp.bfloat16 and view.bias_BHTS is None and fits and even
+
+
 def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array:
   """Returns softmax(scale q k + bias) v, y_BTHK in float32.
 
   On a CPU by the products written out below: against `jax.nn.dot_product_attention` they take 12 to
   18 % off the whole training step at B=8, T=128, D=32 to 128. Causal ones are computed in two
   halves, without a quarter of the products (T=128 to 512, K=32 and 64: 16 to 30 % of attention's
-  time; at T=64 nothing). On a GPU by cuDNN's flash attention where it exists (bfloat16), which
-  never stores the weights.
+  time; at T=64 nothing). On a GPU by cuDNN's flash attention where that serves (`flash_serves`),
+  which never stores the weights.
 
   Args:
     q_BTHK: queries.
@@ -114,7 +134,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     ]
     return jnp.concatenate(y_BHTK, axis=2).swapaxes(1, 2)
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-  flash = backend == "gpu" and dtype == jnp.bfloat16 and bias_BHTS is None
+  flash = backend == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
   implementation: Literal["cudnn"] | None = "cudnn" if flash else None
   y_BTHK = jax.nn.dot_product_attention(
     q_BTHK,

@@ -170,6 +170,7 @@ def run() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
   host.keep_freed_pages()
+  host.use_xla_flags()
   sys.exit(main(sys.argv[1:]))
 
 

@@ -12,6 +12,16 @@ from pathlib import Path
 
 LOST = "another process of this run is gone; start them all again, and they go on where they saved"
 
+# XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
+# it does not know: these are in jaxlib 0.10.2 and 0.12.0. Flags that a GPU must first be seen
+# to gain from (larger collectives, Triton for every product, double-buffered loops) are left to the
+# user; the autotuner's results are kept in the compile cache by jax itself.
+XLA_FLAGS = {
+  # A collective is sent while products are computed: by default it is waited for. NVIDIA's images
+  # of jax set it too (docs.nvidia.com/jax-toolbox/environment-variables).
+  "xla_gpu_enable_latency_hiding_scheduler": "true",
+}
+
 # glibc's mallopt parameters (malloc.h).
 _M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
 
@@ -226,6 +236,18 @@ def has_accelerator() -> bool:
   devices = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio")
   installed = any(importlib.util.find_spec(plugin) for plugin in plugins)
   return installed and any(Path(device).exists() for device in devices)
+
+
+def use_xla_flags() -> None:
+  """Adds XLA_FLAGS to the environment, for this process and those it starts.
+
+  Without an accelerator it does nothing. Call it before jax is imported.
+  """
+  if has_accelerator():
+    own = os.environ.get("XLA_FLAGS", "").split()
+    named = {flag.lstrip("-").partition("=")[0] for flag in own}
+    added = [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in named]
+    os.environ["XLA_FLAGS"] = " ".join([*own, *added])
 
 
 def use_compile_cache(configured: str = "") -> None:
