@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import sharding
-from train import checkpoint, data, files, host, objectives, optim, preflight, record
+from train import checkpoint, data, files, host, optim, preflight, record
+from train.clock import Clock
+from train.evaluation import evaluate
 from train.host import Interrupted
 from train.metrics import Metrics
 from train.step import Program, TrainState, program
@@ -42,28 +44,30 @@ def train(
     ValueError: the config cannot be trained; nothing was spent.
     Interrupted: `should_stop` said so; the state is saved.
   """
-  # ---- Resolve and check, before any compute ----
-  workdir = Path(workdir)
-  config = ladders.resolve(config)
-  tokens = data.prepare(config)
-  record.check(config, tokens)
-  sharding.check(config, len(jax.devices()))
-  config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
-  functions = program(config, tokens.vocab_size)
-  head = record.describe(config, tokens, jax.devices()[0].device_kind)
-  # Each process of a run on many hosts writes its own records; the first one's are the run's.
-  own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
-  files.make_folder(own)
-  with files.owned(own, wait_seconds=5.0):
-    found = files.read_json(workdir / "run.json")
-    host.meet("start")
-    if found and "N" in found:  # a run that failed before it began has nothing yet
-      record.refuse_other(found, head, f"workdir={workdir}")
-      if found["status"] in ("done", "diverged"):
-        return found
-    folder = workdir / "checkpoints"
-    with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
-      return _train(config, tokens, functions, own, checkpoints, head, should_stop, report)
+  clock = Clock()
+  with clock("start"):
+    # ---- Resolve and check, before any compute ----
+    workdir = Path(workdir)
+    config = ladders.resolve(config)
+    tokens = data.prepare(config)
+    record.check(config, tokens)
+    sharding.check(config, len(jax.devices()))
+    config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
+    functions = program(config, tokens.vocab_size)
+    head = record.describe(config, tokens, jax.devices()[0].device_kind)
+    # Each process of a run on many hosts writes its own records; the first one's are the run's.
+    own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
+    files.make_folder(own)
+    with files.owned(own, wait_seconds=5.0):
+      found = files.read_json(workdir / "run.json")
+      host.meet("start")
+      if found and "N" in found:  # a run that failed before it began has nothing yet
+        record.refuse_other(found, head, f"workdir={workdir}")
+        if found["status"] in ("done", "diverged"):
+          return found
+      folder = workdir / "checkpoints"
+      with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
+        return _train(config, tokens, functions, own, checkpoints, head, clock, should_stop, report)
 
 
 def _train(
@@ -73,6 +77,7 @@ def _train(
   workdir: Path,
   checkpoints: checkpoint.Checkpoints,
   head: dict,
+  clock: Clock,
   should_stop: Callable[[], bool],
   report: Callable[[dict], None],
 ) -> dict:
@@ -93,60 +98,63 @@ def _train(
   last_step = min(config.train.stop_at_step or size.steps, size.steps)
   files.write_json(workdir / "run.json", head | {"status": "running"})
   metrics = Metrics(workdir / "metrics.jsonl", first_step, columns)
-  started_seconds = time.perf_counter() - began
 
   # ---- Train: dispatch a step, then look at what the steps before it returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
-  for done in range(first_step + 1, last_step + 1):
-    lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
-    state, step_metrics = functions.step(state, functions.place(next(batches)), lr, seed)
-    metrics.add(step_metrics)
-    keep = done in config.train.keep_steps
-    stop = alone and should_stop() and done < last_step
-    if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
-      metrics.end_interval(done)
-      if metrics.diverged:
-        break
-      now = time.perf_counter()
-      due = now - saved > config.train.checkpoint_every_seconds
-      if not alone:
-        stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
-      if keep or stop or due:
-        metrics.flush()
-        checkpoints.save(done, state)
-        saved = now
-      if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
-        left = (now - began) / (done - first_step) * (last_step - done)
-        report({"step": done, "steps": last_step, "loss": metrics.loss, "seconds_left": left})
-        reported = now
-    if stop:
-      metrics.close()
-      checkpoints.wait()
-      raise Interrupted(f"stopped at step {done} of {last_step}")
-    every = config.train.eval_every_steps
-    if every and done % every == 0 and done < last_step:
-      loss = evaluate(functions, state, tokens, config)["loss"]
-      metrics.write({"step": done, **columns(done), "eval_loss": loss})
-  batches.close()
-  metrics.flush()
+  with clock("train"):
+    for done in range(first_step + 1, last_step + 1):
+      lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
+      with clock("data"):
+        batch = functions.place(next(batches))
+      state, step_metrics = functions.step(state, batch, lr, seed)
+      metrics.add(step_metrics)
+      keep = done in config.train.keep_steps
+      stop = alone and should_stop() and done < last_step
+      if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
+        metrics.end_interval(done)
+        if metrics.diverged:
+          break
+        now = time.perf_counter()
+        due = now - saved > config.train.checkpoint_every_seconds
+        if not alone:
+          stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
+        if keep or stop or due:
+          metrics.flush()
+          with clock("checkpoint"):
+            checkpoints.save(done, state)
+          saved = now
+        if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
+          left = (now - began) / (done - first_step) * (last_step - done)
+          report({"step": done, "steps": last_step, "loss": metrics.loss, "seconds_left": left})
+          reported = now
+      if stop:
+        metrics.close()
+        checkpoints.wait()
+        raise Interrupted(f"stopped at step {done} of {last_step}")
+      every = config.train.eval_every_steps
+      if every and done % every == 0 and done < last_step:
+        with clock("evaluate"):
+          loss = evaluate(functions, state, tokens, config)["loss"]
+        metrics.write({"step": done, **columns(done), "eval_loss": loss})
+    batches.close()
+    metrics.flush()
 
   # ---- Evaluate and record ----
   result: dict[str, Any] = {"status": "diverged"}
   if not metrics.diverged:
-    evaluated = evaluate(functions, state, tokens, config)
+    with clock("evaluate"):
+      evaluated = evaluate(functions, state, tokens, config)
     if math.isfinite(evaluated["loss"]):
       result = {"status": "done", **evaluated}
       row = {"step": last_step, **columns(last_step), "eval_loss": evaluated["loss"]}
       metrics.write(row)
-      checkpoints.save(last_step, state)
-      checkpoints.wait()
+      with clock("checkpoint"):
+        checkpoints.save(last_step, state)
+        checkpoints.wait()
   metrics.close()
-  result |= {
-    "first_step": first_step,
-    "start_seconds": round(started_seconds, 3),
-    "seconds": round(time.perf_counter() - began, 3),
-  }
+  times = clock.times()
+  result |= {"first_step": first_step, "seconds": round(sum(times.values()), 3), "times": times}
   files.write_json(workdir / "run.json", head | result)
   return head | result
 
@@ -182,34 +190,3 @@ def start(
       return step, trunk.restore(step, state)
     except checkpoint.DamagedCheckpointError as error:
       raise ValueError(f"{where}: {error}; train the trunk again") from None
-
-
-def evaluate(
-  functions: Program, state: TrainState, tokens: data.TokenData, config: ConfigDict
-) -> dict[str, float]:
-  """Returns the validation loss on the fixed held-out tokens.
-
-  Returns:
-    loss [nats per predicted token], its standard error (over sequences), bits_per_byte (of the
-    predicted tokens' text; special ids have none), eval_tokens (predicted).
-  """
-  nll, weight, n_bytes = [], [], 0
-  bytes_V = np.zeros(objectives.vocab_size(config, tokens.vocab_size), int)
-  bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in data.validation_batches(tokens, config, *host.place()):
-    nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
-    nll.append(nll_B)
-    weight.append(weight_B)
-    n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))
-  nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
-  weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
-  nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]
-  loss = nll_S.sum() / weight_S.sum()
-  n = len(nll_S)
-  variance = np.sum((nll_S - loss * weight_S) ** 2) * n / max(1, n - 1)
-  return {
-    "loss": float(loss),
-    "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, n_bytes)),
-    "eval_tokens": int(weight_S.sum()),
-  }
