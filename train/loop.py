@@ -1,10 +1,14 @@
-"""One training run, from a config to a number. Reads from top to bottom."""
+"""One training run, from a config to a number. Reads from top to bottom.
+
+A run is a sequence of requests: for its next step, and for its own state where it saves, evaluates
+or ends. Who drives it holds the state: `train` that of one run, `train.pack` those of several.
+"""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +21,23 @@ from train.clock import Clock
 from train.evaluation import evaluate
 from train.host import Interrupted
 from train.metrics import Metrics
+from train.objectives import Batch
 from train.step import Program, TrainState, program
 
 PROGRESS_SECONDS = 0.5
+STATE = "state"  # the request for the run's own state; the answer is of use until the next step
+
+
+class Step(NamedTuple):
+  """The request for the next step; it is answered with the step's metrics."""
+
+  batch: Batch  # this host's rows
+  lr: np.float32
+  seed: np.uint32
+
+
+# First it gives (its Program, the TrainState that it starts from), and in the end its record.
+Run = Generator[Any, Any, dict]
 
 
 def train(
@@ -45,32 +63,74 @@ def train(
     Interrupted: `should_stop` said so; the state is saved.
   """
   clock = Clock()
-  with clock("start"):
-    # ---- Resolve and check, before any compute ----
-    workdir = Path(workdir)
-    config = ladders.resolve(config)
-    tokens = data.prepare(config)
-    record.check(config, tokens)
-    sharding.check(config, len(jax.devices()))
-    config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
-    functions = program(config, tokens.vocab_size)
-    head = record.describe(config, tokens, jax.devices()[0].device_kind)
-    # Each process of a run on many hosts writes its own records; the first one's are the run's.
-    own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
-    files.make_folder(own)
-    with files.owned(own, wait_seconds=5.0):
-      found = files.read_json(workdir / "run.json")
-      host.meet("start")
-      if found and "N" in found:  # a run that failed before it began has nothing yet
-        record.refuse_other(found, head, f"workdir={workdir}")
-        if found["status"] in ("done", "diverged"):
-          return found
-      folder = workdir / "checkpoints"
-      with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
-        return _train(config, tokens, functions, own, checkpoints, head, clock, should_stop, report)
+  body = run(config, workdir, clock, should_stop, report)
+  answer = None
+  try:
+    with clock("start"):
+      functions, state = next(body)
+    with clock("train"):
+      while True:
+        request = body.send(answer)
+        if request is STATE:
+          answer = state
+          continue
+        try:
+          with clock("data"):
+            batch = functions.place(request.batch)
+          state, answer = functions.step(state, batch, request.lr, request.seed)
+        except Exception as error:
+          body.throw(error)
+  except StopIteration as end:
+    return end.value
 
 
-def _train(
+def run(
+  config: ConfigDict,
+  workdir: str | Path,
+  clock: Clock,
+  should_stop: Callable[[], bool],
+  report: Callable[[dict], None],
+  pack: int = 1,
+) -> Run:
+  """Returns a run that is to be driven; see `train`, and `Run`.
+
+  Args:
+    config: as for `train`, as are those not named here.
+    workdir: the run's folder.
+    clock: the run's; what is not charged within the run is its driver's to charge.
+    should_stop: asked at every step.
+    report: receives the progress.
+    pack: how many runs are driven together, for the record.
+  """
+  # ---- Resolve and check, before any compute ----
+  workdir = Path(workdir)
+  config = ladders.resolve(config)
+  tokens = data.prepare(config)
+  record.check(config, tokens)
+  sharding.check(config, len(jax.devices()))
+  config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
+  functions = program(config, tokens.vocab_size)
+  head = record.describe(config, tokens, jax.devices()[0].device_kind) | {"pack": pack}
+  # Each process of a run on many hosts writes its own records; the first one's are the run's.
+  own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
+  files.make_folder(own)
+  with files.owned(own, wait_seconds=5.0):
+    found = files.read_json(workdir / "run.json")
+    host.meet("start")
+    if found and "N" in found:  # a run that failed before it began has nothing yet
+      record.refuse_other(found, head, f"workdir={workdir}")
+      if found["status"] in ("done", "diverged"):
+        return found
+    folder = workdir / "checkpoints"
+    with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
+      return (
+        yield from _steps(
+          config, tokens, functions, own, checkpoints, head, clock, should_stop, report
+        )
+      )
+
+
+def _steps(
   config: ConfigDict,
   tokens: data.TokenData,
   functions: Program,
@@ -80,7 +140,7 @@ def _train(
   clock: Clock,
   should_stop: Callable[[], bool],
   report: Callable[[dict], None],
-) -> dict:
+) -> Run:
   began = saved = reported = time.perf_counter()
   size = record.size_of(config, tokens.vocab_size)
   peak_lr = head["lr"]
@@ -98,51 +158,56 @@ def _train(
   last_step = min(config.train.stop_at_step or size.steps, size.steps)
   files.write_json(workdir / "run.json", head | {"status": "running"})
   metrics = Metrics(workdir / "metrics.jsonl", first_step, columns)
+  yield functions, state
+  del state  # its driver's
 
   # ---- Train: dispatch a step, then look at what the steps before it returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
-  with clock("train"):
-    for done in range(first_step + 1, last_step + 1):
-      lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
-      with clock("data"):
-        batch = functions.place(next(batches))
-      state, step_metrics = functions.step(state, batch, lr, seed)
-      metrics.add(step_metrics)
-      keep = done in config.train.keep_steps
-      stop = alone and should_stop() and done < last_step
-      if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
-        metrics.end_interval(done)
-        if metrics.diverged:
-          break
-        now = time.perf_counter()
-        due = now - saved > config.train.checkpoint_every_seconds
-        if not alone:
-          stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
-        if keep or stop or due:
-          metrics.flush()
-          with clock("checkpoint"):
-            checkpoints.save(done, state)
-          saved = now
-        if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
-          left = (now - began) / (done - first_step) * (last_step - done)
-          report({"step": done, "steps": last_step, "loss": metrics.loss, "seconds_left": left})
-          reported = now
-      if stop:
-        metrics.close()
-        checkpoints.wait()
-        raise Interrupted(f"stopped at step {done} of {last_step}")
-      every = config.train.eval_every_steps
-      if every and done % every == 0 and done < last_step:
-        with clock("evaluate"):
-          loss = evaluate(functions, state, tokens, config)["loss"]
-        metrics.write({"step": done, **columns(done), "eval_loss": loss})
-    batches.close()
-    metrics.flush()
+  for done in range(first_step + 1, last_step + 1):
+    lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
+    with clock("data"):
+      batch = next(batches)
+    metrics.add((yield Step(batch, lr, seed)))
+    keep = done in config.train.keep_steps
+    stop = alone and should_stop() and done < last_step
+    if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
+      metrics.end_interval(done)
+      if metrics.diverged:
+        break
+      now = time.perf_counter()
+      due = now - saved > config.train.checkpoint_every_seconds
+      if not alone:
+        stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
+      if keep or stop or due:
+        metrics.flush()
+        state = yield STATE
+        with clock("checkpoint"):
+          checkpoints.save(done, state)
+        del state
+        saved = now
+      if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
+        left = (now - began) / (done - first_step) * (last_step - done)
+        report({"step": done, "steps": last_step, "loss": metrics.loss, "seconds_left": left})
+        reported = now
+    if stop:
+      metrics.close()
+      checkpoints.wait()
+      raise Interrupted(f"stopped at step {done} of {last_step}")
+    every = config.train.eval_every_steps
+    if every and done % every == 0 and done < last_step:
+      state = yield STATE
+      with clock("evaluate"):
+        loss = evaluate(functions, state, tokens, config)["loss"]
+      del state
+      metrics.write({"step": done, **columns(done), "eval_loss": loss})
+  batches.close()
+  metrics.flush()
 
   # ---- Evaluate and record ----
   result: dict[str, Any] = {"status": "diverged"}
   if not metrics.diverged:
+    state = yield STATE
     with clock("evaluate"):
       evaluated = evaluate(functions, state, tokens, config)
     if math.isfinite(evaluated["loss"]):
