@@ -59,6 +59,9 @@ def train(
       ended(i, error)
     return None
 
+  def hand_over(i: int, stack: Stack) -> Any:
+    return bodies[i].send(taken(functions, stack, i))
+
   # ---- Start ----
   begun = {i: advance(i, "start", partial(next, body)) for i, body in enumerate(bodies)}
   begun = {i: first for i, first in begun.items() if first}
@@ -84,7 +87,7 @@ def train(
     for i, answer in answers.items():
       request = advance(i, "train", partial(bodies[i].send, answer))
       while request is loop.STATE:
-        request = advance(i, "train", lambda i=i: bodies[i].send(taken(functions, stack, i)))
+        request = advance(i, "train", partial(hand_over, i, stack))
       if request:
         requests[i] = request
     if not requests:
