@@ -153,6 +153,7 @@ def sweep() -> ConfigDict:
   c.heldout_factor = 3.0  # held-out budget / largest fitted budget
   c.heldout_sizes = (0.5, 1.0, 2.0)  # multiples of the predicted N* that are trained
   c.heldout_budget = 0.0  # grid: held-out compute [FLOPs]; 0: heldout_factor x the largest cell
+  c.pack = 0  # at most so many runs of a size are trained together on a device; 0: the planner's
   c.workers = 0  # local processes, one core each; 0: one per core
   return c
 

@@ -31,6 +31,7 @@ class Task:
   cost: float  # estimate of its time, in FLOPs
   needs: str | None = None  # the task that must be done before
   shape: Any = None  # runs of one shape share a compiled program
+  pack: int = 1  # how many of its shape a worker may train together, a power of two
   preflight: bool = False  # only find out whether it fits
 
   @property
@@ -50,8 +51,8 @@ class _Worker:
   def __init__(self, index: int, core: int | None, log: Path):
     self.index = index
     self.core = core
-    self.task: Task | None = None
-    self.progress: dict = {}
+    self.tasks: dict[str, Task] = {}  # by id
+    self.progress: dict[str, dict] = {}
     self.shapes: set = set()
     self.ready = False
     self.buffer = b""
@@ -126,22 +127,23 @@ class Pool:
     for task in tasks:
       if task.needs in chain:
         chain[task.needs] += task.cost
-    while waiting or any(worker.task for worker in self._workers):
+    while waiting or any(worker.tasks for worker in self._workers):
       stopping = should_stop()
       if stopping:
         waiting = []
         for worker in self._workers:
-          if worker.task:
+          if worker.tasks:
             worker.send({"stop": True})
       for worker in self._workers:
-        if worker.ready and not worker.task and not stopping:
+        if worker.ready and not worker.tasks and not stopping:
           self._hand_out(worker, waiting, finished, chain, display)
-      if waiting and not any(worker.task or not worker.ready for worker in self._workers):
+      if waiting and not any(worker.tasks or not worker.ready for worker in self._workers):
         for task in waiting:  # what they need has failed
           errors[task.id] = f"{task.needs} did not finish"
         waiting = []
       self._receive(finished, errors, display, stopping)
-      display.update({worker.task.id: worker.progress for worker in self._workers if worker.task})
+      running = ((worker, name) for worker in self._workers for name in worker.tasks)
+      display.update({name: worker.progress.get(name, {}) for worker, name in running})
     if should_stop():
       raise KeyboardInterrupt
     return errors
@@ -157,18 +159,23 @@ class Pool:
     ready = [task for task in waiting if task.needs is None or task.needs in finished]
     if not ready:
       return
-    task = max(ready, key=lambda task: (chain[task.id], task.shape in worker.shapes))
-    waiting.remove(task)
-    worker.task, worker.progress = task, {}
-    worker.shapes.add(task.shape)
+    first = max(ready, key=lambda task: (chain[task.id], task.shape in worker.shapes))
+    same = [task for task in ready if (task.shape, task.pack) == (first.shape, first.pack)]
+    count = power_of_two(min(first.pack, len(same)))
+    together = sorted(same, key=lambda task: -chain[task.id])[:count]
+    worker.tasks, worker.progress = {task.id: task for task in together}, {}
+    worker.shapes.add(first.shape)
     worker.send(
       {
-        "config": task.config,
-        "folder": str(task.folder),
-        "preflight": len(self) if task.preflight else 0,
+        "tasks": [
+          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in together
+        ],
+        "preflight": len(self) if first.preflight else 0,
       }
     )
-    display.started(task)
+    for task in together:
+      waiting.remove(task)
+      display.started(task)
 
   def _receive(
     self, finished: set[str], errors: dict[str, str], display: Display, stopping: bool
@@ -188,8 +195,7 @@ class Pool:
           if event.get("ready"):
             worker.ready = True
           elif "finished" in event:
-            assert worker.task is not None
-            task, worker.task = worker.task, None
+            task = worker.tasks.pop(event["id"])
             if event["finished"] == "failed":
               _record_failure(task, event["error"])
               errors[task.id] = event["error"]
@@ -197,27 +203,33 @@ class Pool:
               finished.add(task.id)
             display.ended(task, event["finished"], event.get("loss"), event.get("error"))
           else:
-            worker.progress = event
+            worker.progress[event["id"]] = event
 
   def _replace(
     self, worker: _Worker, errors: dict[str, str], display: Display, stopping: bool
   ) -> None:
-    """Takes a dead worker's task off it and starts another in its place."""
+    """Takes a dead worker's tasks off it and starts another in its place."""
     code = worker.process.wait()
-    if worker.task and not stopping:
+    if worker.tasks and not stopping:
       error = f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
-      _record_failure(worker.task, error)
-      errors[worker.task.id] = error
-      display.ended(worker.task, "failed", None, error)
+      for task in worker.tasks.values():
+        _record_failure(task, error)
+        errors[task.id] = error
+        display.ended(task, "failed", None, error)
     elif not worker.ready and not stopping:
       raise RuntimeError(f"a worker could not start (exit code {code}); see {self._log}")
     worker.close()
     i = self._workers.index(worker)
     if stopping:
-      worker.task = None
+      worker.tasks = {}
       self._workers.remove(worker)
     else:
       self._workers[i] = _Worker(worker.index, worker.core, self._log)
+
+
+def power_of_two(count: int) -> int:
+  """Returns the largest power of two that is not above `count`, which is at least 1."""
+  return 1 << (count.bit_length() - 1)
 
 
 def _record_failure(task: Task, error: str) -> None:

@@ -291,6 +291,8 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
       raise ValueError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
   if set(s.seed_budgets) - set(s.budgets):
     raise ValueError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
+  if s.pack < 0:
+    raise ValueError(f"sweep.pack={s.pack}: must not be negative; 0 leaves it to the planner")
   if s.heldout_factor < 1:
     raise ValueError(f"sweep.heldout_factor={s.heldout_factor}: must be at least 1")
   shape = [name for name in ("width", "heads") if config.model[name]]

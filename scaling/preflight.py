@@ -2,25 +2,58 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from scaling import plan
 from scaling.display import Display
-from scaling.launch import Pool, Task
+from scaling.launch import Pool, Task, power_of_two
 from scaling.plan import Cell
 from train import files, preflight
 
+MAX_PACK = 64  # runs that the planner puts together: beyond, their batches take the host too long
 
-def microbatches(
+
+class Fit(NamedTuple):
+  """How the runs of a size are trained."""
+
+  microbatches: int  # parts of a batch
+  pack: int  # runs that a worker may train together, a power of two
+
+
+def pack(config: ConfigDict, found: dict, workers: int) -> int:
+  """Returns how many runs of a size a worker may train together: a power of two.
+
+  `sweep.pack` bounds it, or the planner chooses: on an accelerator as many as fit, since a small
+  model leaves most of it idle; on a CPU one, since a run alone keeps its worker's core busy. Runs
+  of several devices are never packed.
+
+  Args:
+    config: the sweep's.
+    found: the size's record of `train.preflight`.
+    workers: processes that share the device.
+  """
+  if found.get("devices", 0) != 1:
+    return 1
+  if config.sweep.pack:
+    return power_of_two(config.sweep.pack)
+  if not found["accelerator"]:
+    return 1
+  each = max(found["compiled"], found["evaluating"])
+  fits = int(found["available"] / workers // each) - 1  # one beside them evaluates, or is saved
+  return power_of_two(min(MAX_PACK, max(1, fits)))
+
+
+def look(
   config: ConfigDict,
   workdir: Path,
   cells: Sequence[Cell],
   pool: Pool,
   display: Display,
   should_stop: Callable[[], bool],
-) -> dict[int, int]:
-  """Returns, for each size among the cells, in how many microbatches its batch fits a device.
+) -> dict[int, Fit]:
+  """Returns, for each size among the cells, how its runs fit their devices.
 
   What was found stands in workdir/preflight/; a size is looked at once.
 
@@ -57,4 +90,7 @@ def microbatches(
   for size, record in found.items():
     if record["microbatches"] > config.sharding.microbatches:
       display.say(f"size {size}: its batch is trained in {record['microbatches']} microbatches")
-  return {size: record["microbatches"] for size, record in found.items()}
+  return {
+    size: Fit(record["microbatches"], pack(config, record, len(pool)))
+    for size, record in found.items()
+  }

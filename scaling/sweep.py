@@ -75,13 +75,13 @@ def _sweep(
   vocab_size = tokens.vocab_size
   # Those that an earlier start had come to, too: its records never shrink.
   cells = store.read_sweep(workdir)[1] if (workdir / "sweep.json").exists() else []
-  parts: dict[int, int] = {}  # microbatches, by size
+  fits: dict[int, preflight.Fit] = {}  # by size
 
   def look_at(new: list[Cell]) -> None:
-    unknown = [cell for cell in new if cell.size not in parts]
+    unknown = [cell for cell in new if cell.size not in fits]
     if unknown:
       clock("preflight")
-      parts.update(preflight.microbatches(config, workdir, unknown, pool, display, should_stop))
+      fits.update(preflight.look(config, workdir, unknown, pool, display, should_stop))
 
   def train(new: list[Cell], phase: str) -> None:
     look_at(new)
@@ -90,7 +90,7 @@ def _sweep(
     cells.extend(cell for cell in new if cell.id not in known)
     store.write_sweep(workdir, head, cells)
     display.say(f"{phase}: {len(new)} cells, {sum(c.flops_spent for c in new):.2e} FLOPs")
-    planned = tasks(config, workdir, new, parts)
+    planned = tasks(config, workdir, new, fits)
     clock("run", len(pool))
     try:
       errors = pool.run(planned, display, should_stop)
@@ -199,8 +199,8 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
     defaults = record.flat(record.plain(base.get_config().to_dict()))
     old, new = defaults | record.flat(found["config"]), record.flat(config_json)
     free = (  # what changes no number, beyond the order of a sum
-      "fit.", "sharding.", "model.remat", "sweep.workers", "sweep.name", "sweep.overrides",
-      "sweep.adaptive_flops", "train.checkpoint_every",
+      "fit.", "sharding.", "model.remat", "sweep.workers", "sweep.pack", "sweep.name",
+      "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
     )  # fmt: skip
     for name in sorted(old.keys() | new.keys()):
       if old.get(name) != new.get(name) and not name.startswith(free):
@@ -235,7 +235,7 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
 
 
 def tasks(
-  config: ConfigDict, workdir: Path, cells: list[Cell], microbatches: dict[int, int]
+  config: ConfigDict, workdir: Path, cells: list[Cell], fits: dict[int, preflight.Fit]
 ) -> list[Task]:
   """Returns what has to be trained for these cells: their trunks, and themselves.
 
@@ -243,13 +243,13 @@ def tasks(
     config: the sweep's config.
     workdir: its folder.
     cells: what to train.
-    microbatches: by size, in how many parts a batch fits (see `scaling.preflight`).
+    fits: how they are trained, by size.
   """
   result = []
   planned: list[Cell | plan.Trunk] = [*plan.trunks(cells), *cells]
   for run in planned:
     run_config = plan.run_config(config, run)
-    run_config.sharding.microbatches = microbatches[run.size]
+    run_config.sharding.microbatches = fits[run.size].microbatches
     steps, tokens_per_step = run.steps, objectives.tokens_per_step(config)
     needs = None
     if isinstance(run, Cell) and run.trunk:
@@ -264,6 +264,7 @@ def tasks(
         cost=steps * (tokens_per_step * run.flops_per_token + STEP_OVERHEAD_FLOPS),
         needs=needs,
         shape=run.size,
+        pack=fits[run.size].pack,
       )
     )
   return result

@@ -1,13 +1,15 @@
-"""A worker: one process on one core that does what it is told, one run after the other.
+"""A worker: one process on one core that does what it is told, one run or pack after the other.
 
-It reads a task per line from its standard input and writes events per line to its standard output.
-When its launcher dies the input ends, and so does the worker. Started by `scaling.launch`.
+It reads its tasks, those that are trained together in a line, from its standard input and writes
+an event per line to its standard output. When its launcher dies the input ends, and so does the
+worker. Started by `scaling.launch`.
 """
 
 import json
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -40,27 +42,40 @@ def main(core: str) -> None:
   # The imports take seconds; the listener is already there.
   from ml_collections import ConfigDict
 
-  from train import loop, preflight
+  from train import loop, pack, preflight
 
   host.use_compile_cache()
   send({"ready": True})
+
+  def progress(names: list[str], i: int, event: dict) -> None:
+    send({"id": names[i], **event})
+
+  def ended(names: list[str], i: int, outcome: dict | Exception) -> None:
+    if isinstance(outcome, loop.Interrupted):
+      event: dict = {"finished": "interrupted"}
+    elif isinstance(outcome, Exception):
+      first_line = (str(outcome).splitlines() or [""])[0]
+      event = {"finished": "failed", "error": f"{type(outcome).__name__}: {first_line}"}
+    else:
+      event = {"finished": outcome["status"], "loss": outcome.get("loss")}
+    send({"id": names[i], **event})
+
   while True:
-    task = tasks.get()
-    if task.get("stop"):
+    message = tasks.get()
+    if message.get("stop"):
       return
-    try:
-      config, folder = ConfigDict(task["config"]).lock(), Path(task["folder"])
-      if sharing := task["preflight"]:
-        record = preflight.record(config, folder, sharing)
-      else:
-        record = loop.train(config, folder, should_stop, send)
-      send({"finished": record["status"], "loss": record.get("loss")})
-    except loop.Interrupted:
-      send({"finished": "interrupted"})
-      return
-    except Exception as error:
-      first_line = (str(error).splitlines() or [""])[0]
-      send({"finished": "failed", "error": f"{type(error).__name__}: {first_line}"})
+    names = [task["id"] for task in message["tasks"]]
+    runs = [(ConfigDict(task["config"]).lock(), Path(task["folder"])) for task in message["tasks"]]
+    if sharing := message["preflight"]:
+      for i, (config, folder) in enumerate(runs):
+        try:
+          ended(names, i, preflight.record(config, folder, sharing))
+        except Exception as error:
+          ended(names, i, error)
+    else:
+      pack.train(runs, should_stop, partial(progress, names), partial(ended, names))
+      if should_stop():
+        return
 
 
 if __name__ == "__main__":

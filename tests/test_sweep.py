@@ -326,6 +326,7 @@ def test_minimum_of_three():
     ("budgets", (1e6, 1e11), "steps at least"),
     ("budgets", (1e11, 1e16), "epochs"),
     ("heldout_factor", 0.5, "at least 1"),
+    ("pack", -1, "must not be negative"),
   ],
 )
 def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value, message):

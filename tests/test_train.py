@@ -14,7 +14,7 @@ import pytest
 
 from configs.ladders import resolve
 from model import accounting
-from train import checkpoint, data, files, loop, objectives, optim, step
+from train import checkpoint, clock, data, evaluation, files, loop, objectives, optim, step
 
 
 def rows(folder):
@@ -25,7 +25,7 @@ def rows(folder):
 def final(folder):
   """Returns a record without what a clock decides."""
   run = files.read_json(folder / "run.json")
-  ignored = {"seconds", "start_seconds", "first_step", "config", "config_diff"}
+  ignored = {"seconds", "times", "first_step", "config", "config_diff"}
   return {key: value for key, value in run.items() if key not in ignored}
 
 
@@ -56,6 +56,52 @@ def test_finished_run_is_not_trained_again(whole):
   before = (folder / "metrics.jsonl").stat().st_mtime_ns
   assert loop.train(config, folder) == result
   assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_the_times_of_a_run_are_all_of_it(tiny, tmp_path):
+  began = time.perf_counter()
+  result = loop.train(tiny, tmp_path)
+  took = time.perf_counter() - began
+  assert tuple(result["times"]) == clock.PHASES
+  assert sum(result["times"].values()) == pytest.approx(result["seconds"], abs=0.01)
+  assert 0.7 * took < result["seconds"] <= took
+  assert min(t for phase, t in result["times"].items() if phase != "compile") > 0
+
+
+def test_compiling_is_a_phase_of_its_own_wherever_it_happens():
+  spent = clock.Clock()
+  x = jax.numpy.ones((64, 64))
+  compiled = jax.jit(lambda x: jax.jit(jax.numpy.sin)(x @ x) @ jax.numpy.cos(x))
+  with spent("train"):
+    with spent("evaluate"):
+      began = time.perf_counter()
+      compiled(x).block_until_ready()
+      took = time.perf_counter() - began
+    first = spent.times()
+    compiled(x).block_until_ready()
+    time.sleep(0.2)
+  assert 0.5 * took < first["compile"] < took
+  assert first["compile"] + first["evaluate"] == pytest.approx(took, abs=0.01)
+  last = spent.times()
+  assert last["compile"] == first["compile"]
+  assert last["train"] == pytest.approx(0.2, abs=0.05)
+  half = clock.Clock()
+  half.add(spent, 0.5)
+  assert half.times()["train"] == pytest.approx(last["train"] / 2, abs=1e-3)
+
+
+def test_the_validation_set_is_made_once_and_is_the_one_of_its_config(tiny, cache, monkeypatch):
+  config, tokens = resolve(tiny), data.prepare(tiny)
+  kept = evaluation.validation_set(tokens, config)
+  made = list(data.validation_batches(tokens, config))
+  jax.tree.map(np.testing.assert_array_equal, kept, made)
+  config.seed, config.optim.lr = 5, 1.0
+  assert evaluation.validation_set(tokens, config) is kept
+  config.train.eval_tokens = 1024
+  assert len(list(evaluation.validation_set(tokens, config))) < len(made)
+  monkeypatch.setattr(evaluation, "KEPT_BYTES", 0)
+  config.train.eval_tokens = 2048
+  jax.tree.map(np.testing.assert_array_equal, list(evaluation.validation_set(tokens, config)), made)
 
 
 def test_finished_run_refuses_another_config(whole):

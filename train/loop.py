@@ -1,10 +1,14 @@
-"""One training run, from a config to a number. Reads from top to bottom."""
+"""One training run, from a config to a number. Reads from top to bottom.
+
+A run is a sequence of requests: for its next step, and for its own state where it saves, evaluates
+or ends. Who drives it holds the state: `train` that of one run, `train.pack` those of several.
+"""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,12 +16,28 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import sharding
-from train import checkpoint, data, files, host, objectives, optim, preflight, record
+from train import checkpoint, data, files, host, optim, preflight, record
+from train.clock import Clock
+from train.evaluation import evaluate
 from train.host import Interrupted
 from train.metrics import Metrics
+from train.objectives import Batch
 from train.step import Program, TrainState, program
 
 PROGRESS_SECONDS = 0.5
+STATE = "state"  # the request for the run's own state; the answer is of use until the next step
+
+
+class Step(NamedTuple):
+  """The request for the next step; it is answered with the step's metrics."""
+
+  batch: Batch  # this host's rows
+  lr: np.float32
+  seed: np.uint32
+
+
+# First it gives (its Program, the TrainState that it starts from), and in the end its record.
+Run = Generator[Any, Any, dict]
 
 
 def train(
@@ -42,6 +62,46 @@ def train(
     ValueError: the config cannot be trained; nothing was spent.
     Interrupted: `should_stop` said so; the state is saved.
   """
+  clock = Clock()
+  body = run(config, workdir, clock, should_stop, report)
+  answer = None
+  try:
+    with clock("start"):
+      functions, state = next(body)
+    with clock("train"):
+      while True:
+        request = body.send(answer)
+        if request is STATE:
+          answer = state
+          continue
+        try:
+          with clock("data"):
+            batch = functions.place(request.batch)
+          state, answer = functions.step(state, batch, request.lr, request.seed)
+        except Exception as error:
+          body.throw(error)
+  except StopIteration as end:
+    return end.value
+
+
+def run(
+  config: ConfigDict,
+  workdir: str | Path,
+  clock: Clock,
+  should_stop: Callable[[], bool],
+  report: Callable[[dict], None],
+  pack: int = 1,
+) -> Run:
+  """Returns a run that is to be driven; see `train`, and `Run`.
+
+  Args:
+    config: as for `train`, as are those not named here.
+    workdir: the run's folder.
+    clock: the run's; what is not charged within the run is its driver's to charge.
+    should_stop: asked at every step.
+    report: receives the progress.
+    pack: how many runs are driven together, for the record.
+  """
   # ---- Resolve and check, before any compute ----
   workdir = Path(workdir)
   config = ladders.resolve(config)
@@ -50,7 +110,7 @@ def train(
   sharding.check(config, len(jax.devices()))
   config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
   functions = program(config, tokens.vocab_size)
-  head = record.describe(config, tokens, jax.devices()[0].device_kind)
+  head = record.describe(config, tokens, jax.devices()[0].device_kind) | {"pack": pack}
   # Each process of a run on many hosts writes its own records; the first one's are the run's.
   own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
   files.make_folder(own)
@@ -63,19 +123,24 @@ def train(
         return found
     folder = workdir / "checkpoints"
     with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
-      return _train(config, tokens, functions, own, checkpoints, head, should_stop, report)
+      return (
+        yield from _steps(
+          config, tokens, functions, own, checkpoints, head, clock, should_stop, report
+        )
+      )
 
 
-def _train(
+def _steps(
   config: ConfigDict,
   tokens: data.TokenData,
   functions: Program,
   workdir: Path,
   checkpoints: checkpoint.Checkpoints,
   head: dict,
+  clock: Clock,
   should_stop: Callable[[], bool],
   report: Callable[[dict], None],
-) -> dict:
+) -> Run:
   began = saved = reported = time.perf_counter()
   size = record.size_of(config, tokens.vocab_size)
   peak_lr = head["lr"]
@@ -93,15 +158,17 @@ def _train(
   last_step = min(config.train.stop_at_step or size.steps, size.steps)
   files.write_json(workdir / "run.json", head | {"status": "running"})
   metrics = Metrics(workdir / "metrics.jsonl", first_step, columns)
-  started_seconds = time.perf_counter() - began
+  yield functions, state
+  del state  # its driver's
 
   # ---- Train: dispatch a step, then look at what the steps before it returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
   for done in range(first_step + 1, last_step + 1):
     lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
-    state, step_metrics = functions.step(state, functions.place(next(batches)), lr, seed)
-    metrics.add(step_metrics)
+    with clock("data"):
+      batch = next(batches)
+    metrics.add((yield Step(batch, lr, seed)))
     keep = done in config.train.keep_steps
     stop = alone and should_stop() and done < last_step
     if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
@@ -114,7 +181,10 @@ def _train(
         stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
       if keep or stop or due:
         metrics.flush()
-        checkpoints.save(done, state)
+        state = yield STATE
+        with clock("checkpoint"):
+          checkpoints.save(done, state)
+        del state
         saved = now
       if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
         left = (now - began) / (done - first_step) * (last_step - done)
@@ -126,7 +196,10 @@ def _train(
       raise Interrupted(f"stopped at step {done} of {last_step}")
     every = config.train.eval_every_steps
     if every and done % every == 0 and done < last_step:
-      loss = evaluate(functions, state, tokens, config)["loss"]
+      state = yield STATE
+      with clock("evaluate"):
+        loss = evaluate(functions, state, tokens, config)["loss"]
+      del state
       metrics.write({"step": done, **columns(done), "eval_loss": loss})
   batches.close()
   metrics.flush()
@@ -134,19 +207,19 @@ def _train(
   # ---- Evaluate and record ----
   result: dict[str, Any] = {"status": "diverged"}
   if not metrics.diverged:
-    evaluated = evaluate(functions, state, tokens, config)
+    state = yield STATE
+    with clock("evaluate"):
+      evaluated = evaluate(functions, state, tokens, config)
     if math.isfinite(evaluated["loss"]):
       result = {"status": "done", **evaluated}
       row = {"step": last_step, **columns(last_step), "eval_loss": evaluated["loss"]}
       metrics.write(row)
-      checkpoints.save(last_step, state)
-      checkpoints.wait()
+      with clock("checkpoint"):
+        checkpoints.save(last_step, state)
+        checkpoints.wait()
   metrics.close()
-  result |= {
-    "first_step": first_step,
-    "start_seconds": round(started_seconds, 3),
-    "seconds": round(time.perf_counter() - began, 3),
-  }
+  times = clock.times()
+  result |= {"first_step": first_step, "seconds": round(sum(times.values()), 3), "times": times}
   files.write_json(workdir / "run.json", head | result)
   return head | result
 
@@ -182,34 +255,3 @@ def start(
       return step, trunk.restore(step, state)
     except checkpoint.DamagedCheckpointError as error:
       raise ValueError(f"{where}: {error}; train the trunk again") from None
-
-
-def evaluate(
-  functions: Program, state: TrainState, tokens: data.TokenData, config: ConfigDict
-) -> dict[str, float]:
-  """Returns the validation loss on the fixed held-out tokens.
-
-  Returns:
-    loss [nats per predicted token], its standard error (over sequences), bits_per_byte (of the
-    predicted tokens' text; special ids have none), eval_tokens (predicted).
-  """
-  nll, weight, n_bytes = [], [], 0
-  bytes_V = np.zeros(objectives.vocab_size(config, tokens.vocab_size), int)
-  bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in data.validation_batches(tokens, config, *host.place()):
-    nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
-    nll.append(nll_B)
-    weight.append(weight_B)
-    n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))
-  nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
-  weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
-  nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]
-  loss = nll_S.sum() / weight_S.sum()
-  n = len(nll_S)
-  variance = np.sum((nll_S - loss * weight_S) ** 2) * n / max(1, n - 1)
-  return {
-    "loss": float(loss),
-    "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, n_bytes)),
-    "eval_tokens": int(weight_S.sum()),
-  }

@@ -113,7 +113,13 @@ def record(config: ConfigDict, folder: Path, sharing: int) -> dict:
   config = ladders.resolve(config)
   fitted, found = fitting(config, data.prepare(config), sharing)
   assert found is not None
-  result = {"status": "done", "microbatches": fitted.sharding.microbatches, **found._asdict()}
+  result = {
+    "status": "done",
+    "microbatches": fitted.sharding.microbatches,
+    "devices": len(jax.devices()),
+    "accelerator": jax.default_backend() != "cpu",
+    **found._asdict(),
+  }
   files.make_folder(folder)
   files.write_json(folder / RECORD, result)
   return result

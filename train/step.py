@@ -33,6 +33,12 @@ class Program(NamedTuple):
   state: TrainState  # shapes and types of the state, and where it lies
   init: Any  # seed -> TrainState
   step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
+  together: (
+    Any  # the same of W runs: (states, batches, lrs, seeds), all [W, ...] -> (states, W metrics)
+  )
+  stack: Any  # W states, one after the other -> states [W, ...]
+  choose: Any  # (states [W, ...], slots [V]) -> states [V, ...]
+  take: Any  # (states [W, ...], slot) -> TrainState
   gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
@@ -184,16 +190,22 @@ def _program(
     )
 
   rows, grad_specs = P(sharding.BATCH), layout.specs("gradients")
+  on_batch = on_all(step, (specs, rows, P(), P()), (specs, P()))
+
+  def together(states: TrainState, batches: Batch, lr_W: jax.Array, seed_W: jax.Array):
+    states, metrics = jax.vmap(on_batch)(states, batches, lr_W, seed_W)
+    return states, [jax.tree.map(lambda x, w=w: x[w], metrics) for w in range(lr_W.size)]
+
   return Program(
     jax.tree.map(
       lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), abstract, shardings
     ),
     jax.jit(init, out_shardings=shardings),
-    jax.jit(
-      on_all(step, (specs, rows, P(), P()), (specs, P())),
-      out_shardings=(shardings, layout.replicated),
-      donate_argnums=0,
-    ),
+    jax.jit(on_batch, out_shardings=(shardings, layout.replicated), donate_argnums=0),
+    jax.jit(together, donate_argnums=0),
+    jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
+    jax.jit(lambda states, slots: jax.tree.map(lambda x: x[slots], states)),
+    jax.jit(lambda states, slot: jax.tree.map(lambda x: x[slot], states), out_shardings=shardings),
     jax.jit(
       on_all(lambda params, batch: gradients(params, batch)[0], (specs.params, rows), grad_specs)
     ),
