@@ -18,6 +18,18 @@ def cache(tmp_path_factory):
   return folder
 
 
+@pytest.fixture
+def compile_cache(cache):
+  """What one test has compiled, the next one and the workers do not compile again."""
+  import jax
+
+  from train import host
+
+  host.use_compile_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", None)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
   """A folder of text: sentences of a few hundred words with Zipf's frequencies."""

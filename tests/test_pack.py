@@ -3,21 +3,14 @@
 import io
 import json
 
-import jax
 import pytest
 
 from scaling import preflight
 from scaling.display import Display
 from scaling.launch import Pool, Task
-from train import files, host, loop, objectives, optim, pack
+from train import files, loop, objectives, optim, pack
 
-
-@pytest.fixture(autouse=True)
-def _cached(cache):
-  """What one test has compiled, the next one and the workers do not compile again."""
-  host.use_compile_cache()
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture

@@ -12,13 +12,7 @@ from scaling import sweep as sweeps
 from scaling.display import Display
 from train import data, host, loop, preflight
 
-
-@pytest.fixture(autouse=True)
-def _cached(cache):
-  """What one test has compiled, the next one and the workers do not compile again."""
-  host.use_compile_cache()
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ LOST = "another process of this run is gone; start them all again, and they go o
 # XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
 # it does not know: these are in jaxlib 0.10.2 and 0.12.0. Flags that a GPU must first be seen
 # to gain from (larger collectives, Triton for every product, double-buffered loops) are left to the
-# user; the autotuner's results are kept in the compile cache by jax itself.
+# user.
 XLA_FLAGS = {
   # A collective is sent while products are computed: by default it is waited for. NVIDIA's images
   # of jax set it too (docs.nvidia.com/jax-toolbox/environment-variables).

@@ -33,9 +33,7 @@ class Program(NamedTuple):
   state: TrainState  # shapes and types of the state, and where it lies
   init: Any  # seed -> TrainState
   step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
-  together: (
-    Any  # the same of W runs: (states, batches, lrs, seeds), all [W, ...] -> (states, W metrics)
-  )
+  together: Any  # the step of W runs: its arguments all [W, ...] -> (states, W metrics)
   stack: Any  # W states, one after the other -> states [W, ...]
   choose: Any  # (states [W, ...], slots [V]) -> states [V, ...]
   take: Any  # (states [W, ...], slot) -> TrainState
