@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# A process of a run on several hosts that has sent no sign of life for so long is given up. Where it
+# dies in a collective the others know at once; where they wait for it elsewhere, only by this.
+SILENT_SECONDS = 20
 LOST = "another process of this run is gone; start them all again, and they go on where they saved"
 
 # XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
@@ -89,14 +92,16 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     _leave_guard()
     import jax
 
-    jax.distributed.initialize(coordinator, processes, process)
+    jax.distributed.initialize(
+      coordinator, processes, process, heartbeat_timeout_seconds=SILENT_SECONDS
+    )
   elif processes or process >= 0:
     raise ValueError("--coordinator is missing; name HOST:PORT of the first process")
   elif expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
     _leave_guard()
     import jax
 
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENT_SECONDS)
   import jax
 
   if jax.process_count() < expected:
