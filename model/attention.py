@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from model.layers import Dense, Norm
+from model.layers import Dense, Norm, transposed
 
 HALVED_FROM = 128  # queries from which on a CPU leaves out what a causal first half does not see
 UNSEEN = -1e30  # a score; finite, so that a padding query that sees nothing gives no NaN
@@ -153,9 +153,11 @@ def _product(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Arr
   return jnp.einsum(spec, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _wide(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Returns a product with its last two axes swapped, computed before the swap: see `matmul`."""
-  return jax.lax.optimization_barrier(_product(spec, x, y, dtype)).swapaxes(-1, -2)
+def _wide(x_BHTK: jax.Array, y_BHTS: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Returns y^T x, z_BHSK, computed as x^T y, the wide way round: see `layers.matmul`."""
+  x_BHKT = transposed(x_BHTK.astype(dtype))
+  z_BHKS = _product("BHKT,BHTS->BHKS", x_BHKT, y_BHTS, dtype)
+  return jax.lax.optimization_barrier(z_BHKS).swapaxes(-1, -2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -180,13 +182,13 @@ def _attend_forward(q_BHTK, k_BHSK, v_BHSK, visible_B1TS, bias_BHTS, scale, dtyp
 def _attend_backward(scale, dtype, residuals, dy_BHTK):
   q_BHTK, k_BHSK, v_BHSK, w_BHTS, norm_BHT1, y_BHTK, bias_BHTS = residuals
   dy_BHTK = dy_BHTK * norm_BHT1
-  dv_BHSK = _wide("BHTK,BHTS->BHKS", dy_BHTK, w_BHTS, dtype)
+  dv_BHSK = _wide(dy_BHTK, w_BHTS, dtype)
   dw_BHTS = _product("BHTK,BHSK->BHTS", dy_BHTK, v_BHSK, dtype)
   # The softmax's derivative subtracts the weighted mean of dw over S, which is dy . y over K.
   mean_BHT1 = jnp.sum(dy_BHTK * y_BHTK, axis=-1, keepdims=True)
   dscores_BHTS = w_BHTS * (dw_BHTS - mean_BHT1)
   dq_BHTK = _product("BHTS,BHSK->BHTK", dscores_BHTS, k_BHSK, dtype) * scale
-  dk_BHSK = _wide("BHTK,BHTS->BHKS", q_BHTK, dscores_BHTS, dtype)
+  dk_BHSK = _wide(q_BHTK, dscores_BHTS, dtype)
   dbias_BHTS = None
   if bias_BHTS is not None:
     shared = bias_BHTS.shape[0] == 1

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -40,11 +41,26 @@ def _matmul_backward(dtype, residuals, dy_NF):
   x_ND, w_DF = residuals
   dx_ND = _dot(dy_NF, w_DF, ((1,), (1,)), dtype)
   if x_ND.shape[1] <= dy_NF.shape[1]:
-    return dx_ND, _dot(x_ND, dy_NF, ((0,), (0,)), dtype).astype(w_DF.dtype)
-  # XLA's CPU product is twice as fast for a wide result as for a tall one; the barrier keeps the
-  # compiler from folding the transposition back into the product.
-  dw_FD = _dot(dy_NF, x_ND, ((0,), (0,)), dtype)
-  return dx_ND, jax.lax.optimization_barrier(dw_FD).T.astype(w_DF.dtype)
+    dw_DF = _dot(transposed(x_ND), dy_NF, ((1,), (0,)), dtype)
+  else:
+    # XLA's CPU product is twice as fast for a wide result as for a tall one; the barrier keeps the
+    # compiler from folding the transposition back into the product.
+    dw_FD = _dot(transposed(dy_NF.astype(dtype)), x_ND, ((1,), (0,)), dtype)
+    dw_DF = jax.lax.optimization_barrier(dw_FD).T
+  return dx_ND, dw_DF.astype(w_DF.dtype)
+
+
+def transposed(x_XTK: jax.Array) -> jax.Array:
+  """Returns x_XKT, which is also laid out so where that makes a product's left operand fast.
+
+  XLA's CPU backend has its fast bfloat16 products only for rows that lie one after the other: the
+  copy takes the products of a sum over tokens from 105-175 to 205-280 GFLOP/s, and 7 to 25 % off
+  the step (2,048 tokens, D=64 to 384, two Zen 4 cores). In float32 they are as fast without it.
+  """
+  x_XKT = x_XTK.swapaxes(-1, -2)
+  if x_XKT.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    return x_XKT
+  return with_layout_constraint(x_XKT, Layout(tuple(range(x_XKT.ndim))))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
