@@ -7,8 +7,9 @@
 Each side runs in a process of its own, as it would alone, and the two take turns: what else the
 machine does weighs on both, and the ratio is the median over paired turns. All are decoders of the
 same width, layers, heads, sequences and batch, on bytes, with gelu MLPs four times as wide, AdamW
-and a clipped gradient norm. Ours trains as `isoflop train` does, on new batches (which is charged
-to it), with rotary positions, qk-norm and documents apart; a peer sees one batch again and again.
+and a clipped gradient norm; `--dtypes=float32:bfloat16` gives the peer's products another dtype
+than ours. Ours trains as `isoflop train` does, on new batches (which is charged to it), with rotary
+positions, qk-norm and documents apart; a peer sees one batch again and again.
 
 flax: Linen's own attention, dense and norm layers in one jitted function that donates its state.
 torch: scaled_dot_product_attention, fused AdamW, bfloat16 by autocast; --compile: torch.compile.
@@ -20,7 +21,6 @@ Nothing is downloaded; --python names an interpreter that has the peer's library
 import argparse
 import contextlib
 import datetime
-import importlib
 import importlib.metadata
 import json
 import os
@@ -152,11 +152,8 @@ def nanodo(shape: Shape, args: argparse.Namespace) -> Callable[[], float]:
   sys.path.insert(0, str(path))
   # What logs (it needs TensorFlow) and what cuts text: a step uses neither.
   for name in ("clu", "clu.metric_writers", "clu.periodic_actions", "sentencepiece"):
-    try:
-      importlib.import_module(name)
-    except ImportError:
-      sys.modules[name] = types.ModuleType(name)
-      sys.modules[name].SentencePieceProcessor = object  # an annotation names it
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].SentencePieceProcessor = object  # an annotation names it
   import jax
   from jax.sharding import Mesh
   from nanodo import model_factory, train
@@ -294,12 +291,16 @@ def compare(shape: Shape, args: argparse.Namespace) -> dict:
   from scaling.bench import progress
 
   what = f"{shape.width}/{shape.depth} {shape.dtype}"
+  peer_dtype, our_dtype = (shape.dtype.split(":") * 2)[:2]
   progress(sys.stderr)(0, args.rounds, f"compiling both sides of {what}")
   seconds: dict[str, list[float]] = {args.peer: [], "ours": []}
   with contextlib.ExitStack() as stack:
     sides = []
-    for name, python in ((args.peer, args.python), ("ours", sys.executable)):
-      sides.append(Side(name, python, shape, args))
+    for name, python, dtype in (
+      (args.peer, args.python, peer_dtype),
+      ("ours", sys.executable, our_dtype),
+    ):
+      sides.append(Side(name, python, shape._replace(dtype=dtype), args))
       stack.callback(sides[-1].close)
     tell = progress(sys.stderr)
     for i in range(args.rounds):
@@ -328,7 +329,7 @@ def main() -> None:
   parser.add_argument("--python", default=sys.executable, help="interpreter of the peer")
   parser.add_argument("--compile", action="store_true", help="torch: torch.compile")
   parser.add_argument("--sizes", default="64/2,128/4,256/6,384/8", help="width/layers[/heads]")
-  parser.add_argument("--dtypes", default="float32")
+  parser.add_argument("--dtypes", default="float32", help="of both sides, or PEERS:OURS")
   parser.add_argument("--tokens", type=int, default=2048, help="of a step")
   parser.add_argument("--seq_len", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=20)
@@ -356,7 +357,7 @@ def main() -> None:
         sys.exit(f"peers: {error}")
       rows.append(row)
       times = f"{1e3 * row['peer_seconds']:9.1f} ms, ours {1e3 * row['our_seconds']:9.1f} ms"
-      print(f"{size:>8} {dtype:9} {row['peer']} {times}: ours is {row['ratio']:.2f} times as fast")
+      print(f"{size:>8} {dtype:16} {row['peer']} {times}: ours is {row['ratio']:.2f} times as fast")
   print(f"{', '.join(rows[0]['versions'])}; {args.tokens} tokens a step, {args.rounds} rounds")
   if args.output:
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
