@@ -63,7 +63,7 @@ def of_model(logits_at_once, family):
 
 
 def assert_as_near_as_float32(found, expected):
-  """Sums of some 40 terms in another order, through layers that keep their size: 2^-24 x 40 x 10."""
+  """Sums of some 40 terms in another order, and some ten operations on them: 2^-24 x 40 x 10."""
   for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     bound = 400 * 2.0**-24 * max(1.0, float(jnp.max(jnp.abs(y))))
     np.testing.assert_allclose(x, y, rtol=0, atol=bound)
@@ -78,7 +78,9 @@ def test_taking_turns_changes_neither_losses_nor_gradients(changes):
     assert_as_near_as_float32(of_head(at_once, **changes), whole)
 
 
-@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
+@pytest.mark.parametrize(
+  "family", ["encoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
 def test_models_take_the_turns_of_their_config(family, monkeypatch):
   whole, asked = of_model(0, family), []
   in_turn = losses.cross_entropy_in_turn
@@ -123,7 +125,7 @@ def test_gradients_of_the_head_are_summed_in_float32(weights):
 
 
 def test_the_logits_never_exist_at_once():
-  """Whole, there are at least they and their gradient; in turns, a turn's and what is not theirs."""
+  """Of a turn, there are they, their exponentials and their gradient."""
   N, D, vocab, turns = 2048, 16, 2000, 16
   logits = 4 * N * vocab
   shapes = [(N, D), (D, vocab)]
