@@ -90,7 +90,9 @@ def flash_serves(q_shape: tuple, k_shape: tuple, view: View, dtype) -> bool:
   return jnp.dtype(dtype) == jnp.bfloat16 and view.bias_BHTS is None and fits and even
 
 
-def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array:
+def attend(
+  q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype, flash: bool = True
+) -> jax.Array:
   """Returns softmax(scale q k + bias) v, y_BTHK in float32.
 
   On a CPU by the products written out below: against `jax.nn.dot_product_attention` they take 12 to
@@ -106,6 +108,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     view: what a query sees.
     scale: of the scores.
     dtype: dtype of the products' operands; the softmax is float32.
+    flash: False: never flash attention.
   """
   mask_BTS, bias_BHTS = view.mask_BTS, view.bias_BHTS
   platform = layers.platform()
@@ -136,7 +139,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     ]
     return jnp.concatenate(y_BHTK, axis=2).swapaxes(1, 2)
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-  flash = platform == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
+  flash = flash and platform == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
   implementation: Literal["cudnn"] | None = "cudnn" if flash else None
   lengths = {}
   B, T, S = *q_BTHK.shape[:2], k_BSGK.shape[1]
@@ -218,7 +221,7 @@ class Attention(nnx.Module):
   def __init__(self, model_config: ConfigDict, *, rngs: nnx.Rngs):
     c = model_config
     K = c.head_width
-    self.heads, self.kv_heads = c.heads, c.kv_heads
+    self.heads, self.kv_heads, self.flash = c.heads, c.kv_heads, c.flash
     # Scores that are not scaled are made so by the query's weights (Raffel et al. 2020).
     query_scale = 1.0 if c.scale_attention else 1 / K
     self.query = Dense(c, c.width, self.heads * K, rngs=rngs, scale=query_scale)
@@ -255,5 +258,5 @@ class Attention(nnx.Module):
       q_BTHK = self.query_norm(q_BTHK)
     if rotation is not None:
       q_BTHK = rotate(q_BTHK, rotation)
-    y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, view, self.scale, self.out.dtype)
+    y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, view, self.scale, self.out.dtype, self.flash)
     return self.out(y_BTHK.reshape(*x_BTD.shape[:2], -1))

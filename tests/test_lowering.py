@@ -51,12 +51,16 @@ def whole_logits(lengths, vocab):
 
 @pytest.mark.parametrize(
   ("family", "attentions", "kind"),
-  [("decoder", 1, "Softmax"), ("encoder", 1, "ScaleBiasSoftmax"), ("encoder_decoder", 3, "Softmax")],
+  [
+    ("decoder", 1, "Softmax"),
+    ("encoder", 1, "ScaleBiasSoftmax"),
+    ("encoder_decoder", 3, "Softmax"),
+  ],
 )
 def test_a_gpu_is_given_flash_attention_donated_states_and_no_whole_logits(
   family, attentions, kind, for_gpus
 ):
-  """mlm tells padding by a mask, which is a bias to cuDNN; span's lengths, 1,023 and 229, are odd."""
+  """mlm tells padding by a mask, a bias to cuDNN; span's lengths, 1,023 and 229, are odd."""
   text, vocab, lengths, leaves = lowered(family)
   calls = re.findall(r"custom_call @(__cudnn\$\w*)", text)
   # Blocks are scanned: each attention is there once, forward and backward.

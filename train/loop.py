@@ -21,7 +21,6 @@ from train.clock import Clock
 from train.evaluation import evaluate
 from train.host import Interrupted
 from train.metrics import Metrics
-from train.objectives import Batch
 from train.step import Program, TrainState, program
 
 PROGRESS_SECONDS = 0.5
@@ -31,7 +30,7 @@ STATE = "state"  # the request for the run's own state; the answer is of use unt
 class Step(NamedTuple):
   """The request for the next step; it is answered with the step's metrics."""
 
-  batch: Batch  # placed; in a pack this host's rows, to be stacked with those of others
+  batch: Any  # placed; in a pack this host's rows, to be stacked with those of others
   lr: np.float32
   seed: np.uint32
 
@@ -160,11 +159,11 @@ def _steps(
   yield functions, state
   del state  # its driver's
 
-  # ---- Train: dispatch a step; while it runs, place the next batch, then look at earlier steps ----
+  # ---- Train: dispatch a step, place the next one's batch, look at what earlier steps returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
 
-  def placed() -> Batch:
+  def placed() -> Any:
     with clock("data"):
       return functions.place(next(batches)) if pack == 1 else next(batches)
 

@@ -86,13 +86,13 @@ def _in_turn_backward(dtype, residuals, cotangents):
   def turn(sums, part):
     x_ND, targets_N, log_z_N, dnll_N, dlog_z_N = part
     logits_NV, pull = jax.vjp(
-      lambda x, weights: transformer.logits(x, *weights, dtype), *wide((x_ND, (operand_DV, bias_V)))
+      lambda x, w, b: transformer.logits(x, w, b, dtype), *wide((x_ND, operand_DV, bias_V))
     )
     p_NV = jnp.exp(logits_NV - log_z_N[:, None])
     hit_NV = _hits(targets_N, p_NV.shape)
     dlogits_NV = (dnll_N + dlog_z_N)[:, None] * p_NV - jnp.where(hit_NV, dnll_N[:, None], 0.0)
-    dx_ND, grads = pull(dlogits_NV)
-    return jax.tree.map(jnp.add, sums, grads), dx_ND
+    dx_ND, *grads = pull(dlogits_NV)
+    return jax.tree.map(jnp.add, sums, tuple(grads)), dx_ND
 
   weights = (kernel_DV, bias_V)
   zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
