@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +141,8 @@ def attend(
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
   flash = flash and platform == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
   implementation: Literal["cudnn"] | None = "cudnn" if flash else None
-  lengths = {}
-  B, T, S = *q_BTHK.shape[:2], k_BSGK.shape[1]
+  lengths: dict[str, Any] = {}
+  (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
   if flash and (T % 2 or S % 2):  # jax lets cuDNN train on even lengths only
     q_BTHK, k_BSGK, v_BSGK = map(_even, (q_BTHK, k_BSGK, v_BSGK))
     lengths = {"query_seq_lengths": jnp.full(B, T), "key_value_seq_lengths": jnp.full(B, S)}

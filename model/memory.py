@@ -79,7 +79,7 @@ def device_bytes(
   each = 2 if mixed else 4
   sharded = sharding.STRATEGIES[strategy]
   of = {tree: sizes.shard if tree in sharded else sizes.whole for tree in TREES}
-  parts = {
+  parts: dict[str, Any] = {
     "weights": each * of["params"],
     "gradients": (4 if microbatches > 1 else each) * of["gradients"],
     "optimizer": (12 if mixed else 8) * of["optimizer"],

@@ -79,7 +79,7 @@ def cases(
   shapes = [_shape(size) for size in _split("sizes", sizes)]
   names = _split("families", families, OBJECTIVES)
   operands = _split("dtypes", dtypes, DTYPES)
-  found = []
+  found: list[Case] = []
   for shape, family, dtype, change in itertools.product(
     shapes or [{}], names or [config.model.family], operands or [config.model.dtype], ["", *vary]
   ):

@@ -159,7 +159,7 @@ def _steps(
   yield functions, state
   del state  # its driver's
 
-  # ---- Train: dispatch a step, place the next one's batch, look at what earlier steps returned ----
+  # ---- Train: dispatch a step, place the next one's batch, look at what others returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
 
