@@ -50,6 +50,11 @@ def group(path: str) -> str:
   return "positions" if looked_up else "body"
 
 
+def head_turns(tokens: int, vocab_size: int, logits_at_once: int) -> int:
+  """Returns in how many parts the loss of so many tokens is taken, by `model.logits_at_once`."""
+  return -(-tokens * vocab_size // logits_at_once) if logits_at_once else 1
+
+
 def mlp_width(model_config: ConfigDict) -> int:
   """Returns F, the hidden width of the feed-forward layer.
 

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from model import layers
 from model.layers import Dense, Norm, transposed
 
 HALVED_FROM = 128  # queries from which on a CPU leaves out what a causal first half does not see
@@ -71,9 +72,10 @@ class View(NamedTuple):
 def flash_serves(q_shape: tuple, k_shape: tuple, view: View, dtype) -> bool:
   """Returns whether cuDNN's flash attention takes these; where it would refuse, XLA's serves.
 
-  The conditions are those that jax 0.10.2 checks for a training step, on any GPU from Ampere on. A
-  mask reaches cuDNN as a bias, which is an array of B T S numbers: less than the scores of all
-  heads, yet more than being causal alone, which costs nothing.
+  The conditions are those that jax 0.10.2 checks for a training step, on any GPU from Ampere on,
+  but for odd lengths, which `attend` makes even. A mask reaches cuDNN as a bias, which is an array
+  of B T S numbers: less than the scores of all heads, yet more than being causal alone, which costs
+  nothing.
 
   Args:
     q_shape: BTHK of the queries.
@@ -88,7 +90,9 @@ def flash_serves(q_shape: tuple, k_shape: tuple, view: View, dtype) -> bool:
   return jnp.dtype(dtype) == jnp.bfloat16 and view.bias_BHTS is None and fits and even
 
 
-def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array:
+def attend(
+  q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype, flash: bool = True
+) -> jax.Array:
   """Returns softmax(scale q k + bias) v, y_BTHK in float32.
 
   On a CPU by the products written out below: against `jax.nn.dot_product_attention` they take 12 to
@@ -104,10 +108,11 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     view: what a query sees.
     scale: of the scores.
     dtype: dtype of the products' operands; the softmax is float32.
+    flash: False: never flash attention.
   """
   mask_BTS, bias_BHTS = view.mask_BTS, view.bias_BHTS
-  backend = jax.default_backend()
-  if backend == "cpu":
+  platform = layers.platform()
+  if platform == "cpu":
     if view.causal:
       causal_1TS = jnp.tril(jnp.ones((1, q_BTHK.shape[1], k_BSGK.shape[1]), bool))
       mask_BTS = causal_1TS if mask_BTS is None else causal_1TS & mask_BTS
@@ -134,8 +139,13 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     ]
     return jnp.concatenate(y_BHTK, axis=2).swapaxes(1, 2)
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-  flash = backend == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
+  flash = flash and platform == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
   implementation: Literal["cudnn"] | None = "cudnn" if flash else None
+  lengths: dict[str, Any] = {}
+  (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
+  if flash and (T % 2 or S % 2):  # jax lets cuDNN train on even lengths only
+    q_BTHK, k_BSGK, v_BSGK = map(_even, (q_BTHK, k_BSGK, v_BSGK))
+    lengths = {"query_seq_lengths": jnp.full(B, T), "key_value_seq_lengths": jnp.full(B, S)}
   y_BTHK = jax.nn.dot_product_attention(
     q_BTHK,
     k_BSGK,
@@ -145,8 +155,14 @@ def attend(q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype) -> jax.Array
     scale=scale,
     is_causal=view.causal,
     implementation=implementation,
+    **lengths,
   )
-  return y_BTHK.astype(jnp.float32)
+  return y_BTHK[:, :T].astype(jnp.float32)
+
+
+def _even(x_BTHK: jax.Array) -> jax.Array:
+  """Returns x with one more time step where their number is odd."""
+  return jnp.pad(x_BTHK, ((0, 0), (0, x_BTHK.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -205,7 +221,7 @@ class Attention(nnx.Module):
   def __init__(self, model_config: ConfigDict, *, rngs: nnx.Rngs):
     c = model_config
     K = c.head_width
-    self.heads, self.kv_heads = c.heads, c.kv_heads
+    self.heads, self.kv_heads, self.flash = c.heads, c.kv_heads, c.flash
     # Scores that are not scaled are made so by the query's weights (Raffel et al. 2020).
     query_scale = 1.0 if c.scale_attention else 1 / K
     self.query = Dense(c, c.width, self.heads * K, rngs=rngs, scale=query_scale)
@@ -242,5 +258,5 @@ class Attention(nnx.Module):
       q_BTHK = self.query_norm(q_BTHK)
     if rotation is not None:
       q_BTHK = rotate(q_BTHK, rotation)
-    y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, view, self.scale, self.out.dtype)
+    y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, view, self.scale, self.out.dtype, self.flash)
     return self.out(y_BTHK.reshape(*x_BTD.shape[:2], -1))

@@ -17,6 +17,11 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
+def platform() -> str:
+  """Returns what programs are made for, on which some parts depend: "cpu", "gpu" or "tpu"."""
+  return jax.default_backend()
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Returns x @ w: operands in `dtype`, sums and result in float32.
@@ -58,7 +63,7 @@ def transposed(x_XTK: jax.Array) -> jax.Array:
   the step (2,048 tokens, D=64 to 384, two Zen 4 cores). In float32 they are as fast without it.
   """
   x_XKT = x_XTK.swapaxes(-1, -2)
-  if x_XKT.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+  if x_XKT.dtype != jnp.bfloat16 or platform() != "cpu":
     return x_XKT
   return with_layout_constraint(x_XKT, Layout(tuple(range(x_XKT.ndim))))
 

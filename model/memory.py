@@ -64,7 +64,7 @@ def device_bytes(
     optimizer: Adam's two moments, and a float32 copy of bfloat16 weights.
     activations: what the backward pass needs of the forward pass, and one block at work; without
       the room that it shares with the logits.
-    logits: with the loss and their gradient.
+    logits: those of a turn (`train.losses`), with the loss and their gradient.
     passing: what the peak needs beyond these, to gather weights and to reduce gradients.
 
   Raises:
@@ -79,14 +79,15 @@ def device_bytes(
   each = 2 if mixed else 4
   sharded = sharding.STRATEGIES[strategy]
   of = {tree: sizes.shard if tree in sharded else sizes.whole for tree in TREES}
-  parts = {
+  parts: dict[str, Any] = {
     "weights": each * of["params"],
     "gradients": (4 if microbatches > 1 else each) * of["gradients"],
     "optimizer": (12 if mixed else 8) * of["optimizer"],
   }
-  kept, working, logits = (
+  kept, working = (
     rows * x for x in _activations(config, vocab_size, seq_len, source_len, mesh, fused)
   )
+  logits = _logits(c, vocab_size, rows * seq_len, mesh[2])
   # Beside those three trees and what is kept for the backward pass, in the phases of a step:
   block = each * sizes.block  # the weights of the block at work
   if "params" in sharded and mesh[1] > 1:
@@ -170,8 +171,8 @@ def _block(c: ConfigDict, stack: Stack, tensor: int, fused: bool) -> Block:
 
 def _activations(
   config: ConfigDict, vocab_size: int, seq_len: int, source_len: int, mesh: tuple, fused: bool
-) -> tuple[float, float, float]:
-  """Returns bytes of one sequence: kept for the backward pass, a block at work, the logits."""
+) -> tuple[float, float]:
+  """Returns bytes of one sequence: kept for the backward pass, and a block at work."""
   c, tensor = config.model, mesh[2]
   alone = mesh[0] * mesh[1] == 1
   gathers = "params" in sharding.STRATEGIES[config.sharding.strategy] and mesh[1] > 1
@@ -195,5 +196,12 @@ def _activations(
       work = distinct + 6 * d + b.weights + max(REPEATED[c.mlp] * f + b.norms, b.weights)
     working = max(working, work)
   kept += 20 * (seq_len + source_len)  # the batch itself: tokens, targets, weights, segments
-  head = 2 * 4 * seq_len * vocab_size / tensor + 3 * 4 * seq_len * c.width
-  return kept, working, head
+  return kept, working
+
+
+def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int) -> float:
+  """Returns bytes of the head at work on so many tokens."""
+  turns = accounting.head_turns(math.ceil(tokens), vocab_size, c.logits_at_once)
+  at_once = 2 * 4 * tokens / turns * vocab_size / tensor + 3 * 4 * tokens * c.width
+  # A turn's gradient of the head, beside their sum.
+  return at_once + (turns > 1) * 4 * c.width * vocab_size / tensor

@@ -21,6 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from model import layers
+
 AXES = ("replica", "shard", "tensor")
 BATCH = ("replica", "shard")  # the axes that divide a batch
 
@@ -174,7 +176,8 @@ class Layout:
   def place(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
     """Returns a batch from this host's rows of it (arrays whose first axis is the batch's)."""
     if jax.process_count() == 1:
-      return rows  # the compiled functions place them
+      # On a CPU the compiled functions read them where they are; elsewhere they are on their way.
+      return rows if layers.platform() == "cpu" else jax.device_put(rows, self.batch)
     return {name: jax.make_array_from_process_local_data(self.batch, x) for name, x in rows.items()}
 
   @property
@@ -313,4 +316,4 @@ whole.defvjp(
 
 def _addable(x: jax.Array) -> jax.Array:
   """Returns x as the devices can add it up: XLA's CPU backend adds no bfloat16."""
-  return x.astype(jnp.float32) if jax.default_backend() == "cpu" else x
+  return x.astype(jnp.float32) if layers.platform() == "cpu" else x

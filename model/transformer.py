@@ -152,14 +152,23 @@ class Head(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
     """Returns logits_BTV in float32; `table_VD` is the embedding, used where it is tied."""
+    return logits(*self.operands(x_BTD, table_VD), self.dtype).reshape(*x_BTD.shape[:-1], -1)
+
+  def operands(
+    self, x_BTD: jax.Array, table_VD: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns x_ND, kernel_DV and bias_V (or None), of which `logits` makes the logits."""
     if self.transform is not None and self.norm is not None:
       x_BTD = self.norm(self.activation(self.transform(x_BTD)))
     kernel_DV = table_VD.T if self.kernel is None else self.kernel[...]
     x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]) * self.scale
-    logits_NV = matmul(x_ND, kernel_DV, self.dtype)
-    if self.bias is not None:
-      logits_NV += self.bias[...][None]
-    return logits_NV.reshape(*x_BTD.shape[:-1], -1)
+    return x_ND, kernel_DV, None if self.bias is None else self.bias[...]
+
+
+def logits(x_ND: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None, dtype) -> jax.Array:
+  """Returns logits_NV in float32 of what `Head.operands` returns."""
+  logits_NV = matmul(x_ND, kernel_DV, dtype)
+  return logits_NV if bias_V is None else logits_NV + bias_V[None]
 
 
 class Transformer(nnx.Module):
@@ -196,8 +205,13 @@ class Transformer(nnx.Module):
     self.head = Head(c, vocab_size, rngs=rngs)
     self.scale = _scale_width(c) ** 0.5 if c.scale_embedding else 1.0
     self.sinusoidal, self.dropout = _is(c, "sinusoidal"), c.dropout
+    self.logits_at_once = c.logits_at_once
 
-  def __call__(
+  def __call__(self, *inputs: Any, **more: Any) -> jax.Array:
+    """Returns logits_BTV in float32; takes what `hidden` takes."""
+    return self.head(self.hidden(*inputs, **more), self.embedding.table[...])
+
+  def hidden(
     self,
     tokens_BT: jax.Array,
     segments_BT: jax.Array | None = None,
@@ -208,7 +222,7 @@ class Transformer(nnx.Module):
     source: Source | None = None,
     keys_B: jax.Array | None = None,
   ) -> jax.Array:
-    """Returns logits_BTV in float32.
+    """Returns what the head reads, x_BTD.
 
     Args:
       tokens_BT: token ids, int32 in [0, V).
@@ -237,8 +251,7 @@ class Transformer(nnx.Module):
     context = self._context(stack, tokens_BT, positions_BT, View(causal, mask_BTS))
     context = context._replace(cross_view=cross_view, memory_BSD=memory_BSD)
     x_BTD = self._embed(stack, tokens_BT, positions_BT, token_types_BT)
-    x_BTD = self._run(stack, x_BTD, context, keys[1])
-    return self.head(x_BTD, self.embedding.table[...])
+    return self._run(stack, x_BTD, context, keys[1])
 
   def encode(self, source: Source, keys_B: jax.Array | None = None) -> jax.Array:
     """Returns the encoder's output memory_BSD."""
@@ -378,6 +391,10 @@ def check(model_config: ConfigDict) -> None:
       raise ValueError(
         f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
       )
+  if model_config.logits_at_once < 0:
+    raise ValueError(
+      f"model.logits_at_once={model_config.logits_at_once}: must not be negative; 0: all of them"
+    )
   if model_config.weights == "bfloat16" and model_config.dtype != "bfloat16":
     raise ValueError(
       f"model.weights='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing by "

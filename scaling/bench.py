@@ -7,6 +7,7 @@ last. The rates of the products are the peak that a case's rate is held against:
 rounds, with the operands that the case has.
 """
 
+import ast
 import datetime
 import importlib.metadata
 import itertools
@@ -16,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TextIO
@@ -38,6 +39,9 @@ DTYPES = ("float32", "bfloat16")
 HEAD_WIDTH = 32  # of a size that names no heads
 SIDES = {"cpu": (512, 1024, 2048)}  # of the square products of the peak
 ACCELERATOR_SIDES = (2048, 4096, 8192)
+# Dense products of bfloat16 as the maker states them [FLOP/s]: NVIDIA's data sheets of H100, H200
+# (SXM) and A100.
+NOMINAL = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100-SXM4": 312e12}
 TELL_SECONDS, TELL_PLAIN_SECONDS = 2.0, 10.0  # between lines of progress: terminal, or file
 
 
@@ -57,6 +61,7 @@ def cases(
   families: str = "",
   dtypes: str = "",
   tokens: int = 0,
+  vary: Sequence[str] = (),
 ) -> list[Case]:
   """Returns every combination of sizes, families and dtypes; each is the config's own where "".
 
@@ -66,6 +71,7 @@ def cases(
     families: decoder, encoder, encoder_decoder; one that is not the config's trains clm, mlm, span.
     dtypes: float32, bfloat16: operands of products (`model.dtype`).
     tokens: of text in a step, rounded down to whole sequences; 0: the config's batch.
+    vary: each FIELD=VALUE is measured beside every combination without it.
 
   Raises:
     ValueError: a name is unknown or comes twice, or a model cannot be trained so.
@@ -73,15 +79,17 @@ def cases(
   shapes = [_shape(size) for size in _split("sizes", sizes)]
   names = _split("families", families, OBJECTIVES)
   operands = _split("dtypes", dtypes, DTYPES)
-  found = []
-  for shape, family, dtype in itertools.product(
-    shapes or [{}], names or [config.model.family], operands or [config.model.dtype]
+  found: list[Case] = []
+  for shape, family, dtype, change in itertools.product(
+    shapes or [{}], names or [config.model.family], operands or [config.model.dtype], ["", *vary]
   ):
     c = config.copy_and_resolve_references()
     c.model.update(shape | {"dtype": dtype})
     if family != c.model.family:
       c.model.family, c.objective = family, OBJECTIVES[family]
       c.data.isolate_documents &= family != "encoder_decoder"
+    if change:
+      _set(c, change)
     c = ladders.resolve(c)
     transformer.check(c.model)
     objectives.check(c)
@@ -91,8 +99,19 @@ def cases(
     c.data.batch_size = tokens // length or c.data.batch_size
     c.train.tokens = objectives.tokens_per_step(c)
     sharding.check(c, len(jax.devices()))
-    found.append(Case(f"{family} {c.model.width}/{c.model.depth} {dtype}", c))
+    name = f"{family} {c.model.width}/{c.model.depth} {dtype} {change}".rstrip()
+    if name in [case.name for case in found]:
+      raise ValueError(f"vary={change}: comes twice; name it once")
+    found.append(Case(name, c))
   return found
+
+
+def _set(config: ConfigDict, change: str) -> None:
+  field, _, text = change.partition("=")
+  try:
+    config.update_from_flattened_dict({field: ast.literal_eval(text)})
+  except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+    raise ValueError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
 
 
 def _split(flag: str, listed: str, known: Iterable[str] = ()) -> list[str]:
@@ -117,13 +136,16 @@ def _shape(size: str) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------- measuring
 
 
-def summary(facts: dict[str, Any], turns: list[Turn], peak: float) -> dict[str, Any]:
+def summary(
+  facts: dict[str, Any], turns: list[Turn], peak: float, nominal: float = 0.0
+) -> dict[str, Any]:
   """Returns what a case's turns amount to, after its facts.
 
   Args:
     facts: as `training` returns them.
     turns: at least one.
     peak: the rate of a product with the case's operands [FLOP/s].
+    nominal: see `nominal_peak`.
   """
   step, dispatch, made = (median(values) for values in zip(*turns, strict=True))
   return facts | {
@@ -136,8 +158,15 @@ def summary(facts: dict[str, Any], turns: list[Turn], peak: float) -> dict[str, 
     "tokens_per_second": facts["tokens_per_step"] / step,
     "flops_per_second": facts["flops_per_step"] / step,
     "peak_fraction": facts["flops_per_step"] / step / peak,
+    "nominal_fraction": facts["flops_per_step"] / step / nominal if nominal else None,
     "turns": [turn._asdict() for turn in turns],
   }
+
+
+def nominal_peak(device_kind: str, dtype: str, devices: int) -> float:
+  """Returns the rate that the maker states, all devices together [FLOP/s]; 0: none is known."""
+  known = [rate for name, rate in NOMINAL.items() if name in device_kind]
+  return devices * known[0] if known and dtype == "bfloat16" else 0.0
 
 
 def bench(
@@ -181,7 +210,9 @@ def bench(
   peaks = {d: max(r["flops_per_second"] for r in rates if r["dtype"] == d) for d in DTYPES}
   rows = []
   for name in names:
-    row = {"case": name} | summary(facts[name], results[name], peaks[facts[name]["dtype"]])
+    dtype = facts[name]["dtype"]
+    nominal = nominal_peak(jax.devices()[0].device_kind, dtype, len(jax.devices()))
+    row = {"case": name} | summary(facts[name], results[name], peaks[dtype], nominal)
     first = next(n for n in names if _like(facts[n]) == _like(row))
     row |= {"ratio_to": first, "ratio": ratio(results[name], results[first])}
     rows.append(row)
@@ -249,7 +280,9 @@ def progress(stream: TextIO) -> Callable[[int, int, str], None]:
 
 def table(result: dict[str, Any]) -> str:
   """Returns the record as people read it."""
-  shown = grid("case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak ratio")
+  shown = grid(
+    "case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak nominal ratio"
+  )
   shown.add_column("memory", justify="right")
   for row in result["cases"]:
     low, high = 1e3 * row["step_seconds_min"], 1e3 * row["step_seconds_max"]
@@ -265,6 +298,7 @@ def table(result: dict[str, Any]) -> str:
       f"{row['tokens_per_second']:,.0f}",
       f"{row['flops_per_second']:.3g}",
       f"{row['peak_fraction']:.1%}",
+      f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
       f"{row['ratio']:.2f}",
       gib(row["compiled_bytes"]),
     )
@@ -274,6 +308,7 @@ def table(result: dict[str, Any]) -> str:
     text(shown),
     "",
     f"medians of {result['rounds']} rounds; peak: of a product's rate by operands, {peaks} FLOP/s;",
+    "nominal: of the maker's figure for bfloat16, ? where none is known;",
     "input: the host's time for a batch; ratio: of step times, to the first case of that size",
     f"{m['devices']} x {m['device_kind']}, {m['cores']} cores of {m['processor']}, "
     f"load {m['load_at_start']:.1f} before, jax {m['versions']['jax']}, {result['date']}",

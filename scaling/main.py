@@ -100,6 +100,8 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
 def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
   text = " ".join(str(error).replace("\\n", " ").split())
+  # What a config file raises comes with its traceback; its last line says what is wrong.
+  text = re.sub(r"^flag (--\S+): Error whilst .* \w+(?:Error|Exception): ", r"\1: ", text)
   near = re.search(r"Did you mean \W*(\w+)", text)
   words = re.findall(r"\w+", text)
   if isinstance(error, (AttributeError, KeyError)) and (near or len(words) == 1):

@@ -37,6 +37,11 @@ FLAGS: dict[str, tuple[tuple[str, bool | str | int | float | list, str], ...]] =
     ("families", "", "decoder,encoder,encoder_decoder, or some of them; else the config's."),
     ("dtypes", "", "float32,bfloat16, or one: operands of products; else the config's."),
     ("tokens", 0, "Of text in a step, rounded down to whole sequences; 0: the config's batch."),
+    (
+      "vary",
+      [],
+      "A FIELD=VALUE to measure beside, as model.flash=False; several times if need be.",
+    ),
     ("rounds", 20, "Turns that each model and each product takes."),
     ("growth", "", "Measures how cost grows instead: batch,size,depth,devices,processes,cells."),
   ),

@@ -133,7 +133,8 @@ def bench(args: flags.FlagValues) -> None:
   """Measures how fast training is here: step time, FLOP/s, the fraction of a product's peak.
 
   Without --sizes, --families and --dtypes it is the config's own model; with them, every
-  combination, by turns. Prints a table; the workdir's bench.json has every turn.
+  combination, by turns; --vary=FIELD=VALUE measures each of them so, too. Prints a table; the
+  workdir's bench.json has every turn.
 
   --growth measures how cost grows instead, for some or all of: a step with the batch and with the
   size of the model, compilation with depth, a step with simulated devices and with processes, and a
@@ -149,7 +150,8 @@ def bench(args: flags.FlagValues) -> None:
     return
   from scaling import bench as benches
 
-  cases = benches.cases(args.config, args.sizes, args.families, args.dtypes, args.tokens)
+  grid = args.sizes, args.families, args.dtypes, args.tokens, args.vary
+  cases = benches.cases(args.config, *grid)
   print(benches.table(benches.bench(cases, workdir, args.rounds)))
 
 

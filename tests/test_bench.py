@@ -49,6 +49,21 @@ def test_a_grid_is_every_combination_and_changes_no_more(config):
   assert bench.cases(prefix, families="decoder")[0].config.objective == "prefix"
 
 
+def test_every_combination_is_measured_with_and_without_what_varies(config):
+  found = bench.cases(config, "16/2,64/3", vary=["model.logits_at_once=0", "model.flash=False"])
+  assert [case.name.partition("float32")[2] for case in found] == [
+    *("", " model.logits_at_once=0", " model.flash=False") * 2
+  ]
+  assert [c.model.logits_at_once > 0 for _, c in found] == [True, False, True] * 2
+  assert [c.model.flash for _, c in found] == [True, True, False] * 2
+
+
+def test_the_makers_figure_is_for_dense_bfloat16_and_all_devices():
+  assert bench.nominal_peak("NVIDIA H200", "bfloat16", 8) == 8 * 989e12
+  assert bench.nominal_peak("NVIDIA H200", "float32", 1) == 0
+  assert bench.nominal_peak("cpu", "bfloat16", 1) == 0
+
+
 @pytest.mark.slow
 def test_rates_are_flops_over_time_and_below_the_peak(measured, config):
   result, _ = measured
@@ -157,6 +172,8 @@ def test_progress_comes_at_once_and_then_now_and_then(monkeypatch):
     ("--dtypes=float16", "dtypes='float16': unknown; choose from float32, bfloat16"),
     ("--tokens=31", "tokens=31: a clm sequence has 32"),
     ("--tokens=-1", "tokens=-1: a clm sequence has 32"),
+    ("--vary=model.flsh=False", "vary='model.flsh=False': not a FIELD=VALUE of the config"),
+    ("--vary=model.flash", "vary='model.flash': not a FIELD=VALUE of the config"),
     ("--rounds=0", "rounds=0: must be at least 1"),
     ("--config.model.norm=batch", "model.norm='batch'"),
     ("--config.data.seq_len=99999999", "data.seq_len=99,999,999"),

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from configs import presets
+from configs.sweeps import h200
 from scaling import main
 from train import host
 
-PRESETS = Path(presets.__file__)
+PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
 
 
 def run(capsys, *argv):
@@ -45,6 +46,10 @@ def test_alone_and_help_explain(capsys):
     (("report", "--workdir=does/not/exist"), "no such folder"),
     (("train", "--workdir=/proc/x"), "name a folder that you own"),
     (("train", f"--config={PRESETS}:gpt3", "--workdir=x"), "preset 'gpt3': unknown"),
+    (
+      ("plan", f"--config={H200}:nonsense"),
+      f"isoflop: --config={H200}:nonsense: h200.py:nonsense: write SCALE or SCALE,OBJECTIVE",
+    ),
     (("sample", "--checkpoint=x"), "--prompt is missing"),
     (("sample", "--prompt=a"), "--checkpoint is missing"),
     (("sample", "--prompt=a", "--checkpoint=nowhere"), "checkpoint=nowhere: no run.json"),

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FEW = (
   "decoder strategy=zero1 heads=8 depth=3 batch_size=64 V=2000",
   "encoder_decoder strategy=ddp depth=2 batch_size=64 remat=dots microbatches=2",
+  "decoder strategy=zero1 V=8000 depth=2 batch_size=64 logits_at_once=500000",
 )
 ZERO3 = ("encoder strategy=zero3 width=256 depth=3 batch_size=64",)
 MORE = (
@@ -33,11 +34,17 @@ MORE = (
   "decoder strategy=zero2 width=512 batch_size=8 remat=full",
   "decoder strategy=ddp width=512 batch_size=8 remat=full",
   "decoder strategy=zero3 width=256 batch_size=64 remat=dots dtype=bfloat16 weights=bfloat16",
+  "decoder strategy=zero3 width=256 depth=2 batch_size=64 V=8000 logits_at_once=500000",
+  "decoder strategy=zero2 depth=2 batch_size=128 V=8000 microbatches=2 logits_at_once=500000",
   "encoder_decoder strategy=zero1 depth=5 batch_size=128 remat=dots",
   "encoder_decoder strategy=zero3 width=192 heads=6 batch_size=64 V=1500",
   "encoder_decoder strategy=hybrid shard_factor=4 width=256 batch_size=64 remat=full mlp=relu",
 )
-ONE = ("decoder batch_size=32", "encoder width=512 batch_size=2 remat=full V=4000")
+ONE = (
+  "decoder batch_size=32",
+  "encoder width=512 batch_size=2 remat=full V=4000",
+  "decoder batch_size=32 V=8000 logits_at_once=4000000",
+)
 
 
 def compiled(devices, cases):

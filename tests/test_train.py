@@ -1,5 +1,6 @@
 """A run: learns, resumes bit for bit, branches, and refuses before it spends anything."""
 
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from configs.ladders import resolve
 from model import accounting
-from train import checkpoint, clock, data, evaluation, files, loop, objectives, optim, step
+from train import checkpoint, clock, data, evaluation, files, loop, metrics, objectives, optim, step
 
 
 def rows(folder):
@@ -125,6 +126,43 @@ def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
   for row in rows(folder):
     cut = row["step"] - 5 < stop_at < row["step"]  # this interval was cut in two
     assert cut or row["step"] == stop_at or row in own
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monkeypatch, first):
+  """Before any metrics are read; each once, in order, and none beyond the last."""
+  config, tokens, log = resolve(tiny), data.prepare(tiny), []
+  config.train.tokens, config.train.log_every_steps = 5 * 128, 1
+  if first:
+    config.train.stop_at_step = first
+    loop.train(config, tmp_path)
+    config.train.stop_at_step = 0
+    files.write_json(tmp_path / "run.json", files.read_json(tmp_path / "run.json") | {"status": ""})
+  expected = list(itertools.islice(data.train_batches(tokens, config), 5))
+  end_interval = metrics.Metrics.end_interval
+  monkeypatch.setattr(
+    metrics.Metrics, "end_interval", lambda self, n: log.append(n) or end_interval(self, n)
+  )
+  functions = step.program(config, tokens.vocab_size)
+  place = functions.place
+  functions = functions._replace(place=lambda batch: log.append("placed") or place(batch))
+  monkeypatch.setattr(loop, "program", lambda *_: functions)
+  body = loop.run(config, tmp_path, clock.Clock(), lambda: False, lambda event: None)
+  (_, state), answer, seen = next(body), None, []
+  for _ in range(first, 5):
+    request = body.send(answer)
+    seen.append(request.batch)
+    log.append("step")
+    state, answer = functions.step(state, *request)
+  jax.tree.map(np.testing.assert_array_equal, seen, expected[first:])
+  assert body.send(answer) is loop.STATE
+  body.close()
+  assert log == [
+    "placed",
+    *(x for n in range(first + 1, 5) for x in ("step", "placed", n)),
+    "step",
+    5,
+  ]
 
 
 def test_killed_run_resumes_bit_for_bit(whole, tmp_path):

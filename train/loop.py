@@ -21,7 +21,6 @@ from train.clock import Clock
 from train.evaluation import evaluate
 from train.host import Interrupted
 from train.metrics import Metrics
-from train.objectives import Batch
 from train.step import Program, TrainState, program
 
 PROGRESS_SECONDS = 0.5
@@ -31,7 +30,7 @@ STATE = "state"  # the request for the run's own state; the answer is of use unt
 class Step(NamedTuple):
   """The request for the next step; it is answered with the step's metrics."""
 
-  batch: Batch  # this host's rows
+  batch: Any  # placed; in a pack this host's rows, to be stacked with those of others
   lr: np.float32
   seed: np.uint32
 
@@ -75,9 +74,7 @@ def train(
           answer = state
           continue
         try:
-          with clock("data"):
-            batch = functions.place(request.batch)
-          state, answer = functions.step(state, batch, request.lr, request.seed)
+          state, answer = functions.step(state, *request)
         except Exception as error:
           body.throw(error)
   except StopIteration as end:
@@ -125,7 +122,7 @@ def run(
     with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
       return (
         yield from _steps(
-          config, tokens, functions, own, checkpoints, head, clock, should_stop, report
+          config, tokens, functions, own, checkpoints, head, clock, should_stop, report, pack
         )
       )
 
@@ -140,6 +137,7 @@ def _steps(
   clock: Clock,
   should_stop: Callable[[], bool],
   report: Callable[[dict], None],
+  pack: int,
 ) -> Run:
   began = saved = reported = time.perf_counter()
   size = record.size_of(config, tokens.vocab_size)
@@ -161,14 +159,20 @@ def _steps(
   yield functions, state
   del state  # its driver's
 
-  # ---- Train: dispatch a step, then look at what the steps before it returned ----
+  # ---- Train: dispatch a step, place the next one's batch, look at what others returned ----
   alone = jax.process_count() == 1
   batches = data.train_batches(tokens, config, first_step, *host.place())
+
+  def placed() -> Any:
+    with clock("data"):
+      return functions.place(next(batches)) if pack == 1 else next(batches)
+
+  batch = placed()
   for done in range(first_step + 1, last_step + 1):
     lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
-    with clock("data"):
-      batch = next(batches)
     metrics.add((yield Step(batch, lr, seed)))
+    if done < last_step:
+      batch = placed()
     keep = done in config.train.keep_steps
     stop = alone and should_stop() and done < last_step
     if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:

@@ -1,0 +1,151 @@
+"""The loss whose logits are made a part at a time, against the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import SOURCE_BS, TOKENS_BT, T, V, built, model_config, random_model, randomised
+
+from model import accounting, transformer
+from train import losses
+
+ROWS = 3  # 36 tokens: 5 and 7 turns leave a remainder
+HEADS = (
+  {},
+  {"tied": True},
+  {"tied": True, "scale_logits": True},
+  {"tied": True, "width_scaling": "mup", "mup_base_width": 8},
+  {"head_bias": True},
+  {"tied": True, "head_bias": True, "head_transform": True, "biases": True},
+)
+rng = np.random.default_rng(0)
+TARGETS_BT = jnp.asarray(rng.integers(0, V, (ROWS, T)), jnp.int32)
+COTANGENTS = [jnp.asarray(rng.normal(size=(ROWS, T)), jnp.float32) for _ in range(2)]
+
+
+def with_gradients(loss, *arguments):
+  """((nll, log Z), gradients of both), each token's of a weight of its own."""
+
+  def total(*arguments):
+    both = loss(*arguments)
+    return sum(jnp.vdot(w, x) for w, x in zip(COTANGENTS, both, strict=True)), both
+
+  grads, both = jax.grad(total, tuple(range(len(arguments))), has_aux=True)(*arguments)
+  return both, grads
+
+
+def of_head(logits_at_once, **changes):
+  """The loss of a head at random, and its gradients by its weights, x and the embedding."""
+  c = model_config(**changes)
+  graphdef, params = nnx.split(transformer.Head(c, V, rngs=nnx.Rngs(0)))
+  rng = np.random.default_rng(1)
+  x_BTD, table_VD = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((ROWS, T, c.width), (V, c.width))
+  )
+
+  def loss(params, x_BTD, table_VD):
+    head = nnx.merge(graphdef, params)
+    return losses.head_losses(head, x_BTD, table_VD, TARGETS_BT, logits_at_once)
+
+  return with_gradients(loss, randomised(params), x_BTD, table_VD)
+
+
+def of_model(logits_at_once, family):
+  params, _ = random_model(family=family)
+  graphdef, _ = built(family=family, logits_at_once=logits_at_once)
+  batch = {"inputs_BT": jnp.tile(TOKENS_BT, (ROWS, 1)), "targets_BT": TARGETS_BT}
+  if family == "encoder_decoder":
+    batch["source_BS"] = jnp.tile(SOURCE_BS, (ROWS, 1))
+  return with_gradients(
+    lambda params: losses.token_losses(nnx.merge(graphdef, params), batch, segments=False), params
+  )
+
+
+def assert_as_near_as_float32(found, expected):
+  """Sums of some 40 terms in another order, and some ten operations on them: 2^-24 x 40 x 10."""
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    bound = 400 * 2.0**-24 * max(1.0, float(jnp.max(jnp.abs(y))))
+    np.testing.assert_allclose(x, y, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("changes", HEADS, ids=lambda c: "-".join(c) or "own")
+def test_taking_turns_changes_neither_losses_nor_gradients(changes):
+  whole = of_head(0, **changes)
+  for turns in (5, 7):
+    at_once = -(-ROWS * T * V // turns)
+    assert accounting.head_turns(ROWS * T, V, at_once) == turns
+    assert_as_near_as_float32(of_head(at_once, **changes), whole)
+
+
+@pytest.mark.parametrize(
+  "family", ["encoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
+def test_models_take_the_turns_of_their_config(family, monkeypatch):
+  whole, asked = of_model(0, family), []
+  in_turn = losses.cross_entropy_in_turn
+  monkeypatch.setattr(
+    losses, "cross_entropy_in_turn", lambda *x: asked.append(x[-1]) or in_turn(*x)
+  )
+  assert_as_near_as_float32(of_model(1000, family), whole)
+  assert asked == [2]
+
+
+def test_each_run_of_a_pack_has_its_own():
+  x_WND, kernel_WDV = (
+    jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
+    for i, shape in enumerate([(2, 10, 4), (2, 4, V)])
+  )
+  targets_WN = jnp.arange(20).reshape(2, 10)
+
+  def loss(x_ND, kernel_DV, targets_N):
+    nll_N, log_z_N = losses.cross_entropy_in_turn(x_ND, kernel_DV, None, targets_N, "float32", 3)
+    return jnp.sum(nll_N + log_z_N**2)
+
+  gradients = jax.grad(loss, (0, 1))
+  packed = jax.vmap(gradients)(x_WND, kernel_WDV, targets_WN)
+  alone = [gradients(*run) for run in zip(x_WND, kernel_WDV, targets_WN, strict=True)]
+  assert_as_near_as_float32(packed, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_gradients_of_the_head_are_summed_in_float32(weights):
+  """Of 2,048 equal terms a bfloat16 sum would stop growing at 2^8 of them."""
+  N, D, vocab = 2048, 2, 4
+  x_ND, kernel_DV = jnp.ones((N, D)), jnp.zeros((D, vocab), weights)
+
+  def loss(kernel_DV):
+    zeros_N = jnp.zeros(N, jnp.int32)
+    nll_N, _ = losses.cross_entropy_in_turn(x_ND, kernel_DV, None, zeros_N, jnp.bfloat16, N)
+    return jnp.sum(nll_N)
+
+  grad_DV = jax.grad(loss)(kernel_DV)
+  assert grad_DV.dtype == weights
+  np.testing.assert_array_equal(grad_DV, np.tile([-0.75 * N, *[0.25 * N] * 3], (D, 1)))
+
+
+def test_the_logits_never_exist_at_once():
+  """Of a turn, there are they, their exponentials and their gradient."""
+  N, D, vocab, turns = 2048, 16, 2000, 16
+  logits = 4 * N * vocab
+  shapes = [(N, D), (D, vocab)]
+  operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  targets_N = jax.ShapeDtypeStruct((N,), jnp.int32)
+
+  def held(loss):
+    def total(x_ND, kernel_DV, targets_N):
+      nll_N, log_z_N = loss(x_ND, kernel_DV, targets_N)
+      return jnp.sum(nll_N + log_z_N**2)
+
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(*operands, targets_N).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  def whole(x_ND, kernel_DV, targets_N):
+    return losses.cross_entropy(transformer.logits(x_ND, kernel_DV, None, jnp.float32), targets_N)
+
+  def in_turn(x_ND, kernel_DV, targets_N):
+    return losses.cross_entropy_in_turn(x_ND, kernel_DV, None, targets_N, jnp.float32, turns)
+
+  others = sum(4 * np.prod(shape) for shape in shapes)
+  assert held(whole) >= logits
+  assert held(in_turn) <= 3 * logits / turns + 4 * others
