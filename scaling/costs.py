@@ -16,7 +16,7 @@ from train import files
 RECORD = "costs.json"
 PARTS = {
   "start": "imports; in runs: initialise or restore",
-  "data": "corpus and tokenizer; in runs: waiting for batches",
+  "data": "corpus and tokenizer; in runs: batches, beside the step before on a shared core",
   "preflight": "workers come up, every size is compiled and checked for memory",
   "compile": "in runs: compile, or load what was compiled",
   "train": "in runs: steps",
@@ -121,7 +121,7 @@ def section(workdir: Path) -> Iterable[Block]:
   rows = [
     (part, f"{parts[part]:.1f}", f"{parts[part] / whole:.1%}", meaning)
     for part, meaning in PARTS.items()
-    if parts.get(part)
+    if parts.get(part, 0.0) > 0.05
   ]
   rows.append(("all", f"{whole:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
   yield Table(("part", "seconds", "share", ""), rows)

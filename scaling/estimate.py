@@ -8,6 +8,7 @@ starts or resamples at once, and says of each whether it has converged.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -213,7 +214,7 @@ def minimise(
   return Solution(theta, cost, converged, fixed)
 
 
-_minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
+_minima: dict[tuple[float, bytes], tuple[Solution, Solution]] = {}  # the newest last
 
 
 def minimum(runs: Design, delta: float) -> tuple[Solution, Solution]:
@@ -231,7 +232,8 @@ def minimum(runs: Design, delta: float) -> tuple[Solution, Solution]:
   Raises:
     ValueError: no start found a minimum.
   """
-  key = (delta, *(np.asarray(value).tobytes() for value in vars(runs).values()))
+  bits = b"".join(np.asarray(value).tobytes() for value in vars(runs).values())
+  key = delta, hashlib.sha256(bits).digest()
   if key not in _minima:
     if len(_minima) >= MOST_KEPT:
       _minima.pop(next(iter(_minima)))
