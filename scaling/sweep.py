@@ -78,9 +78,7 @@ def _sweep(
   fits: dict[int, preflight.Fit] = {}  # by size
 
   def look_at(new: list[Cell]) -> None:
-    for size in {cell.size for cell in new} - fits.keys():
-      if larger := [other for other in fits if other > size]:
-        fits[size] = fits[min(larger)]  # where that one fits, this one does
+    fits.update(preflight.implied(fits, {cell.size for cell in new}))
     unknown = [cell for cell in new if cell.size not in fits]
     if unknown:
       clock("preflight")
