@@ -1,6 +1,6 @@
 """Before a sweep trains: every distinct program is compiled where it will run, and fits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,12 @@ def pack(config: ConfigDict, found: dict, workers: int) -> int:
   each = max(found["compiled"], found["evaluating"])
   fits = int(found["available"] / workers // each) - 1  # one beside them evaluates, or is saved
   return power_of_two(min(MAX_PACK, max(1, fits)))
+
+
+def implied(fits: Mapping[int, Fit], sizes: Iterable[int]) -> dict[int, Fit]:
+  """Returns how those sizes are trained that are below one that was looked at: as that one is."""
+  above = {size: [other for other in fits if other > size] for size in set(sizes) - fits.keys()}
+  return {size: fits[min(others)] for size, others in above.items() if others}
 
 
 def look(

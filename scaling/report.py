@@ -270,25 +270,6 @@ def _cost(record: Record) -> Iterable[Block]:
   )
 
 
-def _time(record: Record) -> Iterable[Block]:
-  parts = (files.read_json(record.workdir / costs.RECORD) or {}).get("parts")
-  if not parts:
-    return
-  whole = sum(parts.values())
-  yield Heading("Where the time went")
-  rows = [
-    (part, f"{parts[part]:.1f}", f"{parts[part] / whole:.1%}", meaning)
-    for part, meaning in costs.PARTS.items()
-    if parts.get(part)
-  ]
-  rows.append(("all", f"{whole:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
-  yield Table(("part", "seconds", "share", ""), rows)
-  yield Text(
-    f"All but training took {1 - parts['train'] / whole:.1%}. A second of one of several workers "
-    "counts as its share of a second."
-  )
-
-
 def _cells(record: Record, *kinds: str) -> Table:
   cells = sorted(
     (c for c in record.cells if c["kind"] in kinds),
@@ -343,7 +324,7 @@ def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
   if images.keys() & {"residuals", "training_curves"}:
     content += [Heading("How well the law fits"), *show("residuals", "training_curves")]
   content += [*findings.behind(record), *show("sensitivity"), *_adaptive(record)]
-  content += [*_probe(record), *_unused(record), *_cost(record), *_time(record)]
+  content += [*_probe(record), *_unused(record), *_cost(record), *costs.section(record.workdir)]
   if any(c["kind"] == "fit" for c in record.cells):
     content += [Heading("Fit cells"), _cells(record, "fit")]
   return content + list(_provenance(record))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -97,11 +96,11 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
 
 
 def _state(folder: Path, config: ConfigDict, tokenizer_vocab_size: int) -> step.TrainState:
-  init = step.program(config, tokenizer_vocab_size).init
+  state = step.program(config, tokenizer_vocab_size).state
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   like = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-    jax.eval_shape(init, np.uint32(0)),
+    state,
   )
   with checkpoint.opened(folder / "checkpoints", read_only=True) as checkpoints:
     if not checkpoints.steps():

@@ -49,14 +49,14 @@ def sweep(
   files.make_folder(workdir)
   with files.owned(workdir):
     clock = costs.Clock(workdir, began)
-    clock("data")
-    tokens = data.prepare(config)
-    clock("start")
-    plan.check(config, tokens)
-    head = begin(config, workdir, tokens)
-    adaptive.begin(config, workdir, adapt)
-    pool = Pool(workdir, config.sweep.workers)
+    pool = Pool(workdir, config.sweep.workers)  # they come up while the text is prepared
     try:
+      clock("data")
+      tokens = data.prepare(config)
+      clock("start")
+      plan.check(config, tokens)
+      head = begin(config, workdir, tokens)
+      adaptive.begin(config, workdir, adapt)
       return _sweep(config, workdir, tokens, head, pool, display, should_stop, clock)
     finally:
       pool.close()
@@ -78,6 +78,7 @@ def _sweep(
   fits: dict[int, preflight.Fit] = {}  # by size
 
   def look_at(new: list[Cell]) -> None:
+    fits.update(preflight.implied(fits, {cell.size for cell in new}))
     unknown = [cell for cell in new if cell.size not in fits]
     if unknown:
       clock("preflight")

@@ -1,8 +1,12 @@
 """Shared by the tests: a small corpus, and a config that trains on it in seconds."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of LLVM: the tests, and what they start, compile far more than they run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import numpy as np
 import pytest
@@ -65,3 +69,18 @@ def make_tiny(cache, corpus):
 @pytest.fixture
 def tiny(make_tiny):
   return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """A finished sweep with its report, and with what stands behind its law; not to be changed."""
+  import synthetic
+
+  return synthetic.reported(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A copy of the finished sweep, without the report, for a test to change."""
+  skip = shutil.ignore_patterns("figures", "report.*")
+  return Path(shutil.copytree(finished, tmp_path / "sweep", ignore=skip))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, ladders
-from scaling import compare, laws, runs
+from scaling import choices, compare, decide, laws, report, results, runs
 from scaling import fit as fits
 
 TRUTH = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
@@ -182,6 +182,29 @@ def build(folder: Path) -> Path:
     branch = cell["kind"] == "fit" and cell["seed"] == 0
     path = folder / "cells" / cell["cell"]
     _curve(path, cell["N"], cell["D"], 0.8 * cell["D"] if branch else 0, rng, gap=0.08 * branch)
+  return folder
+
+
+def reported(folder: Path) -> Path:
+  """Builds it with what stands behind its law, asks four questions, and writes the report."""
+  build(folder)
+  options = base.get_config().fit
+  options.bootstraps = 200
+  asked = decide.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
+  law = fits.fit_runs(runs.read_runs(folder), options)
+  made = fits.to_json(law, fits.make_curves(results.curves(folder, law.runs)))
+  held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
+  behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
+    "choices": choices.choices(folder, options),
+    "decisions": decide.answers(law, asked),
+    "heldout": [
+      held | {"form": "chinchilla", "rms_error": 0.0021},
+      held | {"form": "power_law_c", "rms_error": None, "reason": "too few"},
+    ],
+  }
+  stored = json.loads((folder / "fit.json").read_text())
+  (folder / "fit.json").write_text(json.dumps(stored | behind))
+  report.write(folder)
   return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from surfaces import TRUTH, grid, isoflop, noisy, options
 
-from scaling import decide, fit, laws
+from scaling import decide, estimate, fit, laws
 
 
 def test_the_example_in_the_docstring_runs_and_means_what_it_says():
@@ -147,6 +147,17 @@ def test_fit_json_is_complete_and_consistent():
   assert len(record["influence"]) == 5
   assert {row["id"] for row in record["influence"]} <= set(found.runs.ids)
   assert record["heldout"] is None
+
+
+def test_a_minimum_that_was_found_is_not_sought_again(monkeypatch):
+  N, D = grid()
+  loss = noisy(N, D, 0.01, 0)
+  first = estimate.minimum(estimate.design(N, D, loss), 1e-3)
+  monkeypatch.setattr(estimate, "minimise", lambda *_: pytest.fail("sought"))
+  assert estimate.minimum(estimate.design(N, D, loss), 1e-3) is first
+  loss[0] += 1e-12
+  with pytest.raises(pytest.fail.Exception, match="sought"):
+    estimate.minimum(estimate.design(N, D, loss), 1e-3)
 
 
 def test_cost_of_a_fixed_ratio():

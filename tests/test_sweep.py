@@ -16,7 +16,7 @@ import pytest
 
 from configs import base
 from model import accounting
-from scaling import plan, store, verify
+from scaling import plan, preflight, store, verify
 from scaling import sweep as sweeps
 from train import data, optim
 
@@ -287,6 +287,12 @@ def test_one_trunk_serves_all_token_counts_of_a_size(config):
   assert spent == pytest.approx(
     sum(t.steps * 8 * 128 * t.flops_per_token for t in trunks) + cooldowns
   )
+
+
+def test_what_fits_a_larger_size_fits_a_smaller_one():
+  whole, half = preflight.Fit(1, 8), preflight.Fit(2, 1)
+  found = preflight.implied({3: whole, 8: half}, (2, 3, 5, 8, 9))
+  assert found == {2: whole, 5: half}  # 9 is yet to be looked at
 
 
 def test_heldout_cells_surround_the_prediction(config):
