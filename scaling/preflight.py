@@ -22,7 +22,7 @@ class Fit(NamedTuple):
   pack: int  # runs that a worker may train together, a power of two
 
 
-def pack(config: ConfigDict, found: dict, workers: int) -> int:
+def pack(config: ConfigDict, size: int, found: dict, workers: int) -> int:
   """Returns how many runs of a size a worker may train together: a power of two.
 
   `sweep.pack` bounds it, or the planner chooses: on an accelerator as many as fit, since a small
@@ -31,18 +31,27 @@ def pack(config: ConfigDict, found: dict, workers: int) -> int:
 
   Args:
     config: the sweep's.
-    found: the size's record of `train.preflight`.
+    size: which.
+    found: its record of `train.preflight`.
     workers: processes that share the device.
+
+  Raises:
+    ValueError: `sweep.pack` runs need more memory than there is.
   """
   if found.get("devices", 0) != 1:
     return 1
-  if config.sweep.pack:
-    return power_of_two(config.sweep.pack)
-  if not found["accelerator"]:
-    return 1
   each = max(found["compiled"], found["evaluating"])
-  fits = int(found["available"] / workers // each) - 1  # one beside them evaluates, or is saved
-  return power_of_two(min(MAX_PACK, max(1, fits)))
+  shares = workers if found["accelerator"] else 1  # a CPU's memory is divided already
+  fits = int(found["available"] / shares // each) - 1  # one beside them evaluates, or is saved
+  asked = config.sweep.pack
+  if asked > max(1, fits):
+    raise ValueError(
+      f"sweep.pack={asked}: size {size} needs {each / 2**20:.4g} MiB a run, and once more, of "
+      f"{found['available'] / shares / 2**20:.4g}; ask for at most {power_of_two(max(1, fits))}"
+    )
+  if not asked and not found["accelerator"]:
+    return 1
+  return power_of_two(asked or min(MAX_PACK, max(1, fits)))
 
 
 def look(
@@ -91,6 +100,6 @@ def look(
     if record["microbatches"] > config.sharding.microbatches:
       display.say(f"size {size}: its batch is trained in {record['microbatches']} microbatches")
   return {
-    size: Fit(record["microbatches"], pack(config, record, len(pool)))
+    size: Fit(record["microbatches"], pack(config, size, record, len(pool)))
     for size, record in found.items()
   }

@@ -73,7 +73,8 @@ def main(core: str) -> None:
         except Exception as error:
           ended(names, i, error)
     else:
-      pack.train(runs, should_stop, partial(progress, names), partial(ended, names))
+      own = partial(progress, names), partial(ended, names)
+      pack.train(runs, should_stop, *own, lambda text: send({"said": text}), message["slots"])
       if should_stop():
         return
 
