@@ -147,6 +147,7 @@ class _Worker:
     self.tasks: dict[str, Task] = {}  # by id
     self.progress: dict[str, dict] = {}
     self.ready = False
+    self.rate: float | None = 0.0  # measured; None: not yet
     self.buffer = b""
     self.log = log.open("ab")
     self.process = subprocess.Popen(
@@ -185,23 +186,60 @@ class _Worker:
 class Pool:
   """Worker processes that live as long as the sweep."""
 
-  def __init__(self, workdir: Path, workers: int):
-    """Starts the workers; 0: one per core, or a single one where there is an accelerator."""
+  def __init__(self, workdir: Path, workers: int, each_core: bool = True):
+    """Starts the workers.
+
+    Args:
+      workdir: the sweep's.
+      workers: how many; 0: one per core, or a single one where there is an accelerator.
+      each_core: on a CPU; False: of 0 workers there is one, on all cores.
+    """
     cores: Sequence[int | None] = host.cores()
     if host.has_accelerator():
       cores = [None] * max(1, workers)
     elif workers:
       cores = [cores[i % len(cores)] for i in range(workers)]
+    elif not each_core:
+      cores = [None]
     self._log = workdir / "workers.log"
-    self._workers = [_Worker(i, core, self._log) for i, core in enumerate(cores)]
+    self._workers: list[_Worker] = []
+    self.restart(cores)
 
   def __len__(self) -> int:
     return len(self._workers)
+
+  def restart(self, cores: Sequence[int | None]) -> None:
+    """Has a worker on each of these cores; None: on all of them."""
+    self.close()
+    self._workers = [_Worker(i, core, self._log) for i, core in enumerate(cores)]
 
   def close(self) -> None:
     """Ends the workers."""
     for worker in self._workers:
       worker.close()
+
+  def rate(
+    self,
+    config: dict,
+    slots: int,
+    seconds: float,
+    display: Display,
+    should_stop: Callable[[], bool],
+  ) -> float:
+    """Returns the steps in a second of all workers at once, each with so many runs together.
+
+    Raises:
+      KeyboardInterrupt: `should_stop` said so.
+    """
+    for taking in (0.0, seconds):  # compiled by all before one of them is measured
+      for worker in self._workers:
+        worker.rate = None
+        worker.send({"rate": config, "slots": slots, "seconds": taking})
+      while any(worker.rate is None for worker in self._workers):
+        self._receive(Queue([]), display, stopping=False)
+        if should_stop():
+          raise KeyboardInterrupt
+    return sum(worker.rate or 0.0 for worker in self._workers)
 
   def run(
     self, tasks: Sequence[Task], display: Display, should_stop: Callable[[], bool]
@@ -260,6 +298,8 @@ class Pool:
         for event in events:
           if event.get("ready"):
             worker.ready = True
+          elif "rate" in event:
+            worker.rate = event["rate"]
           elif "said" in event:
             display.say(event["said"])
           elif "finished" in event:

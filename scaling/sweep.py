@@ -55,7 +55,7 @@ def sweep(
     plan.check(config, tokens)
     head = begin(config, workdir, tokens)
     adaptive.begin(config, workdir, adapt)
-    pool = Pool(workdir, config.sweep.workers)
+    pool = Pool(workdir, config.sweep.workers, preflight.chosen(workdir)["each_core"])
     try:
       return _sweep(config, workdir, tokens, head, pool, display, should_stop, clock)
     finally:
@@ -100,8 +100,11 @@ def _sweep(
     for name, error in errors.items():
       display.say(f"FAILED {name}: {error}")
 
-  # ---- Does it fit? ----
-  look_at(plan.fit_cells(config, vocab_size))
+  # ---- Does it fit, and how is it fastest? ----
+  planned = plan.fit_cells(config, vocab_size)
+  look_at(planned)
+  if preflight.choose(config, workdir, planned, pool, display, should_stop):
+    fits.clear()
 
   # ---- Learning rate ----
   rule, probes = probe(config, vocab_size, workdir, train)

@@ -64,6 +64,10 @@ def main(core: str) -> None:
     message = tasks.get()
     if message.get("stop"):
       return
+    if "rate" in message:
+      config = ConfigDict(message["rate"])
+      send({"rate": pack.rate(config, message["slots"], message["seconds"])})
+      continue
     names = [task["id"] for task in message["tasks"]]
     runs = [(ConfigDict(task["config"]).lock(), Path(task["folder"])) for task in message["tasks"]]
     if sharing := message["preflight"]:

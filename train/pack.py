@@ -6,7 +6,9 @@ in hardly more time. Their numbers are those of the runs alone but for the order
 a product, which depends on the number of slots and on nothing else: not on who is in the others.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +17,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import loop
+from configs import ladders
+from train import data, loop
 from train.clock import Clock
-from train.step import Program, TrainState
+from train.step import Program, TrainState, program
 
 
 class Stack(NamedTuple):
@@ -148,6 +151,33 @@ def _together(
       return sorted(short)
     for i in requests:
       clocks[i].add(shared, 1 / len(requests))
+
+
+def rate(config: ConfigDict, slots: int, seconds: float) -> float:
+  """Returns the steps that so many runs together take in a second, measured for so long.
+
+  Args:
+    config: of any of them, unresolved.
+    slots: how many, a power of two.
+    seconds: for how long, compilation not counted; 0: one step of each run.
+  """
+  config = ladders.resolve(config)
+  tokens = data.prepare(config)
+  functions = program(config, tokens.vocab_size)
+  with closing(data.train_batches(tokens, config)) as batches:
+    seed, still = np.uint32(config.seed), np.float32(0)  # the weights stay; as much arithmetic
+    states = {i: functions.init(seed) for i in range(slots)}
+    stack, count = joined(functions, states, slots), 0
+    del states
+    while True:
+      requests = {i: loop.Step(next(batches), still, seed) for i in range(slots)}
+      stack, metrics = stepped(functions, stack, requests)
+      jax.block_until_ready(metrics)
+      if not count:
+        began = time.perf_counter()
+      elif (passed := time.perf_counter() - began) >= seconds:
+        return count * slots / passed
+      count += 1
 
 
 def width(count: int) -> int:
