@@ -38,7 +38,11 @@ FLAGS: dict[str, tuple[tuple[str, bool | str | int | float | list, str], ...]] =
     ("dtypes", "", "float32,bfloat16, or one: operands of products; else the config's."),
     ("tokens", 0, "Of text in a step, rounded down to whole sequences; 0: the config's batch."),
     ("rounds", 20, "Turns that each model and each product takes."),
-    ("growth", "", "Measures how cost grows instead: batch,size,depth,devices,processes,cells."),
+    (
+      "growth",
+      "",
+      "Measures how cost grows instead: batch,size,depth,devices,processes,pack,cells.",
+    ),
   ),
   "sample": (
     CHECKPOINT,
