@@ -1,4 +1,4 @@
-"""How cost grows: with batch, model, depth, devices, processes, runs trained together, and all runs.
+"""How cost grows: with batch, model, depth, devices, processes, runs trained together, and runs.
 
 What `isoflop bench --growth` measures, as growth.json; `scaling.growth_figure` draws it. A curve's
 slope is that of a line in log seconds over log x: 1 is a cost in proportion, 2 a quadratic one.

@@ -118,6 +118,12 @@ class Queue:
         return self._packs[i]._replace(tasks=tasks)
     return None
 
+  def another(self, own: Pack) -> Pack | None:
+    """Returns a pack that waits and has another program."""
+    key = own.tasks[0].shape, own.slots
+    others = (self._packs[i] for i in self._needs)
+    return next((p for p in others if (p.tasks[0].shape, p.slots) != key), None)
+
   def end(self, name: str, error: str = "") -> None:
     """Takes in that a task has ended: with an error, or finished."""
     if error:
@@ -260,7 +266,10 @@ class Pool:
             worker.send({"stop": True})
       for worker in self._workers:
         if worker.ready and not worker.tasks and (own := queue.pop()):
-          self._hand_out(worker, own)
+          # One worker of an accelerator trains on while the next program is compiled; on a CPU that
+          # would take the core from the training.
+          following = queue.another(own) if host.has_accelerator() else None
+          self._hand_out(worker, own, following)
           for task in own.tasks:
             display.started(task)
       if queue or any(worker.tasks for worker in self._workers):
@@ -271,7 +280,7 @@ class Pool:
       raise KeyboardInterrupt
     return queue.errors
 
-  def _hand_out(self, worker: _Worker, own: Pack) -> None:
+  def _hand_out(self, worker: _Worker, own: Pack, following: Pack | None) -> None:
     worker.tasks, worker.progress = {task.id: task for task in own.tasks}, {}
     worker.send(
       {
@@ -280,6 +289,7 @@ class Pool:
         ],
         "slots": own.slots,
         "preflight": len(self) if own.tasks[0].preflight else 0,
+        "next": following and {"config": following.tasks[0].config, "slots": following.slots},
       }
     )
 

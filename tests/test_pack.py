@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -249,6 +250,36 @@ def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):
   assert seconds(10_000) < 40 * seconds(1000)
 
 
+def test_what_was_compiled_ahead_is_what_training_takes(small, cache, tmp_path):
+  """In another thread, while another program trains; with no difference in the numbers."""
+  small.model.width = 24  # that no other test has compiled
+  runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(2)]
+
+  def programs():
+    return {path.name for path in (cache / "xla").glob("jit_together*-cache")}
+
+  before = programs()
+  thread = threading.Thread(target=pack.compile_ahead, args=(runs[0][0], 2))
+  thread.start()
+  other = of(small, 24)
+  other.model.width = 16
+  loop.train(other, tmp_path / "other")
+  thread.join()
+  compiled = programs()
+  assert len(compiled - before) == 1
+  assert [run["status"] for run in together(runs)] == ["done"] * 2
+  assert programs() == compiled
+
+
+def test_the_next_program_is_another(tmp_path):
+  tasks = [Task(f"{s}{i}", tmp_path, {}, 9 - i - s, None, s, 2) for s in (0, 1) for i in range(4)]
+  queue = Queue(tasks)
+  first = queue.pop()
+  assert first.tasks[0].shape == 0
+  assert queue.another(first).tasks[0].shape == 1
+  assert Queue(tasks[:4]).another(first) is None
+
+
 SWEEP = (
   "--config=configs/base.py", "--config.data.seq_len=32", "--config.data.batch_size=4",
   "--config.optim.warmup_tokens=256", "--config.train.eval_tokens=2048",
@@ -266,7 +297,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   def command(name):
     source = f"--config.data.source=text:{corpus}"
     folder = f"--workdir={tmp_path / name}"
-    return [sys.executable, "-m", "scaling.main", "sweep", source, folder, *SWEEP]
+    return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, folder]
 
   def records(name, status=("done",)):
     found = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / name).rglob("run.json")}

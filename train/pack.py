@@ -180,6 +180,34 @@ def rate(config: ConfigDict, slots: int, seconds: float) -> float:
       count += 1
 
 
+def compile_ahead(config: ConfigDict, slots: int) -> None:
+  """Compiles the step of so many runs into the cache on disk; trains nothing.
+
+  Args:
+    config: of any of them, unresolved.
+    slots: how many, a power of two.
+  """
+  config = ladders.resolve(config)
+  tokens = data.prepare(config)
+  functions = program(config, tokens.vocab_size)
+  with closing(data.train_batches(tokens, config)) as batches:
+    batch = next(batches)
+  lr, seed = np.float32(0), np.uint32(0)
+  if slots == 1:
+    functions.step.lower(functions.state, functions.place(batch), lr, seed).compile()
+    return
+  one = [functions.state] * slots
+  states = jax.tree.map(
+    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+    jax.eval_shape(functions.stack, *one),
+    functions.stack.lower(*one).compile().output_shardings,
+  )
+  batches_W = {name: np.stack([rows] * slots) for name, rows in batch.items()}
+  functions.together.lower(
+    states, batches_W, *(np.stack([x] * slots) for x in (lr, seed))
+  ).compile()
+
+
 def width(count: int) -> int:
   """Returns the slots for so many runs: the smallest power of two that holds them."""
   return 1 << (count - 1).bit_length()
