@@ -49,15 +49,15 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
   each = max(found["compiled"], found["evaluating"])
   shares = workers if found["accelerator"] else 1  # a CPU's memory is divided already
   fits = int(found["available"] / shares // each) - 1  # one beside them evaluates, or is saved
-  asked = config.sweep.pack
+  asked = config.sweep.pack and power_of_two(config.sweep.pack)
   if asked > max(1, fits):
     raise ValueError(
-      f"sweep.pack={asked}: size {size} needs {each / 2**20:.4g} MiB a run, and once more, of "
+      f"sweep.pack={config.sweep.pack}: size {size} needs {each / 2**20:.4g} MiB a run, and once more, of "
       f"{found['available'] / shares / 2**20:.4g}; ask for at most {power_of_two(max(1, fits))}"
     )
   if not asked and not found["accelerator"]:
     return min(on_cpu, power_of_two(max(1, fits)))
-  return power_of_two(asked or min(MAX_PACK, max(1, fits)))
+  return asked or power_of_two(min(MAX_PACK, max(1, fits)))
 
 
 def chosen(workdir: Path) -> dict:
