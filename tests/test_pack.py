@@ -189,8 +189,8 @@ def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, mo
     "out of memory with 2 runs together (run0): now 1",
   ]
   monkeypatch.setattr(pack, "stepped", stepped)
-  for i, (config, _) in enumerate(runs):
-    alone = together([(config, tmp_path / f"alone{i}")])[0]
+  for i in (0, 3):
+    alone = together([(runs[i][0], tmp_path / f"alone{i}")])[0]
     assert outcomes[i]["loss"] == pytest.approx(alone["loss"], rel=BOUND)
 
 
