@@ -285,7 +285,8 @@ SWEEP = (
   "--config.optim.warmup_tokens=256", "--config.train.eval_tokens=2048",
   "--config.train.checkpoint_every_seconds=0.1", "--config.sweep.sizes=(1,2,3)",
   "--config.sweep.budgets=(1e9,2e9,4e9)", "--config.sweep.seed_sizes=(1,)",
-  "--config.sweep.probe_sizes=()", "--config.fit.bootstraps=100", "--config.sweep.pack=4", "--config.sweep.workers=1",
+  "--config.sweep.probe_sizes=()", "--config.fit.bootstraps=100", "--config.sweep.pack=4",
+  "--config.sweep.workers=1",
 )  # fmt: skip
 
 
