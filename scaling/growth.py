@@ -1,4 +1,4 @@
-"""How cost grows: with the batch, the model, its depth, devices, processes, and the runs.
+"""How cost grows: with batch, model, depth, devices, processes, runs trained together, and runs.
 
 What `isoflop bench --growth` measures, as growth.json; `scaling.growth_figure` draws it. A curve's
 slope is that of a line in log seconds over log x: 1 is a cost in proportion, 2 a quadratic one.
@@ -16,17 +16,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base, ladders
 from scaling import bench, fit, laws, plan, refit, report, results, store
-from scaling.turns import round_robin, training
-from train import data, files, record
+from scaling.turns import TURN_SECONDS, round_robin, training
+from train import data, files, pack, record
 
 PANELS = {  # name: what x is, and what is measured
   "batch": ("tokens per step", "a step"),
@@ -34,12 +36,15 @@ PANELS = {  # name: what x is, and what is measured
   "depth": ("layers", "compilation"),
   "devices": ("devices", "a step, per device"),
   "processes": ("processes", "a step, per process"),
+  "pack": ("runs together", "a step, per run"),
   "cells": ("finished runs", "a sweep's own work"),
 }
 BATCHES = (1, 2, 4, 8, 16, 32)  # sequences
 SIZES = (2, 5, 8, 11, 14, 17)  # rungs of the small ladder
 DEPTHS = (2, 4, 8, 16)
 DEVICES, PROCESSES = (1, 2, 4, 8), (1, 2, 4)
+PACKS = {"cpu": (1, 2, 4, 8)}  # which are not trained at once there, but their overhead is seen
+ACCELERATOR_PACKS = (1, 4, 16, 64)
 CELLS = (10, 100, 1000, 10_000)
 LAW = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))  # of synthetic runs
 SCATTER = 0.002  # of their log loss
@@ -197,6 +202,16 @@ def _elsewhere(config: ConfigDict, rounds: int, processes: int, devices: int) ->
   return json.loads(said[0][0].splitlines()[-1])["step_seconds"]
 
 
+def _pack(config: ConfigDict, rounds: int) -> Iterator[Curve]:
+  """Times steps of runs that are trained together: their cells per hour go as 1 / seconds."""
+  config = _step(config)
+  counts = PACKS.get(jax.default_backend(), ACCELERATOR_PACKS)
+  turns = {str(n): partial(pack.rate, config, n, TURN_SECONDS) for n in counts}
+  rates = round_robin(turns, rounds)
+  seconds = [median(1 / rate for rate in rates[str(n)]) for n in counts]
+  yield Curve("pack", "step / runs", [float(n) for n in counts], seconds)
+
+
 # -------------------------------------------------------------------------------------- a sweep's
 
 
@@ -270,5 +285,6 @@ MEASURES: dict[str, Callable[[ConfigDict, int], Iterator[Curve]]] = {
   "depth": _depth,
   "devices": _weak("devices", DEVICES),
   "processes": _weak("processes", PROCESSES),
+  "pack": _pack,
   "cells": _cells,
 }

@@ -7,6 +7,7 @@ worker with both cores trains them in turn.
 
 import contextlib
 import dataclasses
+import heapq
 import json
 import os
 import selectors
@@ -15,10 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scaling.display import Display
-from train import files, host, preflight
+from train import files, host, pack, preflight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +46,114 @@ class Task:
     return record is not None and record["status"] in ("done", "diverged")
 
 
+class Pack(NamedTuple):
+  """Tasks that a worker trains together."""
+
+  tasks: list[Task]
+  slots: int  # of the program that trains them, a power of two
+  chain: float  # cost of the longest of them, with all that needs it [FLOPs]
+
+
+def packs(tasks: Sequence[Task]) -> list[Pack]:
+  """Returns who is trained with whom: tasks of a shape, the longest chains first.
+
+  That depends on the plan alone, and not on what is done or ready: a sweep that is started again
+  trains each run in as many slots as before, and its numbers are the same.
+  """
+  chain = {task.id: task.cost for task in tasks}
+  for task in tasks:
+    if task.needs in chain:
+      chain[task.needs] += task.cost
+  kinds: dict[Any, list[Task]] = {}
+  for task in sorted(tasks, key=lambda task: -chain[task.id]):
+    kinds.setdefault((task.shape, task.pack, task.needs is None), []).append(task)
+  found = []
+  for (_, most, _), same in kinds.items():
+    for start in range(0, len(same), most):
+      members = same[start : start + most]
+      found.append(Pack(members, pack.width(len(members)), chain[members[0].id]))
+  return found
+
+
+class Queue:
+  """Packs that wait, and what has become of their tasks."""
+
+  def __init__(self, tasks: Sequence[Task]):
+    """Leaves out what is done."""
+    self.finished = {task.id for task in tasks if task.done()}
+    self.errors: dict[str, str] = {}
+    self._ready: list[tuple[float, int]] = []  # a heap
+    self._needs: dict[int, set[str]] = {}  # by pack: what has not ended yet
+    self._needed: dict[str, list[int]] = {}  # by task: the packs that need it
+    self._packs = packs(tasks)
+    open_ids = {task.id for task in tasks} - self.finished
+    for i, own in enumerate(self._packs):
+      left = [task for task in own.tasks if task.id in open_ids]
+      self._packs[i] = own._replace(tasks=left)
+      if left:
+        self._needs[i] = {task.needs for task in left if task.needs in open_ids}
+        for name in self._needs[i]:
+          self._needed.setdefault(name, []).append(i)
+        self._offer(i)
+
+  def __bool__(self) -> bool:
+    return bool(self._needs)
+
+  def clear(self) -> None:
+    """Forgets what waits."""
+    self._needs, self._ready = {}, []
+
+  def pop(self) -> Pack | None:
+    """Returns the ready pack of the longest chain; tasks whose needs have failed become errors."""
+    while self._ready:
+      i = heapq.heappop(self._ready)[1]
+      del self._needs[i]
+      tasks = []
+      for task in self._packs[i].tasks:
+        if task.needs is None or task.needs in self.finished:
+          tasks.append(task)
+        else:
+          self.end(task.id, f"{task.needs} did not finish")
+      if tasks:
+        return self._packs[i]._replace(tasks=tasks)
+    return None
+
+  def another(self, own: Pack) -> Pack | None:
+    """Returns a pack that waits and has another program."""
+    key = own.tasks[0].shape, own.slots
+    others = (self._packs[i] for i in self._needs)
+    return next((p for p in others if (p.tasks[0].shape, p.slots) != key), None)
+
+  def end(self, name: str, error: str = "") -> None:
+    """Takes in that a task has ended: with an error, or finished."""
+    if error:
+      self.errors[name] = error
+    else:
+      self.finished.add(name)
+    self.settle(name)
+
+  def settle(self, name: str) -> None:
+    """Lets those go that waited for a task."""
+    for i in self._needed.pop(name, ()):
+      if i in self._needs:
+        self._needs[i].remove(name)
+        self._offer(i)
+
+  def _offer(self, i: int) -> None:
+    if not self._needs[i]:
+      heapq.heappush(self._ready, (-self._packs[i].chain, i))
+
+
 class _Worker:
-  """A worker process, what it does, and what it has compiled."""
+  """A worker process, and what it does."""
 
   def __init__(self, index: int, core: int | None, log: Path):
     self.index = index
     self.core = core
     self.tasks: dict[str, Task] = {}  # by id
     self.progress: dict[str, dict] = {}
-    self.shapes: set = set()
     self.ready = False
+    self.rate: float | None = 0.0  # measured; None: not yet
     self.buffer = b""
     self.log = log.open("ab")
     self.process = subprocess.Popen(
@@ -93,23 +192,60 @@ class _Worker:
 class Pool:
   """Worker processes that live as long as the sweep."""
 
-  def __init__(self, workdir: Path, workers: int):
-    """Starts the workers; 0: one per core, or a single one where there is an accelerator."""
+  def __init__(self, workdir: Path, workers: int, each_core: bool = True):
+    """Starts the workers.
+
+    Args:
+      workdir: the sweep's.
+      workers: how many; 0: one per core, or a single one where there is an accelerator.
+      each_core: on a CPU; False: of 0 workers there is one, on all cores.
+    """
     cores: Sequence[int | None] = host.cores()
     if host.has_accelerator():
       cores = [None] * max(1, workers)
     elif workers:
       cores = [cores[i % len(cores)] for i in range(workers)]
+    elif not each_core:
+      cores = [None]
     self._log = workdir / "workers.log"
-    self._workers = [_Worker(i, core, self._log) for i, core in enumerate(cores)]
+    self._workers: list[_Worker] = []
+    self.restart(cores)
 
   def __len__(self) -> int:
     return len(self._workers)
+
+  def restart(self, cores: Sequence[int | None]) -> None:
+    """Has a worker on each of these cores; None: on all of them."""
+    self.close()
+    self._workers = [_Worker(i, core, self._log) for i, core in enumerate(cores)]
 
   def close(self) -> None:
     """Ends the workers."""
     for worker in self._workers:
       worker.close()
+
+  def rate(
+    self,
+    config: dict,
+    slots: int,
+    seconds: float,
+    display: Display,
+    should_stop: Callable[[], bool],
+  ) -> float:
+    """Returns the steps in a second of all workers at once, each with so many runs together.
+
+    Raises:
+      KeyboardInterrupt: `should_stop` said so.
+    """
+    for taking in (0.0, seconds):  # compiled by all before one of them is measured
+      for worker in self._workers:
+        worker.rate = None
+        worker.send({"rate": config, "slots": slots, "seconds": taking})
+      while any(worker.rate is None for worker in self._workers):
+        self._receive(Queue([]), display, stopping=False)
+        if should_stop():
+          raise KeyboardInterrupt
+    return sum(worker.rate or 0.0 for worker in self._workers)
 
   def run(
     self, tasks: Sequence[Task], display: Display, should_stop: Callable[[], bool]
@@ -119,67 +255,45 @@ class Pool:
     Raises:
       KeyboardInterrupt: `should_stop` said so; every running task has saved its state.
     """
-    errors: dict[str, str] = {}
-    finished = {task.id for task in tasks if task.done()}
-    waiting = [task for task in tasks if task.id not in finished]
-    display.begin(tasks, finished)
-    chain = {task.id: task.cost for task in tasks}
-    for task in tasks:
-      if task.needs in chain:
-        chain[task.needs] += task.cost
-    while waiting or any(worker.tasks for worker in self._workers):
+    queue = Queue(tasks)
+    display.begin(tasks, queue.finished)
+    while queue or any(worker.tasks for worker in self._workers):
       stopping = should_stop()
       if stopping:
-        waiting = []
+        queue.clear()
         for worker in self._workers:
           if worker.tasks:
             worker.send({"stop": True})
       for worker in self._workers:
-        if worker.ready and not worker.tasks and not stopping:
-          self._hand_out(worker, waiting, finished, chain, display)
-      if waiting and not any(worker.tasks or not worker.ready for worker in self._workers):
-        for task in waiting:  # what they need has failed
-          errors[task.id] = f"{task.needs} did not finish"
-        waiting = []
-      self._receive(finished, errors, display, stopping)
+        if worker.ready and not worker.tasks and (own := queue.pop()):
+          # One worker of an accelerator trains on while the next program is compiled; on a CPU that
+          # would take the core from the training.
+          following = queue.another(own) if host.has_accelerator() else None
+          self._hand_out(worker, own, following)
+          for task in own.tasks:
+            display.started(task)
+      if queue or any(worker.tasks for worker in self._workers):
+        self._receive(queue, display, stopping)
       running = ((worker, name) for worker in self._workers for name in worker.tasks)
       display.update({name: worker.progress.get(name, {}) for worker, name in running})
     if should_stop():
       raise KeyboardInterrupt
-    return errors
+    return queue.errors
 
-  def _hand_out(
-    self,
-    worker: _Worker,
-    waiting: list[Task],
-    finished: set[str],
-    chain: dict[str, float],
-    display: Display,
-  ) -> None:
-    ready = [task for task in waiting if task.needs is None or task.needs in finished]
-    if not ready:
-      return
-    first = max(ready, key=lambda task: (chain[task.id], task.shape in worker.shapes))
-    same = [task for task in ready if (task.shape, task.pack) == (first.shape, first.pack)]
-    count = power_of_two(min(first.pack, len(same)))
-    together = sorted(same, key=lambda task: -chain[task.id])[:count]
-    worker.tasks, worker.progress = {task.id: task for task in together}, {}
-    worker.shapes.add(first.shape)
+  def _hand_out(self, worker: _Worker, own: Pack, following: Pack | None) -> None:
+    worker.tasks, worker.progress = {task.id: task for task in own.tasks}, {}
     worker.send(
       {
         "tasks": [
-          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in together
+          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in own.tasks
         ],
-        "preflight": len(self) if first.preflight else 0,
+        "slots": own.slots,
+        "preflight": len(self) if own.tasks[0].preflight else 0,
+        "next": following and {"config": following.tasks[0].config, "slots": following.slots},
       }
     )
-    for task in together:
-      waiting.remove(task)
-      display.started(task)
 
-  def _receive(
-    self, finished: set[str], errors: dict[str, str], display: Display, stopping: bool
-  ) -> None:
+  def _receive(self, queue: Queue, display: Display, stopping: bool) -> None:
     """Waits a moment for the workers and takes in what they say."""
     with selectors.DefaultSelector() as selector:
       for worker in self._workers:
@@ -189,32 +303,36 @@ class Pool:
         worker = key.data
         events = worker.events()
         if events is None:
-          self._replace(worker, errors, display, stopping)
+          self._replace(worker, queue, display, stopping)
           continue
         for event in events:
           if event.get("ready"):
             worker.ready = True
+          elif "rate" in event:
+            worker.rate = event["rate"]
+          elif "said" in event:
+            display.say(event["said"])
           elif "finished" in event:
             task = worker.tasks.pop(event["id"])
             if event["finished"] == "failed":
               _record_failure(task, event["error"])
-              errors[task.id] = event["error"]
-            elif event["finished"] != "interrupted":
-              finished.add(task.id)
+              queue.end(task.id, event["error"])
+            elif event["finished"] == "interrupted":
+              queue.settle(task.id)
+            else:
+              queue.end(task.id)
             display.ended(task, event["finished"], event.get("loss"), event.get("error"))
           else:
             worker.progress[event["id"]] = event
 
-  def _replace(
-    self, worker: _Worker, errors: dict[str, str], display: Display, stopping: bool
-  ) -> None:
+  def _replace(self, worker: _Worker, queue: Queue, display: Display, stopping: bool) -> None:
     """Takes a dead worker's tasks off it and starts another in its place."""
     code = worker.process.wait()
     if worker.tasks and not stopping:
       error = f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
       for task in worker.tasks.values():
         _record_failure(task, error)
-        errors[task.id] = error
+        queue.end(task.id, error)
         display.ended(task, "failed", None, error)
     elif not worker.ready and not stopping:
       raise RuntimeError(f"a worker could not start (exit code {code}); see {self._log}")

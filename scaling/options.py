@@ -43,7 +43,11 @@ FLAGS: dict[str, tuple[tuple[str, bool | str | int | float | list, str], ...]] =
       "A FIELD=VALUE to measure beside, as model.flash=False; several times if need be.",
     ),
     ("rounds", 20, "Turns that each model and each product takes."),
-    ("growth", "", "Measures how cost grows instead: batch,size,depth,devices,processes,cells."),
+    (
+      "growth",
+      "",
+      "Measures how cost grows instead: batch,size,depth,devices,processes,pack,cells.",
+    ),
   ),
   "sample": (
     CHECKPOINT,

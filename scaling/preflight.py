@@ -10,8 +10,13 @@ from scaling import plan
 from scaling.display import Display
 from scaling.launch import Pool, Task, power_of_two
 from scaling.plan import Cell
-from train import files, preflight
+from train import files, host, preflight
 
+# One process on all cores, or packs, must be so much faster than one run on each core: a single
+# measurement of 2 s varies by some percent.
+GAIN = 1.1
+WORTH_SECONDS = 600.0  # a sweep that is predicted to take less is not worth 20 s of measuring
+CORE_FLOPS = 6e10  # for that prediction: of one core of an AMD EPYC [FLOP/s]
 MAX_PACK = 64  # runs that the planner puts together: beyond, their batches take the host too long
 
 
@@ -22,27 +27,91 @@ class Fit(NamedTuple):
   pack: int  # runs that a worker may train together, a power of two
 
 
-def pack(config: ConfigDict, found: dict, workers: int) -> int:
+def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int = 1) -> int:
   """Returns how many runs of a size a worker may train together: a power of two.
 
   `sweep.pack` bounds it, or the planner chooses: on an accelerator as many as fit, since a small
-  model leaves most of it idle; on a CPU one, since a run alone keeps its worker's core busy. Runs
-  of several devices are never packed.
+  model leaves most of it idle; on a CPU what `choose` has measured: one as a rule, since a run
+  alone keeps its worker's core busy. Runs of several devices are never packed.
 
   Args:
     config: the sweep's.
-    found: the size's record of `train.preflight`.
+    size: which.
+    found: its record of `train.preflight`.
     workers: processes that share the device.
+    on_cpu: how many on a CPU.
+
+  Raises:
+    ValueError: `sweep.pack` runs need more memory than there is.
   """
   if found.get("devices", 0) != 1:
     return 1
-  if config.sweep.pack:
-    return power_of_two(config.sweep.pack)
-  if not found["accelerator"]:
-    return 1
   each = max(found["compiled"], found["evaluating"])
-  fits = int(found["available"] / workers // each) - 1  # one beside them evaluates, or is saved
-  return power_of_two(min(MAX_PACK, max(1, fits)))
+  shares = workers if found["accelerator"] else 1  # a CPU's memory is divided already
+  fits = int(found["available"] / shares // each) - 1  # one beside them evaluates, or is saved
+  asked = config.sweep.pack and power_of_two(config.sweep.pack)
+  if asked > max(1, fits):
+    most = power_of_two(max(1, fits))
+    raise ValueError(
+      f"sweep.pack={config.sweep.pack}: size {size} needs {each / 2**20:.4g} MiB a run, and once "
+      f"more, of {found['available'] / shares / 2**20:.4g}; ask for at most {most}"
+    )
+  if not asked and not found["accelerator"]:
+    return min(on_cpu, power_of_two(max(1, fits)))
+  return asked or power_of_two(min(MAX_PACK, max(1, fits)))
+
+
+def chosen(workdir: Path) -> dict:
+  """Returns what `choose` has chosen in this folder; at first one run on each core."""
+  return files.read_json(workdir / "preflight" / "workers.json") or {"each_core": True, "pack": 1}
+
+
+def choose(
+  config: ConfigDict,
+  workdir: Path,
+  cells: Sequence[Cell],
+  pool: Pool,
+  display: Display,
+  should_stop: Callable[[], bool],
+) -> bool:
+  """Chooses on a CPU, by measurement, between a worker per core and one on all cores, and packs.
+
+  What is measured is the size that takes the most compute, each way for 2 s, all workers at once.
+  The choice and its figures stand in workdir/preflight/workers.json, and hold for all starts of the
+  sweep: on another number of cores a sum has another order. Nothing is chosen where
+  `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has begun to train.
+
+  Returns:
+    Whether that is another way than before.
+
+  Raises:
+    KeyboardInterrupt: `should_stop` said so.
+  """
+  cores, path = host.cores(), workdir / "preflight" / "workers.json"
+  asked = config.sweep.workers or config.sweep.pack
+  begun = path.exists() or (workdir / "sweep.json").exists()
+  if asked or begun or host.has_accelerator() or len(cores) == 1:
+    return False
+  spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in config.sweep.sizes}
+  seconds = sum(spent.values()) / CORE_FLOPS / len(cores)
+  if seconds < WORTH_SECONDS:
+    display.say(f"workers: {len(cores)}, a core each (the sweep is too short to measure others)")
+    return False
+  size = max(spent, key=lambda size: spent[size])
+  run = plan.run_config(config, next(cell for cell in cells if cell.size == size)).to_dict()
+  each, packed = (pool.rate(run, slots, 2.0, display, should_stop) for slots in (1, 2))
+  pool.restart([None])
+  one = pool.rate(run, 1, 2.0, display, should_stop)
+  rates = {"a core each": each, "packs of 2, a core each": packed, "one, all cores": one}
+  best = max(("packs of 2, a core each", "one, all cores"), key=lambda way: rates[way])
+  best = best if rates[best] > GAIN * each else "a core each"
+  if best != "one, all cores":
+    pool.restart(cores)
+  choice = {"each_core": best != "one, all cores", "pack": 1 + (best[0] == "p")}
+  files.write_json(path, choice | {"size": size, "steps_per_second": rates})
+  said = ", ".join(f"{way}: {rate:.4g}" for way, rate in rates.items())
+  display.say(f"workers: {best} (steps per second of size {size}: {said})")
+  return best != "a core each"
 
 
 def implied(fits: Mapping[int, Fit], sizes: Iterable[int]) -> dict[int, Fit]:
@@ -96,7 +165,8 @@ def look(
   for size, record in found.items():
     if record["microbatches"] > config.sharding.microbatches:
       display.say(f"size {size}: its batch is trained in {record['microbatches']} microbatches")
+  on_cpu = 1 if config.sweep.workers else chosen(workdir)["pack"]
   return {
-    size: Fit(record["microbatches"], pack(config, record, len(pool)))
+    size: Fit(record["microbatches"], pack(config, size, record, len(pool), on_cpu))
     for size, record in found.items()
   }

@@ -49,7 +49,8 @@ def sweep(
   files.make_folder(workdir)
   with files.owned(workdir):
     clock = costs.Clock(workdir, began)
-    pool = Pool(workdir, config.sweep.workers)  # they come up while the text is prepared
+    # Workers come up while the text is prepared.
+    pool = Pool(workdir, config.sweep.workers, preflight.chosen(workdir)["each_core"])
     try:
       clock("data")
       tokens = data.prepare(config)
@@ -101,8 +102,11 @@ def _sweep(
     for name, error in errors.items():
       display.say(f"FAILED {name}: {error}")
 
-  # ---- Does it fit? ----
-  look_at(plan.fit_cells(config, vocab_size))
+  # ---- Does it fit, and how is it fastest? ----
+  planned = plan.fit_cells(config, vocab_size)
+  look_at(planned)
+  if preflight.choose(config, workdir, planned, pool, display, should_stop):
+    fits.clear()
 
   # ---- Learning rate ----
   rule, probes = probe(config, vocab_size, workdir, train)

@@ -137,8 +137,9 @@ def bench(args: flags.FlagValues) -> None:
   workdir's bench.json has every turn.
 
   --growth measures how cost grows instead, for some or all of: a step with the batch and with the
-  size of the model, compilation with depth, a step with simulated devices and with processes, and a
-  sweep's own work (plan, tables, fit, report) with its finished runs, 10 to 10,000 synthetic ones.
+  size of the model, compilation with depth, a step with simulated devices and with processes, a
+  step of each of the runs that are trained together (pack), and a sweep's own work (plan, tables,
+  fit, report) with its finished runs (cells), 10 to 10,000 synthetic ones.
   Prints each curve; the workdir gets growth.json, growth.pdf and growth.png.
   """
   workdir = folder(args)

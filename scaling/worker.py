@@ -60,10 +60,17 @@ def main(core: str) -> None:
       event = {"finished": outcome["status"], "loss": outcome.get("loss")}
     send({"id": names[i], **event})
 
+  ahead = threading.Thread()
   while True:
     message = tasks.get()
     if message.get("stop"):
       return
+    if ahead.ident:
+      ahead.join()  # two threads must not build one program
+    if "rate" in message:
+      config = ConfigDict(message["rate"])
+      send({"rate": pack.rate(config, message["slots"], message["seconds"])})
+      continue
     names = [task["id"] for task in message["tasks"]]
     runs = [(ConfigDict(task["config"]).lock(), Path(task["folder"])) for task in message["tasks"]]
     if sharing := message["preflight"]:
@@ -73,7 +80,12 @@ def main(core: str) -> None:
         except Exception as error:
           ended(names, i, error)
     else:
-      pack.train(runs, should_stop, partial(progress, names), partial(ended, names))
+      if following := message.get("next"):
+        arguments = ConfigDict(following["config"]), following["slots"]
+        ahead = threading.Thread(target=pack.compile_ahead, args=arguments, daemon=True)
+        ahead.start()
+      own = partial(progress, names), partial(ended, names)
+      pack.train(runs, should_stop, *own, lambda text: send({"said": text}), message["slots"])
       if should_stop():
         return
 

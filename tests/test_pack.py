@@ -2,12 +2,17 @@
 
 import io
 import json
+import subprocess
+import sys
+import threading
+import time
 
+import jax
 import pytest
 
 from scaling import preflight
 from scaling.display import Display
-from scaling.launch import Pool, Task
+from scaling.launch import Pool, Queue, Task
 from train import files, loop, objectives, optim, pack
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -148,6 +153,189 @@ def test_the_planner_packs_as_many_as_fit(small):
     (16, {"devices": 8}, 1),
   ):
     small.sweep.pack = n
-    assert preflight.pack(small, found | change, workers=1) == expected
+    assert preflight.pack(small, 0, found | change, workers=1) == expected
   small.sweep.pack = 0
-  assert preflight.pack(small, found | {"available": 12 * 18}, workers=2) == 8
+  assert preflight.pack(small, 0, found | {"available": 12 * 18}, workers=2) == 8
+
+
+def test_more_than_fit_are_refused_before_anything_is_trained(small):
+  found = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
+  small.sweep.pack = 8
+  assert preflight.pack(small, 5, found | {"available": 108 << 20}, workers=1) == 8
+  with pytest.raises(ValueError, match=r"sweep.pack=8: size 5 needs 12 MiB .* of 107; .* most 4"):
+    preflight.pack(small, 5, found | {"available": 107 << 20}, workers=1)
+
+
+def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, monkeypatch):
+  """Four runs out of memory at step 12, two of them again, and one alone: no run is lost."""
+  stepped, steps, said, outcomes = pack.stepped, [], [], {}
+
+  def scarce(functions, stack, requests):
+    steps.append(len(stack.runs))
+    first = stack.runs[0] == 0 and len(said) < 2
+    if len(stack.runs) == 4 and len(steps) == 12 or len(stack.runs) == 2 and first:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+    return stepped(functions, stack, requests)
+
+  monkeypatch.setattr(pack, "stepped", scarce)
+  small.train.checkpoint_every_seconds = 0.0  # each of them is saved at every look
+  runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(4)]
+  pack.train(runs, lambda: False, lambda i, e: None, outcomes.__setitem__, said.append)
+  assert [outcomes[i]["status"] for i in range(4)] == ["done"] * 4
+  assert [outcomes[i]["pack"] for i in range(4)] == [1, 1, 2, 2]
+  assert [outcomes[i]["first_step"] for i in range(4)] == [10] * 4  # nothing before it again
+  assert said == [
+    "out of memory with 4 runs together (run0): now 2",
+    "out of memory with 2 runs together (run0): now 1",
+  ]
+  monkeypatch.setattr(pack, "stepped", stepped)
+  for i in (0, 3):
+    alone = together([(runs[i][0], tmp_path / f"alone{i}")])[0]
+    assert outcomes[i]["loss"] == pytest.approx(alone["loss"], rel=BOUND)
+
+
+def test_what_does_not_fit_alone_has_failed(small, tmp_path, monkeypatch):
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+  def never(*_):
+    raise error
+
+  monkeypatch.setattr(pack, "stepped", never)
+  assert together([(of(small, 24, i), tmp_path / str(i)) for i in range(2)]) == [error] * 2
+
+
+def test_packs_follow_the_plan_and_not_what_is_done(tmp_path):
+  def task(name, cost, needs=None, shape=0):
+    return Task(name, tmp_path / name, {}, cost, needs, shape, pack=2)
+
+  tasks = [task("trunk", 5), task("a", 1, "trunk"), task("b", 3, "trunk"), task("c", 2, "trunk")]
+  tasks.append(task("other", 4, shape=1))
+  names = lambda pack: ([t.id for t in pack.tasks], pack.slots)  # noqa: E731
+  queue = Queue(tasks)
+  assert [names(queue.pop()) for _ in range(2)] == [(["trunk"], 1), (["other"], 1)]
+  assert queue.pop() is None
+  queue.end("trunk")
+  assert [names(queue.pop()) for _ in range(2)] == [(["b", "c"], 2), (["a"], 1)]
+  assert not queue
+  for name in ("trunk", "b"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "run.json").write_text('{"status": "done"}')
+  queue = Queue(tasks)
+  assert [names(queue.pop()) for _ in range(3)] == [
+    (["other"], 1), (["c"], 2), (["a"], 1)
+  ]  # fmt: skip
+  (tmp_path / "trunk/run.json").unlink()
+  queue = Queue(tasks[:4])
+  assert names(queue.pop()) == (["trunk"], 1)
+  queue.end("trunk", "it broke")
+  assert queue.pop() is None
+  assert not queue
+  assert queue.errors == {"trunk": "it broke"} | dict.fromkeys("ca", "trunk did not finish")
+
+
+def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):
+  def seconds(n):
+    tasks = [Task(f"t{i}", tmp_path, {}, float(i), f"t{i // 9 * 9}" if i % 9 else None, i % 7)
+             for i in range(n)]  # fmt: skip
+    began = time.perf_counter()
+    queue = Queue(tasks)
+    count = 0
+    while own := queue.pop():
+      for done in own.tasks:
+        queue.end(done.id)
+        count += 1
+    assert count == n
+    return time.perf_counter() - began
+
+  assert seconds(10_000) < 40 * seconds(1000)
+
+
+def test_what_was_compiled_ahead_is_what_training_takes(small, cache, tmp_path):
+  """In another thread, while another program trains; with no difference in the numbers."""
+  small.model.width = 24  # that no other test has compiled
+  runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(2)]
+
+  def programs():
+    return {path.name for path in (cache / "xla").glob("jit_together*-cache")}
+
+  before = programs()
+  thread = threading.Thread(target=pack.compile_ahead, args=(runs[0][0], 2))
+  thread.start()
+  other = of(small, 24)
+  other.model.width = 16
+  loop.train(other, tmp_path / "other")
+  thread.join()
+  compiled = programs()
+  assert len(compiled - before) == 1
+  assert [run["status"] for run in together(runs)] == ["done"] * 2
+  assert programs() == compiled
+
+
+def test_the_next_program_is_another(tmp_path):
+  tasks = [Task(f"{s}{i}", tmp_path, {}, 9 - i - s, None, s, 2) for s in (0, 1) for i in range(4)]
+  queue = Queue(tasks)
+  first = queue.pop()
+  assert first.tasks[0].shape == 0
+  assert queue.another(first).tasks[0].shape == 1
+  assert Queue(tasks[:4]).another(first) is None
+
+
+SWEEP = (
+  "--config=configs/base.py", "--config.data.seq_len=32", "--config.data.batch_size=4",
+  "--config.optim.warmup_tokens=256", "--config.train.eval_tokens=2048",
+  "--config.train.checkpoint_every_seconds=0.1", "--config.sweep.sizes=(1,2,3)",
+  "--config.sweep.budgets=(1e9,2e9,4e9)", "--config.sweep.seed_sizes=(1,)",
+  "--config.sweep.probe_sizes=()", "--config.fit.bootstraps=100", "--config.sweep.pack=4",
+  "--config.sweep.workers=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):
+  """Where a run of a pack is done and others are not; what is done is not trained again."""
+
+  def command(name):
+    source = f"--config.data.source=text:{corpus}"
+    folder = f"--workdir={tmp_path / name}"
+    return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, folder]
+
+  def records(name, status=("done",)):
+    found = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / name).rglob("run.json")}
+    return {key: run for key, run in found.items() if run["status"] in status}
+
+  whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=300)
+  assert whole.returncode == 0, whole.stderr
+  assert "prediction" in whole.stdout
+  packs = [run["pack"] for run in records("whole").values()]
+  assert {1, 4} <= set(packs) <= {1, 2, 4}
+
+  process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
+  running: list[int] = []
+  while process.poll() is None:  # one worker: what is running is of the pack of what is done
+    running = [run["pack"] for n, run in records("killed", ("running",)).items() if "fit" in n]
+    if running and any("fit" in name for name in records("killed")):
+      break
+    time.sleep(0.002)
+  assert process.poll() is None
+  process.kill()
+  process.wait()
+  assert max(running) > 1
+  kept = records("killed")
+  done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("run.json")
+          if p.parent.name in kept}  # fmt: skip
+  again = subprocess.run(command("killed"), capture_output=True, text=True, timeout=300)
+  assert again.returncode == 0, again.stderr
+  free = {"seconds", "times", "first_step"}
+  a, b = records("whole"), records("killed")
+  assert a.keys() == b.keys()
+  assert any(b[name]["first_step"] > a[name]["first_step"] for name in a)  # one was resumed
+  for name, run in a.items():
+    assert {k: v for k, v in run.items() if k not in free} == {
+      k: v for k, v in b[name].items() if k not in free
+    }, name
+  for path in (tmp_path / "whole").rglob("metrics.jsonl"):
+    other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+    assert other.read_text() == path.read_text()
+  assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+  for name in ("fit.json", "prediction.json", "verification.json"):
+    assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -7,9 +7,11 @@ import jax
 import pytest
 
 from configs import ladders
-from scaling import store
+from scaling import plan, store
+from scaling import preflight as planner
 from scaling import sweep as sweeps
 from scaling.display import Display
+from scaling.launch import Pool
 from train import data, host, loop, preflight
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -127,3 +129,81 @@ def test_a_begun_sweep_goes_on_with_what_makes_it_fit_and_with_nothing_else(tiny
   tiny.model.norm = "layer"
   with pytest.raises(ValueError, match="holds a sweep with model.norm='rms', asked 'layer'"):
     sweeps.begin(tiny, tmp_path, tokens)
+
+
+class Rates:
+  """A pool that is as fast as it is told."""
+
+  def __init__(self, each, packed, one):
+    self.each, self.packed, self.one = each, packed, one
+    self.cores = [0, 1]
+
+  def restart(self, cores):
+    self.cores = list(cores)
+
+  def rate(self, config, slots, seconds, *_):
+    return self.one if self.cores == [None] else (self.each if slots == 1 else self.packed)
+
+
+@pytest.mark.parametrize(
+  ("rates", "each_core", "pack", "changed"),
+  [
+    ((60, 55, 35), True, 1, False),
+    ((60, 65, 62), True, 1, False),  # within what a measurement varies by
+    ((60, 70, 62), True, 2, True),
+    ((60, 70, 90), False, 1, True),
+  ],
+)
+def test_workers_are_chosen_by_what_was_measured_and_once(
+  tiny, tmp_path, monkeypatch, rates, each_core, pack, changed
+):
+  monkeypatch.setattr(host, "cores", lambda: [0, 1])
+  tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
+  (tmp_path / "preflight").mkdir()
+  said, pool = io.StringIO(), Rates(*rates)
+  arguments = plan.fit_cells(tiny, 257), pool, Display("", said), lambda: False
+  assert planner.choose(tiny, tmp_path, *arguments) is changed
+  found = planner.chosen(tmp_path)
+  assert (found["each_core"], found["pack"]) == (each_core, pack)
+  assert list(found["steps_per_second"].values()) == list(rates)
+  assert pool.cores == ([0, 1] if each_core else [None])
+  assert said.getvalue().count("\n") == 1
+  record = {"devices": 1, "accelerator": False, "compiled": 1, "evaluating": 1, "available": 1e9}
+  assert planner.pack(tiny, 0, record, 2, found["pack"]) == pack
+  pool.each = 1e9
+  assert not planner.choose(tiny, tmp_path, *arguments)  # a second start keeps it
+  assert planner.chosen(tmp_path) == found
+
+
+def test_nothing_is_measured_where_it_is_said_or_short_or_begun(tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(host, "cores", lambda: [0, 1])
+  tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
+
+  def choose(c):
+    said = io.StringIO()
+    cells = plan.fit_cells(c, 257)
+    assert not planner.choose(c, tmp_path, cells, None, Display("", said), lambda: False)
+    return said.getvalue()
+
+  for field in ("workers", "pack"):
+    c = tiny.copy_and_resolve_references()
+    c.sweep[field] = 2
+    assert choose(c) == ""
+  c = tiny.copy_and_resolve_references()
+  c.sweep.budgets = (1e9, 1e10)
+  assert "workers: 2, a core each (the sweep is too short" in choose(c)
+  (tmp_path / "sweep.json").write_text("{}")
+  assert choose(tiny) == ""
+  assert planner.chosen(tmp_path) == {"each_core": True, "pack": 1}
+
+
+def test_a_pool_measures_its_workers_and_starts_others(tiny, tmp_path):
+  pool = Pool(tmp_path, 1)
+  arguments = tiny.to_dict(), 2, 0.3, Display("", io.StringIO()), lambda: False
+  try:
+    assert pool.rate(*arguments) > 10
+    pool.restart([None])
+    assert len(pool) == 1
+    assert pool.rate(*arguments) > 10
+  finally:
+    pool.close()

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A process of a run on several hosts that has sent no sign of life for so long is given up. Where it
-# dies in a collective the others know at once; where they wait for it elsewhere, only by this.
+# A process of a run on several hosts is given up when it has sent no sign of life for so long. If
+# it dies in a collective the others know at once; where they wait elsewhere, only by this.
 SILENT_SECONDS = 20
 LOST = "another process of this run is gone; start them all again, and they go on where they saved"
 

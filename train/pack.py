@@ -3,10 +3,12 @@
 They differ in seed, learning rate, length and where they start, and have what they would have
 alone: folder, lock, records, checkpoints. A device that one small model leaves idle takes several
 in hardly more time. Their numbers are those of the runs alone but for the order of the sums within
-a product.
+a product, which depends on the number of slots and on nothing else: not on who is in the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +17,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import loop
+from configs import ladders
+from train import data, loop
 from train.clock import Clock
-from train.step import Program, TrainState
+from train.step import Program, TrainState, program
 
 
 class Stack(NamedTuple):
-  """The states of runs side by side: a power of two of them, so that few widths are compiled."""
+  """The states of runs side by side, in a number of slots that stays."""
 
   runs: tuple[int, ...]  # whose state is in each slot; one that has ended is computed and not used
-  state: TrainState  # leaves [W, ...]; of a single run: as it is alone
+  state: TrainState  # leaves [W, ...]; of a single slot: as it is alone
 
 
 def train(
@@ -32,8 +35,13 @@ def train(
   should_stop: Callable[[], bool],
   report: Callable[[int, dict], None],
   ended: Callable[[int, dict | Exception], None],
+  say: Callable[[str], None] = lambda text: None,
+  slots: int = 0,
 ) -> None:
   """Trains runs together, each as `loop.train` would.
+
+  Those for which the device has not enough memory go on from their checkpoints in half the slots,
+  the first half of them before the second; what does not fit in a single slot has failed.
 
   Args:
     runs: config and folder of each; of one program (see `train.step.program`).
@@ -41,10 +49,42 @@ def train(
     report: receives the number of a run and its progress.
     ended: receives the number of a run that has ended, and its record or what `loop.train` raises.
       The others go on.
+    say: receives a line when memory does not suffice.
+    slots: a power of two, not below the number of runs; 0: the smallest. A run that is interrupted
+      has the same bits as one that is not if it goes on in as many.
   """
+  slots = slots or width(len(runs))
+  short = _together(runs, slots, should_stop, report, ended)
+  half = slots // 2
+  if short:
+    say(f"out of memory with {slots} runs together ({runs[short[0]][1].name}): now {half}")
+  for part in filter(None, (short[:half], short[half:])):
+    train(
+      [runs[i] for i in part],
+      should_stop,
+      _renumbered(report, part),
+      _renumbered(ended, part),
+      say,
+      half,
+    )
+
+
+def _renumbered(tell: Callable[[int, Any], None], part: list[int]) -> Callable[[int, Any], None]:
+  return lambda i, what: tell(part[i], what)
+
+
+def _together(
+  runs: Sequence[tuple[ConfigDict, Path]],
+  slots: int,
+  should_stop: Callable[[], bool],
+  report: Callable[[int, dict], None],
+  ended: Callable[[int, dict | Exception], None],
+) -> list[int]:
+  """Trains runs in so many slots; returns those for which memory did not suffice."""
+  short: list[int] = []
   clocks = [Clock() for _ in runs]
   bodies = [
-    loop.run(config, folder, clock, should_stop, partial(report, i), width(len(runs)))
+    loop.run(config, folder, clock, should_stop, partial(report, i), slots)
     for i, ((config, folder), clock) in enumerate(zip(runs, clocks, strict=True))
   ]
 
@@ -56,8 +96,15 @@ def train(
     except StopIteration as end:
       ended(i, end.value)
     except Exception as error:
-      ended(i, error)
+      if slots > 1 and exhausted(error):
+        short.append(i)
+      else:
+        ended(i, error)
     return None
+
+  def fail(members: Iterable[int], error: Exception) -> None:
+    for i in members:
+      advance(i, "start", partial(bodies[i].throw, error))
 
   def hand_over(i: int, stack: Stack) -> Any:
     return bodies[i].send(taken(functions, stack, i))
@@ -66,18 +113,21 @@ def train(
   begun = {i: advance(i, "start", partial(next, body)) for i, body in enumerate(bodies)}
   begun = {i: first for i, first in begun.items() if first}
   if not begun:
-    return
+    return short
   functions = next(iter(begun.values()))[0]
   for i in [i for i, (own, _) in begun.items() if own is not functions]:
     error = ValueError(f"{runs[i][1]}: another program than the pack's; train it by itself")
-    advance(i, "start", partial(bodies[i].throw, error))
+    fail([i], error)
     del begun[i]
-  if len(jax.devices()) > 1 and len(begun) > 1:
+  if len(jax.devices()) > 1 and slots > 1:
     error = ValueError(f"sweep.pack: a pack trains on 1 device, there are {len(jax.devices())}")
-    for i in begun:
-      advance(i, "start", partial(bodies[i].throw, error))
-    return
-  stack = joined(functions, {i: state for i, (_, state) in begun.items()})
+    fail(begun, error)
+    return short
+  try:
+    stack = joined(functions, {i: state for i, (_, state) in begun.items()}, slots)
+  except Exception as error:
+    fail(begun, error)
+    return sorted(short)
   answers: dict[int, Any] = dict.fromkeys(begun)
   del begun
 
@@ -91,19 +141,71 @@ def train(
       if request:
         requests[i] = request
     if not requests:
-      return
+      return sorted(short)
     shared = Clock()
     try:
       with shared("train"):
-        if width(len(requests)) < len(stack.runs):
-          stack = narrowed(functions, stack, tuple(requests))
         stack, answers = stepped(functions, stack, requests)
     except Exception as error:
-      for i in requests:
-        advance(i, "train", partial(bodies[i].throw, error))
-      return
+      fail(requests, error)
+      return sorted(short)
     for i in requests:
       clocks[i].add(shared, 1 / len(requests))
+
+
+def rate(config: ConfigDict, slots: int, seconds: float) -> float:
+  """Returns the steps that so many runs together take in a second, measured for so long.
+
+  Args:
+    config: of any of them, unresolved.
+    slots: how many, a power of two.
+    seconds: for how long, compilation not counted; 0: one step of each run.
+  """
+  config = ladders.resolve(config)
+  tokens = data.prepare(config)
+  functions = program(config, tokens.vocab_size)
+  with closing(data.train_batches(tokens, config)) as batches:
+    seed, still = np.uint32(config.seed), np.float32(0)  # the weights stay; as much arithmetic
+    states = {i: functions.init(seed) for i in range(slots)}
+    stack, count = joined(functions, states, slots), 0
+    del states
+    while True:
+      requests = {i: loop.Step(next(batches), still, seed) for i in range(slots)}
+      stack, metrics = stepped(functions, stack, requests)
+      jax.block_until_ready(metrics)
+      if not count:
+        began = time.perf_counter()
+      elif (passed := time.perf_counter() - began) >= seconds:
+        return count * slots / passed
+      count += 1
+
+
+def compile_ahead(config: ConfigDict, slots: int) -> None:
+  """Compiles the step of so many runs into the cache on disk; trains nothing.
+
+  Args:
+    config: of any of them, unresolved.
+    slots: how many, a power of two.
+  """
+  config = ladders.resolve(config)
+  tokens = data.prepare(config)
+  functions = program(config, tokens.vocab_size)
+  with closing(data.train_batches(tokens, config)) as batches:
+    batch = next(batches)
+  lr, seed = np.float32(0), np.uint32(0)
+  if slots == 1:
+    functions.step.lower(functions.state, functions.place(batch), lr, seed).compile()
+    return
+  one = [functions.state] * slots
+  states = jax.tree.map(
+    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+    jax.eval_shape(functions.stack, *one),
+    functions.stack.lower(*one).compile().output_shardings,
+  )
+  batches_W = {name: np.stack([rows] * slots) for name, rows in batch.items()}
+  functions.together.lower(
+    states, batches_W, *(np.stack([x] * slots) for x in (lr, seed))
+  ).compile()
 
 
 def width(count: int) -> int:
@@ -111,20 +213,16 @@ def width(count: int) -> int:
   return 1 << (count - 1).bit_length()
 
 
-def joined(functions: Program, states: Mapping[int, TrainState]) -> Stack:
+def exhausted(error: Exception) -> bool:
+  """Returns whether the device had not enough memory."""
+  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def joined(functions: Program, states: Mapping[int, TrainState], slots: int) -> Stack:
   """Returns the stack of states, by run; empty slots repeat the first."""
-  runs = _filled(tuple(states))
+  runs = (*states, *list(states)[:1] * (slots - len(states)))
   first = states[runs[0]]
-  return Stack(runs, first if len(runs) == 1 else functions.stack(*(states[i] for i in runs)))
-
-
-def narrowed(functions: Program, stack: Stack, alive: tuple[int, ...]) -> Stack:
-  """Returns the stack of those alone that are alive, of two and more."""
-  runs = _filled(alive)
-  if len(runs) == 1:
-    return Stack(runs, taken(functions, stack, runs[0]))
-  slots = np.array([stack.runs.index(i) for i in runs], np.int32)
-  return Stack(runs, functions.choose(stack.state, slots))
+  return Stack(runs, first if slots == 1 else functions.stack(*(states[i] for i in runs)))
 
 
 def taken(functions: Program, stack: Stack, run: int) -> TrainState:
@@ -146,7 +244,3 @@ def stepped(
   stacked = {name: np.stack([batch[name] for batch in batches]) for name in spare.batch}
   state, metrics = functions.together(stack.state, stacked, np.stack(lrs), np.stack(seeds))
   return Stack(stack.runs, state), {i: metrics[stack.runs.index(i)] for i in requests}
-
-
-def _filled(runs: tuple[int, ...]) -> tuple[int, ...]:
-  return runs + runs[:1] * (width(len(runs)) - len(runs))

@@ -35,7 +35,6 @@ class Program(NamedTuple):
   step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
   together: Any  # the step of W runs: its arguments all [W, ...] -> (states, W metrics)
   stack: Any  # W states, one after the other -> states [W, ...]
-  choose: Any  # (states [W, ...], slots [V]) -> states [V, ...]
   take: Any  # (states [W, ...], slot) -> TrainState
   gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
@@ -208,7 +207,6 @@ def _program(
     jax.jit(on_batch, out_shardings=(shardings, layout.replicated), donate_argnums=0),
     jax.jit(together, donate_argnums=0),
     jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
-    jax.jit(lambda states, slots: jax.tree.map(lambda x: x[slots], states)),
     jax.jit(lambda states, slot: jax.tree.map(lambda x: x[slot], states), out_shardings=shardings),
     jax.jit(
       on_all(lambda params, batch: gradients(params, batch)[0], (specs.params, rows), grad_specs)
