@@ -148,12 +148,13 @@ def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monke
   functions = functions._replace(place=lambda batch: log.append("placed") or place(batch))
   monkeypatch.setattr(loop, "program", lambda *_: functions)
   body = loop.run(config, tmp_path, clock.Clock(), lambda: False, lambda event: None)
-  (_, state), answer, seen = next(body), None, []
+  next(body)
+  answer, seen = None, []
   for _ in range(first, 5):
     request = body.send(answer)
     seen.append(request.batch)
     log.append("step")
-    state, answer = functions.step(state, *request)
+    answer = dict.fromkeys(("loss_sum", "weight", "grad_norm"), np.float32(1))
   jax.tree.map(np.testing.assert_array_equal, seen, expected[first:])
   assert body.send(answer) is loop.STATE
   body.close()
