@@ -53,7 +53,8 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
   if asked > max(1, fits):
     raise ValueError(
       f"sweep.pack={config.sweep.pack}: size {size} needs {each / 2**20:.4g} MiB a run, and once "
-      f"more, of {found['available'] / shares / 2**20:.4g}; ask for at most {power_of_two(max(1, fits))}"
+      f"more, of {found['available'] / shares / 2**20:.4g}; ask for at most "
+      f"{power_of_two(max(1, fits))}"
     )
   if not asked and not found["accelerator"]:
     return min(on_cpu, power_of_two(max(1, fits)))
