@@ -51,10 +51,10 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
   fits = int(found["available"] / shares // each) - 1  # one beside them evaluates, or is saved
   asked = config.sweep.pack and power_of_two(config.sweep.pack)
   if asked > max(1, fits):
-    most = power_of_two(max(1, fits))
+    most, room = power_of_two(max(1, fits)), found["available"] / shares
     raise ValueError(
-      f"sweep.pack={config.sweep.pack}: size {size} needs {each / 2**20:.4g} MiB a run, and once "
-      f"more, of {found['available'] / shares / 2**20:.4g}; ask for at most {most}"
+      f"sweep.pack={config.sweep.pack}: {asked} runs of size {size} and one more, of "
+      f"{each / 2**20:.4g} MiB each, do not fit {room / 2**20:.4g} MiB; ask for at most {most}"
     )
   if not asked and not found["accelerator"]:
     return min(on_cpu, power_of_two(max(1, fits)))

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Of LLVM: the tests, and what they start, compile far more than they run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import numpy as np
 import pytest

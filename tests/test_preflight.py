@@ -197,6 +197,7 @@ def test_nothing_is_measured_where_it_is_said_or_short_or_begun(tiny, tmp_path, 
   assert planner.chosen(tmp_path) == {"each_core": True, "pack": 1}
 
 
+@pytest.mark.slow
 def test_a_pool_measures_its_workers_and_starts_others(tiny, tmp_path):
   pool = Pool(tmp_path, 1)
   arguments = tiny.to_dict(), 2, 0.3, Display("", io.StringIO()), lambda: False
