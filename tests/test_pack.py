@@ -162,7 +162,7 @@ def test_more_than_fit_are_refused_before_anything_is_trained(small):
   found = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
   small.sweep.pack = 8
   assert preflight.pack(small, 5, found | {"available": 108 << 20}, workers=1) == 8
-  with pytest.raises(ValueError, match=r"sweep.pack=8: size 5 needs 12 MiB .* of 107; .* most 4"):
+  with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
     preflight.pack(small, 5, found | {"available": 107 << 20}, workers=1)
 
 

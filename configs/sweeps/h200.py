@@ -4,8 +4,9 @@ r"""An H200 for an hour or so: a law on 95M tokens of books, for models of 2M to
     --config.data.source=text:~/books
 
 The argument is a scale of the compute and an objective: `h200.py:1,mlm`, `h200.py:1,span`. Below 1
-the same file is a rehearsal on a CPU: `h200.py:0.001` has a thousandth of every budget, an hour on
-two cores, and `h200.py:0.01` takes ten. Where the machine is lent for half an hour at a time, run
+the same file is a rehearsal on a CPU: `h200.py:0.0001` has a hundredth of every size and of every
+number of tokens, minutes on two cores; `h200.py:0.001` is planned at an hour, `h200.py:0.01` at
+ten. Where the machine is lent for half an hour at a time, run
 
   timeout --signal=TERM 28m isoflop sweep ...
 
@@ -25,8 +26,8 @@ Why these numbers:
   (arXiv:2406.19146) gives 4M parameters; the shortest cell still takes 600 steps.
 - A book is about 130 sequences long, so attention crosses the boundaries: isolated documents would
   need a mask for every sequence, which one in a hundred would use.
-- Operands are bfloat16, weights and sums float32. Logits would be 0.5 GB; they are
-  made in two parts, and of the head alone something is computed again.
+- Operands are bfloat16, weights and sums float32. Logits would be 0.5 GB; they are made in two
+  parts, and of the head alone something is computed again.
 - Scaled down, N and D shrink by the root of the compute, and so do the tokens of a step: the number
   of steps stays. Vocabulary and context shrink too, or the head would be most of the model.
 """
@@ -58,14 +59,14 @@ def get_config(argument: str = "1"):
     )
   root = math.sqrt(scale)
   shrink = 2 ** round(-0.3 * math.log2(scale))
-  vocabulary = 4096 // shrink
+  vocabulary = max(512, 4096 // shrink)
 
   c = base.get_config()
   c.sweep.name = f"h200 {argument}"
   c.objective = objective
   c.model.family = FAMILIES[objective]
   c.model.ladder = "standard" if scale == 1 else "small"
-  c.model.dtype = "bfloat16" if scale == 1 else "float32"  # a CPU widens bfloat16 first
+  c.model.dtype = "bfloat16"
   c.model.scan = scale == 1  # a CPU takes longer for scanned layers, see quick.py
   c.data.tokenizer = f"bpe:{vocabulary}"
   c.data.seq_len = 1024 // shrink
