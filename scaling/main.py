@@ -171,6 +171,7 @@ def run() -> None:
   """Entry point of the `isoflop` script."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  host.use_huge_pages()
   host.keep_freed_pages()
   host.use_xla_flags()
   sys.exit(main(sys.argv[1:]))
