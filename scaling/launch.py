@@ -53,6 +53,11 @@ class Pack(NamedTuple):
   slots: int  # of the program that trains them, a power of two
   chain: float  # cost of the longest of them, with all that needs it [FLOPs]
 
+  @property
+  def program(self) -> tuple:
+    """What tells its program from those of other packs."""
+    return self.tasks[0].shape, self.slots
+
 
 def packs(tasks: Sequence[Task]) -> list[Pack]:
   """Returns who is trained with whom: tasks of a shape, the longest chains first.
@@ -118,11 +123,10 @@ class Queue:
         return self._packs[i]._replace(tasks=tasks)
     return None
 
-  def another(self, own: Pack) -> Pack | None:
-    """Returns a pack that waits and has another program."""
-    key = own.tasks[0].shape, own.slots
-    others = (self._packs[i] for i in self._needs)
-    return next((p for p in others if (p.tasks[0].shape, p.slots) != key), None)
+  def another(self, known: set) -> Pack | None:
+    """Returns a pack that waits and has a program that is not among these."""
+    waiting = (self._packs[i] for i in self._needs)
+    return next((other for other in waiting if other.program not in known), None)
 
   def end(self, name: str, error: str = "") -> None:
     """Takes in that a task has ended: with an error, or finished."""
@@ -145,13 +149,14 @@ class Queue:
 
 
 class _Worker:
-  """A worker process, and what it does."""
+  """A worker process, what it does, and what it has compiled."""
 
   def __init__(self, index: int, core: int | None, log: Path):
     self.index = index
     self.core = core
     self.tasks: dict[str, Task] = {}  # by id
     self.progress: dict[str, dict] = {}
+    self.programs: set = set()
     self.ready = False
     self.rate: float | None = 0.0  # measured; None: not yet
     self.buffer = b""
@@ -268,7 +273,8 @@ class Pool:
         if worker.ready and not worker.tasks and (own := queue.pop()):
           # One worker of an accelerator trains on while the next program is compiled; on a CPU that
           # would take the core from the training.
-          following = queue.another(own) if host.has_accelerator() else None
+          worker.programs.add(own.program)
+          following = queue.another(worker.programs) if host.has_accelerator() else None
           self._hand_out(worker, own, following)
           for task in own.tasks:
             display.started(task)
@@ -281,6 +287,8 @@ class Pool:
     return queue.errors
 
   def _hand_out(self, worker: _Worker, own: Pack, following: Pack | None) -> None:
+    if following:
+      worker.programs.add(following.program)
     worker.tasks, worker.progress = {task.id: task for task in own.tasks}, {}
     worker.send(
       {

@@ -276,8 +276,8 @@ def test_the_next_program_is_another(tmp_path):
   queue = Queue(tasks)
   first = queue.pop()
   assert first.tasks[0].shape == 0
-  assert queue.another(first).tasks[0].shape == 1
-  assert Queue(tasks[:4]).another(first) is None
+  assert queue.another({first.program}).tasks[0].shape == 1
+  assert Queue(tasks[:4]).another({first.program}) is None
 
 
 SWEEP = (

@@ -170,7 +170,9 @@ def rate(config: ConfigDict, slots: int, seconds: float) -> float:
     stack, count = joined(functions, states, slots), 0
     del states
     while True:
-      requests = {i: loop.Step(next(batches), still, seed) for i in range(slots)}
+      rows = [next(batches) for _ in range(slots)]
+      placed = rows if slots > 1 else [functions.place(rows[0])]
+      requests = {i: loop.Step(batch, still, seed) for i, batch in enumerate(placed)}
       stack, metrics = stepped(functions, stack, requests)
       jax.block_until_ready(metrics)
       if not count:
@@ -239,7 +241,7 @@ def stepped(
   spare = next(iter(requests.values()))
   batches, lrs, seeds = zip(*(requests.get(i, spare) for i in stack.runs), strict=True)
   if len(stack.runs) == 1:
-    state, metrics = functions.step(stack.state, functions.place(batches[0]), lrs[0], seeds[0])
+    state, metrics = functions.step(stack.state, batches[0], lrs[0], seeds[0])
     return Stack(stack.runs, state), {stack.runs[0]: metrics}
   stacked = {name: np.stack([batch[name] for batch in batches]) for name in spare.batch}
   state, metrics = functions.together(stack.state, stacked, np.stack(lrs), np.stack(seeds))
