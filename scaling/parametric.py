@@ -71,17 +71,6 @@ class Fit:
     return float(max(C / self.runs.C.max(), self.runs.C.min() / C, 1.0))
 
 
-def check(options: Options) -> None:
-  """Raises ValueError where an option is out of range."""
-  for name, valid, remedy in (
-    ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
-    ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
-    ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
-  ):
-    if not valid:
-      raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
-
-
 def fit_runs(runs: Runs, options: Options) -> Fit:
   """Fits the Chinchilla law by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
 
@@ -96,7 +85,13 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
   Raises:
     ValueError: the runs do not identify the law, or an option is out of range.
   """
-  check(options)
+  for name, valid, remedy in (
+    ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
+    ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
+    ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
+  ):
+    if not valid:
+      raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
   check_identifiable(runs)
   design = estimate.design(runs.N, runs.D, runs.loss)
   found, best = estimate.minimum(design, options.delta)

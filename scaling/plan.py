@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import accounting, sharding, transformer
-from scaling import parametric
 from train import host, objectives, optim, record
 from train.data import TokenData
 
@@ -304,7 +303,6 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     )
   transformer.check(config.model)
   objectives.check(config)
-  parametric.check(config.fit)
   if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look
     sharding.check(config, 1)
   cells = fit_cells(config, tokens.vocab_size)

@@ -300,7 +300,9 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
     return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, folder]
 
   def records(name, status=("done",)):
-    found = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / name).rglob("run.json")}
+    folder = tmp_path / name  # which stands in `train.branch_from`
+    texts = {p.parent.name: p.read_text() for p in folder.glob("*/*/run.json")}
+    found = {key: json.loads(text.replace(str(folder), "")) for key, text in texts.items()}
     return {key: run for key, run in found.items() if run["status"] in status}
 
   whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=300)
@@ -321,7 +323,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   process.wait()
   assert max(running) > 1
   kept = records("killed")
-  done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("run.json")
+  done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*/*/run.json")
           if p.parent.name in kept}  # fmt: skip
   again = subprocess.run(command("killed"), capture_output=True, text=True, timeout=300)
   assert again.returncode == 0, again.stderr

@@ -333,14 +333,12 @@ def test_minimum_of_three():
     ("budgets", (1e11, 1e16), "epochs"),
     ("heldout_factor", 0.5, "at least 1"),
     ("pack", -1, "must not be negative"),
-    ("bootstraps", 50, "100 or more"),
   ],
 )
 def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value, message):
   config.data.source = f"text:{corpus}"
   config.data.max_epochs = 100.0
-  section = config.fit if field in config.fit else config.sweep
-  section[field] = value
+  config.sweep[field] = value
   tokens = data.prepare(config)
   with pytest.raises(ValueError, match=message) as error:
     plan.check(config, tokens)

@@ -5,7 +5,7 @@ r"""An H200 for an hour or so: a law on 95M tokens of books, for models of 2M to
 
 The argument is a scale of the compute and an objective: `h200.py:1,mlm`, `h200.py:1,span`. Below 1
 the same file is a rehearsal on a CPU: `h200.py:0.0001` has a hundredth of every size and of every
-number of tokens, minutes on two cores; `h200.py:0.001` is planned at an hour, `h200.py:0.01` at
+number of tokens, ten minutes on two cores; `h200.py:0.001` is planned at an hour, `h200.py:0.01` at
 ten. Where the machine is lent for half an hour at a time, run
 
   timeout --signal=TERM 28m isoflop sweep ...
