@@ -22,6 +22,10 @@ TOKENS_BT = jnp.arange(T, dtype=jnp.int32)[None]  # all distinct, also from the 
 SOURCE_BS = jnp.arange(T, T + S, dtype=jnp.int32)[None]
 
 
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
 def model_config(**changes):
   c = base.get_config()
   fixed = {"width": 16, "depth": 2, "heads": 2, "mlp": "gelu", "init_std": 0.02, "scan": False}

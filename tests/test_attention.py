@@ -10,6 +10,7 @@ from models import (
   TOKENS_BT,
   assert_trees_close,
   build,
+  normal,
   random_model,
   source_of,
 )
@@ -25,10 +26,6 @@ FLOAT32 = jnp.dtype("float32")
 def _no_silent_broadcasting():
   with jax.numpy_rank_promotion("raise"):
     yield
-
-
-def normal(seed, *shape):
-  return jax.random.normal(jax.random.key(seed), shape)
 
 
 Q_BTHK, K_BSHK, V_BSHK = normal(0, 2, 8, 4, 6) * 3, normal(1, 2, 8, 4, 6) * 3, normal(2, 2, 8, 4, 6)

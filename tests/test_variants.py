@@ -19,6 +19,7 @@ from models import (
   assert_trees_close,
   build,
   model_config,
+  normal,
   random_model,
   source_of,
 )
@@ -34,10 +35,6 @@ FLOAT32 = jnp.dtype("float32")
 def _no_silent_broadcasting():
   with jax.numpy_rank_promotion("raise"):
     yield
-
-
-def normal(seed, *shape):
-  return jax.random.normal(jax.random.key(seed), shape)
 
 
 # ---------------------------------------------------------------------------------------------

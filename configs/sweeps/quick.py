@@ -2,7 +2,7 @@
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
-The text is Python's own standard library, in 512 BPE tokens. About 3 minutes on two cores.
+The text is Python's own standard library, in 512 BPE tokens. 4 to 5 minutes on two cores.
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
