@@ -71,6 +71,19 @@ class Fit:
     return float(max(C / self.runs.C.max(), self.runs.C.min() / C, 1.0))
 
 
+def check(options: Options) -> None:
+  """Raises ValueError, one line, where an option of a fit is out of range."""
+  known = ", ".join(uncertainty.RESAMPLINGS)
+  for name, valid, remedy in (
+    ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
+    ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
+    ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
+    ("resampling", options.resampling in uncertainty.RESAMPLINGS, f"one of {known}"),
+  ):
+    if not valid:
+      raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+
+
 def fit_runs(runs: Runs, options: Options) -> Fit:
   """Fits the Chinchilla law by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
 
@@ -85,13 +98,7 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
   Raises:
     ValueError: the runs do not identify the law, or an option is out of range.
   """
-  for name, valid, remedy in (
-    ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
-    ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
-    ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
-  ):
-    if not valid:
-      raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+  check(options)
   check_identifiable(runs)
   design = estimate.design(runs.N, runs.D, runs.loss)
   found, best = estimate.minimum(design, options.delta)

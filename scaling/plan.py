@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import accounting, sharding, transformer
+from scaling import parametric, runs
 from train import host, objectives, optim, record
 from train.data import TokenData
 
@@ -301,6 +302,8 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
       f"model.{shape[0]}={config.model[shape[0]]}: a sweep takes its shapes from model.ladder; "
       "leave it at 0"
     )
+  parametric.check(config.fit)
+  runs.check_counts(config.fit.params, config.fit.flops)
   transformer.check(config.model)
   objectives.check(config)
   if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look

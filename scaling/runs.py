@@ -118,6 +118,14 @@ def make_runs(
   )
 
 
+def check_counts(params: str, flops: str) -> None:
+  """Raises ValueError where what N or C counts is unknown; see `read_runs`."""
+  if params not in PARAMS:
+    raise ValueError(f"fit.params={params!r}: unknown; choose one of {sorted(PARAMS)}")
+  if flops not in ("exact", "6nd"):
+    raise ValueError(f"fit.flops={flops!r}: unknown; choose exact or 6nd")
+
+
 def read_runs(
   path: str | os.PathLike,
   columns: str = "",
@@ -146,10 +154,7 @@ def read_runs(
     ValueError: no such file or column, or a value that is not a positive finite number in a run
       that no condition left out (the message names its line and column), or an unknown choice.
   """
-  if params not in PARAMS:
-    raise ValueError(f"fit.params={params!r}: unknown; choose one of {sorted(PARAMS)}")
-  if flops not in ("exact", "6nd"):
-    raise ValueError(f"fit.flops={flops!r}: unknown; choose exact or 6nd")
+  check_counts(params, flops)
   path = _table_of(path)
   names = {name: name for name in COLUMNS} | {"id": "cell", "N": PARAMS[params][0]}
   names |= (given := _parse_columns(columns))

@@ -95,12 +95,8 @@ def resample(
     covariance (Huber 1967): resampling estimates the same, and costs R times as much.
 
   Raises:
-    ValueError: an unknown resampling, or budgets of one run each, which have nothing to draw from.
+    ValueError: stratified, and budgets of one run each, which have nothing to draw from.
   """
-  if resampling not in RESAMPLINGS:
-    raise ValueError(
-      f"fit.resampling={resampling!r}: unknown; choose one of {', '.join(RESAMPLINGS)}"
-    )
   strata = [np.arange(len(runs))] if resampling == "pairs" else budgets(runs.C)
   if alone := sum(len(stratum) == 1 for stratum in strata):
     raise ValueError(

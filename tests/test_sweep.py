@@ -343,3 +343,16 @@ def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value,
   with pytest.raises(ValueError, match=message) as error:
     plan.check(config, tokens)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("bootstraps", 50), ("level", 1.5), ("resampling", "boot"), ("params", "all"), ("flops", "7nd")],
+)
+def test_a_fit_that_would_be_refused_is_refused_before_training(
+  config, cache, corpus, field, value
+):
+  config.data.source = f"text:{corpus}"
+  config.fit[field] = value
+  with pytest.raises(ValueError, match=f"^fit.{field}=.*{value}"):
+    plan.check(config, data.prepare(config))

@@ -174,7 +174,7 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   alone = fit.make_runs(*grid(), laws.loss(TRUTH, *grid()))
   with pytest.raises(ValueError, match="fit.resampling='stratified': .* hold a single run"):
     fit.fit_runs(alone, options(resampling="stratified"))
-  with pytest.raises(ValueError, match="fit.resampling='boot': unknown"):
+  with pytest.raises(ValueError, match="fit.resampling=boot: must be one of pairs"):
     fit.fit_runs(runs, options(resampling="boot"))
 
 
