@@ -63,7 +63,7 @@ def compiled(devices, cases):
 @pytest.mark.parametrize(
   ("devices", "cases"),
   [
-    (8, FEW),
+    pytest.param(8, FEW, marks=pytest.mark.slow),
     pytest.param(
       8,
       ZERO3,
