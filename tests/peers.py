@@ -38,6 +38,7 @@ import numpy as np
 VOCAB = 256
 LR, CLIP = 1e-3, 1.0
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)
+WARM_TURNS = 2  # before any is measured: a heap grows for a few steps
 
 
 class Shape(NamedTuple):
@@ -305,6 +306,8 @@ def compare(shape: Shape, args: argparse.Namespace) -> dict:
     ):
       sides.append(Side(name, python, shape._replace(dtype=dtype), args))
       stack.callback(sides[-1].close)
+    for side in sides * WARM_TURNS:
+      side.turn()
     tell = progress(sys.stderr)
     for i in range(args.rounds):
       for side in sides:
