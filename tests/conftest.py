@@ -41,6 +41,15 @@ def compile_cache(cache):
   jax.config.update("jax_compilation_cache_dir", None)
 
 
+@pytest.fixture
+def no_silent_broadcasting():
+  """Arrays of different rank are an error where they meet: in the tests of the models."""
+  import jax
+
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
   """A folder of text: sentences of a few hundred words with Zipf's frequencies."""

@@ -20,12 +20,7 @@ from model import attention
 from model.attention import View
 
 FLOAT32 = jnp.dtype("float32")
-
-
-@pytest.fixture(autouse=True)
-def _no_silent_broadcasting():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
 
 
 Q_BTHK, K_BSHK, V_BSHK = normal(0, 2, 8, 4, 6) * 3, normal(1, 2, 8, 4, 6) * 3, normal(2, 2, 8, 4, 6)

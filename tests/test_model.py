@@ -24,11 +24,7 @@ from models import (
 from model import transformer
 from model.transformer import Source
 
-
-@pytest.fixture(autouse=True)
-def _no_silent_broadcasting():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
 
 
 # ---------------------------------------------------------------------------------------------

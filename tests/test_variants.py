@@ -29,12 +29,7 @@ from model import attention, layers, transformer
 from train import optim
 
 FLOAT32 = jnp.dtype("float32")
-
-
-@pytest.fixture(autouse=True)
-def _no_silent_broadcasting():
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
 
 
 # ---------------------------------------------------------------------------------------------
