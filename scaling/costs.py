@@ -4,7 +4,6 @@ The sweep's process is at every moment in one part (`PARTS`), so its parts add u
 of all its starts. While it runs its workers (`run`), the time is split by what they did.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,19 +27,6 @@ PARTS = {
   "records": "plans and tables",
   "report": "figures",
 }
-
-
-def process_began() -> float:
-  """Returns when this process was started, on the clock of `time.perf_counter` [s].
-
-  Where the system does not tell (it is not Linux), that is now.
-  """
-  try:
-    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-  except (OSError, AttributeError, IndexError):
-    age = 0.0
-  return time.perf_counter() - max(0.0, age)
 
 
 class Clock:

@@ -102,13 +102,13 @@ def verify(args: flags.FlagValues) -> None:
 
 def run_sweep(config: ConfigDict, workdir: Path, adapt: bool = False) -> None:
   """Runs a sweep, or what is left of it, and prints how it came out."""
-  from scaling import costs, report, sweep
+  from scaling import report, sweep
   from scaling.display import Display
   from train import host
 
   should_stop = host.StopSignal().install()
   with Display(config.sweep.name) as display:
-    sweep.sweep(config, workdir, display, should_stop, adapt, costs.process_began())
+    sweep.sweep(config, workdir, display, should_stop, adapt, host.BEGAN)
   print(report.terminal(workdir))
 
 

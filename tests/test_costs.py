@@ -1,7 +1,8 @@
 """Where a sweep's time goes: parts that add up to the whole, over all its starts."""
 
 import json
-import time
+import subprocess
+import sys
 
 import pytest
 from synthetic import build
@@ -69,10 +70,12 @@ def test_the_clock_goes_on_where_an_earlier_start_stopped(tmp_path):
   assert kept["parts"]["idle"] == pytest.approx(6.0 * 40 / 50)
 
 
-def test_this_process_was_started_before_this_test():
-  age = time.perf_counter() - costs.process_began()
-  assert 0.0 < age < 3600 * 24
-  assert costs.process_began() == pytest.approx(costs.process_began(), abs=0.05)
+def test_a_command_begins_where_its_process_does_and_not_with_the_shell_before():
+  """bash becomes the last command of a list; what came before it is no part of a sweep."""
+  code = "import time; from train import host; print(time.perf_counter() - host.BEGAN)"
+  command = f"sleep 2 && exec {sys.executable} -c '{code}'"
+  said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+  assert 0.0 < float(said.stdout) < 1.0
 
 
 def test_the_report_shows_each_part_and_its_share(tmp_path):
