@@ -20,6 +20,8 @@ def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndar
     rows: sequences.
     count: numbers for each.
   """
+  if not count:  # causal models draw none, and a generator takes a tenth of their batch's time
+    return np.empty((rows, 0))
   blocks = -(-count // 4)  # a step of the counter gives four numbers
   generator = np.random.Philox(key=[seed % 2**64, split])
   generator.advance(first * blocks)

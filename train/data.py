@@ -314,12 +314,13 @@ def train_batches(
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
   stream, count = np.asarray(data.train_tokens), data.train_token_count
-  windows = count // objectives.lengths(config).text
+  text = objectives.lengths(config).text
+  windows = count // text
   shuffled = grain.MapDataset.range(windows).seed(config.seed).shuffle().repeat().batch(batch_size)
 
   def batch(step: int) -> Batch:
     chance = (config.seed, 0, step * batch_size + rows.start)
-    return _batch(stream, shuffled[step][rows], config, data.vocab_size, count, chance)
+    return _batch(stream, shuffled[step][rows], text, config, data.vocab_size, count, chance)
 
   return (batch(step) for step in itertools.count(start_step))
 
@@ -335,10 +336,11 @@ def validation_batches(
   size = config.train.eval_batch_size
   rows = _rows("train.eval_batch_size", size, process_index, process_count)
   stream, count = np.asarray(data.validation_tokens), eval_token_count(data, config)
-  for first in range(0, -(-count // objectives.lengths(config).text), size):
+  text = objectives.lengths(config).text
+  for first in range(0, -(-count // text), size):
     windows_B = np.arange(first, first + size)[rows]
     chance = (0, 1, first + rows.start)
-    yield _batch(stream, windows_B, config, data.vocab_size, count, chance)
+    yield _batch(stream, windows_B, text, config, data.vocab_size, count, chance)
 
 
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
@@ -373,6 +375,7 @@ def _rows(field: str, batch_size: int, process_index: int, process_count: int) -
 def _batch(
   stream: np.ndarray,
   windows_B: np.ndarray,
+  text: int,
   config: ConfigDict,
   vocab_size: int,
   count: int,
@@ -383,12 +386,13 @@ def _batch(
   Args:
     stream: ids.
     windows_B: number of each window.
+    text: tokens of a window.
     config: the run's.
     vocab_size: V of the tokenizer.
     count: see above; one more token of the stream is the last target.
     chance: seed, split and number of the first sequence, for `corruption.uniform`.
   """
-  objective, text = objectives.get(config.objective), objectives.lengths(config).text
+  objective = objectives.get(config.objective)
   index_BT = windows_B[:, None] * text + np.arange(text + 1)
   text_BT = stream[np.minimum(index_BT, count)].astype(np.int32)
   uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# When the command began, by `time.perf_counter`, but for 0.2 s before this is imported. The age of the
-# process would not do: a shell that has installed all this can become the command.
+# When the command began, by `time.perf_counter`, but for 0.2 s before this is imported. The age of
+# the process would not do: a shell that has installed all this can become the command.
 BEGAN = time.perf_counter()
 
 # A process of a run on several hosts is given up when it has sent no sign of life for so long. If
