@@ -23,7 +23,8 @@ def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndar
   if not count:  # causal models draw none, and a generator takes a tenth of their batch's time
     return np.empty((rows, 0))
   blocks = -(-count // 4)  # a step of the counter gives four numbers
-  generator = np.random.Philox(key=[seed % 2**64, split])
+  # As uint64: a list with a number above 2^63 would become floats, and neighbouring seeds equal.
+  generator = np.random.Philox(key=np.array([seed % 2**64, split], np.uint64))
   generator.advance(first * blocks)
   return np.random.Generator(generator).random((rows, 4 * blocks))[:, :count]
 
