@@ -12,15 +12,6 @@ import pytest
 from configs import base
 
 
-def pytest_configure(config):
-  """Lets XLA's CPU compiler optimise little: most of the default tests' time is its own.
-
-  The slow tests, and what is measured, are compiled as a run is.
-  """
-  if "not slow" in config.option.markexpr:
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
   """A cache folder of this test session, also for the processes that tests start."""

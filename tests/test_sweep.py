@@ -144,16 +144,23 @@ def test_second_start_does_no_work(swept, flags):
   assert table(workdir) == rows
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, kills):
+@pytest.mark.parametrize(
+  ("seed", "kills"),
+  [
+    (5, 1),
+    pytest.param(0, 3, marks=pytest.mark.slow),
+    pytest.param(1, 3, marks=pytest.mark.slow),
+  ],
+)
+def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):
   """SIGKILL at random moments: cells.csv is that of the uninterrupted sweep."""
   workdir, _ = swept
-  rng = random.Random(kills)
+  rng = random.Random(seed)
   for _ in range(kills):
     process = subprocess.Popen(
       command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    for _ in range(rng.randint(2, 16 // kills)):  # of the 25 lines and more that a sweep reports
+    for _ in range(rng.randint(1, 5)):  # of the 25 lines and more that a sweep reports
       assert process.stderr.readline()
     time.sleep(rng.uniform(0, 1))
     assert process.poll() is None
