@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from configs import bounds
+
 
 class Rung(NamedTuple):
   """Shape of one model: width D, depth L, heads H."""
@@ -79,8 +81,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
   values, and the depth of an encoder-decoder's encoder from those.
 
   Raises:
-    ValueError: the size is not on the ladder, or the heads or buckets do not fit.
+    ValueError: the size is not on the ladder, a number is out of its bounds, or the heads, buckets
+      or positions do not fit.
   """
+  bounds.check(config)
   config = config.copy_and_resolve_references()
   m = config.model
   if not (m.width and m.depth and m.heads):
@@ -111,6 +115,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
       f"model.relative_buckets={m.relative_buckets}: must be at least 4, and less than twice "
       f"relative_distance={m.relative_distance}"
     )
+  if m.positions == "sinusoidal" and m.width % 2:
+    raise ValueError(f"model.width={m.width}: sinusoidal positions need an even one")
   if m.family == "encoder_decoder":
     m.encoder_depth = m.encoder_depth or m.depth
   return config

@@ -26,7 +26,7 @@ INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
 
 # Fields of ours that leave the function of the weights as it is: free in an export.
 FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "mup_base_width"}
-FREE |= {"dtype", "remat", "scan"}
+FREE |= {"dtype", "weights", "remat", "scan", "flash", "logits_at_once"}
 ONLY_WITH = {  # fields without effect unless `positions` is this
   "rotary_base": "rotary",
   "relative_buckets": "relative",
@@ -226,18 +226,24 @@ def _misfit(name: str, field: str, value: Any, theirs: Any) -> str:
 
 def _json(path: Path) -> dict:
   try:
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
   except FileNotFoundError:
     raise ValueError(f"{path.name}: missing; choose the folder that holds it") from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:
     raise ValueError(f"{path.name}: not JSON ({error})") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{path.name}: holds a {type(found).__name__}, not an object")
+  return found
 
 
 def _load(folder: Path) -> Arrays:
   """Returns all weights of a folder, of one file or of several."""
   files = [WEIGHTS]
   if (folder / INDEX).exists():
-    files = sorted(set(_json(folder / INDEX)["weight_map"].values()))
+    places = _json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict):
+      raise ValueError(f"{INDEX}: has no weight_map; choose the folder that holds whole weights")
+    files = sorted(set(places.values()))
   theirs: Arrays = {}
   for file in files:
     try:

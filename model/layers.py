@@ -74,14 +74,10 @@ def transposed(x_XTK: jax.Array) -> jax.Array:
 class Dense(nnx.Module):
   """y = x W (+ b): kernel (fan_in, fan_out), drawn with variance `scale` / fan_in."""
 
-  def __init__(self, model_config, fan_in, fan_out, *, rngs: nnx.Rngs, scale=1.0, bias=None):
-    if scale:
-      init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-    else:
-      init = jax.nn.initializers.zeros
+  def __init__(self, model_config, fan_in, fan_out, *, rngs: nnx.Rngs, scale=1.0):
+    init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
     self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
-    bias = model_config.biases if bias is None else bias
-    self.bias = nnx.Param(jnp.zeros((fan_out,))) if bias else None
+    self.bias = nnx.Param(jnp.zeros((fan_out,))) if model_config.biases else None
     self.dtype = jnp.dtype(model_config.dtype)
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:

@@ -99,12 +99,21 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   return data // config.shard_factor, config.shard_factor, config.tensor
 
 
-def check(config: ConfigDict, devices: int) -> None:
-  """Raises ValueError, one line, where a run's batches do not divide among so many devices."""
-  replicas, shards, _ = mesh_shape(config.sharding, devices)
+def check(config: ConfigDict, devices: int, local: int = 0) -> None:
+  """Raises ValueError, one line, where a run's batches do not divide among its devices.
+
+  Args:
+    config: the run's.
+    devices: how many there are.
+    local: how many each process has; 0: there is one process.
+  """
+  replicas, shards, tensor = mesh_shape(config.sharding, devices)
+  if local % tensor:
+    raise ValueError(
+      f"sharding.tensor={tensor}: must divide the {local} devices of each process, which reads the "
+      f"batch for its own; one of {divisors(local)}"
+    )
   parts, microbatches = replicas * shards, config.sharding.microbatches
-  if microbatches < 1:
-    raise ValueError(f"sharding.microbatches={microbatches}: must be at least 1")
   for field, rows, multiple in (
     ("data.batch_size", config.data.batch_size, parts * microbatches),
     ("train.eval_batch_size", config.train.eval_batch_size, parts),

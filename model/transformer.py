@@ -391,10 +391,6 @@ def check(model_config: ConfigDict) -> None:
       raise ValueError(
         f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
       )
-  if model_config.logits_at_once < 0:
-    raise ValueError(
-      f"model.logits_at_once={model_config.logits_at_once}: must not be negative; 0: all of them"
-    )
   if model_config.weights == "bfloat16" and model_config.dtype != "bfloat16":
     raise ValueError(
       f"model.weights='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing by "

@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from configs import ladders
+from configs import base, ladders
 from model import transformer
 from model.transformer import Transformer
 from train import checkpoint, data, files, objectives, step, tokenizer
@@ -75,6 +75,7 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
     ValueError: there is no sound checkpoint, or no tokenizer.
   """
   config = ladders.resolve(config)
+  config.sharding = base.sharding()  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
   state = _state(folder, config, tokenizer_vocab_size)
   lengths = objectives.lengths(config)

@@ -79,6 +79,11 @@ def test_shards_are_read(tmp_path):
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
   shutil.copy(GOLDEN / "llama" / "config.json", tmp_path)
   same(convert.import_folder(tmp_path).params, convert.import_folder(GOLDEN / "llama").params)
+  for index, message in (("[]", "holds a list"), ('{"metadata": {}}', "has no weight_map")):
+    folder = Path(shutil.copytree(tmp_path, tmp_path / message))
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"model.safetensors.index.json: {message}"):
+      convert.import_folder(folder)
   (tmp_path / "model-00002-of-00002.safetensors").unlink()
   with pytest.raises(ValueError, match="model-00002-of-00002.safetensors: missing"):
     convert.import_folder(tmp_path)
@@ -218,6 +223,15 @@ def test_what_an_export_refuses(tmp_path, preset, changes, architecture, message
   with pytest.raises(ValueError, match=message):
     convert.export_folder(tmp_path / "out", complete(preset, **changes), {}, 8, 8, architecture)
   assert not (tmp_path / "out").exists()
+
+
+def test_an_export_does_not_mind_how_a_model_was_computed(tmp_path):
+  imported = convert.import_folder(GOLDEN / "llama")
+  imported.model_config.update(
+    {"dtype": "bfloat16", "weights": "bfloat16", "flash": False, "logits_at_once": 0}
+  )
+  again = convert.import_folder(exported(tmp_path / "out", imported, "llama"))
+  same(again.params, imported.params)
 
 
 def test_an_export_checks_parameters_and_folder(tmp_path):

@@ -161,7 +161,12 @@ SPANS = {"seq_len": 16, "span_density": 0.3, "span_length": 2.0}
   ("objective", "symbols", "fields"),
   [
     ("clm", 16, {"seq_len": 32, "batch_size": 32, "lr": 1e-2, "tokens": 300_000, "depth": 1}),
-    ("mlm", 8, {"seq_len": 16, "lr": 5e-3, "tokens": 1_000_000, "depth": 2, "mlm_rate": 0.3}),
+    pytest.param(
+      "mlm",
+      8,
+      {"seq_len": 16, "lr": 5e-3, "tokens": 1_000_000, "depth": 2, "mlm_rate": 0.3},
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       "span",
       16,

@@ -83,7 +83,8 @@ def test_several_processes_train_the_same_losses(one, corpus, tmp_path, processe
   np.testing.assert_allclose(list(losses(tmp_path).values()), list(losses(one).values()), rtol=1e-5)
   result, alone = (json.loads((d / "run.json").read_text()) for d in (tmp_path, one))
   assert result["status"] == "done"
-  assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+  for what in ("loss", "bits_per_byte"):
+    assert result[what] == pytest.approx(alone[what], rel=1e-5)
 
 
 @pytest.mark.slow

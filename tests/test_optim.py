@@ -110,23 +110,13 @@ def test_mup_scales_the_step_of_matrices_and_not_their_decay(config):
     assert (found[0.25][name] == found[1.0][name]).all()
 
 
-@pytest.mark.parametrize(
-  ("field", "value"),
-  [
-    ("schedule", "cosin"),
-    ("cooldown_fraction", 0.0),
-    ("b1", 1.0),
-    ("lr_ref", 0.0),
-    ("lr", -1.0),
-    ("z_loss", -1.0),
-  ],
-)
-def test_bad_field_is_named(config, field, value):
-  config[field] = value
-  with pytest.raises(ValueError, match=f"optim.{field}="):
+def test_an_unknown_schedule_is_named(config):
+  config.schedule = "cosin"
+  with pytest.raises(ValueError, match="optim.schedule='cosin'"):
     optim.check(config)
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_cooldown_are_lost_on_bfloat16_weights_and_kept_in_their_copy():
   """Why there is no training on bfloat16 weights alone: they are 2^-8 apart, relatively."""
   config = eight_devices.config_of("decoder", {"dtype": "bfloat16", "weights": "bfloat16"})

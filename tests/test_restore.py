@@ -137,6 +137,17 @@ def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
   assert (code, "an import wants a new folder" in err) == (2, True)
 
 
+@pytest.mark.parametrize("fields", [{"tensor": 2}, {"strategy": "hybrid", "shard_factor": 2}])
+def test_a_run_on_several_devices_is_read_on_one(trained, fields):
+  folder, record = restore.find(str(trained / "gpt2"))
+  config = main.from_json(record["config"])
+  whole = restore.restore(folder, record, config)
+  config.sharding.update(fields)
+  read = restore.restore(folder, record, config)
+  ids = np.array([[256, *b"the day"]])
+  np.testing.assert_array_equal(read.model(ids), whole.model(ids))
+
+
 def test_what_an_architecture_cannot_express_is_refused(capsys, trained, tmp_path):
   folder, out = trained / "gpt2", tmp_path / "out"
   argv = ("export", f"--checkpoint={folder}", "--architecture=llama", f"--output={out}")

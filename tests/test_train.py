@@ -109,7 +109,7 @@ def test_finished_run_refuses_another_config(whole):
   config, folder, _ = whole
   other = config.copy_and_resolve_references()
   other.seed = 5
-  with pytest.raises(ValueError, match="another seed"):
+  with pytest.raises(ValueError, match="holds a run with seed="):
     loop.train(other, folder)
 
 
@@ -220,7 +220,7 @@ def test_branch_from_another_run_is_refused(whole, tmp_path):
   loop.train(trunk, tmp_path / "trunk")
   branch = config.copy_and_resolve_references()
   branch.train.branch_from = str(tmp_path / "trunk" / "checkpoints")
-  with pytest.raises(ValueError, match="another seed"):
+  with pytest.raises(ValueError, match="holds a run with seed="):
     loop.train(branch, tmp_path / "branch")
 
 

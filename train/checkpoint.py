@@ -27,6 +27,18 @@ class DamagedCheckpointError(Exception):
   """What was read back is not what was saved."""
 
 
+# What storage layers say of the machine, not of what is stored.
+_OF_THE_MACHINE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _is_damage(error: Exception) -> bool:
+  """Returns whether an error of reading lies in what is read, and not in who reads it."""
+  if isinstance(error, OSError):
+    return isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+  of_the_machine = any(code in str(error) for code in _OF_THE_MACHINE)
+  return not isinstance(error, MemoryError) and not of_the_machine
+
+
 def _checksums(tree: Any) -> dict[str, int]:
   """Returns a checksum of every leaf, by path: the same however the leaf lies on its devices.
 
@@ -113,9 +125,14 @@ class Checkpoints:
   def restore(self, step: int, like: Any) -> Any:
     """Returns the state of `step`, with the structure, shapes and types of `like`.
 
+    Args:
+      step: one of `steps()`.
+      like: a state, or its shapes and types and where each lies.
+
     Raises:
-      DamagedCheckpointError: it cannot be read, or an array differs from what was saved.
+      DamagedCheckpointError: it is not whole, or an array differs from what was saved.
       ValueError: it is the state of another program.
+      Exception: memory, permission or storage did not suffice to read it; it may be sound.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
     args = ocp.args.Composite(
@@ -130,6 +147,8 @@ class Checkpoints:
           f"{self.folder}/{step}: another program's state, not of this model and optimizer; name "
           "another folder, or go on with the version that wrote it"
         ) from None
+      if not _is_damage(error):
+        raise
       raise DamagedCheckpointError(f"{self.folder}/{step}: {first_line}") from error
     saved, found = restored["checksums"], _checksums(restored["state"])
     bad = [path for path in found if found[path] != saved.get(path)]

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train import corpus as corpora
-from train import corruption, objectives
+from train import corruption, host, objectives
 from train import tokenizer as tokenizers
 from train.objectives import Batch
 
@@ -99,7 +99,7 @@ def prepare(config: ConfigDict) -> TokenData:
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
-  folder = _cache(config) / f"{kind}-{fingerprint[:16]}"
+  folder = host.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
   path = folder / name.replace(":", "-")
   if (data := _open(path, corpus, fingerprint, name)) is None:
     try:
@@ -113,16 +113,6 @@ def prepare(config: ConfigDict) -> TokenData:
   if data is None:
     raise ValueError(f"data.cache: {path} does not read back as written; is the disk healthy?")
   return data
-
-
-def load_tokenizer(data: TokenData) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of prepared data."""
-  return tokenizers.load(data.tokenizer, data.path)
-
-
-def _cache(config: ConfigDict) -> Path:
-  chosen = config.data.cache or os.environ.get("ISOFLOP_CACHE") or "~/.cache/isoflop"
-  return Path(chosen).expanduser().absolute()
 
 
 def _prepare(
@@ -349,10 +339,8 @@ def eval_token_count(data: TokenData, config: ConfigDict) -> int:
   An objective that cuts its text across documents evaluates whole windows.
 
   Raises:
-    ValueError: `train.eval_tokens` is not positive, or not enough for a window.
+    ValueError: `train.eval_tokens` is not enough for a window.
   """
-  if config.train.eval_tokens < 1:
-    raise ValueError(f"train.eval_tokens={config.train.eval_tokens}: must be at least 1")
   count = min(config.train.eval_tokens, data.validation_token_count)
   lengths = objectives.lengths(config)
   if lengths.source and count < lengths.text:

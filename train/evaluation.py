@@ -52,7 +52,7 @@ def evaluate(
     nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
     nll.append(nll_B)
     weight.append(weight_B)
-    n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))
+    n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))  # of this host
   nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
   weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
   nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]
@@ -62,6 +62,6 @@ def evaluate(
   return {
     "loss": float(loss),
     "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, n_bytes)),
+    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, host.summed(n_bytes))),
     "eval_tokens": int(weight_S.sum()),
   }

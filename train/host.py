@@ -221,6 +221,18 @@ def agreed(*flags: bool) -> list[bool]:
   return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
 
 
+def summed(count: int) -> int:
+  """Returns the sum of all processes' counts, each below 2^62."""
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return count
+  halves = multihost_utils.process_allgather(np.array(divmod(count, 2**31), np.int32))
+  return sum(int(high) * 2**31 + int(low) for high, low in halves)
+
+
 class StopSignal:
   """Set by Ctrl-C or SIGTERM: a run saves its state and ends. A second one ends it at once."""
 
@@ -272,9 +284,9 @@ def use_xla_flags() -> None:
     os.environ["XLA_FLAGS"] = " ".join([*own, *added])
 
 
-def use_compile_cache(configured: str = "") -> None:
+def use_compile_cache() -> None:
   """Keeps compiled programs on disk, so that the next process does not compile them again."""
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder(configured) / "xla"))
+  jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

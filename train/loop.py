@@ -102,9 +102,10 @@ def run(
   # ---- Resolve and check, before any compute ----
   workdir = Path(workdir)
   config = ladders.resolve(config)
+  record.check_config(config)
+  sharding.check(config, len(jax.devices()), jax.local_device_count())
   tokens = data.prepare(config)
   record.check(config, tokens)
-  sharding.check(config, len(jax.devices()))
   config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
   functions = program(config, tokens.vocab_size)
   head = record.describe(config, tokens, jax.devices()[0].device_kind) | {"pack": pack}
@@ -116,7 +117,8 @@ def run(
     host.meet("start")
     if found and "N" in found:  # a run that failed before it began has nothing yet
       record.refuse_other(found, head, f"workdir={workdir}")
-      if found["status"] in ("done", "diverged"):
+      ended = found["status"] == "done" and found["steps"] == head["steps"]
+      if ended or found["status"] == "diverged":
         return found
     folder = workdir / "checkpoints"
     with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
@@ -151,11 +153,12 @@ def _steps(
     return {"tokens": done, "flops": done * size.flops_per_token, "lr": lr_of(step - 1)}
 
   # ---- Start: resume, branch, or from scratch ----
-  state = functions.init(np.uint32(config.seed))
-  first_step, state = start(config, checkpoints, state, head)
-  last_step = min(config.train.stop_at_step or size.steps, size.steps)
+  first_step, state = start(config, checkpoints, functions, head)
+  last_step = head["steps"]
+  if first_step > last_step:
+    raise ValueError(f"train.stop_at_step={last_step}: the run has come to step {first_step}")
   files.write_json(workdir / "run.json", head | {"status": "running"})
-  metrics = Metrics(workdir / "metrics.jsonl", first_step, columns)
+  metrics = Metrics(workdir / "metrics.jsonl", first_step, last_step, columns)
   yield functions, state
   del state  # its driver's
 
@@ -173,6 +176,13 @@ def _steps(
     metrics.add((yield Step(batch, lr, seed)))
     if done < last_step:
       batch = placed()
+    every = config.train.eval_every_steps
+    if every and done % every == 0 and done < last_step:
+      state = yield STATE
+      with clock("evaluate"):
+        loss = evaluate(functions, state, tokens, config)["loss"]
+      del state
+      metrics.write({"step": done, **columns(done), "eval_loss": loss})
     keep = done in config.train.keep_steps
     stop = alone and should_stop() and done < last_step
     if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
@@ -198,13 +208,6 @@ def _steps(
       metrics.close()
       checkpoints.wait()
       raise Interrupted(f"stopped at step {done} of {last_step}")
-    every = config.train.eval_every_steps
-    if every and done % every == 0 and done < last_step:
-      state = yield STATE
-      with clock("evaluate"):
-        loss = evaluate(functions, state, tokens, config)["loss"]
-      del state
-      metrics.write({"step": done, **columns(done), "eval_loss": loss})
   batches.close()
   metrics.flush()
 
@@ -229,26 +232,32 @@ def _steps(
 
 
 def start(
-  config: ConfigDict, checkpoints: checkpoint.Checkpoints, state: TrainState, head: dict
+  config: ConfigDict, checkpoints: checkpoint.Checkpoints, functions: Program, head: dict
 ) -> tuple[int, TrainState]:
-  """Returns (steps done, state) to go on from: own checkpoint, branch, or the given state.
+  """Returns (steps done, state) to go on from: own checkpoint, branch, or initialisation.
 
   Raises:
     ValueError: `train.branch_from` is of another run, or has no sound checkpoint at the step where
       the cooldown begins.
   """
-  resumed = checkpoints.restore_latest(state)
+  resumed = checkpoints.restore_latest(functions.state)
   if resumed:
     return resumed
   if not config.train.branch_from:
-    return 0, state
+    return 0, functions.init(np.uint32(config.seed))
   folder = Path(config.train.branch_from)
   where = f"train.branch_from={folder}"
   trunk_record = files.read_json(folder.parent / "run.json")
   if not folder.is_dir() or trunk_record is None:
     raise ValueError(f"{where}: not a run's checkpoints/; name that folder of the trunk")
-  record.refuse_other(trunk_record, head, where, keys=("N", "lr", "seed", "objective"))
-  step = optim.cooldown_start(config.optim, head["steps"])
+  record.refuse_other(trunk_record, head, where, branch=True)
+  step = optim.cooldown_start(config.optim, head["scheduled_steps"])
+  stays = record.constant_until(trunk_record)
+  if step > stays:
+    raise ValueError(
+      f"{where}: its learning rate stays as it is until step {stays}, and this cooldown begins at "
+      f"step {step}; name a trunk with optim.schedule='constant'"
+    )
   with checkpoint.opened(folder, read_only=True) as trunk:
     if step not in trunk.steps():
       raise ValueError(
@@ -256,6 +265,6 @@ def start(
         f"kept steps: {trunk.steps()}"
       )
     try:
-      return step, trunk.restore(step, state)
+      return step, trunk.restore(step, functions.state)
     except checkpoint.DamagedCheckpointError as error:
       raise ValueError(f"{where}: {error}; train the trunk again") from None

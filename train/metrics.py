@@ -18,15 +18,22 @@ class Metrics:
   does not stop the device.
   """
 
-  def __init__(self, path: Path, first_step: int, describe: Callable[[int], dict[str, Any]]):
-    """Opens a file; drops its rows after `first_step`, which will be made again.
+  def __init__(
+    self, path: Path, first_step: int, last_step: int, describe: Callable[[int], dict[str, Any]]
+  ):
+    """Opens a file; drops the rows that will be made again.
 
     Args:
       path: metrics.jsonl.
       first_step: steps done before the first interval.
+      last_step: after which the run is evaluated once more.
       describe: gives the other columns of the row after that many steps.
     """
-    rows = [row for row in files.read_rows(path) if row["step"] <= first_step]
+
+    def stays(row: dict) -> bool:
+      return row["step"] <= first_step and not (row["step"] == last_step and "eval_loss" in row)
+
+    rows = [row for row in files.read_rows(path) if stays(row)]
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = path.open("a")
     self._describe = describe
@@ -55,7 +62,8 @@ class Metrics:
     while len(self._waiting) > waiting:
       step, interval = self._waiting.pop(0)
       fetched = jax.device_get(interval)
-      self.loss = float(sum(m["loss_sum"] for m in fetched) / sum(m["weight"] for m in fetched))
+      weight = max(1, sum(m["weight"] for m in fetched))  # they may have nothing to predict
+      self.loss = float(sum(m["loss_sum"] for m in fetched) / weight)
       last = {"train_loss": self.loss, "grad_norm": float(fetched[-1]["grad_norm"])}
       self.write({"step": step, **self._describe(step), **last})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, bounds
 from model import accounting, transformer
 from train import data, objectives, optim
 
@@ -61,11 +61,22 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
   )
 
 
-def check(config: ConfigDict, tokens: data.TokenData) -> None:
-  """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
+def check_config(config: ConfigDict) -> None:
+  """Raises ValueError, one line, where a config cannot be trained, whatever the text."""
+  bounds.check(config)
   transformer.check(config.model)
   objectives.check(config)
   optim.check(config.optim)
+  if config.train.branch_from and config.optim.schedule != "wsd":
+    raise ValueError(
+      f"optim.schedule={config.optim.schedule!r}: a branch is the cooldown of a trunk; set 'wsd', "
+      "or leave train.branch_from empty"
+    )
+
+
+def check(config: ConfigDict, tokens: data.TokenData) -> None:
+  """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
+  check_config(config)
   data.check(config, tokens)
   size = size_of(config, tokens.vocab_size)
   if size.groups["body"] < size.groups["embedding"]:
@@ -86,6 +97,8 @@ def check(config: ConfigDict, tokens: data.TokenData) -> None:
 def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> dict:
   """Returns all that makes a run what it is: the head of run.json."""
   size = size_of(config, tokens.vocab_size)
+  steps = min(config.train.stop_at_step or size.steps, size.steps)
+  n_tokens = steps * size.tokens_per_step
   return {
     "objective": config.objective,
     "size": config.model.size,
@@ -94,11 +107,12 @@ def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> di
     "heads": config.model.heads,
     "params": size.groups,
     "N": size.n_params,
-    "D": size.tokens,
-    "D_predicted": round(size.predicted),
-    "C": size.flops,
-    "C_6nd": 6.0 * size.n_params * size.tokens,
-    "steps": size.steps,
+    "D": n_tokens,
+    "D_predicted": round(size.predicted_per_token * n_tokens),
+    "C": size.flops_per_token * n_tokens,
+    "C_6nd": 6.0 * size.n_params * n_tokens,
+    "steps": steps,
+    "scheduled_steps": size.steps,
     "lr": optim.base_learning_rate(config.optim, size.n_params),
     "seed": config.seed,
     "data": {
@@ -107,7 +121,7 @@ def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> di
       "tokenizer": tokens.tokenizer_hash,
       "vocab_size": tokens.vocab_size,
       "train_tokens": tokens.train_token_count,
-      "epochs": size.tokens / tokens.train_token_count,
+      "epochs": n_tokens / tokens.train_token_count,
     },
     "device": device_kind,
     "versions": {name: importlib.metadata.version(name) for name in ("isoflop", *LIBRARIES)},
@@ -138,33 +152,53 @@ def plain(tree: dict) -> dict[str, Any]:
   return json.loads(json.dumps(tree))
 
 
-def refuse_other(
-  found: dict,
-  wanted: dict,
-  where: str,
-  keys: tuple[str, ...] = ("N", "D", "lr", "seed", "objective"),
-) -> None:
+# What a run may differ in from the one that a folder holds: where its text lies (its content is
+# compared), what the learning rate was derived from (the rate is compared), and what changes none
+# of its numbers.
+_FREE = {
+  *("model.remat", "model.scan"),
+  *("data.source", "data.text_field", "data.tokenizer", "data.cache", "data.max_epochs"),
+  *("optim.lr", "optim.lr_ref", "optim.lr_ref_params", "optim.lr_exponent"),
+}
+_SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fraction"}
+
+
+def refuse_other(found: dict, wanted: dict, where: str, branch: bool = False) -> None:
   """Raises ValueError where a record is of another run than is wanted.
 
   Args:
     found: the record that is there.
     wanted: `describe` of the run that is asked for.
     where: the field and folder that led to it.
-    keys: what has to agree, beside the model and the data.
+    branch: the record is of a trunk, whose length, schedule and evaluation are its own.
   """
-  defaults = plain(base.get_config().model.to_dict())
-  old, new = (defaults | record["config"]["model"] for record in (found, wanted))
-  for name in sorted(new.keys() - {"remat", "scan"}):  # those two change no number
-    if old[name] != new[name]:
+
+  def numbers(record: dict) -> dict[str, Any]:
+    """What decides the run's numbers, by name."""
+    fields = flat(plain(base.get_config().to_dict())) | flat(record["config"])
+    sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens")
+    free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
+    own = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
+    steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}
+    head = {x: record.get(x) for x in ("N", "lr", "seed", "objective")}
+    return own | steps | head
+
+  old, new = numbers(found), numbers(wanted)
+  for name, value in new.items():
+    if old.get(name) != value:
       raise ValueError(
-        f"{where}: holds a run with model.{name}={old[name]!r}, asked {new[name]!r}; name another "
-        "folder"
+        f"{where}: holds a run with {name}={old.get(name)!r}, asked {value!r}; name another folder"
       )
-  for key in keys:
-    if found.get(key) != wanted[key]:
-      raise ValueError(
-        f"{where}: holds a run with another {key} ({found.get(key)} there, {wanted[key]} asked); "
-        "name another folder"
-      )
-  if found["data"]["fingerprint"] != wanted["data"]["fingerprint"]:
-    raise ValueError(f"{where}: holds a run on other data; name another folder")
+  for name in ("fingerprint", "tokenizer"):
+    if found["data"][name] != wanted["data"][name]:
+      raise ValueError(f"{where}: holds a run on other data ({name}); name another folder")
+
+
+def constant_until(record: dict) -> float:
+  """Returns the step until which the schedule of a record's run leaves its rate as it is."""
+  own = base.get_config().optim
+  own.update(record["config"]["optim"])
+  if own.schedule == "constant":
+    return math.inf
+  steps = record.get("scheduled_steps", record["steps"])
+  return optim.cooldown_start(own, steps) if own.schedule == "wsd" else 0

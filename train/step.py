@@ -159,7 +159,8 @@ def _program(
       keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
     grads, (loss, weight) = gradients(state.params, batch, keys_B)
     grads = cast(layout.own(grads, "gradients"), jnp.float32)
-    grads = jax.tree.map(lambda g: g / weight, grads)
+    weight_or_1 = jnp.maximum(weight, 1.0)  # a batch may have nothing to predict
+    grads = jax.tree.map(lambda g: g / weight_or_1, grads)
     norm = jnp.sqrt(layout.square_sum(grads))
     if optim_config.clip_norm:
       grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim_config.clip_norm / norm), grads)

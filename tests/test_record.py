@@ -1,0 +1,187 @@
+"""What a folder holds is the run that is asked for, or it is refused; so is what makes no sense."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs import base, bounds, ladders
+from train import checkpoint, data, files, loop, optim, record, step
+
+
+@pytest.fixture
+def done(make_tiny, tmp_path):
+  """A config and the folder in which it was trained."""
+  config = make_tiny()
+  config.train.tokens = 10 * 128
+  loop.train(config, tmp_path / "done")
+  return config, tmp_path / "done"
+
+
+OTHERS = {
+  "optim": {"b2": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "schedule": "cosine"},
+  "data": {"batch_size": 8, "seq_len": 16, "isolate_documents": False},
+  "train": {"tokens": 20 * 128, "eval_tokens": 1024},
+  "corruption": {"mlm_rate": 0.3},
+}
+
+
+def test_a_folder_of_another_run_is_refused(done):
+  """Finished, or to be gone on with: by the field that differs."""
+  config, folder = done
+  record_ = files.read_json(folder / "run.json")
+  for status in ("done", "running"):
+    files.write_json(folder / "run.json", record_ | {"status": status})
+    for section, fields in OTHERS.items():
+      for field, value in fields.items():
+        other = config.copy_and_resolve_references()
+        other[section][field] = value
+        if field in ("batch_size", "seq_len"):  # as many steps
+          other.train.tokens = 10 * other.data.batch_size * other.data.seq_len
+        name = "steps" if field == "tokens" else f"{section}.{field}"
+        with pytest.raises(ValueError, match=f"workdir=.* holds a run with {name}="):
+          loop.train(other, folder)
+  config.train.eval_batch_size, config.data.max_epochs, config.optim.lr_ref = 8, 2.0, 6e-3
+  assert loop.train(config, folder)["first_step"] == 10
+
+
+def test_a_branch_is_of_a_trunk_of_its_own_batches_at_a_constant_rate(make_tiny, tmp_path):
+  config = make_tiny()
+  config.train.tokens = 20 * 128
+  trunk = config.copy_and_resolve_references()
+  trunk.optim.schedule, trunk.train.keep_steps, trunk.train.tokens = "constant", (16,), 16 * 128
+  loop.train(trunk, tmp_path / "trunk")
+  config.train.branch_from = str(tmp_path / "trunk" / "checkpoints")
+  for section, field, value in (("data", "batch_size", 8), ("optim", "b2", 0.5)):
+    other = config.copy_and_resolve_references()
+    other[section][field] = value
+    with pytest.raises(ValueError, match=f"branch_from=.* holds a run with {section}.{field}="):
+      loop.train(other, tmp_path / "branch")
+  other = config.copy_and_resolve_references()
+  other.optim.schedule = "cosine"
+  with pytest.raises(ValueError, match="optim.schedule='cosine': a branch is the cooldown"):
+    loop.train(other, tmp_path / "branch")
+  held = files.read_json(tmp_path / "trunk" / "run.json")
+  held["config"]["optim"]["schedule"] = "wsd"
+  files.write_json(tmp_path / "trunk" / "run.json", held)
+  with pytest.raises(ValueError, match="stays as it is until step 13, .* begins at step 16"):
+    loop.train(config, tmp_path / "branch")
+  assert optim.cooldown_start(config.optim, 20) == 16
+  held["config"]["optim"]["schedule"] = "constant"
+  files.write_json(tmp_path / "trunk" / "run.json", held)
+  assert loop.train(config, tmp_path / "branch")["first_step"] == 16
+
+
+def test_a_run_that_ends_early_is_recorded_as_it_was_trained_and_may_go_on(tiny, tmp_path):
+  """Its rate is that of the whole schedule."""
+  whole = loop.train(tiny, tmp_path / "whole")
+  tiny.train.stop_at_step = 20
+  early = loop.train(tiny, tmp_path / "early")
+  assert (early["status"], early["steps"], early["D"]) == ("done", 20, 20 * 128)
+  assert early["C"] == pytest.approx(whole["C"] / 3)
+  assert loop.train(tiny, tmp_path / "early") == early
+  tiny.train.stop_at_step = 0
+  late = loop.train(tiny, tmp_path / "early")
+  assert (late["first_step"], late["steps"], late["loss"]) == (20, 60, whole["loss"])
+  tiny.train.stop_at_step = 20
+  with pytest.raises(ValueError, match="stop_at_step=20: the run has come to step 60"):
+    loop.train(tiny, tmp_path / "early")
+
+
+def test_evaluations_on_the_way_survive_a_stop_at_their_step(tiny, tmp_path):
+  tiny.train.eval_every_steps = 20
+  calls = iter(range(1, 1000))
+  with pytest.raises(loop.Interrupted):
+    loop.train(tiny, tmp_path, should_stop=lambda: next(calls) == 20)
+  loop.train(tiny, tmp_path)
+  # A kill between the last checkpoint and run.json: the last evaluation is made again.
+  made = files.read_json(tmp_path / "run.json")
+  files.write_json(tmp_path / "run.json", made | {"status": "running"})
+  assert loop.train(tiny, tmp_path)["loss"] == made["loss"]
+  rows = files.read_rows(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in rows if "eval_loss" in row] == [20, 40, 60]
+
+
+@pytest.mark.parametrize(
+  "error",
+  [MemoryError(), OSError(24, "Too many open files"), ValueError("RESOURCE_EXHAUSTED: memory")],
+)
+def test_what_the_machine_cannot_read_now_is_not_damaged(done, monkeypatch, error):
+  config, folder = done
+  with checkpoint.opened(folder / "checkpoints") as kept:
+    monkeypatch.setattr(kept._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+      kept.restore_latest(step.TrainState(np.int32(0), {"w": np.zeros(1)}, (), ()))
+  assert (folder / "checkpoints" / "10").is_dir()
+  assert not (folder / "damaged").exists()
+
+
+def test_a_batch_with_nothing_to_predict_changes_no_weight_by_its_gradient(tiny, tmp_path):
+  tiny.objective, tiny.model.family, tiny.corruption.mlm_rate = "mlm", "encoder", 1e-3
+  tiny.data.seq_len = 32
+  result = loop.train(tiny, tmp_path)
+  assert result["status"] == "done"
+  assert any(row.get("train_loss") == 0 for row in files.read_rows(tmp_path / "metrics.jsonl"))
+
+
+def wrong():
+  for section, table in bounds.BOUNDS.items():
+    for (holds, _), names in table.items():
+      for name in names:
+        for value in (-1, math.nan, 2**40):
+          if not holds(value):
+            yield f"{section}.{name}".lstrip("."), value
+
+
+@pytest.mark.parametrize(("field", "value"), wrong())
+def test_a_number_out_of_its_bounds_is_named_before_anything_is_read(field, value, monkeypatch):
+  config = base.get_config()
+  *section, name = field.split(".")
+  fields = config[section[0]] if section else config
+  if isinstance(fields[name], int) and math.isnan(value):
+    return  # the schema refuses it
+  fields[name] = type(fields[name])(value)
+  monkeypatch.setattr(data, "prepare", lambda _: pytest.fail("the text was read"))
+  with pytest.raises(ValueError, match=rf"^{field}=.*: must ") as refused:
+    loop.train(config, "/nonexistent")
+  assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_name_is_refused_before_the_text_is_read(tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(data, "prepare", lambda _: pytest.fail("the text was read"))
+  tiny.model.mlp = "gelo"
+  with pytest.raises(ValueError, match="model.mlp='gelo'"):
+    loop.train(tiny, tmp_path)
+
+
+def test_every_number_of_the_schema_has_bounds_or_is_looked_at_elsewhere():
+  """A field that is added is thought about."""
+  elsewhere = {
+    # configs.ladders
+    *("model.size", "model.relative_buckets", "model.relative_distance"),
+    # train.objectives
+    *("corruption.mlm_rate", "corruption.mlm_mask", "corruption.mlm_random"),
+    *("corruption.span_density", "corruption.span_length", "corruption.sentinels"),
+    "sharding.tensor",  # model.sharding
+  }
+  numbers = {
+    name
+    for name, value in record.flat(json.loads(base.get_config().to_json())).items()
+    if type(value) in (int, float) and not name.startswith(("sweep.", "fit."))
+  }
+  bounded = {
+    f"{section}.{name}".lstrip(".")
+    for section, table in bounds.BOUNDS.items()
+    for names in table.values()
+    for name in names
+  }
+  assert numbers == bounded | elsewhere
+  assert not bounded & elsewhere
+
+
+def test_sinusoidal_positions_need_an_even_width(tiny):
+  tiny.model.update({"width": 15, "depth": 1, "heads": 3, "head_width": 4})
+  tiny.model.positions = "sinusoidal"
+  with pytest.raises(ValueError, match="model.width=15: sinusoidal"):
+    ladders.resolve(tiny)
