@@ -230,3 +230,7 @@ def test_batches_that_do_not_divide_are_refused_with_what_would_do():
   c.sharding.microbatches, c.data.batch_size = 1, 16
   with pytest.raises(ValueError, match=r"train.eval_batch_size=33: .*; 40 would do"):
     sharding.check(c, 8)
+  c.train.eval_batch_size, c.sharding.tensor = 32, 2
+  sharding.check(c, 8, local=4)
+  with pytest.raises(ValueError, match="sharding.tensor=2: must divide the 1 devices of each pro"):
+    sharding.check(c, 8, local=1)
