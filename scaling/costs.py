@@ -13,7 +13,7 @@ from scaling.render import Block, Heading, Table, Text
 from train import files
 
 RECORD = "costs.json"
-TICK_SECONDS = 5.0  # what a killed sweep may lose of the part in which it runs its workers
+TICK_SECONDS = 2.0  # what a killed sweep may lose of the part in which it runs its workers
 PARTS = {
   "start": "imports; in runs: initialise or restore",
   "data": "corpus and tokenizer; in runs: batches, beside the step before on a shared core",
