@@ -74,17 +74,17 @@ def cases(
     vary: each FIELD=VALUE is measured beside every combination without it.
 
   Raises:
-    ValueError: a name is unknown or comes twice, or a model cannot be trained so.
+    ValueError: a name is unknown, a case comes twice, or a model cannot be trained so.
   """
-  shapes = [_shape(size) for size in _split("sizes", sizes)]
+  shapes = {size: _shape(size) for size in _split("sizes", sizes)}
   names = _split("families", families, OBJECTIVES)
   operands = _split("dtypes", dtypes, DTYPES)
   found: list[Case] = []
-  for shape, family, dtype, change in itertools.product(
-    shapes or [{}], names or [config.model.family], operands or [config.model.dtype], ["", *vary]
+  for size, family, dtype, change in itertools.product(
+    shapes or [""], names or [config.model.family], operands or [config.model.dtype], ["", *vary]
   ):
     c = config.copy_and_resolve_references()
-    c.model.update(shape | {"dtype": dtype})
+    c.model.update(shapes.get(size, {}) | {"dtype": dtype})
     if family != c.model.family:
       c.model.family, c.objective = family, OBJECTIVES[family]
       c.data.isolate_documents &= family != "encoder_decoder"
@@ -99,9 +99,11 @@ def cases(
     c.data.batch_size = tokens // length or c.data.batch_size
     c.train.tokens = objectives.tokens_per_step(c)
     sharding.check(c, len(jax.devices()))
-    name = f"{family} {c.model.width}/{c.model.depth} {dtype} {change}".rstrip()
-    if name in [case.name for case in found]:
-      raise ValueError(f"vary={change}: comes twice; name it once")
+    name = f"{family} {size or f'{c.model.width}/{c.model.depth}'} {dtype} {change}".rstrip()
+    if same := [case.name for case in found if case.config == c]:
+      flag = f"vary={change}" if change else f"sizes={sizes}"
+      over = " (--tokens sets the batch)" if tokens and "batch_size" in change else ""
+      raise ValueError(f"{flag}: {name!r} is {same[0]!r} again{over}; leave one of them out")
     found.append(Case(name, c))
   return found
 

@@ -13,6 +13,7 @@ from scaling.render import Block, Heading, Table, Text
 from train import files
 
 RECORD = "costs.json"
+TICK_SECONDS = 2.0  # what a killed sweep may lose of the part in which it runs its workers
 PARTS = {
   "start": "imports; in runs: initialise or restore",
   "data": "corpus and tokenizer; in runs: batches, beside the step before on a shared core",
@@ -50,6 +51,11 @@ class Clock:
     self._worker_seconds += (now - self._since) * self._workers
     self._part, self._workers, self._since = part, workers, now
     files.write_json(self._path, {"wall": self._wall, "worker_seconds": self._worker_seconds})
+
+  def tick(self) -> None:
+    """Writes down the present part as far as it has come, if it was not within `TICK_SECONDS`."""
+    if self._now() - self._since >= TICK_SECONDS:
+      self(self._part, self._workers)
 
   def finish(self, records: Iterable[dict]) -> float:
     """Ends the present part and writes the split; returns the whole time [s].

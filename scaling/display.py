@@ -58,9 +58,6 @@ class Display:
     self._count = len(finished)
     self._phase_began = time.monotonic()
 
-  def started(self, task: Any) -> None:
-    """A task was handed to a worker."""
-
   def ended(self, task: Any, status: str, loss: float | None, error: str | None) -> None:
     """A task came back."""
     if status in ("done", "diverged"):

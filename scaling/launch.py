@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scaling.display import Display
+from scaling.worker import environment
 from train import files, host, pack, preflight
 
 
@@ -151,13 +152,14 @@ class Queue:
 class _Worker:
   """A worker process, what it does, and what it has compiled."""
 
-  def __init__(self, index: int, core: int | None, log: Path):
+  def __init__(self, index: int, core: int | None, log: Path, env: dict[str, str]):
     self.index = index
     self.core = core
+    self.env = env
     self.tasks: dict[str, Task] = {}  # by id
     self.progress: dict[str, dict] = {}
     self.programs: set = set()
-    self.ready = False
+    self.ready: dict[str, Any] = {}  # once it is: its devices
     self.rate: float | None = 0.0  # measured; None: not yet
     self.buffer = b""
     self.log = log.open("ab")
@@ -166,6 +168,7 @@ class _Worker:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self.log,
+      env=env,
       start_new_session=True,  # a Ctrl-C reaches the launcher only, which asks the worker to stop
     )
 
@@ -197,13 +200,20 @@ class _Worker:
 class Pool:
   """Worker processes that live as long as the sweep."""
 
-  def __init__(self, workdir: Path, workers: int, each_core: bool = True):
+  def __init__(
+    self,
+    workdir: Path,
+    workers: int,
+    each_core: bool = True,
+    tick: Callable[[], None] = lambda: None,
+  ):
     """Starts the workers.
 
     Args:
       workdir: the sweep's.
       workers: how many; 0: one per core, or a single one where there is an accelerator.
       each_core: on a CPU; False: of 0 workers there is one, on all cores.
+      tick: called several times a second while the workers are waited for.
     """
     cores: Sequence[int | None] = host.cores()
     if host.has_accelerator():
@@ -214,6 +224,7 @@ class Pool:
       cores = [None]
     self._log = workdir / "workers.log"
     self._workers: list[_Worker] = []
+    self._tick = tick
     self.restart(cores)
 
   def __len__(self) -> int:
@@ -222,12 +233,26 @@ class Pool:
   def restart(self, cores: Sequence[int | None]) -> None:
     """Has a worker on each of these cores; None: on all of them."""
     self.close()
-    self._workers = [_Worker(i, core, self._log) for i, core in enumerate(cores)]
+    env = environment(len(cores))
+    self._workers = [_Worker(i, core, self._log, env) for i, core in enumerate(cores)]
 
   def close(self) -> None:
     """Ends the workers."""
     for worker in self._workers:
       worker.close()
+
+  def setting(self, display: Display, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Returns what runs are trained on: kind and number of a worker's devices, and the workers.
+
+    Raises:
+      KeyboardInterrupt: `should_stop` said so.
+    """
+    while not any(worker.ready for worker in self._workers):
+      self._receive(Queue([]), display, stopping=False)
+      if should_stop():
+        raise KeyboardInterrupt
+    found = next(worker.ready for worker in self._workers if worker.ready)
+    return found | {"workers": len(self)}
 
   def rate(
     self,
@@ -276,8 +301,6 @@ class Pool:
           worker.programs.add(own.program)
           following = queue.another(worker.programs) if host.has_accelerator() else None
           self._hand_out(worker, own, following)
-          for task in own.tasks:
-            display.started(task)
       if queue or any(worker.tasks for worker in self._workers):
         self._receive(queue, display, stopping)
       running = ((worker, name) for worker in self._workers for name in worker.tasks)
@@ -303,6 +326,7 @@ class Pool:
 
   def _receive(self, queue: Queue, display: Display, stopping: bool) -> None:
     """Waits a moment for the workers and takes in what they say."""
+    self._tick()
     with selectors.DefaultSelector() as selector:
       for worker in self._workers:
         assert worker.process.stdout is not None
@@ -314,8 +338,8 @@ class Pool:
           self._replace(worker, queue, display, stopping)
           continue
         for event in events:
-          if event.get("ready"):
-            worker.ready = True
+          if "ready" in event:
+            worker.ready = event["ready"]
           elif "rate" in event:
             worker.rate = event["rate"]
           elif "said" in event:
@@ -350,7 +374,7 @@ class Pool:
       worker.tasks = {}
       self._workers.remove(worker)
     else:
-      self._workers[i] = _Worker(worker.index, worker.core, self._log)
+      self._workers[i] = _Worker(worker.index, worker.core, self._log, worker.env)
 
 
 def power_of_two(count: int) -> int:

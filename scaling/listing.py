@@ -181,17 +181,14 @@ def runs_table(workdir: Path) -> str:
   if not records:
     raise ValueError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
   table = grid("run status N D C D/N lr loss stderr bits/byte seconds")
+  columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
+  columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
   for name, run in records:
+    if "N" in run:  # else it failed before it began
+      run["D/N"] = run["D"] / run["N"]
     table.add_row(
       name,
       run["status"] + (f": {run['error']}" if run["status"] == "failed" else ""),
-      *(f"{run[key]:,}" for key in ("N", "D")),
-      f"{run['C']:.3e}",
-      f"{run['D'] / run['N']:.1f}",
-      f"{run['lr']:.2e}",
-      *(
-        f"{run[key]:.{digits}f}" if key in run else ""
-        for key, digits in (("loss", 4), ("loss_stderr", 4), ("bits_per_byte", 4), ("seconds", 1))
-      ),
+      *(f"{run[key]:{shown}}" if key in run else "" for key, shown in columns.items()),
     )
   return text(table)

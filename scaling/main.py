@@ -33,6 +33,7 @@ from scaling.verbs import VERBS, UsageError, from_json
 from train import host
 
 USAGE, INTERRUPTED = 2, 130
+CONTINUING = ("train", "sweep", "verify")  # verbs that go on where they were stopped
 ROOT = Path(__file__).parents[1]
 
 
@@ -45,7 +46,9 @@ def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
     help_text = "Config file; --config.FIELD=VALUE overrides one of its fields."
     stored = stored_config(argv) if verb == "fit" else None
     if stored:
-      config_flags.DEFINE_config_dict("config", stored, help_text, flag_values=values)
+      config_flags.DEFINE_config_dict(
+        "config", stored, help_text, flag_values=values, sys_argv=argv
+      )
     else:
       config_flags.DEFINE_config_file(
         "config", str(ROOT / default_config), help_text, flag_values=values, sys_argv=argv
@@ -63,11 +66,14 @@ def stored_config(argv: list[str]) -> ConfigDict | None:
   """Returns the config of the sweep in --workdir, or None."""
   from train import files
 
-  for arg in argv:
-    if arg.startswith("--workdir="):
-      sweep_json = files.read_json(Path(arg.partition("=")[2]).expanduser() / "sweep.json")
-      return from_json(sweep_json["config"]) if sweep_json else None
-  return None
+  own = flags.FlagValues()
+  own.set_gnu_getopt(True)  # reads on behind the value of a flag that is not its own
+  flags.DEFINE_string("workdir", "", "", flag_values=own)
+  own(["isoflop", *argv], known_only=True)
+  if not own.workdir:
+    return None
+  sweep_json = files.read_json(Path(own.workdir).expanduser() / "sweep.json")
+  return from_json(sweep_json["config"]) if sweep_json else None
 
 
 def parse(verb: str, argv: list[str]) -> flags.FlagValues:
@@ -160,7 +166,8 @@ def main(argv: list[str]) -> int:
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
     return USAGE
   except (KeyboardInterrupt, host.Interrupted):
-    print("isoflop: stopped; everything is saved, the same command continues", file=sys.stderr)
+    saved = "; everything is saved, the same command continues" if verb in CONTINUING else ""
+    print(f"isoflop: stopped{saved}", file=sys.stderr)
     return INTERRUPTED
   except (RuntimeError, OSError) as error:
     print(f"isoflop: {one_line(error)}", file=sys.stderr)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import accounting, sharding, transformer
-from scaling import parametric, runs
+from scaling import limits, parametric, runs
 from train import host, objectives, optim, record
 from train.data import TokenData
 
@@ -104,7 +104,8 @@ def _cell(
   sized = at_size(config, size)
   seed = config.seed if seed is None else seed
   geometry = record.size_of(sized, vocab_size)
-  per_token = geometry.flops_per_token if config.fit.flops == "exact" else 6.0 * geometry.n_params
+  counted = accounting.n_params(geometry.groups, config.fit.params)
+  per_token = geometry.flops_per_token if config.fit.flops == "exact" else 6.0 * counted
   if tokens is None:
     assert budget is not None
     tokens = budget / per_token
@@ -254,10 +255,14 @@ def heldout_cells(config: ConfigDict, vocab_size: int, n_opt: float, budget: flo
 
 def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
   """Returns the held-out compute [FLOPs]: at least `heldout_factor` times the largest fitted."""
-  asked = config.sweep.heldout_budget
-  spent = "C" if config.fit.flops == "exact" else "C_6nd"
-  largest = max(cell.budget or getattr(cell, spent) for cell in cells)
-  return asked or config.sweep.heldout_factor * largest
+  s = config.sweep
+  return s.heldout_budget or s.heldout_factor * _largest(config, cells)
+
+
+def _largest(config: ConfigDict, cells: Sequence[Cell]) -> float:
+  """Returns the compute of the largest of these cells, as `fit.flops` counts it [FLOPs]."""
+  exact, counted = config.fit.flops == "exact", config.fit.params
+  return max(c.budget or (c.C if exact else 6.0 * c.params(counted) * c.D) for c in cells)
 
 
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
@@ -274,28 +279,7 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
 
 def check(config: ConfigDict, tokens: TokenData) -> None:
   """Raises ValueError, one line, where the sweep cannot be run or could not identify a law."""
-  s = config.sweep
-  if s.design not in ("isoflop", "grid"):
-    raise ValueError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
-  axis = "budgets" if s.design == "isoflop" else "token_counts"
-  if len(set(s.sizes)) < 2 or len(set(s[axis])) < 2:
-    raise ValueError(
-      f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at "
-      "least two of each"
-    )
-  if any(not value > 0 for value in s[axis]):
-    raise ValueError(f"sweep.{axis}={tuple(s[axis])}: every value must be positive")
-  for name in ("seed_sizes", "probe_sizes"):
-    known = ladders.rungs(config.model.ladder) if name == "probe_sizes" else s.sizes
-    wrong = [size for size in s[name] if size not in known]
-    if wrong:
-      raise ValueError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
-  if set(s.seed_budgets) - set(s.budgets):
-    raise ValueError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
-  if s.pack < 0:
-    raise ValueError(f"sweep.pack={s.pack}: must not be negative; 0 leaves it to the planner")
-  if s.heldout_factor < 1:
-    raise ValueError(f"sweep.heldout_factor={s.heldout_factor}: must be at least 1")
+  limits.check(config)
   shape = [name for name in ("width", "heads") if config.model[name]]
   if shape:
     raise ValueError(
@@ -304,8 +288,10 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     )
   parametric.check(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
-  transformer.check(config.model)
-  objectives.check(config)
+  s, sized = config.sweep, at_size(config, config.sweep.sizes[0])
+  transformer.check(sized.model)
+  objectives.check(sized)
+  optim.check(sized.optim)
   if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look
     sharding.check(config, 1)
   cells = fit_cells(config, tokens.vocab_size)
@@ -314,11 +300,30 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
       f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
       f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
     )
-  for cell in cells:
+  if 0 < s.heldout_budget < (largest := _largest(config, cells)):
+    raise ValueError(
+      f"sweep.heldout_budget={s.heldout_budget:.4g}: lies within what is fitted, up to "
+      f"{largest:.4g} FLOPs; ask for more, or leave it at 0"
+    )
+  probes = (probe_cells(config, tokens.vocab_size, i, s.probe_factors) for i in s.probe_sizes)
+  axis = "budgets" if s.design == "isoflop" else "token_counts"
+  names: set[str] = set()
+  for cell in itertools.chain(cells, *probes):
+    probe = cell.kind == "probe"
+    if cell.id in names:
+      field = "probe_factors" if probe else axis
+      raise ValueError(
+        f"sweep.{field}={tuple(s[field])}: two of them are one cell, {cell.id}; keep them "
+        "a percent apart, or leave one out"
+      )
+    names.add(cell.id)
     if cell.steps < MIN_STEPS:
+      remedy = "more sweep.probe_tokens" if probe else "more compute, a smaller size"
       raise ValueError(
         f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
-        f"give it more compute, a smaller size, or a smaller data.batch_size ({MIN_STEPS} steps at "
-        "least)"
+        f"give it {remedy}, or a smaller data.batch_size ({MIN_STEPS} steps at least)"
       )
-    record.check(run_config(config, cell), tokens)
+    try:
+      record.check(run_config(config, cell), tokens)
+    except ValueError as error:
+      raise ValueError(f"{error} ({cell.id})") from None

@@ -27,7 +27,7 @@ class Fit(NamedTuple):
   pack: int  # runs that a worker may train together, a power of two
 
 
-def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int = 1) -> int:
+def pack(config: ConfigDict, size: int, found: dict, on_cpu: int = 1) -> int:
   """Returns how many runs of a size a worker may train together: a power of two.
 
   `sweep.pack` bounds it, or the planner chooses: on an accelerator as many as fit, since a small
@@ -37,8 +37,7 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
   Args:
     config: the sweep's.
     size: which.
-    found: its record of `train.preflight`.
-    workers: processes that share the device.
+    found: its record of `train.preflight`; what is available there is this worker's share.
     on_cpu: how many on a CPU.
 
   Raises:
@@ -47,11 +46,10 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
   if found.get("devices", 0) != 1:
     return 1
   each = max(found["compiled"], found["evaluating"])
-  shares = workers if found["accelerator"] else 1  # a CPU's memory is divided already
-  fits = int(found["available"] / shares // each) - 1  # one beside them evaluates, or is saved
+  fits = int(found["available"] // each) - 1  # one beside them evaluates, or is saved
   asked = config.sweep.pack and power_of_two(config.sweep.pack)
   if asked > max(1, fits):
-    most, room = power_of_two(max(1, fits)), found["available"] / shares
+    most, room = power_of_two(max(1, fits)), found["available"]
     raise ValueError(
       f"sweep.pack={config.sweep.pack}: {asked} runs of size {size} and one more, of "
       f"{each / 2**20:.4g} MiB each, do not fit {room / 2**20:.4g} MiB; ask for at most {most}"
@@ -62,8 +60,10 @@ def pack(config: ConfigDict, size: int, found: dict, workers: int, on_cpu: int =
 
 
 def chosen(workdir: Path) -> dict:
-  """Returns what `choose` has chosen in this folder; at first one run on each core."""
-  return files.read_json(workdir / "preflight" / "workers.json") or {"each_core": True, "pack": 1}
+  """Returns what `choose` has chosen for as many cores; at first one run on each core."""
+  found = files.read_json(workdir / "preflight" / "workers.json")
+  of_these = found and found.get("cores") == len(host.cores())
+  return found if of_these else {"each_core": True, "pack": 1}
 
 
 def choose(
@@ -78,8 +78,8 @@ def choose(
 
   What is measured is the size that takes the most compute, each way for 2 s, all workers at once.
   The choice and its figures stand in workdir/preflight/workers.json, and hold for all starts of the
-  sweep: on another number of cores a sum has another order. Nothing is chosen where
-  `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has begun to train.
+  sweep on as many cores: with another choice a sum has another order. Nothing is chosen where
+  `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has begun to train without.
 
   Returns:
     Whether that is another way than before.
@@ -89,7 +89,8 @@ def choose(
   """
   cores, path = host.cores(), workdir / "preflight" / "workers.json"
   asked = config.sweep.workers or config.sweep.pack
-  begun = path.exists() or (workdir / "sweep.json").exists()
+  chose = files.read_json(path)
+  begun = chose.get("cores") == len(cores) if chose else (workdir / "sweep.json").exists()
   if asked or begun or host.has_accelerator() or len(cores) == 1:
     return False
   spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in config.sweep.sizes}
@@ -108,6 +109,7 @@ def choose(
   if best != "one, all cores":
     pool.restart(cores)
   choice = {"each_core": best != "one, all cores", "pack": 1 + (best[0] == "p")}
+  choice["cores"] = len(cores)
   files.write_json(path, choice | {"size": size, "steps_per_second": rates})
   said = ", ".join(f"{way}: {rate:.4g}" for way, rate in rates.items())
   display.say(f"workers: {best} (steps per second of size {size}: {said})")
@@ -130,7 +132,8 @@ def look(
 ) -> dict[int, Fit]:
   """Returns, for each size among the cells, how its runs fit their devices.
 
-  What was found stands in workdir/preflight/; a size is looked at once.
+  What was found stands in workdir/preflight/, and where: on which devices, shared by how many
+  workers, with which `config.sharding` and `model.remat`. Elsewhere a size is looked at again.
 
   Raises:
     ValueError: sizes do not fit.
@@ -149,8 +152,17 @@ def look(
     )
     for size, cell in first.items()
   ]
-  new = sum(not task.done() for task in tasks)
-  if errors := pool.run(tasks, display, should_stop):
+  setting = pool.setting(display, should_stop)
+  setting |= {"sharding": config.sharding.to_dict(), "remat": config.model.remat}
+  for task in tasks:
+    if (files.read_json(task.record) or {}).get("setting") != setting:
+      task.record.unlink(missing_ok=True)
+  new = [task for task in tasks if not task.done()]
+  errors = pool.run(tasks, display, should_stop)
+  for task in new:
+    if task.done():
+      files.write_json(task.record, files.read_json(task.record) | {"setting": setting})
+  if errors:
     raise ValueError(
       f"{len(errors)} of {len(tasks)} sizes do not fit their device: "
       + "; ".join(f"{name}: {error.removeprefix('ValueError: ')}" for name, error in errors.items())
@@ -167,6 +179,6 @@ def look(
       display.say(f"size {size}: its batch is trained in {record['microbatches']} microbatches")
   on_cpu = 1 if config.sweep.workers else chosen(workdir)["pack"]
   return {
-    size: Fit(record["microbatches"], pack(config, size, record, len(pool), on_cpu))
+    size: Fit(record["microbatches"], pack(config, size, record, on_cpu))
     for size, record in found.items()
   }

@@ -54,15 +54,6 @@ def _loss(cell: Cell) -> str:
   return nats(cell["loss"]) + (f" ± {error:.4f}" if math.isfinite(error) else "")
 
 
-def headline(workdir: str | Path) -> str:
-  """Returns the outcome of a sweep so far in one sentence, with its numbers.
-
-  Raises:
-    ValueError: there is no such folder, or a record in it is broken.
-  """
-  return results.read(workdir).headline
-
-
 def _glance(record: Record) -> Iterable[Block]:
   v = record.verification
   if v.get("trained_loss") is None:

@@ -58,7 +58,7 @@ def plan(args: flags.FlagValues) -> None:
     config = from_json(store.read_sweep(workdir)[0]["config"])
     print(listing.next_table(config, workdir, flops))
   elif advice.is_sweep(args.config):
-    print(listing.plan_table(args.config, Path(args.workdir) if args.workdir else None))
+    print(listing.plan_table(args.config, folder(args) if args.workdir else None))
     if args.devices > 1 or args.device_memory:
       print("\n" + advice.sweep_report(args.config, args.devices, args.device_memory))
   else:
@@ -256,7 +256,11 @@ def restored(args: flags.FlagValues) -> "Restored":
 
 
 def from_json(tree: dict) -> ConfigDict:
-  """Returns a stored config, under today's schema."""
+  """Returns a stored config, under today's schema.
+
+  Raises:
+    ValueError: the schema has not all its fields, or another type for one.
+  """
   from configs import base
 
   def tuples(value):
@@ -265,5 +269,11 @@ def from_json(tree: dict) -> ConfigDict:
     return tuple(value) if isinstance(value, list) else value
 
   config = base.get_config()
-  config.update(tuples(tree))
+  try:
+    config.update(tuples(tree))
+  except (AttributeError, KeyError, TypeError) as error:
+    said = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
+    raise ValueError(
+      f"the stored config is of another version of isoflop ({said}); use the one that wrote it"
+    ) from None
   return config

@@ -15,6 +15,22 @@ from queue import SimpleQueue
 
 from train import host
 
+TAKEN = 0.75  # share of a device's memory that jax takes by default, as soon as it is used
+FRACTION = "XLA_CLIENT_MEM_FRACTION"
+OLD_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # its former name; jaxlib refuses both together
+
+
+def environment(workers: int) -> dict[str, str]:
+  """Returns the environment of so many workers.
+
+  Several that share an accelerator get equal parts of what jax would take of its memory, unless the
+  user's environment says what each of them takes: the first would leave too little to the others.
+  """
+  own = dict(os.environ)
+  if workers > 1 and host.has_accelerator() and not {FRACTION, OLD_FRACTION} & own.keys():
+    own[FRACTION] = f"{TAKEN / workers:.4f}"
+  return own
+
 
 def main(core: str) -> None:
   """Serves tasks until the input ends."""
@@ -40,12 +56,13 @@ def main(core: str) -> None:
     events.write(json.dumps(event) + "\n")
 
   # The imports take seconds; the listener is already there.
+  import jax
   from ml_collections import ConfigDict
 
   from train import loop, pack, preflight
 
   host.use_compile_cache()
-  send({"ready": True})
+  send({"ready": {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}})
 
   def progress(names: list[str], i: int, event: dict) -> None:
     send({"id": names[i], **event})

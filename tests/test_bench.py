@@ -35,7 +35,7 @@ def test_a_grid_is_every_combination_and_changes_no_more(config):
   found = bench.cases(config, "16/2,64/3/4", "decoder,encoder,encoder_decoder", "", 300)
   assert [case.name for case in found] == [
     f"{family} {size} float32"
-    for size in ("16/2", "64/3")
+    for size in ("16/2", "64/3/4")
     for family in ("decoder", "encoder", "encoder_decoder")
   ]
   shapes = [(c.model.heads, c.model.head_width, c.objective) for _, c in found]
@@ -47,6 +47,25 @@ def test_a_grid_is_every_combination_and_changes_no_more(config):
   prefix = config.copy_and_resolve_references()
   prefix.objective = "prefix"
   assert bench.cases(prefix, families="decoder")[0].config.objective == "prefix"
+
+
+def test_models_that_differ_in_heads_alone_are_two(config):
+  found = bench.cases(config, "64/2,64/2/4")
+  assert [case.name for case in found] == ["decoder 64/2 float32", "decoder 64/2/4 float32"]
+  assert [case.config.model.heads for case in found] == [2, 4]
+
+
+@pytest.mark.parametrize(
+  ("grid", "said"),
+  [
+    ({"sizes": "64/2,64/2/2"}, "^sizes=64/2,64/2/2: 'decoder 64/2/2 float32' is 'decoder 64/2 flo"),
+    ({"vary": ["model.flash=False"] * 2}, "^vary=model.flash=False: .* again; leave one of them"),
+    ({"vary": ["data.batch_size=64"], "tokens": 2048}, "^vary=data.batch_size=64: .*--tokens sets"),
+  ],
+)
+def test_nothing_is_measured_twice(config, grid, said):
+  with pytest.raises(ValueError, match=said):
+    bench.cases(config, **grid)
 
 
 def test_every_combination_is_measured_with_and_without_what_varies(config):
@@ -101,7 +120,7 @@ def test_the_record_is_whole_and_says_where_it_was_made(measured):
   assert {"isoflop", "jax", "jaxlib", "flax"} <= set(result["machine"]["versions"])
   assert all(len(row["turns"]) == 3 for row in result["cases"])
   shown = bench.table(result).splitlines()
-  assert [line.split()[1] for line in shown[1:4]] == ["16/1", "16/1", "32/1"]
+  assert [line.split()[1] for line in shown[1:4]] == ["16/1", "16/1", "32/1/2"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from configs import presets
 from configs.sweeps import h200
-from scaling import main
+from scaling import bench, listing, main
 from train import host
 
 PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
@@ -86,6 +86,75 @@ def test_print_config_shows_the_difference(capsys):
   assert "model.size = 10" in changed
   assert "model.width = 64" in changed
   assert "optim" not in changed
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ("--workdir={}",),
+    ("--workdir", "{}"),
+    ("-workdir={}",),
+    ("-workdir", "{}"),
+    ("--workdir=elsewhere", "--where", "D/N > 1", "--config.fit.seed", "3", "--workdir", "{}"),
+    ("--workdir=~/sweep",),
+  ],
+)
+def test_a_fit_knows_its_sweeps_config_however_the_folder_is_named(
+  workdir, monkeypatch, capsys, flags
+):
+  monkeypatch.setenv("HOME", str(workdir.parent))
+  head = json.loads((workdir / "sweep.json").read_text())
+  head["config"] = {"fit": {"delta": 0.125}}
+  (workdir / "sweep.json").write_text(json.dumps(head))
+  argv = [flag.format(workdir) for flag in flags]
+  code, out, err = run(capsys, "fit", *argv, "--print_config")
+  assert code == 0, err
+  assert "fit.delta = 0.125" in out
+
+
+def test_a_plan_finds_its_folder_at_home(monkeypatch, tmp_path, capsys):
+  seen = []
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setattr(listing, "plan_table", lambda config, workdir: seen.append(workdir))
+  assert run(capsys, "plan", "--workdir=~/x")[0] == 0
+  assert seen == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize(
+  ("verb", "stored", "said"),
+  [
+    ("verify", {"model": {"gone": 3}}, 'Key "gone" does not exist'),
+    ("plan --next", {"gone": 3}, 'Key "gone" does not exist'),
+    ("fit", {"fit": {"gone": 3}}, 'Key "gone" does not exist'),
+    ("verify", {"model": 3}, "'int' object"),
+    ("verify", {"model": {"size": "x"}}, "Could not override field 'size'"),
+  ],
+)
+def test_a_config_of_another_version_is_one_line(workdir, capsys, verb, stored, said):
+  head = json.loads((workdir / "sweep.json").read_text())
+  (workdir / "sweep.json").write_text(json.dumps(head | {"config": stored, "cells": []}))
+  code, _, err = run(capsys, *verb.split(), f"--workdir={workdir}")
+  assert code == 2
+  assert len(err.splitlines()) == 1
+  assert f"the stored config is of another version of isoflop ({said}" in err
+
+
+def test_a_run_that_failed_before_it_began_is_listed(tmp_path, capsys):
+  (tmp_path / "a").mkdir()
+  record = {"config": {}, "status": "failed", "error": "its worker died"}
+  (tmp_path / "a" / "run.json").write_text(json.dumps(record))
+  code, out, err = run(capsys, "runs", f"--workdir={tmp_path}")
+  assert code == 0, err
+  assert out.splitlines()[1].split(maxsplit=1) == ["a", "failed: its worker died"]
+
+
+def test_a_stopped_bench_does_not_say_that_it_continues(monkeypatch, tmp_path, capsys):
+  def stopped(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(bench, "cases", stopped)
+  code, _, err = run(capsys, "bench", f"--workdir={tmp_path}")
+  assert (code, err) == (130, "isoflop: stopped\n")
 
 
 def test_plan_trains_nothing(capsys, cache, corpus, tmp_path):

@@ -70,6 +70,26 @@ def test_the_clock_goes_on_where_an_earlier_start_stopped(tmp_path):
   assert kept["parts"]["idle"] == pytest.approx(6.0 * 40 / 50)
 
 
+def test_a_clock_that_ticks_loses_seconds_when_it_is_killed(tmp_path):
+  now = Hands()
+  clock = costs.Clock(tmp_path, now=now)
+  clock("run", workers=2)
+  for _ in range(123):
+    now.seconds += 0.5
+    clock.tick()
+  written = (tmp_path / "costs.json").stat().st_mtime_ns
+  clock.tick()
+  assert (tmp_path / "costs.json").stat().st_mtime_ns == written
+  clock = costs.Clock(tmp_path, now=now)  # another start, after a SIGKILL
+  clock("fit")
+  clock.finish([{"seconds": 118.0, "times": {"train": 118.0}}])
+  kept = json.loads((tmp_path / "costs.json").read_text())
+  assert 61.5 - costs.TICK_SECONDS < kept["wall"]["run"] <= 61.5
+  assert kept["worker_seconds"] == pytest.approx(2 * kept["wall"]["run"])
+  assert kept["parts"]["train"] == pytest.approx(59.0)
+  assert 0.0 <= kept["parts"]["idle"] <= 2.5
+
+
 def test_a_command_begins_where_its_process_does_and_not_with_the_shell_before():
   """bash becomes the last command of a list; what came before it is no part of a sweep."""
   code = "import time; from train import host; print(time.perf_counter() - host.BEGAN)"

@@ -153,17 +153,15 @@ def test_the_planner_packs_as_many_as_fit(small):
     (16, {"devices": 8}, 1),
   ):
     small.sweep.pack = n
-    assert preflight.pack(small, 0, found | change, workers=1) == expected
-  small.sweep.pack = 0
-  assert preflight.pack(small, 0, found | {"available": 12 * 18}, workers=2) == 8
+    assert preflight.pack(small, 0, found | change) == expected
 
 
 def test_more_than_fit_are_refused_before_anything_is_trained(small):
   found = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
   small.sweep.pack = 8
-  assert preflight.pack(small, 5, found | {"available": 108 << 20}, workers=1) == 8
+  assert preflight.pack(small, 5, found | {"available": 108 << 20}) == 8
   with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
-    preflight.pack(small, 5, found | {"available": 107 << 20}, workers=1)
+    preflight.pack(small, 5, found | {"available": 107 << 20})
 
 
 def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, monkeypatch):

@@ -2,17 +2,18 @@
 
 import io
 import json
+import os
 
 import jax
 import pytest
 
 from configs import ladders
-from scaling import plan, store
+from scaling import plan, store, worker
 from scaling import preflight as planner
 from scaling import sweep as sweeps
 from scaling.display import Display
 from scaling.launch import Pool
-from train import data, host, loop, preflight
+from train import data, files, host, loop, preflight
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -169,10 +170,16 @@ def test_workers_are_chosen_by_what_was_measured_and_once(
   assert pool.cores == ([0, 1] if each_core else [None])
   assert said.getvalue().count("\n") == 1
   record = {"devices": 1, "accelerator": False, "compiled": 1, "evaluating": 1, "available": 1e9}
-  assert planner.pack(tiny, 0, record, 2, found["pack"]) == pack
+  assert planner.pack(tiny, 0, record, found["pack"]) == pack
   pool.each = 1e9
   assert not planner.choose(tiny, tmp_path, *arguments)  # a second start keeps it
   assert planner.chosen(tmp_path) == found
+  (tmp_path / "sweep.json").write_text("{}")
+  monkeypatch.setattr(host, "cores", lambda: [0, 1, 2])
+  assert planner.chosen(tmp_path) == {"each_core": True, "pack": 1}
+  pool.restart(host.cores())
+  assert not planner.choose(tiny, tmp_path, *arguments)  # a core each is fastest now
+  assert (planner.chosen(tmp_path)["pack"], planner.chosen(tmp_path)["cores"]) == (1, 3)
 
 
 def test_nothing_is_measured_where_it_is_said_or_short_or_begun(tiny, tmp_path, monkeypatch):
@@ -195,6 +202,91 @@ def test_nothing_is_measured_where_it_is_said_or_short_or_begun(tiny, tmp_path, 
   (tmp_path / "sweep.json").write_text("{}")
   assert choose(tiny) == ""
   assert planner.chosen(tmp_path) == {"each_core": True, "pack": 1}
+
+
+class Lookers:
+  """A pool that finds what it is told, of sizes that have not been looked at."""
+
+  def __init__(self):
+    self.place, self.found = {"device": "cpu", "devices": 1, "workers": 2}, {}
+    self.looked_at = []
+
+  def setting(self, *_):
+    return dict(self.place)
+
+  def run(self, tasks, *_):
+    self.looked_at = sorted(task.shape for task in tasks if not task.done())
+    for task in tasks:
+      if not task.done():
+        task.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(task.record, {"status": "done", "microbatches": 1, **self.found})
+    return {}
+
+
+def test_what_was_found_elsewhere_is_looked_at_again(tiny, tmp_path):
+  tiny.sweep.sizes, tiny.sweep.budgets, tiny.sweep.pack = (0, 1), (1e9, 1e10), 2
+  cells = plan.fit_cells(tiny, 257)
+  pool = Lookers()
+  pool.found = {"devices": 1, "accelerator": False, "compiled": 9, "evaluating": 9}
+  pool.found |= {"predicted": 9, "available": 1000}
+
+  def look():
+    fits = planner.look(tiny, tmp_path, cells, pool, Display("", io.StringIO()), lambda: False)
+    return {fit.pack for fit in fits.values()}, pool.looked_at
+
+  assert look() == ({2}, [0, 1])
+  assert look() == ({2}, [])
+  pool.place["devices"] = pool.found["devices"] = 2  # whose runs are never packed
+  assert look() == ({1}, [0, 1])
+  assert look() == ({1}, [])
+  for change in (
+    lambda: pool.place.update(device="NVIDIA H200"),
+    lambda: pool.place.update(workers=3),
+    lambda: tiny.sharding.update({"microbatches": 2}),
+    lambda: tiny.sharding.update({"device_memory": 1e9}),
+    lambda: tiny.model.update({"remat": "full"}),
+  ):
+    change()
+    assert look()[1] == [0, 1]
+    assert look()[1] == []
+
+
+@pytest.mark.parametrize(
+  ("workers", "own", "share"),
+  [
+    (1, {}, None),
+    (2, {}, "0.3750"),
+    (4, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, "0.1875"),
+    (2, {"XLA_CLIENT_MEM_FRACTION": "0.2"}, "0.2"),
+    (2, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"}, None),
+  ],
+)
+def test_workers_of_one_accelerator_share_its_memory(monkeypatch, workers, own, share):
+  for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in own.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(host, "has_accelerator", lambda: True)
+  env = worker.environment(workers)
+  assert env.get("XLA_CLIENT_MEM_FRACTION") == share
+  assert env | own == env
+  monkeypatch.setattr(host, "has_accelerator", lambda: False)
+  assert worker.environment(workers) == dict(os.environ)
+
+
+def test_a_pool_says_what_it_runs_on_and_ticks_while_it_waits(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+  ticks = []
+  pool = Pool(tmp_path, 1, tick=lambda: ticks.append(1))
+  try:
+    found = pool.setting(Display("", io.StringIO()), lambda: False)
+    assert found == {"device": "cpu", "devices": 2, "workers": 1}
+    assert ticks
+    pool.restart([None])
+    with pytest.raises(KeyboardInterrupt):
+      pool.setting(Display("", io.StringIO()), lambda: True)
+  finally:
+    pool.close()
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   text = (finished / "report.md").read_text()
   verdict = json.loads((finished / "verification.json").read_text())["verdict"]
   assert text.split("\n\n")[1] == f"**{verdict}**"
-  assert report.headline(finished) == verdict
+  assert results.read(finished).headline == verdict
   assert "| alpha | 0.3500 | [0.3150, 0.3850] |" in text
   assert "choosing 20 would cost +0.0012 nats/token" in text
   assert f"| 5 | {results.si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
@@ -161,7 +161,7 @@ def test_nothing_trained_yet(workdir):
   for name in ("fit.json", "prediction.json", "verification.json"):
     (workdir / name).unlink()
   assert report.write(workdir).exists()
-  assert "0 of 43 cells are done" in report.headline(workdir)
+  assert "0 of 43 cells are done" in results.read(workdir).headline
 
 
 def test_broken_and_missing_folders_are_one_line(tmp_path):
@@ -170,7 +170,7 @@ def test_broken_and_missing_folders_are_one_line(tmp_path):
   assert "\n" not in str(error.value)
   (tmp_path / "fit.json").write_text('{"params": ')
   with pytest.raises(ValueError, match=r"fit\.json") as error:
-    report.headline(tmp_path)
+    results.read(tmp_path)
   assert "\n" not in str(error.value)
 
 

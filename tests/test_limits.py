@@ -1,0 +1,83 @@
+"""A sweep that would waste compute is refused before it begins; its compute is what is fitted."""
+
+import dataclasses
+
+import pytest
+
+from configs import base
+from scaling import main, plan, runs, store
+from train import data
+
+
+@pytest.fixture
+def config(cache, corpus):
+  c = base.get_config()
+  c.data.source, c.data.max_epochs = f"text:{corpus}", 1000.0
+  c.sweep.sizes, c.sweep.budgets = (2, 4, 6), (1e11, 2e11, 4e11)
+  return c
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "said"),
+  [
+    ("sweep.sizes", (2, 4, 4), r"^sweep.sizes=\(2, 4, 4\): 4 comes twice .*; name it once"),
+    ("sweep.sizes", (4, 4), "4 comes twice"),
+    ("sweep.budgets", (1e11, 2e11, 1e11), "^sweep.budgets=.*comes twice"),
+    ("sweep.budgets", (1e11, 1.001e11), r"^sweep.budgets=.*one cell, fit_s02_c1.00e11.*a percent"),
+    ("sweep.budgets", (1e11, float("inf")), "^sweep.budgets=.*must be positive"),
+    ("sweep.seed_budgets", (1e11, 1e11), "^sweep.seed_budgets=.*comes twice"),
+    ("sweep.probe_sizes", (2, 2), "^sweep.probe_sizes=.*comes twice"),
+    ("sweep.probe_factors", (), r"^sweep.probe_factors=\(\): must name positive .*, as \(0.5, 1"),
+    ("sweep.probe_factors", (0.0, 1.0), "positive multiples of a learning rate"),
+    ("sweep.probe_factors", (2.0, 1.0, 0.5), "in ascending order"),
+    ("sweep.probe_factors", (1.0, 1.0, 2.0), "in ascending order"),
+    ("sweep.probe_factors", (1.0, 1.0 + 1e-9), "^sweep.probe_factors=.*one cell, probe_s08"),
+    ("sweep.probe_tokens", 10, "probe_s08.* 1 steps of 1024 tokens; give it more sweep.probe_tok"),
+    ("sweep.probe_tokens", -5, "^sweep.probe_tokens=-5: must be positive"),
+    ("optim.warmup_tokens", 190_000, r"^optim.warmup_tokens=190000: .*\(probe_s08_d2.00e05_lr0.5"),
+    ("optim.lr", 0.01, "^optim.lr=0.01: .*leave it at 0, or set sweep.probe_sizes="),
+    ("sweep.heldout_sizes", (), r"^sweep.heldout_sizes=\(\): must name positive multiples of N"),
+    ("sweep.heldout_sizes", (1.0, -1.0), "^sweep.heldout_sizes=.*must name positive"),
+    ("sweep.heldout_budget", -1.0, "^sweep.heldout_budget=-1.0: must not be negative"),
+    ("sweep.heldout_budget", 1e11, "^sweep.heldout_budget=1e.11: lies within .* up to 4e.11 FLOPs"),
+    ("sweep.heldout_factor", float("nan"), "^sweep.heldout_factor=nan: must be at least 1"),
+    ("sweep.seeds", 0, "^sweep.seeds=0: must be at least 1"),
+    ("sweep.workers", -1, "^sweep.workers=-1: must not be negative; 0: one per core"),
+    ("optim.lr_ref_params", 0, "^optim.lr_ref_params=0"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(config, field, value, said):
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=said) as error:
+    plan.check(config, data.prepare(config))
+  assert "\n" not in str(error.value)
+
+
+def test_what_a_probe_would_need_is_not_asked_without_one(config):
+  config.sweep.probe_sizes, config.sweep.probe_factors, config.sweep.probe_tokens = (), (), 0
+  config.optim.lr = 0.01
+  plan.check(config, data.prepare(config))
+  assert {cell.lr for cell in plan.fit_cells(config, 257)} == {0.01}
+
+
+def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
+  flag = "--config.sweep.sizes=(2,4)"
+  assert main.main(["plan", f"--config.data.source={config.data.source}", flag, flag]) == 2
+  assert "sweep.sizes=(2, 4, 2, 4): 2 comes twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("params", sorted(runs.PARAMS))
+def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, params):
+  config.fit.flops, config.fit.params = "6nd", params
+  cells = plan.fit_cells(config, 257)
+  rows = [
+    store.row(tmp_path, cell, "clm") | {"status": "done", "loss": 3.0 + 1e5 / cell.D}
+    for cell in cells
+  ]
+  store.write_table(tmp_path, rows)
+  read = runs.read_runs(tmp_path / "cells.csv", params=params, flops="6nd")
+  budgets = {cell.id: cell.budget for cell in cells}
+  for name, spent in zip(read.ids, read.C, strict=True):
+    assert spent == pytest.approx(budgets[name], rel=0.01)
+  grid = [dataclasses.replace(cell, budget=None) for cell in cells]
+  assert plan.heldout_budget(config, grid) == 3 * max(read.C)
