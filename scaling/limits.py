@@ -52,6 +52,11 @@ def check(config: ConfigDict) -> None:
     if not holds:
       value = tuple(s[name]) if isinstance(s[name], tuple) else s[name]
       raise ValueError(f"sweep.{name}={value}: must {need}")
+  if config.train.stop_at_step:
+    raise ValueError(
+      f"train.stop_at_step={config.train.stop_at_step}: a sweep's runs go to their ends; leave it "
+      "at 0"
+    )
   if s.probe_sizes and config.optim.lr:
     raise ValueError(
       f"optim.lr={config.optim.lr}: a sweep with probes takes its learning rates from them; "

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from configs import ladders
-from model import accounting, sharding, transformer
+from model import accounting, sharding
 from scaling import limits, parametric, runs
 from train import host, objectives, optim, record
 from train.data import TokenData
@@ -277,8 +277,8 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   return result
 
 
-def check(config: ConfigDict, tokens: TokenData) -> None:
-  """Raises ValueError, one line, where the sweep cannot be run or could not identify a law."""
+def check_config(config: ConfigDict) -> None:
+  """Raises ValueError, one line, where a sweep cannot be run, whatever the text."""
   limits.check(config)
   shape = [name for name in ("width", "heads") if config.model[name]]
   if shape:
@@ -288,12 +288,15 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     )
   parametric.check(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
-  s, sized = config.sweep, at_size(config, config.sweep.sizes[0])
-  transformer.check(sized.model)
-  objectives.check(sized)
-  optim.check(sized.optim)
+  record.check_config(at_size(config, config.sweep.sizes[0]))
   if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look
     sharding.check(config, 1)
+
+
+def check(config: ConfigDict, tokens: TokenData) -> None:
+  """Raises ValueError, one line, where the sweep cannot be run or could not identify a law."""
+  check_config(config)
+  s = config.sweep
   cells = fit_cells(config, tokens.vocab_size)
   if not cells:
     raise ValueError(

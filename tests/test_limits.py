@@ -44,6 +44,8 @@ def config(cache, corpus):
     ("sweep.seeds", 0, "^sweep.seeds=0: must be at least 1"),
     ("sweep.workers", -1, "^sweep.workers=-1: must not be negative; 0: one per core"),
     ("optim.lr_ref_params", 0, "^optim.lr_ref_params=0"),
+    ("data.batch_size", 0, "^data.batch_size=0: must be at least 1"),
+    ("train.stop_at_step", 5, "^train.stop_at_step=5: a sweep's runs go to their ends"),
   ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(config, field, value, said):
