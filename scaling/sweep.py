@@ -23,6 +23,11 @@ from train import data, files, objectives, optim, record
 # one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
 STEP_OVERHEAD_FLOPS = 2e8
 MAX_EXTENSIONS = 3  # of a learning-rate probe whose best rate is at its edge
+FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
+  "fit.delta", "fit.bootstraps", "fit.level", "fit.resampling", "fit.seed",
+  "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
+  "sweep.pack", "sweep.name", "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
+)  # fmt: skip
 
 
 def sweep(
@@ -203,22 +208,23 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
   if found:
     defaults = record.flat(record.plain(base.get_config().to_dict()))
     old, new = defaults | record.flat(found["config"]), record.flat(config_json)
-    free = (  # what changes no number, beyond the order of a sum
-      "fit.", "sharding.", "model.remat", "sweep.workers", "sweep.pack", "sweep.name",
-      "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
-    )  # fmt: skip
-    for name in sorted(old.keys() | new.keys()):
-      if old.get(name) != new.get(name) and not name.startswith(free):
+    is_sealed = (workdir / "prediction.json").exists()
+    for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+      if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law
         raise ValueError(
-          f"workdir={workdir}: holds a sweep with {name}={old.get(name)!r}, asked "
-          f"{new.get(name)!r}; name another workdir"
+          f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
+          f"asked {new.get(name)!r}; name another workdir"
         )
-    if found["corpus"]["fingerprint"] != tokens.fingerprint:
-      raise ValueError(
-        f"workdir={workdir}: holds a sweep on another text (data.source={config.data.source!r} has "
-        "changed since); name another workdir"
-      )
-    return {key: value for key, value in found.items() if key != "cells"} | {"config": config_json}
+    for key, what in (
+      ("fingerprint", f"another text (data.source={config.data.source!r}"),
+      ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
+    ):
+      if found["corpus"][key] != getattr(tokens, key):
+        raise ValueError(
+          f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
+        )
+    del found["cells"]
+    return found | {"config": config_json, "config_diff": record.diff(config)}
   return {
     "name": config.sweep.name,
     "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
