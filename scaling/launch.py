@@ -1,8 +1,8 @@
 """Runs tasks in local worker processes, each on a core of its own, longest chain first.
 
 A failing run does not take the others with it: its error is recorded in its run.json, and the next
-start tries it again. Two workers with a core each train two small models in less time than one
-worker with both cores trains them in turn.
+start tries it again; a run whose worker was asked to leave goes on in another. Two workers with a
+core each train two small models in less time than one worker with both cores trains them in turn.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ class Task:
   shape: Any = None  # runs of one shape share a compiled program
   pack: int = 1  # how many of its shape a worker may train together, a power of two
   preflight: bool = False  # only find out whether it fits
+  failures: int = 0  # starts at which it has failed before
 
   @property
   def record(self) -> Path:
@@ -119,10 +120,18 @@ class Queue:
         if task.needs is None or task.needs in self.finished:
           tasks.append(task)
         else:
-          self.end(task.id, f"{task.needs} did not finish")
+          error = f"{task.needs} did not finish: {self.errors.get(task.needs, 'it failed')}"
+          _record_failure(task, error)
+          self.end(task.id, error)
       if tasks:
         return self._packs[i]._replace(tasks=tasks)
     return None
+
+  def put_back(self, own: Pack) -> None:
+    """Takes back what was popped and has not ended."""
+    self._packs.append(own)
+    self._needs[len(self._packs) - 1] = set()
+    self._offer(len(self._packs) - 1)
 
   def another(self, known: set) -> Pack | None:
     """Returns a pack that waits and has a program that is not among these."""
@@ -135,10 +144,6 @@ class Queue:
       self.errors[name] = error
     else:
       self.finished.add(name)
-    self.settle(name)
-
-  def settle(self, name: str) -> None:
-    """Lets those go that waited for a task."""
     for i in self._needed.pop(name, ()):
       if i in self._needs:
         self._needs[i].remove(name)
@@ -156,7 +161,8 @@ class _Worker:
     self.index = index
     self.core = core
     self.env = env
-    self.tasks: dict[str, Task] = {}  # by id
+    self.pack: Pack | None = None  # what it was handed last
+    self.tasks: dict[str, Task] = {}  # of it, those that have not ended, by id
     self.progress: dict[str, dict] = {}
     self.programs: set = set()
     self.ready: dict[str, Any] = {}  # once it is: its devices
@@ -312,7 +318,8 @@ class Pool:
   def _hand_out(self, worker: _Worker, own: Pack, following: Pack | None) -> None:
     if following:
       worker.programs.add(following.program)
-    worker.tasks, worker.progress = {task.id: task for task in own.tasks}, {}
+    worker.pack, worker.progress = own, {}
+    worker.tasks = {task.id: task for task in own.tasks}
     worker.send(
       {
         "tasks": [
@@ -345,22 +352,26 @@ class Pool:
           elif "said" in event:
             display.say(event["said"])
           elif "finished" in event:
-            task = worker.tasks.pop(event["id"])
+            task = worker.tasks[event["id"]]
             if event["finished"] == "failed":
               _record_failure(task, event["error"])
-              queue.end(task.id, event["error"])
-            elif event["finished"] == "interrupted":
-              queue.settle(task.id)
-            else:
-              queue.end(task.id)
+            if event["finished"] != "interrupted":
+              queue.end(task.id, event.get("error", ""))
+            if event["finished"] != "interrupted" or stopping:
+              del worker.tasks[task.id]  # else it stays with its worker, which is leaving
             display.ended(task, event["finished"], event.get("loss"), event.get("error"))
           else:
             worker.progress[event["id"]] = event
 
   def _replace(self, worker: _Worker, queue: Queue, display: Display, stopping: bool) -> None:
-    """Takes a dead worker's tasks off it and starts another in its place."""
+    """Takes a dead worker's tasks off it and starts another in its place.
+
+    One that was asked to leave, by a SIGTERM to it alone, has saved its runs and ends with code 0.
+    """
     code = worker.process.wait()
-    if worker.tasks and not stopping:
+    if worker.tasks and worker.pack and code == 0 and not stopping:
+      queue.put_back(worker.pack._replace(tasks=list(worker.tasks.values())))
+    elif worker.tasks and not stopping:
       error = f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
       for task in worker.tasks.values():
         _record_failure(task, error)
@@ -386,5 +397,10 @@ def _record_failure(task: Task, error: str) -> None:
   """Keeps a failed run on record; a new start of the sweep continues it from its checkpoint."""
   task.folder.mkdir(parents=True, exist_ok=True)
   record = files.read_json(task.record) or {"config": task.config}
-  failed = {"status": "failed", "error": error, "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+  failed = {
+    "status": "failed",
+    "error": error,
+    "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "failures": task.failures + 1,
+  }
   files.write_json(task.record, record | failed)

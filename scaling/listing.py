@@ -11,7 +11,7 @@ from rich.table import Table
 
 from configs import base
 from model import accounting, memory
-from scaling import adaptive, compare, fit, plan, runs, store
+from scaling import adaptive, compare, fit, plan, runs, store, verify
 from scaling import sweep as sweeps
 from scaling.display import duration
 from train import data, files, host, objectives
@@ -78,9 +78,11 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   fitted = plan.fit_cells(config, tokens.vocab_size)
   sealed = files.read_json(workdir / "prediction.json") if workdir else None
   middle = float(np.median([cell.params(config.fit.params) for cell in fitted]))
-  budget = plan.heldout_budget(config, fitted)
-  n_opt = sealed["N"] if sealed else middle
-  heldout = plan.heldout_cells(config, tokens.vocab_size, n_opt, budget)
+  if sealed:
+    heldout = verify.sealed_cells(config, tokens.vocab_size, sealed)
+  else:
+    corpus = tokens.vocab_size, tokens.train_token_count
+    heldout = plan.heldout_cells(config, *corpus, middle, plan.heldout_budget(config, fitted))
 
   cells = [*probes, *fitted, *heldout]
   rates = {

@@ -10,6 +10,8 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -174,8 +176,8 @@ def next_cells(
 
   They are the sweep's budgets (or token counts) at every rung from one below its smallest to one
   above its largest, where a law that held for its runs may be asked: no shorter than its shortest
-  run, within its limits of tokens per parameter, and without too many repeats of the data. Where a
-  cell stands already, it is a repeat with another seed.
+  run, within its limits of tokens per parameter, and such as can be trained (see `refusal`). Where
+  a cell stands already, it is a repeat with another seed.
 
   Args:
     config: the sweep's config, with its learning-rate rule.
@@ -188,7 +190,6 @@ def next_cells(
   low, high = ladder.index(min(sizes)), ladder.index(max(sizes))
   axis, values = ("budget", s.budgets) if s.design == "isoflop" else ("tokens", s.token_counts)
   known, shortest = {cell.id for cell in cells}, min(cell.D for cell in cells)
-  longest = config.data.max_epochs * train_tokens
   found = []
   for size in ladder[max(0, low - 1) : high + 2]:
     for value in values:
@@ -197,7 +198,8 @@ def next_cells(
       cell = next(cell for cell in repeats if cell.id not in known)
       if (
         s.min_tokens_per_param <= cell.D / cell.N <= s.max_tokens_per_param
-        and max(shortest, MIN_STEPS * cell.tokens_per_step) <= cell.D <= longest
+        and max(shortest, MIN_STEPS * cell.tokens_per_step) <= cell.D
+        and not refusal(config, cell, vocab_size, train_tokens)
       ):
         found.append(cell)
   return found
@@ -231,26 +233,61 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
   return result
 
 
-def heldout_cells(config: ConfigDict, vocab_size: int, n_opt: float, budget: float) -> list[Cell]:
+def heldout_options(config: ConfigDict, vocab_size: int, budget: float) -> list[Cell]:
+  """Returns the cells of every rung at the held-out budget [FLOPs]."""
+  rungs = ladders.rungs(config.model.ladder)
+  return [_cell(config, vocab_size, "heldout", size, budget=budget) for size in rungs]
+
+
+def heldout_cells(
+  config: ConfigDict, vocab_size: int, train_tokens: int, n_opt: float, budget: float
+) -> list[Cell]:
   """Returns the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
+
+  Only those that can be trained count (see `refusal`).
 
   Args:
     config: the sweep's config.
     vocab_size: V.
+    train_tokens: of the corpus.
     n_opt: the predicted N* [parameters, as `fit.params` counts them].
     budget: the held-out compute [FLOPs].
+
+  Raises:
+    ValueError: too few rungs can be trained.
   """
-  by_size = {
-    size: _cell(config, vocab_size, "heldout", size, budget=budget)
-    for size in ladders.rungs(config.model.ladder)
-  }
-  counted = config.fit.params
-  sizes: list[int] = []
-  for factor in config.sweep.heldout_sizes:
-    free = [size for size in by_size if size not in sizes]
+  counted, wanted = config.fit.params, config.sweep.heldout_sizes
+  options = heldout_options(config, vocab_size, budget)
+  reasons = {cell.id: refusal(config, cell, vocab_size, train_tokens) for cell in options}
+  free = [cell for cell in options if not reasons[cell.id]]
+  if len(free) < len(wanted):
+    why = next(reason for reason in reasons.values() if reason)
+    raise ValueError(
+      f"sweep.heldout_sizes={tuple(wanted)}: at {budget:.3g} FLOPs {len(free)} sizes of "
+      f"model.ladder={config.model.ladder!r} can be trained, {len(wanted)} are needed ({why}); "
+      "raise data.max_epochs, which a begun sweep may, or begin one with a smaller held-out budget"
+    )
+  found = []
+  for factor in wanted:
     target = math.log(factor * n_opt)
-    sizes.append(min(free, key=lambda s: abs(math.log(by_size[s].params(counted)) - target)))
-  return [by_size[size] for size in sizes]
+    found.append(min(free, key=lambda cell: abs(math.log(cell.params(counted)) - target)))
+    free.remove(found[-1])
+  return found
+
+
+def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:
+  """Returns why a cell cannot be trained on a corpus; "": it can."""
+  corpus = SimpleNamespace(
+    source=config.data.source,
+    vocab_size=vocab_size,
+    train_token_count=train_tokens,
+    validation_token_count=config.train.eval_tokens,  # `check` looks at those that there are
+  )
+  try:
+    record.check(run_config(config, cell), cast(TokenData, corpus))
+  except ValueError as error:
+    return str(error)
+  return ""
 
 
 def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:

@@ -103,6 +103,24 @@ def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
   return head, [Cell(**{k: v for k, v in cell.items() if k in names}) for cell in planned]
 
 
+def unknown(workdir: Path, cells: list[Cell], new: list[Cell]) -> list[Cell]:
+  """Returns the new cells that are not among the sweep's.
+
+  Raises:
+    ValueError: one has the name of another cell that differs.
+  """
+  known = {cell.id: cell for cell in cells}
+  for cell in new:
+    if (old := known.get(cell.id, cell)) != cell:
+      names = (field.name for field in dataclasses.fields(Cell))
+      name = next(name for name in names if getattr(old, name) != getattr(cell, name))
+      raise ValueError(
+        f"workdir={workdir}: holds {cell.id} with {name}={getattr(old, name)!r}, planned now with "
+        f"{getattr(cell, name)!r}; name another workdir, or go on with the version that began it"
+      )
+  return [cell for cell in new if cell.id not in known]
+
+
 def usable(result: dict) -> bool:
   """Returns whether a record holds a loss that can be fitted."""
   return result["status"] == "done" and math.isfinite(result["loss"])

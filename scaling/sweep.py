@@ -13,7 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from scaling import adaptive, compare, costs, laws, plan, preflight, refit, report, store, verify
+from scaling import (
+  adaptive,
+  compare,
+  costs,
+  failures,
+  fit,
+  laws,
+  plan,
+  preflight,
+  refit,
+  report,
+  store,
+  verify,
+)
 from scaling.display import Display
 from scaling.launch import Pool, Task
 from scaling.plan import Cell
@@ -23,6 +36,11 @@ from train import data, files, objectives, optim, record
 # one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
 STEP_OVERHEAD_FLOPS = 2e8
 MAX_EXTENSIONS = 3  # of a learning-rate probe whose best rate is at its edge
+FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
+  "fit.delta", "fit.bootstraps", "fit.level", "fit.resampling", "fit.seed",
+  "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
+  "sweep.pack", "sweep.name", "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
+)  # fmt: skip
 
 
 def sweep(
@@ -42,7 +60,7 @@ def sweep(
   Raises:
     ValueError: the config or the folder cannot be used; nothing was spent.
     KeyboardInterrupt: `should_stop` said so; running cells have saved their state.
-    RuntimeError: runs failed, so that there is nothing to fit or to verify.
+    RuntimeError: runs failed, which the next start tries again, or no probe trained.
   """
   if config.sweep.objectives:
     return _several(config, workdir, display, should_stop, adapt)
@@ -73,7 +91,8 @@ def _sweep(
   should_stop: Callable[[], bool],
   clock: costs.Clock,
 ) -> dict:
-  vocab_size = tokens.vocab_size
+  vocab_size, train_tokens = tokens.vocab_size, tokens.train_token_count
+  is_sealed = (workdir / "prediction.json").exists()
   # Those that an earlier start had come to, too: its records never shrink.
   cells = store.read_sweep(workdir)[1] if (workdir / "sweep.json").exists() else []
   fits: dict[int, preflight.Fit] = {}  # by size
@@ -88,9 +107,11 @@ def _sweep(
   def train(new: list[Cell], phase: str) -> None:
     look_at(new)
     clock("records")
-    known = {cell.id for cell in cells}
-    cells.extend(cell for cell in new if cell.id not in known)
+    cells.extend(store.unknown(workdir, cells, new))
     store.write_sweep(workdir, head, cells)
+    if is_sealed:  # on the fit cells that had trained: what had failed by then stays so
+      left_out = failures.failed(workdir, (cell for cell in new if cell.kind == "fit"))
+      new = [cell for cell in new if cell.id not in left_out]
     display.say(f"{phase}: {len(new)} cells, {sum(c.flops_spent for c in new):.2e} FLOPs")
     planned = tasks(config, workdir, new, fits)
     clock("run", len(pool))
@@ -98,19 +119,29 @@ def _sweep(
       errors = pool.run(planned, display, should_stop)
     finally:
       clock("records")
+      failures.settle_diverged(workdir, new)
       store.write_table(workdir, store.rows(workdir, cells, config.objective))
     for name, error in errors.items():
       display.say(f"FAILED {name}: {error}")
+    for line in failures.refuse(workdir, new):
+      display.say(line)
+
+  def fit_law() -> fit.Fit:
+    clock("fit")
+    verify.check(workdir, config.fit)
+    return refit.refit(workdir, config.fit)
 
   # ---- Does it fit, and how is it fastest? ----
   planned = plan.fit_cells(config, vocab_size)
+  if not is_sealed:  # could anything test its prediction, wherever that will be?
+    budget = plan.heldout_budget(config, planned)
+    plan.heldout_cells(config, vocab_size, train_tokens, planned[0].N, budget)
   look_at(planned)
   if preflight.choose(config, workdir, planned, pool, display, should_stop):
     fits.clear()
 
   # ---- Learning rate ----
-  rule, probes = probe(config, vocab_size, workdir, train)
-  if rule:
+  if rule := head.get("lr_rule") or probe(config, vocab_size, workdir, train):
     head["lr_rule"] = rule
     config = with_rule(config, rule)
     display.say(f"learning rate = {rule['lr_ref']:.2e} (N / {rule['lr_ref_params']:,})^"
@@ -121,14 +152,11 @@ def _sweep(
   fitted = list(planned)
   train(fitted, "fit")
   head["device"] = store.outcome(workdir, fitted[0]).get("device", "")
-  clock("fit")
-  law = refit.refit(workdir, config.fit)
-  corpus = vocab_size, tokens.train_token_count
-  while more := adaptive.next_round(config, workdir, fitted, law, *corpus):
+  law = fit_law()
+  while more := adaptive.next_round(config, workdir, fitted, law, vocab_size, train_tokens):
     fitted += more
     train(more, "adaptive")
-    clock("fit")
-    law = refit.refit(workdir, config.fit)
+    law = fit_law()
   a, b = laws.exponents(law.law)
   display.say(
     f"L(N, D) = {law.law.E:.3f} + {law.law.A:.3g} / N^{law.law.alpha:.3f} + "
@@ -136,9 +164,7 @@ def _sweep(
   )
 
   # ---- Seal, train the prediction, verdict ----
-  sealed, heldout = verify.seal(config, workdir, law, planned, vocab_size)
-  for cell in heldout:
-    record.check(plan.run_config(config, cell), tokens)
+  sealed, heldout = verify.seal(config, workdir, law, planned, vocab_size, train_tokens)
   display.say(
     f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
@@ -203,22 +229,23 @@ def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
   if found:
     defaults = record.flat(record.plain(base.get_config().to_dict()))
     old, new = defaults | record.flat(found["config"]), record.flat(config_json)
-    free = (  # what changes no number, beyond the order of a sum
-      "fit.", "sharding.", "model.remat", "sweep.workers", "sweep.pack", "sweep.name",
-      "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
-    )  # fmt: skip
-    for name in sorted(old.keys() | new.keys()):
-      if old.get(name) != new.get(name) and not name.startswith(free):
+    is_sealed = (workdir / "prediction.json").exists()
+    for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+      if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law
         raise ValueError(
-          f"workdir={workdir}: holds a sweep with {name}={old.get(name)!r}, asked "
-          f"{new.get(name)!r}; name another workdir"
+          f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
+          f"asked {new.get(name)!r}; name another workdir"
         )
-    if found["corpus"]["fingerprint"] != tokens.fingerprint:
-      raise ValueError(
-        f"workdir={workdir}: holds a sweep on another text (data.source={config.data.source!r} has "
-        "changed since); name another workdir"
-      )
-    return {key: value for key, value in found.items() if key != "cells"} | {"config": config_json}
+    for key, what in (
+      ("fingerprint", f"another text (data.source={config.data.source!r}"),
+      ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
+    ):
+      if found["corpus"][key] != getattr(tokens, key):
+        raise ValueError(
+          f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
+        )
+    del found["cells"]
+    return found | {"config": config_json, "config_diff": record.diff(config)}
   return {
     "name": config.sweep.name,
     "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -270,6 +297,7 @@ def tasks(
         needs=needs,
         shape=run.size,
         pack=fits[run.size].pack,
+        failures=store.outcome(workdir, run).get("failures", 0),
       )
     )
   return result
@@ -280,8 +308,8 @@ def probe(
   vocab_size: int,
   workdir: Path,
   train: Callable[[list[Cell], str], None],
-) -> tuple[dict | None, list[Cell]]:
-  """Trains the learning-rate probe and returns the rule that it found, and its cells.
+) -> dict | None:
+  """Trains the learning-rate probe and returns the rule that it found; None: nothing is probed.
 
   At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through
   the best cell and its neighbours. A best cell at the edge asks for the rate beyond it. The rule's
@@ -290,7 +318,7 @@ def probe(
   """
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
   if not factors:
-    return None, []
+    return None
   for _ in range(MAX_EXTENSIONS + 1):
     cells = [
       cell for size in factors for cell in plan.probe_cells(config, vocab_size, size, factors[size])
@@ -321,7 +349,7 @@ def probe(
   x = np.log([n_params[s] / config.optim.lr_ref_params for s in factors])
   y = np.log([rates[s] for s in factors])
   rule["lr_ref"] = float(np.exp(np.mean(y - rule["lr_exponent"] * x)))
-  return rule, cells
+  return rule
 
 
 def best_factor(factors: list[float], losses: list[float]) -> tuple[float, float | None]:

@@ -7,19 +7,49 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling import fit, plan, runs, store
+from scaling import fit, plan, refit, runs, store
 from train import files
 
 VERSION = 1  # of prediction.json and verification.json
 
 
+def check(workdir: Path, options: refit.Options) -> None:
+  """Refuses to fit a sweep anew whose prediction is sealed on other runs than it has now.
+
+  Raises:
+    ValueError: the runs differ.
+  """
+  if sealed := files.read_json(workdir / "prediction.json"):
+    _refuse_other(sealed, workdir, runs.read_runs(workdir, "", options.params, options.flops))
+
+
+def _refuse_other(sealed: dict, workdir: Path, found: runs.Runs) -> None:
+  input_hash = runs.input_hash(found)
+  if sealed["input_hash"] != input_hash:
+    raise ValueError(
+      f"{workdir}/prediction.json: sealed on other runs (hash {sealed['input_hash'][:12]}, now "
+      f"{input_hash[:12]}); a sealed prediction is not replaced: use another workdir"
+    )
+
+
+def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[plan.Cell]:
+  """Returns the held-out cells of a sealed prediction, whatever the law says today."""
+  options = {cell.id: cell for cell in plan.heldout_options(config, vocab_size, sealed["C"])}
+  return [options[predicted["cell"]] for predicted in sealed["cells"]]
+
+
 def seal(
-  config: ConfigDict, workdir: Path, law: fit.Fit, cells: list[plan.Cell], vocab_size: int
+  config: ConfigDict,
+  workdir: Path,
+  law: fit.Fit,
+  cells: list[plan.Cell],
+  vocab_size: int,
+  train_tokens: int,
 ) -> tuple[dict, list[plan.Cell]]:
   """Writes prediction.json, once, and returns it with the held-out cells that will test it.
 
-  A prediction that is already sealed stays, and is returned, as long as the runs that it was fitted
-  on are the same.
+  A prediction that is already sealed stays, and is returned with its own cells, as long as the runs
+  that it was fitted on are the same.
 
   Args:
     config: the sweep's config.
@@ -27,22 +57,17 @@ def seal(
     law: the fit to the runs below the held-out budget.
     cells: the fitted cells.
     vocab_size: V.
+    train_tokens: of the corpus.
 
   Raises:
-    ValueError: a prediction was sealed on other runs.
+    ValueError: a prediction was sealed on other runs, or too few cells could test this one.
   """
+  if sealed := files.read_json(workdir / "prediction.json"):
+    _refuse_other(sealed, workdir, law.runs)
+    return sealed, sealed_cells(config, vocab_size, sealed)
   budget = plan.heldout_budget(config, cells)
   best = fit.optimum(law, budget)
-  heldout = plan.heldout_cells(config, vocab_size, best["N_opt"], budget)
-  input_hash = runs.input_hash(law.runs)
-  sealed = files.read_json(workdir / "prediction.json")
-  if sealed:
-    if sealed["input_hash"] != input_hash:
-      raise ValueError(
-        f"{workdir}/prediction.json: sealed on other runs (hash {sealed['input_hash'][:12]}, now "
-        f"{input_hash[:12]}); a sealed prediction is not replaced: use another workdir"
-      )
-    return sealed, heldout
+  heldout = plan.heldout_cells(config, vocab_size, train_tokens, best["N_opt"], budget)
   predictions = []
   for cell in heldout:
     loss, interval = fit.predict_loss(law, cell.params(config.fit.params), cell.D)
@@ -59,7 +84,7 @@ def seal(
   loss, interval = fit.predict_loss(law, best["N_opt"], best["D_opt"])
   sealed = {
     "version": VERSION,
-    "input_hash": input_hash,
+    "input_hash": runs.input_hash(law.runs),
     "n_runs": len(law.runs.N),
     "level": law.level,
     "C": budget,

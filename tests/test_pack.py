@@ -228,7 +228,8 @@ def test_packs_follow_the_plan_and_not_what_is_done(tmp_path):
   queue.end("trunk", "it broke")
   assert queue.pop() is None
   assert not queue
-  assert queue.errors == {"trunk": "it broke"} | dict.fromkeys("ca", "trunk did not finish")
+  reason = "trunk did not finish: it broke"
+  assert queue.errors == {"trunk": "it broke", "c": reason, "a": reason}
 
 
 def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):

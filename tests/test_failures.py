@@ -1,0 +1,235 @@
+"""A sweep whose runs fail, diverge or are killed, with runs that are written and not trained."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scaling import failures, launch, listing, plan, preflight, report, store
+from scaling import sweep as sweeps
+from scaling.display import Display
+from scaling.growth import LAW, laws
+
+FIT = preflight.Fit(1, 1)
+
+
+class Pool:
+  """Ends runs as `fates` says, by a part of their ids; the others have the loss of a law."""
+
+  fates: dict[str, str] = {}  # noqa: RUF012
+
+  def __init__(self, workdir, *_):
+    self.workdir, self.ran = workdir, []
+
+  def __len__(self):
+    return 1
+
+  def close(self):
+    pass
+
+  def run(self, tasks, display, should_stop):
+    cells = {cell.id: cell for cell in store.read_sweep(self.workdir)[1]}
+    queue = launch.Queue(tasks)
+    while own := queue.pop():
+      for task in own.tasks:
+        self.ran.append(task.id)
+        fate = next((fate for part, fate in self.fates.items() if part in task.id), "done")
+        if fate == "killed":
+          launch._record_failure(task, "its worker died (signal 9)")
+          queue.end(task.id, "its worker died (signal 9)")
+          continue
+        result = {"status": fate, "config": task.config}
+        if fate == "done" and task.id in cells:
+          cell = cells[task.id]
+          loss = float(laws.loss(LAW, cell.N, cell.D)) + abs(cell.seed - 1) * 1e-3
+          result |= {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss}
+        task.folder.mkdir(parents=True, exist_ok=True)
+        (task.folder / "run.json").write_text(json.dumps(result))
+        queue.end(task.id)
+    return queue.errors
+
+
+@pytest.fixture
+def config(tiny):
+  c = tiny
+  c.sweep.sizes, c.sweep.budgets = (0, 1, 2), (4e8, 8e8, 1.6e9)
+  c.sweep.probe_sizes, c.sweep.probe_tokens = (1,), 8000
+  c.sweep.seed_sizes = (1,)
+  c.optim.warmup_tokens = 256
+  c.fit.bootstraps = 100
+  return c
+
+
+@pytest.fixture
+def start(config, tmp_path, monkeypatch):
+  """Starts the sweep; returns what it said and which runs it trained, or raises its error."""
+  monkeypatch.setattr(preflight, "look", lambda c, w, cells, *_: {x.size: FIT for x in cells})
+  monkeypatch.setattr(preflight, "choose", lambda *_: False)
+  for name in ("draw", "write"):
+    monkeypatch.setattr(report, name, lambda *_: {})
+
+  def begin(**fates):
+    monkeypatch.setattr(Pool, "fates", fates)
+    said, pools = io.StringIO(), []
+    monkeypatch.setattr(sweeps, "Pool", lambda *a: pools.append(Pool(*a)) or pools[-1])
+    begin.ran = []
+    try:
+      sweeps.sweep(config, tmp_path, Display("", said), lambda: False)
+    finally:
+      begin.ran = pools[0].ran
+    return said.getvalue()
+
+  return begin
+
+
+def record(workdir, name):
+  return json.loads((workdir / name).read_text())
+
+
+def rows(workdir):
+  return {row["cell"]: row for row in store.rows(workdir, store.read_sweep(workdir)[1], "clm")}
+
+
+def test_a_failed_run_stops_the_sweep_before_its_fit_and_is_tried_again(start, tmp_path):
+  with pytest.raises(
+    RuntimeError, match=r"1 of its runs failed \(fit_s02_c8.*runs.*says why"
+  ) as error:
+    start(fit_s02_c8="killed")
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "fit.json").exists()
+  start()
+  assert [name[:10] for name in start.ran if name.startswith("fit")] == ["fit_s02_c8"]
+  assert record(tmp_path, "prediction.json")["n_runs"] == 15
+  start()
+  assert start.ran == []
+
+
+def test_what_fails_at_two_starts_is_gone_without_and_stays_out_of_what_was_sealed(start, tmp_path):
+  with pytest.raises(RuntimeError, match="same command tries them again"):
+    start(fit_s02_c8="killed")
+  said = start(fit_s02_c8="killed")
+  assert "going on without fit_s02_c8.00e08_seed0: it failed at 2 starts" in said
+  fitted = (tmp_path / "fit.json").read_text()
+  assert json.loads(fitted)["n_runs"] == 14
+  start()  # it would train now
+  assert start.ran == []
+  assert rows(tmp_path)["fit_s02_c8.00e08_seed0"]["status"] == "failed"
+  assert (tmp_path / "fit.json").read_text() == fitted
+  path = tmp_path / "cells" / "fit_s02_c8.00e08_seed0" / "run.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "done", "loss": 3.0}))
+  with pytest.raises(ValueError, match="sealed on other runs"):
+    start()
+  assert (tmp_path / "fit.json").read_text() == fitted
+
+
+def test_a_held_out_run_that_fails_is_tried_again_before_the_verdict(start, tmp_path):
+  with pytest.raises(RuntimeError, match="heldout_"):
+    start(heldout="killed")
+  assert not (tmp_path / "verification.json").exists()
+  start()
+  assert len(record(tmp_path, "verification.json")["cells"]) == 3
+
+
+def test_what_no_run_could_test_is_not_begun(start, config):
+  config.sweep.heldout_factor = 1e7
+  with pytest.raises(ValueError, match=r"sweep.heldout_sizes=.* 3 are needed .* epochs .*raise"):
+    start()
+  assert start.ran == []
+
+
+def test_a_run_that_diverges_holds_nothing_up(start, tmp_path):
+  start(fit_s02_c8="diverged")
+  assert record(tmp_path, "fit.json")["n_runs"] == 14
+  start()
+  assert start.ran == []
+
+
+def test_what_its_trunk_did_not_reach_has_diverged_with_it(config, tmp_path):
+  cells = [cell for cell in plan.fit_cells(config, 257) if cell.trunk == "trunk_s02_seed0"]
+  (tmp_path / "trunks" / "trunk_s02_seed0" / "checkpoints" / f"{cells[0].branch_step}").mkdir(
+    parents=True
+  )
+  (tmp_path / "trunks" / "trunk_s02_seed0" / "run.json").write_text('{"status": "diverged"}')
+  for task in sweeps.tasks(config, tmp_path, cells, {2: FIT})[1:]:
+    launch._record_failure(task, "not kept")
+  failures.settle_diverged(tmp_path, cells)
+  statuses = [store.outcome(tmp_path, cell)["status"] for cell in cells]
+  assert statuses == ["failed", "diverged", "diverged"]
+
+
+def test_a_failed_trunk_is_seen_at_its_cells(start, tmp_path):
+  with pytest.raises(RuntimeError, match="3 of its runs failed"):
+    start(trunk_s02="killed")
+  reason = "failed: trunk_s02_seed0 did not finish: its worker died (signal 9)"
+  assert listing.runs_table(tmp_path).count(reason) == 3
+  assert [row["status"] for name, row in rows(tmp_path).items() if "fit_s02" in name] == [
+    "failed"
+  ] * 3
+
+
+def test_a_killed_probe_has_not_diverged(start, tmp_path):
+  with pytest.raises(RuntimeError, match=r"1 of its runs failed \(probe_s01_d8.00e03_lr2_"):
+    start(lr2_="killed")
+  assert "lr_rule" not in record(tmp_path, "sweep.json")
+  start()
+  assert any("lr2_" in name for name in start.ran)
+
+
+def test_a_rule_that_was_found_stays(start, tmp_path):
+  start()
+  rule = record(tmp_path, "sweep.json")["lr_rule"]
+  for path in tmp_path.glob("cells/probe*/run.json"):
+    path.unlink()
+  start(probe="diverged")
+  assert start.ran == []
+  assert record(tmp_path, "sweep.json")["lr_rule"] == rule
+
+
+def test_a_planned_cell_is_the_one_that_stands_there(start, tmp_path):
+  start()
+  sweep = record(tmp_path, "sweep.json")
+  sweep["lr_rule"]["lr_ref"] *= 2
+  (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+  with pytest.raises(ValueError, match=r"holds fit_s00.* with lr=0\.\d+, planned now with 0"):
+    start()
+
+
+WORKER = """
+import json, os, pathlib, sys
+tell = lambda **event: print(json.dumps(event), flush=True)
+tell(ready=True)
+for line in sys.stdin:
+  for task in json.loads(line)["tasks"]:
+    folder = pathlib.Path(task["folder"])
+    if not folder.exists():  # at first it is asked to leave
+      folder.mkdir()
+      tell(id=task["id"], finished="interrupted")
+    else:
+      (folder / "run.json").write_text('{"status": "done"}')
+      tell(id=task["id"], finished="done", loss=1.0)
+      continue
+    sys.exit(CODE)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_what_a_leaving_worker_saved_another_goes_on_with(tmp_path, monkeypatch, code):
+  def popen(command, **options):
+    return real([sys.executable, "-c", WORKER.replace("CODE", str(code))], **options)
+
+  real = subprocess.Popen
+  monkeypatch.setattr(launch.subprocess, "Popen", popen)
+  tasks = [
+    launch.Task("trunk", tmp_path / "trunk", {}, 2.0, shape=0),
+    launch.Task("cell", tmp_path / "cell", {}, 1.0, needs="trunk", shape=0),
+  ]
+  pool = launch.Pool(tmp_path, 1)
+  try:
+    errors = pool.run(tasks, Display("", io.StringIO()), lambda: False)
+  finally:
+    pool.close()
+  died = "its worker died (exit code 9)"
+  assert errors == ({"trunk": died, "cell": f"trunk did not finish: {died}"} if code else {})
+  assert [task.done() for task in tasks] == [code == 0] * 2

@@ -1,0 +1,103 @@
+"""What a begun sweep may change, and what its sealed prediction holds on to."""
+
+import dataclasses
+
+import pytest
+
+from configs import base
+from scaling import growth, plan, refit, store, verify
+from scaling import sweep as sweeps
+from train import data, record
+
+CORPUS = 512, 4_000_000  # V, training tokens
+
+
+@pytest.fixture
+def begun(tiny, tmp_path):
+  """The config and the text of a begun sweep, and its folder."""
+  tokens = data.prepare(tiny)
+  store.write_sweep(tmp_path, sweeps.begin(tiny, tmp_path, tokens), [])
+  return tiny, tokens, tmp_path
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("fit.delta", 0.5), ("fit.bootstraps", 300), ("fit.level", 0.8), ("fit.seed", 1),
+    ("fit.resampling", "stratified"), ("fit.target_tokens_per_param", 30.0),
+    ("data.max_epochs", 10.0),
+  ],
+)  # fmt: skip
+def test_how_it_is_fitted_and_how_often_text_may_repeat_can_change(begun, name, value):
+  config, tokens, workdir = begun
+  config.update_from_flattened_dict({name: value})
+  head = sweeps.begin(config, workdir, tokens)
+  assert head["config_diff"][name] == value  # of which the report says how to reproduce it
+
+
+@pytest.mark.parametrize(("name", "value"), [("fit.flops", "6nd"), ("fit.params", "total")])
+def test_what_its_cells_are_counted_by_stays(begun, name, value):
+  config, tokens, workdir = begun
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=f"holds a sweep with {name}=.*, asked '{value}'"):
+    sweeps.begin(config, workdir, tokens)
+
+
+def test_its_tokens_stay(begun):
+  config, tokens, workdir = begun
+  tokens = dataclasses.replace(tokens, tokenizer_hash="0" * 64)
+  with pytest.raises(ValueError, match="on other tokens .data.tokenizer='bytes' has changed"):
+    sweeps.begin(config, workdir, tokens)
+
+
+def test_the_law_of_a_sealed_sweep_stays(begun):
+  config, tokens, workdir = begun
+  (workdir / "prediction.json").write_text("{}")
+  config.fit.level = 0.8
+  sweeps.begin(config, workdir, tokens)
+  config.fit.delta = 0.5
+  with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
+    sweeps.begin(config, workdir, tokens)
+
+
+@pytest.fixture
+def config():
+  c = base.get_config()
+  c.data.tokenizer = "bpe:512"
+  c.sweep.sizes, c.sweep.budgets = (2, 4, 6, 8), (5e10, 1e11, 2e11, 4e11)
+  c.fit.bootstraps = 100
+  return c
+
+
+def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
+  cells = plan.fit_cells(config, CORPUS[0])
+  growth.finish(tmp_path, cells)
+  store.write_sweep(tmp_path, {"config": record.plain(config.to_dict())}, cells)
+  store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
+  law = refit.refit(tmp_path, config.fit)
+  sealed, heldout = verify.seal(config, tmp_path, law, cells, *CORPUS)
+  moved = dataclasses.replace(law, law=law.law._replace(A=8 * law.law.A))
+  again, same = verify.seal(config, tmp_path, moved, cells, *CORPUS)
+  assert (again, same) == (sealed, heldout)
+  growth.finish(tmp_path, heldout)
+  assert len(verify.verdict(config, tmp_path, moved, again, same)["cells"]) == 3
+
+
+def test_only_what_can_be_trained_is_held_out(config):
+  small = plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
+  assert {cell.size for cell in plan.heldout_options(config, 512, 1.5e12)} >= {0}
+  assert [plan.refusal(config, cell, *CORPUS) for cell in small] == [""] * 3
+  assert "its embedding" in plan.refusal(
+    config, plan.heldout_options(config, 512, 1.5e12)[0], *CORPUS
+  )
+  config.data.max_epochs = 1e-3
+  with pytest.raises(ValueError, match=r"at 1.5e\+12 FLOPs .* 3 are needed .*raise data.max_epoc"):
+    plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
+
+
+def test_only_what_can_be_trained_comes_next(config):
+  config.sweep.sizes = (1, 2, 3, 5, 7, 8)
+  cells = plan.fit_cells(config, CORPUS[0])
+  found = plan.next_cells(config, CORPUS[0], cells, CORPUS[1])
+  assert found
+  assert [plan.refusal(config, cell, *CORPUS) for cell in found] == [""] * len(found)
