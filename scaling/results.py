@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaling import laws
+from scaling.parametric import at_edge, unbounded
 from scaling.render import bracket, flops, nats
 from scaling.runs import Runs
 from train import files
@@ -89,6 +90,8 @@ class Record:
         f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
         f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
       )
+    if bound := unbounded(self.fit.get("convergence", {}).get("at_bound", ())):
+      return f"No law yet: on {self.fit['n_runs']} runs {at_edge(bound)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
@@ -166,7 +169,7 @@ def column(cells: list[Cell], name: str) -> np.ndarray:
 
 
 def extrapolated(optimum: dict[str, Any]) -> bool:
-  """Returns whether an optimum lies outside the budgets that were fitted."""
+  """Returns whether an optimum lies outside the runs that were fitted."""
   return optimum.get("extrapolation", 1.0) > 1.05
 
 
