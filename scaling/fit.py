@@ -84,7 +84,7 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   if few(fit.runs):
     said.append(
       f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
-      f"intervals are Student's, with {len(fit.runs) - len(fit.law)} degrees of freedom."
+      f"intervals are Student's, with {len(fit.runs)} - {len(fit.law)} degrees of freedom."
     )
   if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.level:
     said.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")

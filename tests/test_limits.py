@@ -165,6 +165,7 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   assert "the runs do not determine it" in row["reason"]
   (tmp_path / "fit.json").write_text(json.dumps(made))
   assert results.read(tmp_path).headline.startswith("No law yet: on 28 runs ")
+  assert not results.read(tmp_path).optimum
 
 
 def test_a_form_fitted_to_one_budget_forecasts_nothing():
