@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from scaling import estimate, laws, uncertainty
 from scaling.influence import LEAST_SQUARES
-from scaling.parametric import Fit
+from scaling.parametric import Fit, at_edge, bound_names, unbounded
 from scaling.runs import Runs
 from scaling.uncertainty import WIDEST, interval, isolated
 
@@ -208,6 +208,8 @@ def approach2(fit: Fit, C: float) -> dict[str, Any]:
   if values is None:
     return _row("approach2", None, None, fit.level, "fewer than two budgets have a minimum inside")
   row = _row("approach2", values, _parabola_draws(fit, C), fit.level)
+  if fit.unbounded:  # the surface is none to measure a bias on
+    return row
   clean = dataclasses.replace(runs, loss=laws.loss(fit.law, runs.N, runs.D))
   seen = _through_minima(isoflop_profiles(clean, compute), C)
   if seen is not None:
@@ -293,7 +295,7 @@ def side_by_side(fit: Fit, C: float | None = None, curves: Curves | None = None)
   rows.append(approach2(fit, C))
   for name, delta in (("huber", 1e-3), ("mse", LEAST_SQUARES), ("lad", LEAST_ABSOLUTE)):
     if name == "huber" and LEAST_ABSOLUTE < fit.delta < LEAST_SQUARES:
-      rows.append(_parametric(name, fit, fit.law, fit.draws, C))
+      rows.append(_parametric(name, fit, fit.law, fit.draws, C, fit.unbounded))
     else:
       rows.append(_other(name, fit, delta, C))
   return {"C": C, "rows": rows, "disagreement": _disagreement(rows)}
@@ -303,17 +305,20 @@ def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
   """Returns the row of another delta, from the runs alone."""
   design = estimate.design(fit.runs.N, fit.runs.D, fit.runs.loss)
   try:
-    best = estimate.minimum(design, delta)[1].theta[0]
+    found = estimate.minimum(design, delta)[1]
   except ValueError as error:
     return _row(name, None, None, fit.level, str(error))
+  best, bound = found.theta[0], unbounded(bound_names(found.at_bound[0]))
   draws = uncertainty.resample(
     design, fit.runs, best, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
   )
   law, sample = (estimate.to_law(design, theta) for theta in (best, draws.theta))
-  return _parametric(name, fit, law, sample, C)
+  return _parametric(name, fit, law, sample, C, bound)
 
 
-def _parametric(name, fit, law, draws, C):
+def _parametric(name, fit, law, draws, C, bound):
+  if bound:
+    return _row(name, None, None, fit.level, at_edge(bound))
   values, sample = (
     np.array([*laws.exponents(one), *laws.optimum(one, C, fit.compute)[:2]]) for one in (law, draws)
   )
@@ -324,6 +329,8 @@ def _disagreement(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   found = []
   for name in QUANTITIES:
     some = sorted((row for row in rows if row[name] is not None), key=lambda row: row[name])
+    if not some:
+      continue
     low, high = some[0], some[-1]
     known = [(*row[key], row["estimator"]) for row in some if row[key := f"{name}_interval"]]
     below, above = (min(known, key=lambda k: k[1]), max(known)) if len(known) > 1 else ((), ())

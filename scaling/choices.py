@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaling import estimate, laws
+from scaling.parametric import at_edge, bound_names, unbounded
 from scaling.runs import PARAMS, Runs, check_identifiable, read_runs
 
 DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": 1e-8, "MSE": 10.0}  # Huber's threshold on log loss
@@ -79,6 +80,8 @@ def _law(runs: Runs, delta: float) -> dict[str, Any]:
   check_identifiable(runs)
   design = estimate.design(runs.N, runs.D, runs.loss)
   _, best = estimate.minimum(design, delta)
+  if bound := unbounded(bound_names(best.at_bound[0])):
+    return {"n_runs": len(runs), "reason": at_edge(bound)}
   law, C = estimate.to_law(design, best.theta[0]), float(runs.C.max())
   a, b = laws.exponents(law)
   optimum = laws.optimum(law, C, laws.estimate_compute(runs.N, runs.D, runs.C))

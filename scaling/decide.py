@@ -12,11 +12,13 @@ import numpy as np
 
 from model import accounting
 from scaling import laws, optima
+from scaling.approaches import FEWEST_DRAWS
 from scaling.fit import Fit, interval, known, optimum, ratio_cost
 from scaling.optima import cheapest
-from scaling.parametric import form_noise
+from scaling.parametric import far, form_noise
 
 NEVER = 1e300  # stands for a compute that nothing reaches
+GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,26 +111,33 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
 
 
 def _decision(fit: Fit, question: str, asked: float, rows: list[dict]) -> dict[str, Any]:
-  farthest = optimum(fit, max((row["C"] for row in rows), key=fit.outside))
+  farthest = max(fit.outside(row["C"], row["N"], row["D"]) for row in rows)
   return {
     "question": question,
     "asked": asked,
     "rows": rows,
-    "extrapolation": farthest["extrapolation"],
-    "extrapolated": farthest["extrapolated"],
+    "extrapolation": farthest,
+    "extrapolated": far(farthest),
   }
 
 
 def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any]) -> dict:
   """Returns what was found of the law, and intervals from what was found of its bootstrap.
 
-  Where the runs determine no optimum (`Fit.unbounded`), only a loss has an interval.
+  Where the runs determine no optimum (`Fit.unbounded`), only a loss has an interval. Of resamples
+  that reach no such loss the `GROWING` are beyond every number; what else they say does not count.
   """
   row: dict[str, Any] = {"name": name}
   for key, value in values.items():
     row[key] = float(value)
-    sample = np.nan_to_num(np.broadcast_to(draws[key], len(fit.draws.E)), nan=NEVER, posinf=NEVER)
-    if np.ptp(sample) > 1e-9 * abs(row[key]) and (key == "loss" or not fit.unbounded):
+    sample = np.broadcast_to(draws[key], len(fit.draws.E))
+    if key in GROWING:
+      sample = np.nan_to_num(sample, nan=NEVER, posinf=NEVER)
+    else:
+      sample = sample[np.isfinite(sample)]
+    if len(sample) < FEWEST_DRAWS or fit.unbounded and key != "loss":
+      continue
+    if np.ptp(sample) > 1e-9 * abs(row[key]):
       ends = interval(sample, fit.level, row[key])
       row[f"{key}_interval"] = [end if abs(end) < 1e-9 * NEVER else None for end in ends]
   row["petaflop_s_days"] = accounting.petaflop_s_days(row["C"])
@@ -136,16 +145,16 @@ def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any
 
 
 def _both(
-  fit: Fit, name: str, C: float, answer: Callable[[laws.Chinchilla], Mapping[str, Any]]
+  fit: Fit, name: str, C: float, answer: Callable[[laws.Chinchilla], dict[str, Any]]
 ) -> dict:
   """Returns a row at C FLOPs; of the loss, the error of the law's form counts too."""
-  draws = answer(fit.draws)
-  return _row(fit, name, answer(fit.law), {**draws, "loss": draws["loss"] * _form(fit, C)})
+  values, draws = answer(fit.law), answer(fit.draws)
+  return _row(fit, name, values, {**draws, "loss": draws["loss"] * _form(fit, values | {"C": C})})
 
 
-def _form(fit: Fit, C: float) -> np.ndarray:
-  """Returns draws [R] of the factor by which the law's form errs on a loss at C FLOPs."""
-  return np.exp(form_noise(fit, C))
+def _form(fit: Fit, model: Mapping[str, Any]) -> np.ndarray:
+  """Returns draws [R] of the factor by which the law's form errs on the loss of a model."""
+  return np.exp(form_noise(fit, *(float(model[key]) for key in ("C", "N", "D"))))
 
 
 def _model(fit: Fit, N: np.ndarray, D: np.ndarray) -> dict[str, np.ndarray]:
@@ -177,8 +186,8 @@ def _targets(fit: Fit, asked: Questions) -> tuple[np.ndarray, np.ndarray]:
       laws.optimum(law, asked.flops, fit.compute).loss for law in (fit.law, fit.draws)
     )
     return value, draws
-  C = _model(fit, *cheapest(fit.law, asked.loss, fit.compute)[:2])["C"]
-  return np.array(asked.loss), asked.loss / _form(fit, float(C))
+  model = _model(fit, *cheapest(fit.law, asked.loss, fit.compute)[:2])
+  return np.array(asked.loss), asked.loss / _form(fit, model)
 
 
 def _reaching(fit: Fit, asked: Questions) -> dict[str, Any]:
@@ -195,6 +204,7 @@ def _reaching(fit: Fit, asked: Questions) -> dict[str, Any]:
 def _serving(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the cheapest model of a quality, counting inference and not."""
 
+  @np.errstate(invalid="ignore")  # 0 x inf, where no model reaches the loss
   def answer(law, target, counted):
     both = [cheapest(law, target, fit.compute, i) for i in (asked.inference_tokens, 0.0)]
     models = [_model(fit, best.N, best.D) for best in both]
@@ -213,7 +223,8 @@ def _serving(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   for name, counted in (("optimum", True), ("not counting inference", False)):
     sample = answer(fit.draws, draws, counted)
     if not asked.loss:
-      sample["loss"] = draws * _form(fit, asked.flops)
+      best = laws.optimum(fit.law, asked.flops, fit.compute)
+      sample["loss"] = draws * _form(fit, _model(fit, best.N, best.D))
     rows.append(_row(fit, name, answer(fit.law, value, counted), sample))
   return rows
 
@@ -238,7 +249,7 @@ def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
     return _model(fit, best.N, best.D) | {"loss": asked.loss} | _epochs(best.D, unique)
 
   values = answer(fit.law, asked.loss)
-  draws = answer(fit.draws, asked.loss / _form(fit, float(values["C"])))
+  draws = answer(fit.draws, asked.loss / _form(fit, values))
   return [
     _row(fit, "optimum", values, draws),
     _reaching(fit, asked) | {"name": "unlimited data"},
@@ -246,11 +257,16 @@ def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
 
 
 def _constrained(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
-  """Returns the rows of the best model for a compute on few data, and what it compares with."""
+  """Returns the rows of the best model for a compute on few data, and what it compares with.
+
+  Beyond the `optima.saturation` of so few data it is the model that saturates them: the loss of
+  larger ones differs by rounding.
+  """
   C, unique = asked.flops, asked.max_tokens
+  enough = min(C, float(optima.saturation(fit.law, unique, fit.compute)))
 
   def repeated(law):
-    best = optima.data_constrained(law, C, unique, fit.compute)
+    best = optima.data_constrained(law, enough, unique, fit.compute)
     excess = best.loss - laws.optimum(law, C, fit.compute).loss
     found = {"loss": best.loss, "excess": excess} | _epochs(best.D, unique)
     return _model(fit, best.N, best.D) | found
@@ -266,7 +282,7 @@ def _constrained(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
     best = laws.optimum(law, C, fit.compute)
     return _model(fit, best.N, best.D) | {"loss": best.loss}
 
-  rows = [_both(fit, "optimum", C, repeated), _both(fit, "unlimited data", C, unlimited)]
+  rows = [_both(fit, "optimum", enough, repeated), _both(fit, "unlimited data", C, unlimited)]
   if rows[0]["epochs"] > 1:
     rows.insert(1, _both(fit, "one epoch", C, once))
   return rows

@@ -275,6 +275,11 @@ def scores(runs: Design, theta: np.ndarray, delta: float) -> tuple[np.ndarray, n
   state = _evaluate(runs, theta[None])
   bandwidth = max(delta, BANDWIDTH * float(np.median(np.abs(state[3]))))
   _, hessian, _ = _derivatives(runs, weights, delta, state, bandwidth)
-  in_n, in_d, f, r = (part[0] for part in state)
-  columns = [np.ones_like(f), in_n, in_d, -in_n * runs.x, -in_d * runs.z]
-  return (np.clip(r, -delta, delta) / f * np.array(columns)).T, hessian[0]
+  gradient, f, r = sensitivities(runs, theta)
+  return (np.clip(r, -delta, delta) / f * gradient).T, hessian[0]
+
+
+def sensitivities(runs: Design, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the loss's gradient by theta [5, n], the loss, and its log's residual, each [n]."""
+  in_n, in_d, f, r = (part[0] for part in _evaluate(runs, theta[None]))
+  return np.array([np.ones_like(f), in_n, in_d, -in_n * runs.x, -in_d * runs.z]), f, r

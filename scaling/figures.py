@@ -35,6 +35,9 @@ from scaling.style import (
   tex_flops,
 )
 
+LINE = 8.0  # of text, its height [points]
+MOST_STEPS = 200  # in which names are moved apart
+
 
 def _compute(record: Record) -> laws.Compute:
   return laws.Compute(**record.fit["compute"])
@@ -119,20 +122,12 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
   """Draws the isoFLOP profiles into some axes, and returns the entries of their legend."""
   norm = LogNorm(record.profiles[0]["C"], record.profiles[-1]["C"] * 1.01)
 
-  def name(C: float, N: Any, loss: Any, color: Any) -> None:
-    point = max(zip(N, loss, strict=True))
-    text: dict[str, Any] = {
-      "xytext": (5, 0),
-      "textcoords": "offset points",
-      "fontsize": 7,
-      "va": "center",
-    }
-    axes.annotate(tex_flops(C), point, color=color, **text)
+  named: list[tuple[float, tuple[float, float], Any]] = []  # C, its last run, colour
 
   for profile in record.profiles:
     color, N = SHADES(norm(profile["C"])), np.array(profile["N"], float)
     axes.plot(N, profile["loss"], "o", color=color, ms=3.5, mec="white", mew=0.3, gid="runs")
-    name(profile["C"], N, profile["loss"], color)
+    named.append((profile["C"], max(zip(N, profile["loss"], strict=True)), color))
     if profile.get("coefficients"):
       at = np.geomspace(N.min(), N.max(), 100)
       bowl = np.polynomial.polynomial.polyval(np.log(at), profile["coefficients"])
@@ -148,7 +143,7 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
     error = column(held, "loss_stderr")
     axes.vlines(N, loss - error, loss + error, **BAR)
     axes.scatter(N, loss, gid="heldout", **HELD)
-    name(held[0]["C"], N, loss, ACCENT)
+    named.append((held[0]["C"], max(zip(N, loss, strict=True)), ACCENT))
   sealed = sorted(record.prediction.get("cells", []), key=lambda c: c["N"])
   if len(sealed) > 1:  # a curve through the predictions: quadratic in log N
     x = np.log(column(sealed, "N"))
@@ -162,6 +157,7 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
   log_axis(axes.xaxis, "parameters $N$")
   left, right = axes.get_xlim()
   axes.set_xlim(left, right * (right / left) ** 0.14)  # room for the names of the budgets
+  name_budgets(axes, named)
   inside = [p["inside"] for p in record.profiles]
   return [
     key("trained", marker="o"),
@@ -170,6 +166,23 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
     held and key("held out, trained", marker="D", color=ACCENT),
     len(sealed) > 1 and key("held out, predicted", ls="--", lw=0.8, color=ACCENT),
   ]
+
+
+def name_budgets(axes: Axes, named: list[tuple[float, tuple[float, float], Any]]) -> None:
+  """Writes budgets C beside their points (N, loss), and those that would overlap apart."""
+  named = sorted(named, key=lambda each: each[1][1])
+  low, high = axes.get_ylim()
+  height = axes.get_window_extent().height * 72 / axes.figure.dpi  # [points]
+  at = np.array([point[1] for _, point, _ in named]) * height / (high - low)
+  moved = at.copy()
+  for _ in range(MOST_STEPS):
+    push = np.maximum(0, LINE - np.diff(moved)) / 2
+    moved[1:] += push
+    moved[:-1] -= push
+  for (C, point, color), up in zip(named, moved - at, strict=True):
+    axes.annotate(
+      tex_flops(C), point, (5, up), color=color, textcoords="offset points", fontsize=7, va="center"
+    )
 
 
 def contours(record: Record) -> Figure:
@@ -182,7 +195,7 @@ def contours(record: Record) -> Figure:
   lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
   axes.contourf(N, D, loss, levels=lines.levels, cmap=GREYS, zorder=0)
   axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
-  shade = color_bar(figure, axes, [p["C"] for p in record.profiles] or column(fitted, "C"), "C")
+  shade = color_bar(figure, axes, column(fitted, "C"), "C", column(record.profiles, "C"))
   axes.scatter(column(fitted, "N"), column(fitted, "D"), c=shade(column(fitted, "C")), **DOTS)
   diamonds = DOTS | {"marker": "D", "c": ACCENT, "gid": "heldout"}
   axes.scatter(column(held, "N"), column(held, "D"), **diamonds)
@@ -220,7 +233,7 @@ def predicted_vs_trained(record: Record) -> Figure:
   figure = Figure(figsize=(SINGLE, 2.85))
   axes = figure.subplots()
   fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
-  shade = color_bar(figure, axes, [p["C"] for p in record.profiles] or column(fitted, "C"), "C")
+  shade = color_bar(figure, axes, column(fitted, "C"), "C", column(record.profiles, "C"))
   predicted = laws.loss(record.law, column(fitted, "N"), column(fitted, "D"))
   axes.scatter(predicted, column(fitted, "loss"), c=shade(column(fitted, "C")), **DOTS)
 
@@ -258,7 +271,7 @@ def residuals(record: Record) -> Figure:
   figure = Figure(figsize=(DOUBLE, 2.4))
   panels = figure.subplots(1, 2, sharey=True)
   fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
-  shade = color_bar(figure, panels, [p["C"] for p in record.profiles] or column(fitted, "C"), "C")
+  shade = color_bar(figure, panels, column(fitted, "C"), "C", column(record.profiles, "C"))
   predicted = laws.loss(record.law, column(fitted, "N"), column(fitted, "D"))
   excess = 100 * (column(fitted, "loss") / predicted - 1)
   sd = 100 * record.fit.get("residual_sd", 0.0)

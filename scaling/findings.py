@@ -57,9 +57,12 @@ def estimators(record: Record) -> Iterable[Block]:
       cells += [_known(row[key], text), _within(row[f"{key}_interval"], text)]
     rows.append((ESTIMATORS.get(row["estimator"], row["estimator"]), *cells, note))
   yield Table(("estimator", "a", "", "b", "", "N_opt", "", "D_opt", "", ""), rows)
-  apart = [d for d in found["disagreement"] if d["intervals_overlap"] is False]
-  for d in apart:
-    gap = f"{d['gap']:.3f}" if d["quantity"] in "ab" else f"a factor {d['gap']:.2f}"
+  by_name = {row["estimator"]: row for row in found["rows"]}
+  for d in found["disagreement"]:
+    if d["intervals_overlap"] is not False:
+      continue
+    below, above = (by_name[name][d["quantity"]] for name in d["apart"])
+    gap = f"{above - below:.3f}" if d["quantity"] in "ab" else f"a factor {above / below:.2f}"
     low, high = (ESTIMATORS.get(name, name) for name in d["apart"])
     yield Text(f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap.")
 
@@ -88,8 +91,9 @@ def certainty(record: Record) -> Iterable[Block]:
       "budget; influence is the shift of log N_opt in its standard errors)."
     )
     rows = [
-      (f"`{r['id']}`", si(r["N"]), si(r["D"]), f"{r['a']:.3f}", f"{r['a_shift']:+.3f}",
-       si(r["N_opt"]), f"{r['influence']:.2f}")
+      (f"`{r['id']}`", si(r["N"]), si(r["D"]), _known(r["a"], _exponent),
+       number(r["a_shift"], "+.3f"), _known(r["N_opt"], si),
+       "no law without it" if r["influence"] is None else f"{r['influence']:.2f}")
       for r in runs
     ]  # fmt: skip
     yield Table(("without", "N", "D", "a", "shift of a", "N_opt", "influence"), rows)
@@ -136,7 +140,7 @@ def decisions(record: Record) -> Iterable[Block]:
     "epochs": ("epochs", ratio), "excess": ("excess loss", "{:+.4f}".format),
   }  # fmt: skip
   for decision in record.fit.get("decisions", ()):
-    far = f", {decision['extrapolation']:.0f} times outside the budgets that were fitted"
+    far = f", {decision['extrapolation']:.0f} times outside the runs that were fitted"
     asked = ASKED[decision["question"]].format(decision["asked"])
     yield Heading(f"Asked: {asked}" + (far if decision["extrapolated"] else ""))
     shown = {key: look for key, look in looks.items() if any(key in r for r in decision["rows"])}
@@ -162,8 +166,13 @@ def _notes(decision: dict[str, Any]) -> Iterable[Block]:
       f"is as published, not fitted here: R_D\\* = {constants['R_D']:.2f}, R_N\\* = "
       f"{constants['R_N']:.2f} ({constants['source']})."
     )
+    if best["C"] < 0.999 * decision["rows"][-1]["C"] and "excess" in best:
+      yield Text(
+        f"**Compute beyond {flops(best['C'])} FLOPs does not help:** so many unique tokens, "
+        f"however often repeated, reach hardly less than {nats(best['loss'])}."
+      )
   if decision["extrapolated"]:
-    yield Text("**More than ten times outside the fitted budgets the intervals say little.**")
+    yield Text("**More than ten times outside the fitted runs the intervals say little.**")
 
 
 def behind(record: Record) -> list[Block]:

@@ -36,6 +36,8 @@ from scaling.parametric import (
   OPEN,
   Fit,
   Options,
+  at_edge,
+  check_sealable,
   fit_runs,
   new_run_noise,
   optimum,
@@ -44,14 +46,15 @@ from scaling.parametric import (
 )
 from scaling.runs import Runs, input_hash, make_runs, read_runs
 from scaling.solve import FormFit, fit_form
-from scaling.uncertainty import interval, seed_noise
+from scaling.uncertainty import FEWEST, few, interval, seed_noise
 
 VERSION = 2  # of fit.json
 __all__ = [
-  "FORMS", "Curves", "Fit", "Form", "FormFit", "Options", "Runs", "compare_forms", "evaluate",
-  "fit_form", "fit_runs", "identifiability", "input_hash", "interval", "isoflop_profiles",
-  "jackknife", "make_curves", "make_runs", "new_run_noise", "optimum", "predict_loss",
-  "profile_intervals", "ratio_cost", "read_runs", "seed_noise", "side_by_side", "to_json",
+  "FORMS", "Curves", "Fit", "Form", "FormFit", "Options", "Runs", "check_sealable",
+  "compare_forms", "evaluate", "fit_form", "fit_runs", "identifiability", "input_hash",
+  "interval", "isoflop_profiles", "jackknife", "make_curves", "make_runs", "new_run_noise",
+  "optimum", "predict_loss", "profile_intervals", "ratio_cost", "read_runs", "seed_noise",
+  "side_by_side", "to_json",
 ]  # fmt: skip
 
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
@@ -76,13 +79,15 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   said = []
   if bound := fit.convergence["at_bound"]:
     said.append(
-      f"{', '.join(bound)} ended at the edge of what is allowed: the runs do not determine it"
-      + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
+      at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
+    )
+  if few(fit.runs):
+    said.append(
+      f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
+      f"intervals are Student's, with {len(fit.runs)} - {len(fit.law)} degrees of freedom."
     )
   if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.level:
-    said.append(
-      f"In {share:.0%} of the resamples a parameter (mostly E) ended at the edge of its range."
-    )
+    said.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")
   if (share := fit.convergence["resamples_converged"]) < 0.99:
     said.append(f"Only {share:.1%} of the resamples converged.")
   if fit.compute.error > 0.05:

@@ -176,9 +176,10 @@ def precision(p, x):
 def transfer(p, x):
   """Kaplan's joint law of D + D_T, where pre-training is worth D_T = k D^given N^size tokens.
 
-  Hernandez et al. 2021 (arXiv:2102.01293), eqs. 1.1 and 1.2; from text to Python they find k =
-  1.9e4, given = .18, size = .38. It needs runs from scratch and fine-tuned ones. Left out: the
-  ossification of small models, where pre-training hurts.
+  Hernandez et al. 2021 (arXiv:2102.01293), eq. 1.1 for D_T; from text to Python they find k =
+  1.9e4, given = .18, size = .38, with D and D_T in characters. Their joint law, eq. 6.1, is of D_T
+  alone, for little data; D + D_T is also that of runs from scratch. It needs those and fine-tuned
+  ones. Left out: the ossification of small models, where pre-training hurts.
   """
   d = x.D + x.pretrained * p.k * x.D**p.given * x.N**p.size
   return ((p.N_c / x.N) ** (p.alpha_N / p.alpha_D) + p.D_c / d) ** p.alpha_D

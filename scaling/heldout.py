@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from scaling import solve
-from scaling.forms import FORMS
+from scaling.forms import FORMS, Form
 from scaling.parametric import cuts
-from scaling.runs import Runs
+from scaling.runs import Runs, faults
+from scaling.uncertainty import budgets
 
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")
 STARTS = 24
@@ -30,7 +31,8 @@ def compare_forms(
   Returns:
     Per form and budget: `form`, `C` (the budget), `fitted` and `heldout` (numbers of runs),
     `rms_error` and `bias` (root mean square and mean of log observed / predicted loss, held out),
-    `converged`, and `reason`: why there is no error (fewer runs than parameters, or no minimum).
+    `converged`, and `reason`: why there is no error (runs that do not tell the parameters, or no
+    minimum).
 
   Raises:
     ValueError: an unknown form, or one whose variables the runs lack, or runs of one budget.
@@ -74,14 +76,26 @@ def _rows(runs, name, variables, delta, seed) -> list[dict[str, Any]]:
       "converged": bool(np.isfinite(costs).any()),
       "reason": None,
     }
-    if len(below) <= len(form.kinds):
-      row["reason"] = f"{len(below)} runs for {len(form.kinds)} parameters"
-    elif not row["converged"]:
+    row["reason"] = _untold(form, runs.subset(below))
+    if not (row["reason"] or row["converged"]):
       row["reason"] = f"none of {STARTS} starts found a minimum"
-    else:
+    if not row["reason"]:
       params = solve.natural(problem, some[np.argmin(costs)])
       held = {key: values[above] for key, values in variables.items()}
       error = np.log(runs.loss[above] / solve.evaluate(form, params, held))
       row |= {"rms_error": float(np.sqrt(np.mean(error**2))), "bias": float(np.mean(error))}
     rows.append(row)
   return rows
+
+
+def _untold(form: Form, runs: Runs) -> str | None:
+  """Returns why runs cannot tell a form's parameters; None where nothing says so."""
+  if len(runs) <= len(form.kinds):
+    return f"{len(runs)} runs for {len(form.kinds)} parameters"
+  if {"N", "D"} <= set(form.variables):
+    return next((reason for _, reason, _ in faults(runs)), None)
+  if len(form.variables) == 1 and hasattr(runs, name := form.variables[0]):
+    levels = len(budgets(getattr(runs, name)))
+    if levels < len(form.kinds):
+      return f"{levels} distinct {name} for {len(form.kinds)} parameters"
+  return None

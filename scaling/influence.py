@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling import estimate, laws, uncertainty
 from scaling.parametric import Fit
-from scaling.runs import MIN_RUNS, MIN_SPREAD, Runs
+from scaling.runs import Runs, faults
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
@@ -24,6 +24,7 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   Returns:
     Per run its id, N, D and loss, a and N_opt without it, how far that moves them (`a_shift`;
     `N_opt_shift` in log N_opt), and `influence`: the latter's size in standard errors of log N_opt.
+    A run without which there is no law has None for these, and comes first.
 
   Raises:
     ValueError: more than 2,000 runs, of which none could matter alone.
@@ -38,21 +39,20 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   n_opt, whole = laws.optimum(law, C, fit.compute).N, laws.optimum(fit.law, C, fit.compute).N
   a, a_whole = laws.exponents(law)[0], laws.exponents(fit.law)[0]
   shift = np.log(n_opt / whole)
+  shift[[bool(faults(runs.subset(np.delete(np.arange(n), i)))) for i in range(n)]] = np.inf
   spread = max(float(np.std(np.log(laws.optimum(fit.draws, C, fit.compute).N))), 1e-300)
-  return [
-    {
-      "id": runs.ids[i],
-      "N": float(runs.N[i]),
-      "D": float(runs.D[i]),
-      "loss": float(runs.loss[i]),
+  rows: list[dict[str, Any]] = []
+  for i in np.argsort(-np.abs(shift), kind="stable"):
+    moved = {
       "a": float(a[i]),
       "a_shift": float(a[i] - a_whole),
       "N_opt": float(n_opt[i]),
       "N_opt_shift": float(shift[i]),
       "influence": float(abs(shift[i]) / spread),
     }
-    for i in np.argsort(-np.abs(shift), kind="stable")
-  ]
+    row = {"id": runs.ids[i]} | {k: float(getattr(runs, k)[i]) for k in ("N", "D", "loss")}
+    rows.append(row | (moved if np.isfinite(shift[i]) else dict.fromkeys(moved)))
+  return rows
 
 
 def from_law(design: estimate.Design, law: laws.Chinchilla) -> np.ndarray:
@@ -129,22 +129,9 @@ def identifiability(runs: Runs) -> dict[str, str | None]:
   tells no surface is a law in one variable: see `forms.FORMS`, power_law_n, power_law_d and
   power_law_c.
   """
-  optimum = ("a", "N_opt", "D_opt")
-  reasons: dict[str, str | None] = dict.fromkeys(("E", "A", "B", "alpha", "beta", *optimum))
-  sizes, tokens = len(np.unique(runs.N)), len(np.unique(runs.D))
-  if sizes < 3:
-    reason = f"{sizes} distinct sizes N; the term in N needs 3 to be told from E"
-    reasons |= dict.fromkeys(("E", "A", "alpha", *optimum), reason)
-  if tokens < 3:
-    reason = f"{tokens} distinct token counts D; the term in D needs 3 to be told from E"
-    reasons |= dict.fromkeys(("E", "B", "beta", *optimum), reason)
-  if sizes >= 3 and tokens >= 3:
-    x, z = (np.log(v) - np.log(v).mean() for v in (runs.N, runs.D))
-    slope = (x @ z) / (x @ x)
-    if (spread := np.std(z - slope * x)) < MIN_SPREAD:
-      reason = f"D follows N^{slope:.2f} to within {100 * spread:.1f} %: one line of the surface"
-      reasons |= dict.fromkeys(("A", "B", "alpha", "beta", *optimum), reason)
-  if len(set(zip(runs.N, runs.D, strict=True))) < MIN_RUNS:
-    few = f"fewer than {MIN_RUNS} distinct (N, D)"
-    reasons = {name: reason or few for name, reason in reasons.items()}
+  reasons: dict[str, str | None] = dict.fromkeys(
+    ("E", "A", "B", "alpha", "beta", "a", "N_opt", "D_opt")
+  )
+  for names, reason, _ in faults(runs):  # the last is the most particular
+    reasons |= dict.fromkeys(names, reason)
   return reasons

@@ -11,7 +11,8 @@ from scaling.runs import MIN_SPREAD, Runs
 from scaling.solve import fit_form
 from scaling.uncertainty import interval
 
-LEAST = 4  # distinct values: one more than the law has parameters
+LEAST = 6  # distinct values: of fewer, resamples hold too few to scatter as the estimate does
+LEAST_RANGE = 0.5  # of log C: a narrower one is one budget, along which the loss is no law in C
 
 
 def along(runs: Runs, options: Options) -> dict[str, Any] | None:
@@ -22,6 +23,9 @@ def along(runs: Runs, options: Options) -> dict[str, Any] | None:
     params and intervals of E + A / X^alpha, by a bootstrap over runs; n_runs, and rows: X, loss and
     its interval at the runs' own X, and at three times the largest. None where the runs lie on no
     such line, or are too few to say.
+
+  Raises:
+    ValueError: too many runs.
   """
   if len(runs) < LEAST:
     return None
@@ -31,6 +35,8 @@ def along(runs: Runs, options: Options) -> dict[str, Any] | None:
   elif np.ptp(z) == 0:
     variable = "N"
   elif np.std(z - np.polyval(np.polyfit(x, z, 1), x)) < MIN_SPREAD:
+    if np.ptp(np.log(runs.C)) < LEAST_RANGE:  # one budget
+      return None
     variable = "C"
   else:
     return None

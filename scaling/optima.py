@@ -14,6 +14,7 @@ TEXTBOOK = Compute()  # C = 6 N D
 # excess of what the unique tokens deserve lose their worth. Their values, not fitted here.
 REPEATED_TOKENS = 15.387756
 EXCESS_PARAMS = 5.309743
+SATURATED = 1e-4  # of the least loss that so many unique tokens allow: closer to it nothing is told
 
 
 def cheapest(
@@ -116,6 +117,13 @@ def least_loss(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> n
   """Returns the loss that no compute gets below, if only `unique` tokens are repeated for ever."""
   n = base_params(law, unique, compute) * (1 + EXCESS_PARAMS)
   return laws.loss(law, n, unique * (1 + REPEATED_TOKENS))
+
+
+def saturation(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:
+  """Returns the least C that comes within `SATURATED` of `least_loss`: more does not help."""
+  loss = least_loss(law, unique, compute) * (1 + SATURATED)
+  best = cheapest_constrained(law, loss, unique, compute)
+  return compute.flops_per_token(best.N) * best.D
 
 
 @np.errstate(all="ignore")  # what is not reached is nan on the way, and inf in the end

@@ -6,7 +6,7 @@ the time of day enters, so a fit is recomputed rather than stored.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ from scaling.runs import Runs, check_identifiable
 from scaling.uncertainty import interval, seed_noise
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
-FAR = 10.0  # times outside the fitted budgets: beyond it an extrapolation is marked
+FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
+STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
 
 
@@ -64,11 +65,21 @@ class Fit:
   @property
   def unbounded(self) -> tuple[str, ...]:
     """Parameters at the edge of their range without which no optimum can be told: not E."""
-    return tuple(name for name in self.convergence["at_bound"] if name != "E")
+    return unbounded(self.convergence["at_bound"])
 
-  def outside(self, C: float) -> float:
-    """Returns how many times C lies above the largest budget, or below the smallest; else 1."""
-    return float(max(C / self.runs.C.max(), self.runs.C.min() / C, 1.0))
+  def outside(self, C: float, N: float, D: float) -> float:
+    """Returns how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
+
+    Above the largest of the runs or below the smallest.
+    """
+    runs = self.runs
+    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
+    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
+
+
+def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
+  """Returns those of the parameters at the edge of their range that an optimum hangs on: not E."""
+  return tuple(name for name in at_bound if name != "E")
 
 
 def check(options: Options) -> None:
@@ -82,6 +93,20 @@ def check(options: Options) -> None:
   ):
     if not valid:
       raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+
+
+def check_sealable(fit: Fit) -> None:
+  """Raises ValueError, one line, where the runs determine no optimum that could be sealed."""
+  if fit.unbounded:
+    raise ValueError(
+      f"fit: {at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more sizes or "
+      "budgets"
+    )
+
+
+def at_edge(names: Sequence[str]) -> str:
+  """Returns what is to be said of parameters that ended at the edge of their range."""
+  return f"{', '.join(names)} ended at the edge of what is allowed: the runs do not determine it"
 
 
 def fit_runs(runs: Runs, options: Options) -> Fit:
@@ -124,7 +149,7 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
       "start_converged": found.converged.tolist(),
       "start_cost": [float(cost) if np.isfinite(cost) else None for cost in found.cost],
       "cost": float(best.cost[0]),
-      "at_bound": _names(best.at_bound[0]),
+      "at_bound": bound_names(best.at_bound[0]),
       "resamples_converged": float(draws.converged.mean()),
       "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
     },
@@ -172,7 +197,8 @@ def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
   return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
 
 
-def _names(mask: np.ndarray) -> list[str]:
+def bound_names(mask: np.ndarray) -> list[str]:
+  """Returns the names of the parameters at the edge of their range, from a mask [5]."""
   return [name for name, at in zip(laws.Chinchilla._fields, mask, strict=True) if at]
 
 
@@ -180,11 +206,15 @@ def new_run_noise(fit: Fit) -> np.ndarray:
   """Returns what separates the log loss of one new run from the law: an empirical sample [n].
 
   It is the residuals, inflated by sqrt(n / (n - 5)) because five parameters were fitted to them,
-  and further where repeats of a cell show that seeds alone scatter more.
+  and further where repeats of a cell show that seeds alone scatter more. Of few runs, most of which
+  the law goes through, it is `STUDENTS` quantiles of Student's law.
   """
-  n = len(fit.runs)
-  noise = fit.residuals * np.sqrt(n / (n - len(fit.law)))
+  n, freedom = len(fit.runs), len(fit.runs) - len(fit.law)
+  noise = fit.residuals * np.sqrt(n / freedom)
   rms = np.sqrt(np.mean(noise**2))
+  if uncertainty.few(fit.runs):
+    at = (np.arange(STUDENTS) + 0.5) / STUDENTS
+    noise = rms * np.array([uncertainty.t_quantile(p, freedom) for p in at])
   return noise * max(1.0, (seed_noise(fit.runs) or 0.0) / max(rms, 1e-12))
 
 
@@ -194,19 +224,19 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
   Returns:
     The law's loss [nats per token], and its prediction interval. It holds the uncertainty of the
     parameters (bootstrap), the scatter of one run about the law (`new_run_noise`), and, outside the
-    compute of the fitted runs, the error that the law's form made when smaller budgets had to
+    fitted runs, the error that the law's form made when smaller budgets had to
     predict larger ones (`forecast_error`).
   """
   rng = np.random.default_rng((fit.seed, 1))
   noise = rng.choice(new_run_noise(fit), size=len(fit.draws.E))
   C = float(fit.compute.flops_per_token(N) * D)
-  draws = laws.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C))
+  draws = laws.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C, N, D))
   return float(laws.loss(fit.law, N, D)), interval(draws, fit.level)
 
 
-def form_noise(fit: Fit, C: float) -> np.ndarray:
-  """Returns draws [R] of the error of the law's form at C FLOPs [log loss]; 0 within the runs."""
-  distance = np.log(fit.outside(C))
+def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
+  """Returns draws [R] of the error of the law's form there [log loss]; 0 within the runs."""
+  distance = np.log(fit.outside(C, N, D))
   normal = np.random.default_rng((fit.seed, 2)).normal(size=len(fit.draws.E))
   return (fit.form_error or 0.0) * distance * normal
 
@@ -215,25 +245,31 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   """Returns the best use of C FLOPs: N_opt, D_opt, tokens_per_param and loss, each with interval.
 
   The interval of the loss here is that of the law at its optimum, its form's error included; for
-  that of a run see `predict_loss`. `extrapolation` is how many times C lies outside the budgets
-  that were fitted, above or below (1: within), and `extrapolated` marks the rows beyond ten times.
+  that of a run see `predict_loss`. `extrapolation` is how many times the optimum lies outside the
+  fitted runs (`Fit.outside`; 1: within), and `extrapolated` marks the rows beyond ten times.
   Where a parameter ended at the edge of its range (`Fit.unbounded`), the runs determine no optimum:
   the intervals of N_opt, D_opt and their ratio are [nan, nan].
   """
   best = laws.optimum(fit.law, C, fit.compute)
   draws = laws.optimum(fit.draws, C, fit.compute)
-  row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(C)}
-  row["extrapolated"] = fit.outside(C) > FAR * (1 + 1e-9)
+  at = float(C), float(best.N), float(best.D)
+  row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
+  row["extrapolated"] = far(row["extrapolation"])
   for name, value, sample in (
     ("N_opt", best.N, draws.N),
     ("D_opt", best.D, draws.D),
     ("tokens_per_param", best.D / best.N, draws.D / draws.N),
-    ("loss", best.loss, draws.loss * np.exp(form_noise(fit, C))),
+    ("loss", best.loss, draws.loss * np.exp(form_noise(fit, *at))),
   ):
     row[name] = float(value)
     known = name == "loss" or not fit.unbounded
     row[f"{name}_interval"] = interval(sample, fit.level, float(value)) if known else OPEN
   return row
+
+
+def far(extrapolation: float) -> bool:
+  """Returns whether so many times outside the runs is to be marked."""
+  return extrapolation > FAR * (1 + 1e-9)
 
 
 def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
@@ -247,6 +283,7 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
     return laws.loss(law, n, fit.compute.tokens(n, C))
 
   n = float(fit.compute.params(C, tokens_per_param))
+  d = float(fit.compute.tokens(n, C))
   value = float(loss_at_ratio(fit.law))
   excess = value - float(laws.optimum(fit.law, C, fit.compute).loss)
   draws = loss_at_ratio(fit.draws)
@@ -254,9 +291,9 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
     "C": float(C),
     "tokens_per_param": float(tokens_per_param),
     "N": n,
-    "D": float(fit.compute.tokens(n, C)),
+    "D": d,
     "loss": value,
-    "loss_interval": interval(draws * np.exp(form_noise(fit, C)), fit.level, value),
+    "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), fit.level, value),
     "excess": excess,
     "excess_interval": interval(draws - laws.optimum(fit.draws, C, fit.compute).loss, fit.level),
   }

@@ -4,6 +4,7 @@ It writes fit.json, and runs.csv beside it where the runs are not those of a swe
 the report needs nothing else.
 """
 
+import contextlib
 import csv
 import io
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ def refit(
 ) -> fit.Fit:
   """Fits the law to the runs of a table and writes fit.json.
 
-  Where runs along one line do not identify it, what they do tell is written to line.json.
+  Where the runs do not identify it, an earlier fit.json is removed; what runs along one line do
+  tell is written to line.json.
 
   Args:
     workdir: the folder to write to; a sweep's, if `path` is "".
@@ -63,8 +65,11 @@ def refit(
   except UnidentifiableError:
     from scaling import line  # it imports jax
 
-    if found := line.along(runs, options):
-      files.write_json(workdir / "line.json", found)
+    for name in ("fit.json", "runs.csv"):  # of an earlier fit
+      (workdir / name).unlink(missing_ok=True)
+    with contextlib.suppress(ValueError):  # the runs are refused either way
+      if found := line.along(runs, options):
+        files.write_json(workdir / "line.json", found)
     raise
   curves = None if path else fit.make_curves(results.curves(workdir, law.runs))
   record = fit.to_json(law, curves, compare_forms) | {

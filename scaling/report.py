@@ -39,13 +39,17 @@ PETAFLOP_DAY = 1e15 * 86_400  # [FLOPs]
 
 CAPTIONS = {
   "isoflop_profiles": "Loss against model size at each compute budget, with a parabola in log N "
-  "(approach 2). The dashed curve is the sealed prediction with its interval.",
+  "(approach 2).",
   "frontier": "Optimal parameters and optimal tokens per parameter against training compute.",
-  "predicted_vs_trained": "Trained against predicted loss; bars are prediction intervals.",
+  "predicted_vs_trained": "Trained against predicted loss.",
   "contours": "The fitted L(N, D), the trained runs and the compute-optimal path.",
   "residuals": "Trained over predicted loss. A trend in N or D would say that the form is wrong.",
   "sensitivity": "The exponent of N_opt as other estimators, and other choices, would have it.",
   "training_curves": "Train loss, smoothed in log tokens, and final validation losses.",
+}
+SEALED = {  # what a caption says besides, where a prediction was sealed
+  "isoflop_profiles": " The dashed curve is the sealed prediction with its interval.",
+  "predicted_vs_trained": " Bars are prediction intervals.",
 }
 
 
@@ -116,8 +120,8 @@ def _law(record: Record) -> Iterable[Block]:
     rows.append((name, text(value), bracket(fit["intervals"].get(name), text)))
   yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), rows)
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
-  if fit.get("seed_noise") is not None:
-    notes.append(f"seeds scatter by {fit['seed_noise']:.2%}")
+  if fit.get("seed_noise"):  # of exact copies it is 0
+    notes.append(f"runs of the same N and D scatter by {fit['seed_noise']:.2%}")
   if fit.get("form_error") is not None:
     notes.append(f"fits below each budget missed those above by {fit['form_error']:.2%} per e-fold")
   second = fit.get("approach2", {})
@@ -147,7 +151,7 @@ def _optimum(record: Record, most: int | None = None) -> Iterable[Block]:
   ]  # fmt: skip
   yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), rows)
   yield Text(
-    "\\* outside the fitted budgets; † likewise, and sealed: its loss is that of one run, with "
+    "\\* outside the fitted runs; † likewise, and sealed: its loss is that of one run, with "
     f"seed noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
   )
   if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
@@ -302,7 +306,8 @@ def _provenance(record: Record) -> Iterable[Block]:
 
 def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
   """Returns the report's content; `undrawn` says by figure why it is missing ("": it is there)."""
-  images = {n: Image(n, CAPTIONS[n]) for n, why in undrawn.items() if not why}
+  sealed = SEALED if record.prediction else {}
+  images = {n: Image(n, CAPTIONS[n] + sealed.get(n, "")) for n, why in undrawn.items() if not why}
 
   def show(*names: str) -> list[Image]:
     return [images[name] for name in names if name in images]

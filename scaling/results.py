@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaling import laws
+from scaling.parametric import at_edge, unbounded
 from scaling.render import bracket, flops, nats
 from scaling.runs import Runs
 from train import files
@@ -47,13 +48,20 @@ class Record:
     return laws.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
 
   @property
+  def undetermined(self) -> tuple[str, ...]:
+    """Parameters of the law that the runs do not determine, without which it has no optimum."""
+    return unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
+
+  @property
   def profiles(self) -> list[dict[str, Any]]:
     """The isoFLOP profiles of approach 2, by budget."""
     return sorted(self.fit.get("approach2", {}).get("profiles", []), key=lambda p: p["C"])
 
   @property
   def optimum(self) -> list[dict[str, Any]]:
-    """The compute-optimal points by budget, with the sealed one among them."""
+    """The compute-optimal points by budget, with the sealed one among them; [] of no law."""
+    if self.undetermined:
+      return []
     rows = [
       {k: [math.nan] * 2 if v is None else v for k, v in row.items()}  # an open interval
       for row in self.fit.get("optimum", [])
@@ -89,6 +97,8 @@ class Record:
         f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
         f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
       )
+    if bound := self.undetermined:
+      return f"No law yet: on {self.fit['n_runs']} runs {at_edge(bound)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
@@ -105,7 +115,7 @@ class Record:
       "law": (self.fit.get("params"), "there is no fit.json yet"),
       "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
       "choices": (self.fit.get("choices"), "fit.json has no choices"),
-      "optimum": (len(self.optimum) > 1, "fit.json has no optimum at two budgets"),
+      "optimum": (len(self.optimum) > 1, "fit.json tells no optimum at two budgets"),
     }
     return next((reason for found, reason in map(there.__getitem__, needs) if not found), "")
 
@@ -166,7 +176,7 @@ def column(cells: list[Cell], name: str) -> np.ndarray:
 
 
 def extrapolated(optimum: dict[str, Any]) -> bool:
-  """Returns whether an optimum lies outside the budgets that were fitted."""
+  """Returns whether an optimum lies outside the runs that were fitted."""
   return optimum.get("extrapolation", 1.0) > 1.05
 
 

@@ -90,7 +90,8 @@ def make_runs(
   """Returns runs from arrays [n]; C defaults to 6 N D. They are put into a canonical order.
 
   Raises:
-    ValueError: a value is not a positive finite number; the message names its run and column.
+    ValueError: a value is not a positive finite number, or N, D or C below 1; the message names its
+      run and column.
   """
   flops = "6nd" if C is None else "exact"
   with np.errstate(over="ignore"):
@@ -105,6 +106,12 @@ def make_runs(
       raise ValueError(
         f"run {ids[bad[0]]}, column {name}: {values[bad[0]]} is not a positive finite number; "
         "correct the run or remove it"
+      )
+    if name in "NDC" and (values < 1).any():
+      i = int(np.argmin(values))
+      raise ValueError(
+        f"run {ids[i]}, column {name}: {name} is {values[i]:.4g}: in billions? N counts "
+        "parameters, D tokens and C FLOPs; multiply the column"
       )
   order = np.lexsort([columns[name] for name in ("loss", "C", "D", "N")])
   return Runs(
@@ -301,32 +308,49 @@ def input_hash(runs: Runs) -> str:
   return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
 
 
+def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
+  """Returns why a design of runs cannot tell the law, worst first; nothing if it can.
+
+  Returns:
+    Per fault the quantities that cannot be told, the reason, and the remedy.
+  """
+  found: list[tuple[tuple[str, ...], str, str]] = []
+  optimum = ("a", "N_opt", "D_opt")
+  points = len(set(zip(runs.N, runs.D, strict=True)))
+  if points < MIN_RUNS:
+    reasons = collections.Counter(reason for _, reason in runs.excluded).most_common(3)
+    out = "; left out were " + ", ".join(f"{n} by {why!r}" for why, n in reasons) if reasons else ""
+    reason = (
+      f"{len(runs)} runs at {points} distinct (N, D); the law has 5 parameters and needs "
+      f"{MIN_RUNS} or more"
+    )
+    found.append((("E", "A", "B", "alpha", "beta", *optimum), reason, f"train more cells{out}"))
+  levels = [len(np.unique(values)) for values in (runs.N, runs.D)]
+  for level, name, factor, exponent in zip(
+    levels, ("sizes N", "token counts D"), "AB", ("alpha", "beta"), strict=True
+  ):
+    if level < 3:
+      reason = f"{level} distinct {name}; {exponent} cannot be told from E with fewer than 3"
+      found.append((("E", factor, exponent, *optimum), reason, "train more of them"))
+  if min(levels) < 3:
+    return found
+  log_n, log_d = np.log(runs.N), np.log(runs.D)
+  slope, intercept = np.polyfit(log_n - log_n.mean(), log_d, 1)
+  spread = np.std(log_d - intercept - slope * (log_n - log_n.mean()))
+  if spread < MIN_SPREAD:
+    reason = (
+      f"D follows N^{slope:.2f} to within {100 * spread:.1f} % in all {len(runs)} runs (as it "
+      "does at one tokens-per-parameter ratio or one budget); alpha and beta cannot be told apart"
+    )
+    found.append((("A", "B", "alpha", "beta", *optimum), reason, "vary D at each N"))
+  return found
+
+
 def check_identifiable(runs: Runs) -> None:
   """Refuses runs from which the law's parameters cannot be told.
 
   Raises:
     UnidentifiableError: too few runs, sizes or token counts, or both that move together.
   """
-  points = len(set(zip(runs.N, runs.D, strict=True)))
-  if points < MIN_RUNS:
-    reasons = collections.Counter(reason for _, reason in runs.excluded).most_common(3)
-    out = "; left out were " + ", ".join(f"{n} by {why!r}" for why, n in reasons) if reasons else ""
-    raise UnidentifiableError(
-      f"fit: {len(runs)} runs at {points} distinct (N, D); the law has 5 parameters and needs "
-      f"{MIN_RUNS} or more: train more cells{out}"
-    )
-  for values, name, exponent in ((runs.N, "sizes N", "alpha"), (runs.D, "token counts D", "beta")):
-    if len(np.unique(values)) < 3:
-      raise UnidentifiableError(
-        f"fit: {len(np.unique(values))} distinct {name}; {exponent} cannot be told from E with "
-        "fewer than 3: train more of them"
-      )
-  log_n, log_d = np.log(runs.N), np.log(runs.D)
-  slope, intercept = np.polyfit(log_n - log_n.mean(), log_d, 1)
-  spread = np.std(log_d - intercept - slope * (log_n - log_n.mean()))
-  if spread < MIN_SPREAD:
-    raise UnidentifiableError(
-      f"fit: D follows N^{slope:.2f} to within {100 * spread:.1f} % in all {len(runs)} runs (as it "
-      "does at one tokens-per-parameter ratio or one budget); alpha and beta cannot be told apart: "
-      "vary D at each N"
-    )
+  for _, reason, remedy in faults(runs):
+    raise UnidentifiableError(f"fit: {reason}: {remedy}")

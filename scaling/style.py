@@ -88,10 +88,15 @@ def limits(values: Any, pad: float = 0.06) -> tuple[float, float]:
   return float(np.exp(low - margin)), float(np.exp(high + margin))
 
 
-def color_bar(figure: Figure, axes: Any, values: Any, name: str) -> Callable[[Any], Any]:
-  """Adds a colour bar, ticked at the values if they are few, and returns value -> colour."""
-  few = np.unique([float(f"{v:.3g}" if name == "N" else f"{v:.2g}") for v in values])
-  norm = LogNorm(few[0], few[-1] * (1.01 if len(few) == 1 else 1.0), clip=True)
+def color_bar(
+  figure: Figure, axes: Any, values: Any, name: str, ticks: Any = ()
+) -> Callable[[Any], Any]:
+  """Adds a colour bar of values, ticked at `ticks`, else at all if few; returns value -> colour."""
+  whole, few = (
+    np.unique([float(f"{v:.3g}" if name == "N" else f"{v:.2g}") for v in some])
+    for some in (values, ticks if len(ticks) else values)
+  )
+  norm = LogNorm(whole[0], whole[-1] * (1.01 if len(whole) == 1 else 1.0), clip=True)
   bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=axes, pad=0.02, aspect=30)
   bar.ax.yaxis.set_major_locator(
     FixedLocator(few.tolist()) if len(few) < 9 else LogLocator(subs=(1, 2, 5))

@@ -64,11 +64,13 @@ def sweep(
   """
   if config.sweep.objectives:
     return _several(config, workdir, display, should_stop, adapt)
+  plan.check_config(config)
   files.make_folder(workdir)
   with files.owned(workdir):
     clock = costs.Clock(workdir, began)
     # Workers come up while the text is prepared.
-    pool = Pool(workdir, config.sweep.workers, preflight.chosen(workdir)["each_core"])
+    each_core = preflight.chosen(workdir)["each_core"]
+    pool = Pool(workdir, config.sweep.workers, each_core, clock.tick)
     try:
       clock("data")
       tokens = data.prepare(config)

@@ -27,7 +27,7 @@ def opened(path: str | os.PathLike) -> Iterator[Table]:
   """Opens a file of runs: .jsonl and .ndjson, .parquet, .tsv, and anything else as CSV.
 
   A column of a JSONL file is a key of its first row. The columns of a CSV file are parted by what
-  its header has most of: commas, semicolons or tabs.
+  its header has most of: commas, semicolons or tabs; spaces beside them do not count.
 
   Raises:
     ValueError: two columns have one name, or the file cannot be read as what its name says it is;
@@ -44,8 +44,8 @@ def opened(path: str | os.PathLike) -> Iterator[Table]:
       else:
         between = "\t" if suffix == ".tsv" else max(",;\t", key=file.readline().count)
         file.seek(0)
-        reader = csv.DictReader(file, delimiter=between)
-        header = list(reader.fieldnames or ())
+        reader = csv.DictReader(file, delimiter=between, skipinitialspace=True)
+        header = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         rows = ((f"line {reader.line_num}", row) for row in reader)
         yield _named_once(path, Table(header, rows))
   except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -60,11 +60,13 @@ def seal(
     train_tokens: of the corpus.
 
   Raises:
-    ValueError: a prediction was sealed on other runs, or too few cells could test this one.
+    ValueError: a prediction was sealed on other runs, these determine no optimum, or too few cells
+      could test this one.
   """
   if sealed := files.read_json(workdir / "prediction.json"):
     _refuse_other(sealed, workdir, law.runs)
     return sealed, sealed_cells(config, vocab_size, sealed)
+  fit.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
   best = fit.optimum(law, budget)
   heldout = plan.heldout_cells(config, vocab_size, train_tokens, best["N_opt"], budget)
@@ -179,16 +181,21 @@ def trained_minimum(compared: list[dict]) -> float | None:
 def where_minimum(
   compared: list[dict], at_optimum: dict, minimum: float | None, sealed: dict
 ) -> bool | None:
-  """Returns whether the minimum lies where it was predicted; None where too few cells trained.
+  """Returns whether the minimum lies where it was predicted; None where the cells cannot tell.
 
   It does when the cell at N* is the best of those trained, or when the minimum of the parabola
-  through them is inside the interval of N*.
+  through them is inside the interval of N*. Fewer than three cells cannot tell, nor can cells of
+  which the last is the best at an end beyond which the interval reaches.
   """
   if len(compared) < 3:
     return None
   best = min(compared, key=lambda c: c["trained_loss"])
   low, high = sealed["N_interval"]
-  return best is at_optimum or (minimum is not None and low <= minimum <= high)
+  if best is at_optimum or (minimum is not None and low <= minimum <= high):
+    return True
+  sizes = [c["N"] for c in compared]
+  beyond = best["N"] == min(sizes) > low or best["N"] == max(sizes) < high
+  return None if minimum is None and beyond else False
 
 
 def sentence(value: dict, sealed: dict) -> str:
@@ -199,7 +206,7 @@ def sentence(value: dict, sealed: dict) -> str:
   minimum = {
     True: "the minimum lies where it was predicted",
     False: "the minimum does NOT lie where it was predicted",
-    None: "too few held-out cells to say where the minimum lies",
+    None: "the held-out cells do not tell where the minimum lies",
   }[value["minimum_where_predicted"]]
   return (
     f"The prediction {held}: at {value['C']:.2e} FLOPs the loss was predicted as "

@@ -4,10 +4,11 @@ import struct
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from synthetic import TRUTH
 from test_report import edit, markdown
 
-from scaling import figures, laws, results
+from scaling import figures, laws, results, style
 
 
 def artists(axes, gid):
@@ -165,3 +166,25 @@ def test_the_sensitivity_figure_has_every_estimator_and_choice_that_gave_a_law(w
   assert labels[0] == "the fit"
   assert "N counts: total" in labels
   assert axes.yaxis_inverted()
+
+
+def test_runs_beyond_the_profiles_have_colours_of_their_own():
+  figure = Figure()
+  shade = style.color_bar(figure, figure.subplots(), [1e18, 1e19, 1e20, 1e22], "C", [1e19, 1e20])
+  assert shade(1e18) != shade(1e19)
+  assert shade(1e22) != shade(1e20)
+  ticks = figure.axes[1].get_yticks()
+  assert ticks.tolist() == [1e19, 1e20]
+
+
+def test_names_of_budgets_do_not_overlap():
+  figure = Figure(figsize=(3.4, 3.1))
+  axes = figure.subplots()
+  axes.set(xscale="log", xlim=(1e7, 1e10), ylim=(2, 3))
+  points = [(1e18 * 2**i, (1e8, 2.5 + 0.002 * i), "k") for i in range(10)]
+  figures.name_budgets(axes, [*points, (1e17, (1e8, 2.9), "k")])
+  figure.draw_without_rendering()
+  boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+  middles = [(box.y0 + box.y1) / 2 * 72 / figure.dpi for box in boxes]
+  assert min(np.diff(middles)) > 0.9 * figures.LINE
+  assert axes.texts[-1].get_position()[1] == 0  # where there is room it stays

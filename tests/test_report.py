@@ -267,3 +267,20 @@ def test_cells_chosen_by_the_fit_are_listed_with_their_reason(workdir):
   one = {"cells": [{"id": "fit_s07", "flops_spent": 3e11}], "shrink": [0.87], "reasons": ["tells"]}
   (workdir / "adaptive.json").write_text(json.dumps({"flops": 1e12, "rounds": [one]}))
   assert "| `fit_s07` | 1 | 3.00e11 | 0.870 | tells |" in markdown(workdir)
+
+
+def test_only_a_sealed_prediction_is_promised(workdir):
+  assert "The dashed curve is the sealed prediction" in markdown(workdir)
+  (workdir / "prediction.json").unlink()
+  (workdir / "verification.json").unlink()
+  text = markdown(workdir)
+  assert "sealed prediction" not in text
+  assert "prediction intervals" not in text
+
+
+@pytest.mark.parametrize(("noise", "said"), [(0.0021, True), (0.0, False), (None, False)])
+def test_runs_of_one_design_are_not_called_seeds(workdir, noise, said):
+  edit(workdir / "fit.json", lambda fit: fit.update(seed_noise=noise))
+  text = markdown(workdir)
+  assert ("runs of the same N and D scatter by 0.21%" in text) == said
+  assert "seeds scatter" not in text

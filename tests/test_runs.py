@@ -319,3 +319,26 @@ def test_a_million_runs_in_bounded_memory(tmp_path):
   count, memory = map(int, done.stdout.split())
   assert count == 10**6
   assert memory < 400e6, memory
+
+
+def test_spaces_beside_commas_do_not_count(tmp_path):
+  path = tmp_path / "runs.csv"
+  path.write_text("name, N , D, loss\na, 1e6, 2e7, 3.5\nb, 2e6, 4e7, 3.1\n")
+  found = runs.read_runs(path, "id=name")
+  assert found.ids == ("a", "b")
+  assert found.D.tolist() == [2e7, 4e7]
+
+
+@pytest.mark.parametrize(
+  ("header", "rows", "column", "value"),
+  [
+    ("N,D,loss", ((0.07, 1.4), (1.4, 28)), "N", "0.07"),
+    ("N,D,loss", ((70, 0.4), (1400, 28)), "D", "0.4"),
+    ("N,C,loss", ((1e8, 1e6), (1e9, 1e8)), "D", "0.001667"),
+  ],
+)
+def test_counts_in_billions_are_refused(tmp_path, header, rows, column, value):
+  path = tmp_path / "runs.csv"
+  path.write_text(f"{header}\n" + "".join(f"{a},{b},3\n" for a, b in rows))
+  with pytest.raises(ValueError, match=f"run line 2, column {column}: {column} is {value}: in b"):
+    runs.read_runs(path)
