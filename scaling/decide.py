@@ -15,9 +15,9 @@ from scaling import laws, optima
 from scaling.approaches import FEWEST_DRAWS
 from scaling.fit import Fit, interval, known, optimum, ratio_cost
 from scaling.optima import cheapest
-from scaling.parametric import far, form_noise
+from scaling.parametric import at_edge, far, form_noise
 
-NEVER = 1e300  # stands for a compute that nothing reaches
+NEVER = 1e60  # stands for what is beyond all reach
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
 
 
@@ -83,9 +83,17 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
     Decisions: the question, the answer's row, rows to compare it with, how far it extrapolates.
 
   Raises:
-    ValueError: the loss asked for lies below the law's floor, or below what so few tokens allow.
+    ValueError: the loss asked for lies below the law's floor, or below what so few tokens allow; or
+      the runs determine no optimum, and more is asked than a loss for a budget.
   """
   asked = questions
+  for name in ("loss", "inference_tokens", "max_tokens"):
+    if fit.unbounded and (value := getattr(asked, name)):
+      flag = "target_loss" if name == "loss" else name
+      raise ValueError(
+        f"{flag}={value:g}: {at_edge(fit.unbounded)}, and no best model; train cells at more sizes "
+        "or budgets"
+      )
   if asked.loss and asked.loss <= fit.law.E:
     raise ValueError(
       f"target_loss={asked.loss:g}: the law's floor is E = {float(fit.law.E):.4f}; no compute "
@@ -124,20 +132,18 @@ def _decision(fit: Fit, question: str, asked: float, rows: list[dict]) -> dict[s
 def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any]) -> dict:
   """Returns what was found of the law, and intervals from what was found of its bootstrap.
 
-  Where the runs determine no optimum (`Fit.unbounded`), only a loss has an interval. Of resamples
-  that reach no such loss the `GROWING` are beyond every number; what else they say does not count.
+  Of resamples that reach no such loss the `GROWING` are beyond every number; what else they say
+  does not count.
   """
   row: dict[str, Any] = {"name": name}
   for key, value in values.items():
     row[key] = float(value)
     sample = np.broadcast_to(draws[key], len(fit.draws.E))
     if key in GROWING:
-      sample = np.nan_to_num(sample, nan=NEVER, posinf=NEVER)
+      sample = np.minimum(np.nan_to_num(sample, nan=NEVER), NEVER)
     else:
       sample = sample[np.isfinite(sample)]
-    if len(sample) < FEWEST_DRAWS or fit.unbounded and key != "loss":
-      continue
-    if np.ptp(sample) > 1e-9 * abs(row[key]):
+    if len(sample) >= FEWEST_DRAWS and np.ptp(sample) > 1e-9 * abs(row[key]):
       ends = interval(sample, fit.level, row[key])
       row[f"{key}_interval"] = [end if abs(end) < 1e-9 * NEVER else None for end in ends]
   row["petaflop_s_days"] = accounting.petaflop_s_days(row["C"])

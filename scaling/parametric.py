@@ -73,6 +73,7 @@ class Fit:
     Above the largest of the runs or below the smallest.
     """
     runs = self.runs
+    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
     pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
     return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
 

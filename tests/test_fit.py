@@ -101,6 +101,8 @@ def test_what_the_runs_do_not_determine_has_no_interval():
   assert "have no interval" in record["warnings"][0]
   (answer,) = decide.answers(found, decide.Questions(flops=1e13))
   assert answer["rows"][0]["N_interval"] is None
+  with pytest.raises(ValueError, match="max_tokens=10000: .* ended at the edge"):
+    decide.answers(found, decide.Questions(flops=1e13, max_tokens=1e4))
 
 
 def test_copies_of_runs_are_said():
