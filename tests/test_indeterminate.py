@@ -156,7 +156,7 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   found = flat()
   assert found.unbounded
   with pytest.raises(ValueError, match="the runs do not determine it: there is no optimum to seal"):
-    verify.seal(None, tmp_path, found, [], 0)
+    verify.seal(None, tmp_path, found, [], 0, 0)
   assert not list(tmp_path.iterdir())
   made = fit.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")
