@@ -58,7 +58,8 @@ def sweep(
   Its time counts from `began` on, by `time.perf_counter`; None: from now on.
 
   Raises:
-    ValueError: the config or the folder cannot be used; nothing was spent.
+    ValueError: the config or the folder cannot be used, and nothing was spent; or the runs that
+      were trained determine no law.
     KeyboardInterrupt: `should_stop` said so; running cells have saved their state.
     RuntimeError: runs failed, which the next start tries again, or no probe trained.
   """
