@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -228,11 +229,21 @@ class Layout:
     return jax.tree_util.tree_map_with_path(one, params, self.dims)
 
   def total(self, tree: Any, *axes: str) -> Any:
-    """Returns the sums of a tree's leaves over mesh axes; nothing is sent where there is nobody."""
+    """Returns the sums of a tree's leaves over mesh axes; nothing is sent where there is nobody.
+
+    Between processes on CPUs all leaves travel as one array: XLA sends each array by itself there,
+    which takes a step of two processes with a core each from 31 to 86 ms (D=64, two layers).
+    """
     axes = tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
     if not axes:
       return tree
-    return jax.tree.map(lambda x: jax.lax.psum(_addable(x), axes).astype(x.dtype), tree)
+    total = jax.tree.map(_addable, tree)
+    if layers.platform() == "cpu" and jax.process_count() > 1:
+      flat_N, unravel = ravel_pytree(total)
+      total = unravel(jax.lax.psum(flat_N, axes))
+    else:
+      total = jax.lax.psum(total, axes)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), total, tree)
 
   def reduce(self, grads: Any) -> Any:
     """Returns gradients, each device's own, summed over `shard`; in shards where the table says."""
