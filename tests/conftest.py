@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +11,19 @@ import numpy as np
 import pytest
 
 from configs import base
+
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser):
+  help = "tests that would begin later than so many seconds after the first are skipped; 0: none"
+  parser.addoption("--budget", type=float, default=0, metavar="SECONDS", help=help)
+
+
+def pytest_runtest_setup(item):
+  budget = item.config.getoption("--budget")
+  if budget and time.monotonic() - BEGAN > budget:
+    pytest.skip(f"the {budget:.0f} s of --budget are over")
 
 
 @pytest.fixture(scope="session")
