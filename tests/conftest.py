@@ -31,24 +31,18 @@ def pytest_runtest_setup(item):
     pytest.skip(f"the {budget:.0f} s of --budget are over")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-  """A cache folder of this test session, also for the processes that tests start."""
-  folder = tmp_path_factory.mktemp("cache")
-  os.environ["ISOFLOP_CACHE"] = str(folder)
-  return folder
+  """A cache folder of this test session, also for the processes that tests start.
 
-
-@pytest.fixture
-def compile_cache(cache):
-  """What one test has compiled, the next one and the workers do not compile again."""
-  import jax
-
+  What one test has compiled, the next one and the workers do not compile again.
+  """
   from train import host
 
+  folder = tmp_path_factory.mktemp("cache")
+  os.environ["ISOFLOP_CACHE"] = str(folder)
   host.use_compile_cache()
-  yield
-  jax.config.update("jax_compilation_cache_dir", None)
+  return folder
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_scores_are_scaled_as_the_config_says():
     assert model.decoder.block.attention.scale == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("T", [12, 13])
+@pytest.mark.parametrize("T", [pytest.param(12, marks=pytest.mark.slow), 13])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 def test_causal_halves_equal_the_whole(monkeypatch, T, heads, biased):

@@ -110,7 +110,7 @@ def test_ten_reweightings_are_too_few(chinchilla):
   np.testing.assert_allclose(rounds[-1], ours, rtol=1e-5)
 
 
-@pytest.mark.parametrize("delta", [1e-3, 10.0])
+@pytest.mark.parametrize("delta", [1e-3, pytest.param(10.0, marks=pytest.mark.slow)])
 def test_noise_free_surfaces_are_recovered(delta):
   """100 of 100 random surfaces and designs, to 1e-6 in every parameter."""
   rng = np.random.default_rng(0)

@@ -189,6 +189,7 @@ def test_what_a_form_cannot_use_is_named(changed, said):
     fit.fit_form(FORMS["kaplan_nd"], {"N": n, "D": d}, np.ones(20), delta=0.0)
 
 
+@pytest.mark.slow
 def test_the_form_that_made_the_runs_forecasts_best():
   n, d = np.meshgrid(np.geomspace(1e7, 3e9, 7), np.geomspace(1e9, 1e11, 7))
   n, d = n.ravel(), d.ravel()

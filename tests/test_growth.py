@@ -24,6 +24,7 @@ def test_a_design_has_as_many_cells_as_asked_each_by_its_own_name(n):
   assert len({cell.id for cell in cells}) == len(cells)
 
 
+@pytest.mark.slow
 def test_the_fit_of_synthetic_runs_finds_their_law(tmp_path):
   taken = dict(growth.sweep_work(tmp_path, growth.design(100)))
   assert len(taken) == 7

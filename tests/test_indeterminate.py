@@ -36,6 +36,7 @@ def quantities(law):
   return np.array([law.E, law.alpha, law.beta, laws.exponents(law)[0], laws.optimum(law, 1e18).N])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", DESIGNS)
 def test_intervals_of_few_runs_cover(count):
   """Nominal 90 %, of 30 sweeps: 70 % in the worst case (resampling the runs gives .23 to .82)."""

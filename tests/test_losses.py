@@ -78,9 +78,8 @@ def test_taking_turns_changes_neither_losses_nor_gradients(changes):
     assert_as_near_as_float32(of_head(at_once, **changes), whole)
 
 
-@pytest.mark.parametrize(
-  "family", ["encoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
 def test_models_take_the_turns_of_their_config(family, monkeypatch):
   whole, asked = of_model(0, family), []
   in_turn = losses.cross_entropy_in_turn

@@ -82,7 +82,7 @@ def test_whole_logits_and_scores_would_be_seen(for_gpus):
   assert re.findall(SCORES, text)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_lengths_made_even_change_nothing(causal, for_gpus, monkeypatch):
   """What cuDNN is given, computed by XLA instead."""
   rng = np.random.default_rng(0)

@@ -217,7 +217,7 @@ PRESETS = [
 
 @pytest.mark.parametrize(
   ("family", "changes"),
-  [("encoder_decoder", changes) for changes in SWITCHES]
+  [pytest.param("encoder_decoder", changes, marks=pytest.mark.slow) for changes in SWITCHES]
   + [(family, changes) for family in ("decoder", "encoder") for changes in PRESETS],
   ids=str,
 )
@@ -267,9 +267,12 @@ def test_learned_positions_end_somewhere():
   "changes",
   [
     {"family": "decoder"},
-    {"family": "encoder_decoder", "positions": "relative"},
     {"family": "encoder_decoder", "positions": "relative", "remat": "dots"},
-    {"family": "encoder_decoder", "positions": "relative", "remat": "full"},
+    pytest.param({"family": "encoder_decoder", "positions": "relative"}, marks=pytest.mark.slow),
+    pytest.param(
+      {"family": "encoder_decoder", "positions": "relative", "remat": "full"},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=str,
 )

@@ -5,12 +5,13 @@ import pytest
 from train import loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("objective", "family"),
   [
     ("clm", "decoder"),
-    pytest.param("mlm", "encoder", marks=pytest.mark.slow),
-    pytest.param("span", "encoder_decoder", marks=pytest.mark.slow),
+    ("mlm", "encoder"),
+    ("span", "encoder_decoder"),
   ],
 )
 def test_the_loss_moves_by_less_than_a_seed_moves_it(tiny, tmp_path, objective, family):

@@ -15,8 +15,6 @@ from scaling.display import Display
 from scaling.launch import Pool
 from train import data, files, host, loop, preflight
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.fixture
 def run(tiny):
@@ -34,6 +32,7 @@ def compiled(config, tokens, **fields):
   return preflight.needs(config, tokens).compiled
 
 
+@pytest.mark.slow
 def test_microbatches_are_halved_until_they_fit_and_the_batch_stays(run, tmp_path):
   config, tokens = run
   whole, half, quarter = (compiled(config, tokens, microbatches=n) for n in (1, 2, 4))

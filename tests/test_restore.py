@@ -115,7 +115,9 @@ def test_prompts_that_a_model_cannot_use(capsys, trained, name, prompt, line):
   assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", BLANKS)
+@pytest.mark.parametrize(
+  "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "t5"))]
+)
 def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
   code, _, err = run(
     capsys,

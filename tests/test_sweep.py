@@ -144,14 +144,8 @@ def test_second_start_does_no_work(swept, flags):
   assert table(workdir) == rows
 
 
-@pytest.mark.parametrize(
-  ("seed", "kills"),
-  [
-    (5, 1),
-    pytest.param(0, 3, marks=pytest.mark.slow),
-    pytest.param(1, 3, marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "kills"), [(5, 1), (0, 3), (1, 3)])
 def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):
   """SIGKILL at random moments: cells.csv is that of the uninterrupted sweep."""
   workdir, _ = swept

@@ -330,6 +330,7 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
   assert second_loss(0)[0] != second_loss(0)[1]  # evaluation has none
 
 
+@pytest.mark.slow
 def test_a_mixture_of_denoisers_resumes_bit_for_bit(tiny, tmp_path):
   """With dropout: what is drawn, what is hidden and what is dropped all have to come back."""
   tiny.objective, tiny.model.family = "ul2", "encoder_decoder"

@@ -16,6 +16,7 @@ def test_a_law_that_holds_makes_no_forecast_error():
   assert exact.form_error < 1e-6
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_run_beyond_the_budgets_is_inside_its_interval_as_often_as_said():
   """90 % intervals at three times the compute; a forecast error from few runs errs to the wide."""
   n, d = isoflop()

@@ -222,6 +222,7 @@ def test_dropout_of_a_row_is_a_function_of_its_key(family):
   np.testing.assert_array_equal(plain_BTV, apply(without, tokens_BT, keys_B=keys_B, **source))
 
 
+@pytest.mark.slow
 def test_every_place_has_dropout_of_its_own():
   """A model that does nothing but sum its masks, each times a power of two, so that each is seen.
 
@@ -310,6 +311,7 @@ def test_updates_do_not_grow_with_the_width_under_mup():
   assert 0.5 < growth(width_scaling="mup", tied=True) < 1.2
 
 
+@pytest.mark.slow
 def test_compile_time_does_not_grow_with_depth():
   """Of a training step, in seconds of the processor; unrolled, 32 layers take over 8 times 2's."""
 
