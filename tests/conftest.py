@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
 import pytest

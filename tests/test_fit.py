@@ -3,7 +3,6 @@
 import csv
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -268,13 +267,7 @@ one = (before + evaluations()) / 2
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(json.dumps([record["params"], record["intervals"], peak, took, one]))
 """
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    capture_output=True,
-    text=True,
-    check=True,
-    env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   params, intervals, gigabytes, seconds, one = json.loads(done.stdout)
   print(f"{gigabytes:.2f} GB, {seconds:.0f} s, {seconds / one:.0f} evaluations")
   np.testing.assert_allclose(list(params.values()), TRUTH, rtol=5e-3)

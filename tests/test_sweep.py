@@ -241,6 +241,7 @@ def test_other_config_in_the_same_folder_is_refused(swept, flags):
   assert "model.mlp='swiglu', asked 'relu'" in done.stderr
 
 
+@pytest.mark.slow
 def test_reused_verbs(swept):
   workdir, _ = swept
   for verb, expected in (("fit", "alpha"), ("verify", "prediction"), ("report", "report")):
