@@ -106,12 +106,13 @@ def _derivatives(runs, weights, delta, state, bandwidth=None):
   omega = (weights * inside - psi) / f**2  # of the outer product of the law's gradient
   major = weights * np.minimum(1, delta / np.maximum(size, 1e-300)) / f**2  # Huber's majoriser
 
-  p_n, p_d = phi * in_n @ np.stack([one, x, x**2], 1), phi * in_d @ np.stack([one, z, z**2], 1)
+  powers_x, powers_z = np.stack([one, x, x**2], 1), np.stack([one, z, z**2], 1)  # [n, 3]
+  p_n, p_d = phi * in_n @ powers_x, phi * in_d @ powers_z
   gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -p_n[:, 1], -p_d[:, 1]], axis=1)
   o_n, o_d = omega * in_n, omega * in_d
   e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
-  nn = o_n * in_n @ np.stack([one, x, x**2], 1) + p_n
-  dd = o_d * in_d @ np.stack([one, z, z**2], 1) + p_d
+  nn = o_n * in_n @ powers_x + p_n
+  dd = o_d * in_d @ powers_z + p_d
   nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
   h = np.empty((len(r), 5, 5))
   h[:, 0, 0] = omega.sum(1)

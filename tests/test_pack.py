@@ -303,7 +303,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
     found = {key: json.loads(text.replace(str(folder), "")) for key, text in texts.items()}
     return {key: run for key, run in found.items() if run["status"] in status}
 
-  whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=900)
+  whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=300)
   assert whole.returncode == 0, whole.stderr
   assert "prediction" in whole.stdout
   packs = [run["pack"] for run in records("whole").values()]
@@ -323,7 +323,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   kept = records("killed")
   done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*/*/run.json")
           if p.parent.name in kept}  # fmt: skip
-  again = subprocess.run(command("killed"), capture_output=True, text=True, timeout=900)
+  again = subprocess.run(command("killed"), capture_output=True, text=True, timeout=300)
   assert again.returncode == 0, again.stderr
   free = {"seconds", "times", "first_step"}
   a, b = records("whole"), records("killed")
