@@ -16,12 +16,13 @@ from models import (
   assert_trees_close,
   build,
   built,
+  model_config,
   outcome,
   random_model,
   source_of,
 )
 
-from model import transformer
+from model import layers, transformer
 from model.transformer import Source
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -319,6 +320,30 @@ def first_loss(**changes):
   logits_BTV = build(**changes)(TOKENS_BT, **source_of(family))
   assert logits_BTV.dtype == jnp.float32
   return -jnp.mean(jax.nn.log_softmax(logits_BTV)[:, :, 3])
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7), (2, 3, 2, 7)])
+def test_a_norms_gradients_are_its_slopes(norm, shape):
+  eps, rng = 0.1, np.random.default_rng(0)
+  x, scale, dy = rng.normal(3, 2, shape), rng.normal(1, 1, 7), rng.normal(0, 1, shape)
+
+  def value(x, scale):  # in float64, from the definition
+    z = x - x.mean(-1, keepdims=True) * (norm == "layer")
+    return np.sum(dy * z / np.sqrt(np.mean(z**2, -1, keepdims=True) + eps) * scale)
+
+  def slope(f, at, step=1e-5):
+    steps = step * np.eye(at.size).reshape(-1, *at.shape)
+    return np.reshape([(f(at + s) - f(at - s)) / (2 * step) for s in steps], at.shape)
+
+  graphdef, state = nnx.split(layers.Norm(model_config(norm=norm, norm_eps=eps, biases=False), 7))
+
+  def ours(x, scale):
+    return jnp.sum(dy * nnx.merge(graphdef, jax.tree.map(lambda _: scale, state))(x))
+
+  dx, dscale = jax.grad(ours, (0, 1))(jnp.float32(x), jnp.float32(scale))
+  np.testing.assert_allclose(dx, slope(lambda x: value(x, scale), x), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(dscale, slope(lambda s: value(x, s), scale), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
