@@ -175,28 +175,27 @@ def _activations(
   """Returns bytes of one sequence: kept for the backward pass, and a block at work."""
   c, tensor = config.model, mesh[2]
   alone = mesh[0] * mesh[1] == 1
-  gathers = "params" in sharding.STRATEGIES[config.sharding.strategy] and mesh[1] > 1
-  kept = working = 0.0
+  kept = peak = 0.0
   for stack in accounting.stacks(c, seq_len, source_len):
     b = _block(c, stack, tensor, fused)
     d, f = 4 * stack.length * c.width, 4 * stack.length * mlp_width(c) / tensor
     distinct = b.stream + b.operands + b.heads
     if c.remat == "none" or not c.scan:
       kept += stack.depth * (distinct + b.weights + b.hidden)
-      # XLA merges what products share, unless a device is alone. `REMAT["gathered"]` keeps more.
-      kept += stack.depth * (b.again if alone else 2 * b.norms if gathers else 0)
+      # XLA merges what products share, unless a device is alone.
+      kept += stack.depth * (b.again if alone else 0)
       # At first all but the MLP's is read; then the MLP's derivative, or that of attention.
       read = distinct + b.again + b.weights + d
       work = read + max(3 * f, 2 * f + b.norms + d, b.weights + d)
     elif c.remat == "dots":
       kept += stack.depth * (d + b.products)
-      work = distinct + 6 * d + max(2 * f + b.norms, 2 * b.weights)
+      work = distinct + 2 * d + max(2 * f, 2 * b.weights)
     else:
       kept += stack.depth * d
-      work = distinct + 6 * d + b.weights + max(REPEATED[c.mlp] * f + b.norms, b.weights)
-    working = max(working, work)
-  kept += 20 * (seq_len + source_len)  # the batch itself: tokens, targets, weights, segments
-  return kept, working
+      work = distinct + 2 * d + b.weights + max(REPEATED[c.mlp] * f, b.weights)
+    peak = max(peak, kept + work)  # the derivative of a later stack has freed what that had kept
+  batch = 20 * (seq_len + source_len)  # tokens, targets, weights, segments
+  return kept + batch, peak - kept
 
 
 def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int) -> float:

@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from configs import base, ladders, large
@@ -64,15 +63,7 @@ def compiled(devices, cases):
   ("devices", "cases"),
   [
     pytest.param(8, FEW, marks=pytest.mark.slow),
-    pytest.param(
-      8,
-      ZERO3,
-      marks=pytest.mark.xfail(
-        jax.__version_info__ >= (0, 12),
-        reason="XLA of jax 0.12 shares less room between the same arrays: 172 MB, 154 predicted",
-        strict=True,
-      ),
-    ),
+    (8, ZERO3),
     pytest.param(8, MORE, marks=pytest.mark.slow),
     pytest.param(1, ONE, marks=pytest.mark.slow),
   ],
