@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model.accounting import GATED, mlp_width
 from model.attention import Attention, Rotation, View
-from model.layers import Dense, Norm, dropout, split_keys
+from model.layers import Dense, Norm, dropout, repeated, split_keys
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": jax.nn.gelu,
@@ -21,6 +21,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "swiglu": jax.nn.silu,
 }
 
+
+def _gated(activation: Callable) -> Callable[..., jax.Array]:
+  return lambda gate_X, x_X: activation(gate_X) * x_X
+
+
+# What the MLP's last product takes, of what its first ones made. Of relu the backward pass keeps a
+# boolean for each number; of the others it would keep up to five arrays.
+HIDDEN: dict[str, Callable[..., jax.Array]] = {
+  mlp: repeated(_gated(f) if mlp in GATED else f) for mlp, f in ACTIVATIONS.items()
+} | {"relu": jax.nn.relu}
+
 KeysValues = tuple[jax.Array, jax.Array]
 
 
@@ -29,7 +40,7 @@ class Mlp(nnx.Module):
 
   def __init__(self, model_config: ConfigDict, *, rngs: nnx.Rngs):
     c = model_config
-    self.activation = ACTIVATIONS[c.mlp]
+    self.hidden = HIDDEN[c.mlp]
     self.up = Dense(c, c.width, mlp_width(c), rngs=rngs)
     self.gate = Dense(c, c.width, mlp_width(c), rngs=rngs) if c.mlp in GATED else None
     self.down = Dense(c, mlp_width(c), c.width, rngs=rngs, scale=0.5 / c.depth)
@@ -38,8 +49,8 @@ class Mlp(nnx.Module):
     """Returns y_BTD."""
     h_BTF = self.up(x_BTD)
     if self.gate is None:
-      return self.down(self.activation(h_BTF))
-    return self.down(self.activation(self.gate(x_BTD)) * h_BTF)
+      return self.down(self.hidden(h_BTF))
+    return self.down(self.hidden(self.gate(x_BTD), h_BTF))
 
 
 class Context(NamedTuple):

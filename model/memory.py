@@ -24,7 +24,7 @@ TREES = ("params", "gradients", "optimizer")
 
 # Bytes that the backward pass of an MLP needs for each hidden number, beside the operand of its
 # last product: float32 arrays, and for relu one of booleans.
-HIDDEN = {"relu": 1, "gelu": 20, "gelu_exact": 12, "geglu": 28, "swiglu": 20}
+HIDDEN = {"relu": 1, "gelu": 4, "gelu_exact": 4, "geglu": 8, "swiglu": 8}
 # Such arrays at once, where all of a block is repeated right before its derivative.
 REPEATED = {"relu": 2, "gelu": 4, "gelu_exact": 6, "geglu": 7, "swiglu": 7}
 

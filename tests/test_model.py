@@ -1,5 +1,7 @@
 """The three transformers: what they may see, what their switches change, and what they must not."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,8 @@ from models import (
   source_of,
 )
 
-from model import layers, transformer
+from model import block, layers, transformer
+from model.accounting import GATED
 from model.transformer import Source
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -344,6 +347,33 @@ def test_a_norms_gradients_are_its_slopes(norm, shape):
   dx, dscale = jax.grad(ours, (0, 1))(jnp.float32(x), jnp.float32(scale))
   np.testing.assert_allclose(dx, slope(lambda x: value(x, scale), x), rtol=0, atol=1e-5)
   np.testing.assert_allclose(dscale, slope(lambda s: value(x, s), scale), rtol=0, atol=1e-5)
+
+
+def gelu(x):
+  return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+  ("mlp", "value"),
+  [
+    ("gelu", gelu),
+    ("gelu_exact", lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))),
+    ("relu", lambda x: np.maximum(x, 0)),
+    ("geglu", lambda gate, x: gelu(gate) * x),
+    ("swiglu", lambda gate, x: gate / (1 + np.exp(-gate)) * x),
+  ],
+)
+def test_an_mlps_gradients_are_its_slopes_and_need_no_more_than_its_products(mlp, value):
+  gates = 2 if mlp in GATED else 1
+  dy, *h = np.random.default_rng(0).normal(0, 2, (1 + gates, 64))
+  y, gradients = jax.vjp(block.HIDDEN[mlp], *map(jnp.float32, h))
+  np.testing.assert_allclose(y, value(*h), rtol=1e-5, atol=1e-6)
+  for i, dh in enumerate(gradients(jnp.float32(dy))):
+    up, down = ([x + s * (i == j) for j, x in enumerate(h)] for s in (1e-5, -1e-5))
+    slope = dy * (value(*up) - value(*down)) / 2e-5
+    np.testing.assert_allclose(dh, slope, rtol=1e-5, atol=1e-5)
+  kept = sum(x.nbytes for x in jax.tree.leaves(gradients) if x.ndim)
+  assert mlp == "relu" or kept == 4 * 64 * gates
 
 
 @pytest.mark.parametrize("family", FAMILIES)
