@@ -3,8 +3,9 @@
 All cases take turns, and matrix products take theirs among them, so that whatever else the machine
 does weighs on them alike; a ratio of two cases is the median over the rounds. A turn is a few steps
 as `train.loop` takes them: a new batch is made and placed for each, and nothing waits before the
-last. The rates of the products are the peak that a case's rate is held against: the best of all
-rounds, with the operands that the case has.
+last. The rates of the products, with the operands that the case has, are what its rate is held
+against in two ways: its median against the best of all rounds, which a disturbance can only lower;
+and each round's against the best of that round, of which the median is what a quiet machine shows.
 """
 
 import ast
@@ -139,17 +140,18 @@ def _shape(size: str) -> dict[str, int]:
 
 
 def summary(
-  facts: dict[str, Any], turns: list[Turn], peak: float, nominal: float = 0.0
+  facts: dict[str, Any], turns: list[Turn], peaks: list[float], nominal: float = 0.0
 ) -> dict[str, Any]:
   """Returns what a case's turns amount to, after its facts.
 
   Args:
     facts: as `training` returns them.
     turns: at least one.
-    peak: the rate of a product with the case's operands [FLOP/s].
+    peaks: in each round, the best rate of a product with the case's operands [FLOP/s].
     nominal: see `nominal_peak`.
   """
   step, dispatch, made = (median(values) for values in zip(*turns, strict=True))
+  flops = facts["flops_per_step"]
   return facts | {
     "step_seconds": step,
     "step_seconds_min": min(turn.step for turn in turns),
@@ -158,9 +160,10 @@ def summary(
     "input_seconds": made,
     "input_share": made / step,  # of the host's time; on a device of its own it is hidden
     "tokens_per_second": facts["tokens_per_step"] / step,
-    "flops_per_second": facts["flops_per_step"] / step,
-    "peak_fraction": facts["flops_per_step"] / step / peak,
-    "nominal_fraction": facts["flops_per_step"] / step / nominal if nominal else None,
+    "flops_per_second": flops / step,
+    "peak_fraction": flops / step / max(peaks),
+    "paired_fraction": median(flops / t.step / peak for t, peak in zip(turns, peaks, strict=True)),
+    "nominal_fraction": flops / step / nominal if nominal else None,
     "turns": [turn._asdict() for turn in turns],
   }
 
@@ -206,10 +209,13 @@ def bench(
   tell(0, 0, "")
 
   rates = [
-    {"dtype": dtype, "side": side, "flops_per_second": max(results[name])}
+    {"dtype": dtype, "side": side, "flops_per_second": max(results[name]), "turns": results[name]}
     for name, (dtype, side) in products.items()
   ]
-  peaks = {d: max(r["flops_per_second"] for r in rates if r["dtype"] == d) for d in DTYPES}
+  peaks = {
+    d: [max(taken) for taken in zip(*(r["turns"] for r in rates if r["dtype"] == d), strict=True)]
+    for d in DTYPES
+  }
   rows = []
   for name in names:
     dtype = facts[name]["dtype"]
@@ -221,7 +227,7 @@ def bench(
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   result = known | {
     "rounds": rounds,
-    "peak_flops_per_second": peaks,
+    "peak_flops_per_second": {dtype: max(best) for dtype, best in peaks.items()},
     "products": rates,
     "device_peak_bytes": max(stat.get("peak_bytes_in_use", 0) for stat in stats) or None,
     "cases": rows,
@@ -283,7 +289,8 @@ def progress(stream: TextIO) -> Callable[[int, int, str], None]:
 def table(result: dict[str, Any]) -> str:
   """Returns the record as people read it."""
   shown = grid(
-    "case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak nominal ratio"
+    "case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak paired nominal "
+    "ratio"
   )
   shown.add_column("memory", justify="right")
   for row in result["cases"]:
@@ -300,6 +307,7 @@ def table(result: dict[str, Any]) -> str:
       f"{row['tokens_per_second']:,.0f}",
       f"{row['flops_per_second']:.3g}",
       f"{row['peak_fraction']:.1%}",
+      f"{row['paired_fraction']:.1%}",
       f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
       f"{row['ratio']:.2f}",
       gib(row["compiled_bytes"]),
@@ -309,7 +317,8 @@ def table(result: dict[str, Any]) -> str:
   lines = [
     text(shown),
     "",
-    f"medians of {result['rounds']} rounds; peak: of a product's rate by operands, {peaks} FLOP/s;",
+    f"medians of {result['rounds']} rounds; peak: of a product's best rate, {peaks} FLOP/s;",
+    "paired: of a product's best rate in the same round;",
     "nominal: of the maker's figure for bfloat16, ? where none is known;",
     "input: the host's time for a batch; ratio: of step times, to the first case of that size",
     f"{m['devices']} x {m['device_kind']}, {m['cores']} cores of {m['processor']}, "

@@ -97,6 +97,10 @@ def test_rates_are_flops_over_time_and_below_the_peak(measured, config):
     rate = row["flops_per_second"] / peaks[row["dtype"]]
     assert row["peak_fraction"] == pytest.approx(rate)
     assert 0 < rate < 1
+    products = [r["turns"] for r in result["products"] if r["dtype"] == row["dtype"]]
+    best = [max(taken) for taken in zip(*products, strict=True)]
+    paired = [row["flops_per_step"] / t / b for t, b in zip(steps, best, strict=True)]
+    assert row["paired_fraction"] == statistics.median(paired)
     assert row["input_share"] == row["input_seconds"] / row["step_seconds"]
     assert 0 < row["dispatch_seconds"] < row["step_seconds_max"]
     assert row["compile_seconds"] > 0.05
@@ -104,6 +108,7 @@ def test_rates_are_flops_over_time_and_below_the_peak(measured, config):
   for dtype, peak in peaks.items():
     rates = [r["flops_per_second"] for r in result["products"] if r["dtype"] == dtype]
     assert peak == max(rates)
+    assert rates == [max(r["turns"]) for r in result["products"] if r["dtype"] == dtype]
   case = bench.cases(config, "16/1", tokens=300)[0].config
   size = record.size_of(case, data.prepare(case).vocab_size)
   assert result["cases"][0]["flops_per_step"] == size.flops_per_token * 9 * 32
