@@ -117,7 +117,7 @@ def _standardise(x_XD: jax.Array, scale_1D: jax.Array, centre: bool, eps: float)
 
 def _standardise_forward(x_XD, scale_1D, centre, eps):
   mean_X1 = jnp.mean(x_XD, axis=-1, keepdims=True) if centre else 0.0
-  z_XD = x_XD - mean_X1 if centre else x_XD
+  z_XD = x_XD - mean_X1
   r_X1 = jax.lax.rsqrt(jnp.mean(jnp.square(z_XD), axis=-1, keepdims=True) + eps)
   return z_XD * r_X1 * scale_1D, (x_XD, mean_X1, r_X1, scale_1D)
 
@@ -127,7 +127,7 @@ def _standardise_backward(centre, eps, residuals, dy_XD):
   # in full, N by D, where it broadcasts it for more than one product: each has one of its own here,
   # by a factor of two, which changes no digit.
   x_XD, mean_X1, r_X1, scale_1D = residuals
-  z_XD = x_XD - mean_X1 if centre else x_XD
+  z_XD = x_XD - mean_X1
   dyz_XD = dy_XD * z_XD
   mean_gz_X1 = jnp.sum(dyz_XD * (scale_1D / x_XD.shape[-1]), axis=-1, keepdims=True)
   dscale_D = 0.5 * jnp.sum(dyz_XD * (2 * r_X1), axis=tuple(range(x_XD.ndim - 1)))
