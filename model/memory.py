@@ -135,7 +135,7 @@ class Block(NamedTuple):
   heads: float  # queries, keys, values, and what they attended to
   weights: float  # of attention
   hidden: float  # of the MLP, its last operand included
-  products: float  # results of its products with weights
+  products: float  # results of its products with weights, and of flash attention
   norms: float  # one array for each norm
   again: float  # operands that several products share, once more for each
 
@@ -163,7 +163,9 @@ def _block(c: ConfigDict, stack: Stack, tensor: int, fused: bool) -> Block:
     asked = c.qk_norm * (T * queries + seen * keys)
     block = block._replace(
       heads=block.heads + 4 * asked + 2 * attend * (T + seen) * queries,
-      products=block.products + 4 * (T * queries + 2 * seen * keys + T * D),
+      products=block.products
+      + 4 * (T * queries + 2 * seen * keys + T * D)
+      + fused * T * (attend * queries + 4 * c.heads / tensor),
       norms=block.norms + 4 * asked,
     )
   return block

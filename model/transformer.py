@@ -13,13 +13,18 @@ from model.attention import View, relative_bucket, rotation
 from model.block import ACTIVATIONS, Block, Cache, Context
 from model.layers import Dense, Embedding, Norm, dropout, matmul, split_keys
 
-# What the backward pass recomputes of a block: nothing; all but the products with weights; all.
-# XLA's CPU backend undoes it in unrolled layers: there it saves memory under `scan` only.
+
+def _dots(primitive: Any, *args: Any, **params: Any) -> bool:
+  flash = primitive.name.startswith("dot_product_attention_fwd")
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return flash or dots(primitive, *args, **params)
+
+
+# What the backward pass repeats of a block: nothing; all but products with weights, and but flash
+# attention; all. XLA's CPU backend undoes it in unrolled layers: it saves memory under `scan` only.
 REMAT: dict[str, Callable] = {
   "none": lambda f: f,
-  "dots": functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  ),
+  "dots": functools.partial(jax.checkpoint, policy=_dots),
   "full": jax.checkpoint,
   "gathered": functools.partial(  # "none" of a model in shards: making them whole is repeated
     jax.checkpoint, policy=lambda primitive, *_, **__: primitive.name != "all_gather"

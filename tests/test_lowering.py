@@ -45,6 +45,13 @@ def lowered(family, **changes):
   return text, objectives.vocab_size(config, V), lengths, len(jax.tree.leaves(functions.state))
 
 
+@pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_the_backward_pass_repeats_flash_attention_under_full_remat_only(remat, forwards, for_gpus):
+  text = lowered("decoder", remat=remat)[0]
+  assert text.count("@__cudnn$fmhaSoftmax(") == forwards
+  assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+
+
 def whole_logits(lengths, vocab):
   return rf"<({B}x{lengths.target}|{B * lengths.target})x{vocab}x"
 
