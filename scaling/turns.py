@@ -98,15 +98,15 @@ def training(
   }
 
 
-def product(side: int, dtype: str, repeats: int = 2) -> Callable[[], float]:
+def product(side: int, dtype: str) -> Callable[[], float]:
   """Returns a turn of a square product on each device: its rate, all devices together [FLOP/s].
 
-  It is `layers.matmul`, which the models use: operands in `dtype`, the result in float32.
+  It is `layers.matmul`, which the models use: operands in `dtype`, the result in float32. A turn is
+  about as long as one of training: what a processor does for milliseconds, no step can go on with.
 
   Args:
     side: rows and columns of both operands, on each device.
     dtype: float32 | bfloat16.
-    repeats: products in a turn; nothing waits before the last.
   """
   devices = len(jax.devices())
   mesh = jax.make_mesh((devices,), ("device",), axis_types=(AxisType.Auto,))
@@ -120,12 +120,15 @@ def product(side: int, dtype: str, repeats: int = 2) -> Callable[[], float]:
   multiply = jax.jit(lambda x_ND, w_DF: layers.matmul(x_ND, w_DF, np.dtype(dtype)))
   jax.block_until_ready(multiply(x_ND, w_DF))
 
-  def turn() -> float:
+  def take(repeats: int) -> float:
     began = time.perf_counter()
-    jax.block_until_ready([multiply(x_ND, w_DF) for _ in range(repeats)])
-    return repeats * devices * 2 * side**3 / (time.perf_counter() - began)
+    for _ in range(repeats):
+      y_NF = multiply(x_ND, w_DF)  # of which one is held at a time
+    y_NF.block_until_ready()
+    return (time.perf_counter() - began) / repeats
 
-  return turn
+  repeats = max(2, round(TURN_SECONDS / take(2)))
+  return lambda: devices * 2 * side**3 / take(repeats)
 
 
 def round_robin(
