@@ -145,7 +145,7 @@ def repeated(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
   Unlike `jax.checkpoint` it does so under any policy of a checkpoint around it, too.
   """
-  g = jax.custom_vjp(lambda *x: f(*x))
+  g = jax.custom_vjp(lambda *x: f(*x))  # f itself may have defaults, which would be traced
   g.defvjp(lambda *x: (f(*x), x), lambda x, dy: jax.vjp(f, *x)[1](dy))
   return g
 

@@ -22,10 +22,8 @@ from model.accounting import GATED, Stack, mlp_width
 
 TREES = ("params", "gradients", "optimizer")
 
-# Bytes that the backward pass of an MLP needs for each hidden number, beside the operand of its
-# last product: float32 arrays, and for relu one of booleans.
-HIDDEN = {"relu": 1, "gelu": 4, "gelu_exact": 4, "geglu": 8, "swiglu": 8}
-# Such arrays at once, where all of a block is repeated right before its derivative.
+# Float32 arrays of an MLP's hidden width that exist at once, where all of a block is repeated right
+# before its derivative.
 REPEATED = {"relu": 2, "gelu": 4, "gelu_exact": 6, "geglu": 7, "swiglu": 7}
 
 
@@ -148,13 +146,14 @@ def _block(c: ConfigDict, stack: Stack, tensor: int, fused: bool) -> Block:
   queries, keys = (heads * c.head_width / tensor for heads in (c.heads, c.kv_heads))
   hidden = mlp_width(c) / tensor
   gates = 2 if c.mlp in GATED else 1
+  kept = 1 if c.mlp == "relu" else 4 * gates  # bytes of each hidden number: see `block.HIDDEN`
   attend = 2 if fused and c.dtype == "bfloat16" else 4
   block = Block(
     stream=4 * T * D * (3 if S else 2),
     operands=operand * T * ((D + queries) * (2 if S else 1) + D),
     heads=0.0,
     weights=0.0 if fused else 4 * T * (T + S) * c.heads / tensor,
-    hidden=T * hidden * (HIDDEN[c.mlp] + operand),
+    hidden=T * hidden * (kept + operand),
     products=4 * T * gates * hidden,
     norms=4 * T * D * (3 if S else 2),
     again=operand * T * D * (2 + gates - 1),

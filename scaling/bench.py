@@ -5,7 +5,7 @@ does weighs on them alike; a ratio of two cases is the median over the rounds. A
 as `train.loop` takes them: a new batch is made and placed for each, and nothing waits before the
 last. The rates of the products, with the operands that the case has, are what its rate is held
 against in two ways: its median against the best of all rounds, which a disturbance can only lower;
-and each round's against the best of that round, of which the median is what a quiet machine shows.
+and each round's against the best of that round, of which it is the median, too.
 """
 
 import ast

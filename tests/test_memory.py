@@ -123,6 +123,25 @@ def test_strategies_divide_what_they_promise(strategy, factor, shares, weights, 
     assert found[part] == pytest.approx(each * n / share, rel=0.01), part
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_block_more_keeps_its_input_its_products_and_what_flash_attention_made(fused):
+  """remat=dots: float32, but for what cuDNN returns: y in bfloat16, a float32 for each query."""
+  B, T, D, H, F = 8, 128, 64, 2, 192
+  c = base.get_config()
+  c.model.update({"width": D, "heads": H, "mlp": "swiglu", "mlp_width": F})
+  c.model.update({"remat": "dots", "scan": True, "dtype": "bfloat16"})
+  c.data.update({"seq_len": T, "batch_size": B})
+
+  def activations(depth):
+    c.model.depth = depth
+    return memory.device_bytes(ladders.resolve(c), 512, T, fused=fused)["activations"]
+
+  query_key_value_out, gate_up = 4 * D, 2 * F
+  attended = (2 * D + 4 * H) if fused else 0
+  expected = B * T * (4 * (D + query_key_value_out + gate_up) + attended)
+  assert activations(5) - activations(4) == expected
+
+
 def test_gradients_of_microbatches_are_summed_in_float32():
   config = large_run("70b", strategy="ddp", microbatches=4)
   found, n = held(config)
