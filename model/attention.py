@@ -189,8 +189,10 @@ def _attend_forward(q_BHTK, k_BHSK, v_BHSK, visible_B1TS, bias_BHTS, scale, dtyp
   if visible_B1TS is not None:
     scores_BHTS = jnp.where(visible_B1TS, scores_BHTS, UNSEEN)
   # The weights stay unnormalised: dividing the result instead passes over K numbers, not over S.
+  # They are kept as the products read them: in float32 besides, a step takes up to 8 % longer.
   w_BHTS = jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True))
   norm_BHT1 = 1 / jnp.sum(w_BHTS, axis=-1, keepdims=True)
+  w_BHTS = w_BHTS.astype(dtype)
   y_BHTK = _product("BHTS,BHSK->BHTK", w_BHTS, v_BHSK, dtype) * norm_BHT1
   return y_BHTK, (q_BHTK, k_BHSK, v_BHSK, w_BHTS, norm_BHT1, y_BHTK, bias_BHTS)
 

@@ -67,6 +67,25 @@ def test_attention_and_its_written_out_derivative(causal, masked, kv_heads, bias
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_the_derivative_of_bfloat16_stays_within_its_rounding(causal):
+  """As `test_bfloat16_stays_within_its_rounding` bounds the values; the kept weights round once."""
+  q_BTHK, k_BSHK, v_BSHK, dy_BTHK = (normal(i, 2, 128, 2, 32) for i in range(4))
+
+  def derivatives(dtype):
+    def function(q, k, v):
+      return jnp.sum(attention.attend(q, k, v, View(causal), 32**-0.5, jnp.dtype(dtype)) * dy_BTHK)
+
+    return jax.grad(function, (0, 1, 2))(q_BTHK, k_BSHK, v_BSHK)
+
+  # Products behind it: scores, sum, its derivative by the weights, the last; for v first and last.
+  for exact, rounded, behind in zip(
+    derivatives("float32"), derivatives("bfloat16"), (4, 4, 2), strict=True
+  ):
+    error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
+    assert 1e-4 < error < (2 * behind + 1) * 2**-8
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_attend_equals_the_librarys_attention(causal):
   k_BSGK, v_BSGK, bias_BHTS = K_BSHK[:, :, :2], V_BSHK[:, :, :2], normal(3, 1, 4, 8, 8)
   ours = attention.attend(
