@@ -108,7 +108,8 @@ class Stack(nnx.Module):
     keys_LB: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Returns the output y_BTD, and the cache with these tokens in it."""
-    graphdef, params_L = nnx.split(self.block)
+    graphdef, state_L = nnx.split(self.block)
+    params_L = nnx.to_pure_dict(state_L)
 
     remat = REMAT[self.remat if self.gather is None or self.remat != "none" else "gathered"]
 

@@ -5,9 +5,10 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from configs import base, ladders, presets
@@ -28,10 +29,11 @@ def export_run(run: Restored, architecture: str, output: Path) -> None:
     "decoder_start_token_id": run.start if run.model.encoder and run.model.decoder else None,
     "pad_token_id": run.start,
   }
+  params = nnx.to_pure_dict(nnx.state(run.model))
   convert.export_folder(
     output,
     run.config.model,
-    arrays(nnx.state(run.model)),
+    jax.tree.map(np.asarray, traverse_util.flatten_dict(params, sep="/")),
     run.vocab_size,
     max(run.context, run.source_context),
     architecture,
@@ -58,7 +60,8 @@ def import_run(source: Path, workdir: Path) -> dict:
   if tokenizer_vocab_size < 1:
     raise ValueError(f"input={source}: its vocabulary is smaller than {specials} special ids")
   state = step.program(config, tokenizer_vocab_size).init(np.uint32(0))
-  state = state._replace(params=with_arrays(state.params, imported.params))
+  params = traverse_util.unflatten_dict(imported.params, sep="/")
+  state = state._replace(params=jax.tree.map(jnp.asarray, params))
   head = {
     "objective": config.objective,
     "size": config.model.size,
@@ -118,18 +121,3 @@ def _first(theirs: dict, *fields: str) -> int | None:
     if value is not None:
       return value[0] if isinstance(value, list) else value
   return None
-
-
-def arrays(params: nnx.State) -> dict[str, np.ndarray]:
-  """Returns a model's parameters by path, such as "decoder/block/mlp/up/kernel"."""
-  return {
-    "/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params)
-  }
-
-
-def with_arrays(params: nnx.State, by_path: dict[str, np.ndarray]) -> nnx.State:
-  """Returns the parameters with other values, given by path."""
-  flat = nnx.to_flat_state(params)
-  return nnx.from_flat_state(
-    [(path, leaf.replace(jnp.asarray(by_path["/".join(map(str, path))]))) for path, leaf in flat]
-  )

@@ -70,7 +70,10 @@ def test_a_restored_model_is_the_trained_one(capsys, trained):
   run_ = restore.restore(folder, record, config)
   functions = step.program(config, run_.vocab_size)
   result = loop.evaluate(
-    functions, step.TrainState(0, nnx.state(run_.model), (), None), data.prepare(config), config
+    functions,
+    step.TrainState(0, nnx.to_pure_dict(nnx.state(run_.model)), (), None),
+    data.prepare(config),
+    config,
   )
   assert result["loss"] == pytest.approx(record["loss"], rel=1e-6)
   ids = [256, *b"the day"]

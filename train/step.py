@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
   """All that a step changes."""
 
   step: jax.Array  # updates done, int32 scalar
-  params: Any  # nnx.State of the model's weights, in `model.weights`
+  params: Any  # nested dicts of the model's weights, in `model.weights`
   master: Any  # the same in float32, which the optimizer updates; (): `params` are float32
   opt_state: Any  # optax state, float32
 
@@ -89,7 +89,7 @@ def _program(
     return transformer.build(model_config, vocab_size, lengths.target, rngs, lengths.source, gather)
 
   def init(seed: jax.Array) -> TrainState:
-    params = nnx.state(build(seed))
+    params = nnx.to_pure_dict(nnx.state(build(seed)))
     opt_state = optimizer.init(params)
     return TrainState(
       jnp.zeros((), jnp.int32), cast(params, weights_dtype), params if mixed else (), opt_state
