@@ -31,7 +31,7 @@ FLAGS = [
   "--config.sweep.seed_sizes=(0,1)",
   "--config.sweep.seed_budgets=(4e8,)",
   "--config.sweep.probe_sizes=(0,)",
-  "--config.sweep.probe_tokens=8000",
+  "--config.sweep.probe_tokens=16000",
   "--config.fit.bootstraps=200",
 ]
 

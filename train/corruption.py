@@ -15,7 +15,8 @@ def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndar
 
   Args:
     seed: the run's; any integer of 64 bits.
-    split: tells apart streams of the same seed.
+    split: tells apart streams of the same seed: 0 and 1 hide text of the training and validation
+      sets, from 2 on each orders the windows of an epoch.
     first: number of the first sequence.
     rows: sequences.
     count: numbers for each.

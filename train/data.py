@@ -9,6 +9,7 @@ opened. Whatever does not verify is prepared again.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -299,18 +300,23 @@ def train_batches(
   Raises:
     ValueError: n does not divide B.
   """
-  import grain  # it imports JAX, which preparing a corpus has no use for
-
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
   stream, count = np.asarray(data.train_tokens), data.train_token_count
   text = objectives.lengths(config).text
   windows = count // text
-  shuffled = grain.MapDataset.range(windows).seed(config.seed).shuffle().repeat().batch(batch_size)
+
+  @functools.lru_cache(maxsize=1)
+  def order(epoch: int) -> np.ndarray:  # of the windows, 8 bytes each
+    return np.argsort(corruption.uniform(config.seed, 2 + epoch, 0, 1, windows)[0], kind="stable")
 
   def batch(step: int) -> Batch:
-    chance = (config.seed, 0, step * batch_size + rows.start)
-    return _batch(stream, shuffled[step][rows], text, config, data.vocab_size, count, chance)
+    first, last = step * batch_size + rows.start, step * batch_size + rows.stop
+    epochs_B, index_B = np.divmod(np.arange(first, last), windows)
+    epochs = range(epochs_B[0], epochs_B[-1] + 1)
+    windows_B = np.concatenate([order(epoch)[index_B[epochs_B == epoch]] for epoch in epochs])
+    chance = (config.seed, 0, first)
+    return _batch(stream, windows_B, text, config, data.vocab_size, count, chance)
 
   return (batch(step) for step in itertools.count(start_step))
 
