@@ -19,6 +19,7 @@ BEGAN = time.perf_counter()
 # it dies in a collective the others know at once; where they wait elsewhere, only by this.
 SILENT_SECONDS = 20
 LOST = "another process of this run is gone; start them all again, and they go on where they saved"
+_LOST_CODE = 70  # with it a process has its guard say so, who then ends with 1
 
 # XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
 # it does not know: these are in jaxlib 0.10.2 and 0.12.0. Flags that a GPU must first be seen
@@ -131,8 +132,9 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 def _leave_guard() -> None:
   """Goes on in a child of this process, which stays to say in a line what ended the child.
 
-  Where the first process of a run dies, jax aborts the others from within, and no handler of theirs
-  can speak. Call it before jax is imported: threads do not survive a fork.
+  Where the first process of a run dies, jax aborts the others from within: no handler of theirs can
+  speak, or threads of jax speak after it. Call it before jax is imported: threads do not survive a
+  fork.
   """
   child = os.fork()
   if child == 0:
@@ -143,7 +145,7 @@ def _leave_guard() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: os.kill(child, number))
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  if code == -signal.SIGABRT:
+  if code in (-signal.SIGABRT, _LOST_CODE):
     print(f"isoflop: {LOST}", file=sys.stderr, flush=True)
     code = 1
   os._exit(code if code >= 0 else 128 - code)
@@ -165,9 +167,10 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
       raise
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    said = first if isinstance(error, OSError) else f"{LOST} ({first})"
+    own = isinstance(error, OSError)
+    said = first if own else f"{LOST} ({first})"
     print(f"isoflop: {said}", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(1 if own else _LOST_CODE)
 
 
 def census() -> str:
