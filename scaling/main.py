@@ -38,14 +38,23 @@ ROOT = Path(__file__).parents[1]
 
 
 def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
-  """Returns the flags that a verb takes; a sweep's own config is the default of its `fit`."""
+  """Returns the flags that a verb takes.
+
+  The default config of `fit` and `plan --next` is that of the workdir's sweep.
+  """
   values = flags.FlagValues()
   default_config = VERBS[verb][1]
   options.define(verb, values)
   if default_config:
     help_text = "Config file; --config.FIELD=VALUE overrides one of its fields."
-    stored = stored_config(argv) if verb == "fit" else None
+    of_sweep = verb == "fit" or any(arg.split("=")[0] in ("--next", "-next") for arg in argv)
+    stored = stored_config(argv) if of_sweep else None
     if stored:
+      if any(arg.split("=")[0] == "--config" for arg in argv):
+        raise UsageError(
+          "--config: the sweep in --workdir has a config; leave this out, or change fields of that "
+          "one, as in --config.fit.delta=1e-2"
+        )
       config_flags.DEFINE_config_dict(
         "config", stored, help_text, flag_values=values, sys_argv=argv
       )

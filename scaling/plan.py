@@ -256,7 +256,7 @@ def heldout_cells(
   Raises:
     ValueError: too few rungs can be trained.
   """
-  counted, wanted = config.fit.params, config.sweep.heldout_sizes
+  wanted = config.sweep.heldout_sizes
   options = heldout_options(config, vocab_size, budget)
   reasons = {cell.id: refusal(config, cell, vocab_size, train_tokens) for cell in options}
   free = [cell for cell in options if not reasons[cell.id]]
@@ -269,10 +269,31 @@ def heldout_cells(
     )
   found = []
   for factor in wanted:
-    target = math.log(factor * n_opt)
-    found.append(min(free, key=lambda cell: abs(math.log(cell.params(counted)) - target)))
+    found.append(min(free, key=lambda cell: _off(config, cell, factor * n_opt)))
     free.remove(found[-1])
   return found
+
+
+def passed_over(
+  config: ConfigDict,
+  vocab_size: int,
+  train_tokens: int,
+  n_opt: float,
+  budget: float,
+  heldout: Sequence[Cell],
+) -> dict[str, str]:
+  """Returns why cells nearer to a multiple of N* than the held-out ones are not trained, by id."""
+  reasons = {}
+  for factor, cell in zip(config.sweep.heldout_sizes, heldout, strict=True):
+    for option in heldout_options(config, vocab_size, budget):
+      if _off(config, option, factor * n_opt) < _off(config, cell, factor * n_opt):
+        reasons[option.id] = refusal(config, option, vocab_size, train_tokens)
+  return {cell: why for cell, why in reasons.items() if why}
+
+
+def _off(config: ConfigDict, cell: Cell, wanted: float) -> float:
+  """Returns how far a cell's N is from the wanted one [nats]."""
+  return abs(math.log(cell.params(config.fit.params) / wanted))
 
 
 def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:

@@ -171,6 +171,8 @@ def _heldout(record: Record) -> Iterable[Block]:
     for c in cells
   ]  # fmt: skip
   yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
+  for cell, why in record.prediction.get("passed_over", {}).items():
+    yield Text(f"`{cell}` would be nearer to what was predicted, but cannot be trained: {why}.")
 
 
 def _floor(record: Record) -> Iterable[Block]:

@@ -172,6 +172,8 @@ def _sweep(
     f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
   )
+  for cell, why in sealed.get("passed_over", {}).items():
+    display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
   train(heldout, "held out")
   clock("fit")
   result = verify.verdict(config, workdir, law, sealed, heldout)

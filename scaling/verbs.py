@@ -51,12 +51,11 @@ def plan(args: flags.FlagValues) -> None:
   A config that changes nothing in `config.sweep` is one run. --devices and --device_memory are
   imagined: with them it says what each device would hold, whether it fits, and what would.
   """
-  from scaling import advice, decide, listing, store
+  from scaling import advice, decide, listing
 
   if args.next:
     flops, workdir = decide.parse_flops(args.next_flops, "next_flops"), folder(args, exists=True)
-    config = from_json(store.read_sweep(workdir)[0]["config"])
-    print(listing.next_table(config, workdir, flops))
+    print(listing.next_table(args.config, workdir, flops))
   elif advice.is_sweep(args.config):
     print(listing.plan_table(args.config, folder(args) if args.workdir else None))
     if args.devices > 1 or args.device_memory:

@@ -69,7 +69,8 @@ def seal(
   fit.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
   best = fit.optimum(law, budget)
-  heldout = plan.heldout_cells(config, vocab_size, train_tokens, best["N_opt"], budget)
+  wanted = config, vocab_size, train_tokens, best["N_opt"], budget
+  heldout = plan.heldout_cells(*wanted)
   predictions = []
   for cell in heldout:
     loss, interval = fit.predict_loss(law, cell.params(config.fit.params), cell.D)
@@ -99,6 +100,7 @@ def seal(
     "loss": loss,
     "interval": interval,
     "cells": predictions,
+    "passed_over": plan.passed_over(*wanted, heldout),
   }
   files.write_json(workdir / "prediction.json", sealed)
   return sealed, heldout

@@ -87,9 +87,12 @@ def test_only_what_can_be_trained_is_held_out(config):
   small = plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
   assert {cell.size for cell in plan.heldout_options(config, 512, 1.5e12)} >= {0}
   assert [plan.refusal(config, cell, *CORPUS) for cell in small] == [""] * 3
-  assert "its embedding" in plan.refusal(
-    config, plan.heldout_options(config, 512, 1.5e12)[0], *CORPUS
-  )
+  smallest = plan.heldout_options(config, 512, 1.5e12)[0]
+  why = plan.refusal(config, smallest, *CORPUS)
+  assert "its embedding" in why
+  assert plan.passed_over(config, *CORPUS, 17_000, 1.5e12, small) == {smallest.id: why}
+  larger = plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)
+  assert plan.passed_over(config, *CORPUS, 49_000, 1.5e12, larger) == {}
   config.data.max_epochs = 1e-3
   with pytest.raises(ValueError, match=r"at 1.5e\+12 FLOPs .* 3 are needed .*raise data.max_epoc"):
     plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
