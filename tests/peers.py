@@ -13,7 +13,7 @@ positions, qk-norm and documents apart; a peer sees one batch again and again.
 
 flax: Linen's own attention, dense and norm layers in one jitted function that donates its state.
 torch: scaled_dot_product_attention, fused AdamW, bfloat16 by autocast; --compile: torch.compile.
-nanodo: its own Trainer, imported from --path; without its internal metrics.
+nanodo: its own Trainer, imported from --path; without its internal metrics. It imports grain.
 
 Nothing is downloaded; --python names an interpreter that has the peer's library.
 """
