@@ -1,5 +1,6 @@
 """Runs that are trained together are the runs alone."""
 
+import gc
 import io
 import json
 import subprocess
@@ -231,7 +232,7 @@ def test_packs_follow_the_plan_and_not_what_is_done(tmp_path):
 
 
 def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):
-  def seconds(n):
+  def took(n):
     tasks = [Task(f"t{i}", tmp_path, {}, float(i), f"t{i // 9 * 9}" if i % 9 else None, i % 7)
              for i in range(n)]  # fmt: skip
     began = time.perf_counter()
@@ -244,7 +245,14 @@ def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):
     assert count == n
     return time.perf_counter() - began
 
-  assert seconds(10_000) < 40 * seconds(1000)
+  def seconds(n):  # the least: what else this process and the machine do only adds to it
+    return min(took(n) for _ in range(5))
+
+  gc.disable()  # it looks through what all tests before have left
+  try:
+    assert seconds(10_000) < 40 * seconds(1000)
+  finally:
+    gc.enable()
 
 
 def test_what_was_compiled_ahead_is_what_training_takes(small, cache, tmp_path):
