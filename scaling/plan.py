@@ -283,16 +283,16 @@ def passed_over(
   heldout: Sequence[Cell],
 ) -> dict[str, str]:
   """Returns why cells nearer to a multiple of N* than the held-out ones are not trained, by id."""
-  reasons = {}
+  reasons, options = {}, heldout_options(config, vocab_size, budget)
   for factor, cell in zip(config.sweep.heldout_sizes, heldout, strict=True):
-    for option in heldout_options(config, vocab_size, budget):
+    for option in options:
       if _off(config, option, factor * n_opt) < _off(config, cell, factor * n_opt):
         reasons[option.id] = refusal(config, option, vocab_size, train_tokens)
   return {cell: why for cell, why in reasons.items() if why}
 
 
 def _off(config: ConfigDict, cell: Cell, wanted: float) -> float:
-  """Returns how far a cell's N is from the wanted one [nats]."""
+  """Returns how far a cell's N is from the wanted one, in log N."""
   return abs(math.log(cell.params(config.fit.params) / wanted))
 
 

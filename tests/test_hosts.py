@@ -76,7 +76,8 @@ def one(cache, corpus, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("processes", "devices", "strategy"), [(2, 2, "zero3"), (2, 1, "ddp"), (4, 1, "ddp")]
+  ("processes", "devices", "strategy"),
+  [(2, 2, "zero3"), (4, 1, "zero3"), (2, 1, "ddp"), (4, 1, "ddp")],
 )
 def test_several_processes_train_the_same_losses(
   one, corpus, tmp_path, processes, devices, strategy

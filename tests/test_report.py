@@ -278,6 +278,15 @@ def test_only_a_sealed_prediction_is_promised(workdir):
   assert "prediction intervals" not in text
 
 
+def test_a_nearer_cell_that_cannot_be_trained_is_named(workdir):
+  path = workdir / "prediction.json"
+  sealed = json.loads(path.read_text())
+  assert "cannot be trained" not in markdown(workdir)
+  path.write_text(json.dumps(sealed | {"passed_over": {"heldout_s00": "4.6 epochs"}}))
+  assert "`heldout_s00` would be nearer" in markdown(workdir)
+  assert "cannot be trained: 4.6 epochs." in markdown(workdir)
+
+
 @pytest.mark.parametrize(("noise", "said"), [(0.0021, True), (0.0, False), (None, False)])
 def test_runs_of_one_design_are_not_called_seeds(workdir, noise, said):
   edit(workdir / "fit.json", lambda fit: fit.update(seed_noise=noise))
