@@ -19,8 +19,13 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def platform() -> str:
-  """Returns what programs are made for, on which some parts depend: "cpu", "gpu" or "tpu"."""
-  return jax.default_backend()
+  """Returns what the program being traced is made for: "cpu", "gpu" or "tpu".
+
+  A training step is traced on the mesh of its devices, which this machine need not have; what is
+  traced on none is for the machine's own.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -187,8 +187,13 @@ class Layout:
     """Returns a batch from this host's rows of it (arrays whose first axis is the batch's)."""
     if jax.process_count() == 1:
       # On a CPU the compiled functions read them where they are; elsewhere they are on their way.
-      return rows if layers.platform() == "cpu" else jax.device_put(rows, self.batch)
+      return rows if self.platform == "cpu" else jax.device_put(rows, self.batch)
     return {name: jax.make_array_from_process_local_data(self.batch, x) for name, x in rows.items()}
+
+  @property
+  def platform(self) -> str:
+    """What the mesh's devices are: "cpu", "gpu" or "tpu"."""
+    return self.mesh.devices.flat[0].platform
 
   @property
   def batch(self) -> NamedSharding:

@@ -1,6 +1,6 @@
 """The pure functions that are compiled: initialise, train one step, evaluate one batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ class Program(NamedTuple):
   gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
+  batch: jax.sharding.NamedSharding  # where a batch lies
 
 
 # The fields of config.optim that are compiled in. The learning rate and the schedule are not: the
@@ -50,12 +51,16 @@ STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
 INIT_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
-def program(config: ConfigDict, vocab_size: int) -> Program:
+def program(
+  config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None
+) -> Program:
   """Returns the functions for a resolved config; equal shapes share them within a process.
 
   Args:
     config: the run's.
     vocab_size: V of the tokenizer.
+    devices: what they are made for, also such as this machine does not have (`scaling.targets`);
+      None: all of this machine's.
 
   Raises:
     ValueError: the devices do not divide as `config.sharding` asks.
@@ -67,6 +72,7 @@ def program(config: ConfigDict, vocab_size: int) -> Program:
     objectives.vocab_size(config, vocab_size),
     objectives.lengths(config),
     objectives.get(config.objective).pads or config.data.isolate_documents,
+    tuple(jax.devices() if devices is None else devices),
   )
 
 
@@ -78,6 +84,7 @@ def _program(
   vocab_size: int,
   lengths: Lengths,
   segments: bool,
+  devices: tuple[jax.Device, ...],
 ) -> Program:
   optimizer = optim.optimizer(optim_config, optim.matrix_rate(model_config))
   z_loss, microbatches = optim_config.z_loss, sharding_config.microbatches
@@ -96,7 +103,8 @@ def _program(
     )
 
   abstract = jax.eval_shape(init, 0)
-  layout = sharding.layout(sharding_config, abstract.params, sharding.mesh(sharding_config))
+  mesh = sharding.mesh(sharding_config, devices)
+  layout = sharding.layout(sharding_config, abstract.params, mesh)
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(0, layout.gather())))
 
   def of_state(param_trees: Callable[[str], Any], other: Any) -> TrainState:
@@ -203,7 +211,7 @@ def _program(
       lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), abstract, shardings
     ),
     jax.jit(
-      init, out_shardings=shardings, compiler_options=INIT_OPTIONS.get(jax.default_backend())
+      init, out_shardings=shardings, compiler_options=INIT_OPTIONS.get(layout.platform)
     ),
     jax.jit(on_batch, out_shardings=(shardings, layout.replicated), donate_argnums=0),
     jax.jit(together, donate_argnums=0),
@@ -214,6 +222,7 @@ def _program(
     ),
     jax.jit(on_all(evaluate, (specs.params, rows), rows), out_shardings=layout.replicated),
     layout.place,
+    layout.batch,
   )
 
 
