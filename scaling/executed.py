@@ -57,16 +57,23 @@ def read(text: str, tpu: bool = False) -> tuple[Work, ...]:
   return reader.schedule(reader.module.entry)
 
 
-def total(works: tuple[Work, ...]) -> Counter:
-  """Returns FLOPs (under "flops"), bytes ("nbytes") and payload by collective, loops multiplied."""
-  sums: Counter = Counter()
+def flat(works: tuple[Work, ...], times: int = 1) -> Iterator[tuple[Work, int]]:
+  """Yields all that is executed, without the loops, and how often."""
   for work in works:
-    sums["flops"] += sum(work.flops.values())
-    sums["nbytes"] += work.nbytes
+    if work.kind == "loop":
+      yield from flat(work.body, times * work.trips)
+    else:
+      yield work, times
+
+
+def total(works: tuple[Work, ...]) -> Counter:
+  """Returns FLOPs (under "flops"), bytes ("nbytes") and payload by collective."""
+  sums: Counter = Counter()
+  for work, times in flat(works):
+    sums["flops"] += times * sum(work.flops.values())
+    sums["nbytes"] += times * work.nbytes
     if work.kind in COLLECTIVES:
-      sums[work.kind] += work.payload
-    for name, value in total(work.body).items():
-      sums[name] += work.trips * value
+      sums[work.kind] += times * work.payload
   return sums
 
 
