@@ -8,7 +8,7 @@ bytes.
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -66,9 +66,9 @@ def flat(works: tuple[Work, ...], times: int = 1) -> Iterator[tuple[Work, int]]:
       yield work, times
 
 
-def total(works: tuple[Work, ...]) -> Counter:
+def total(works: tuple[Work, ...]) -> dict[str, float]:
   """Returns FLOPs (under "flops"), bytes ("nbytes") and payload by collective."""
-  sums: Counter = Counter()
+  sums: dict[str, float] = defaultdict(float)
   for work, times in flat(works):
     sums["flops"] += times * sum(work.flops.values())
     sums["nbytes"] += times * work.nbytes
