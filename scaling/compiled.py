@@ -83,8 +83,8 @@ def rows(task: dict[str, Any]) -> list[dict]:
         programs = ahead.lowered(config, task["vocab_size"], devices, task["slots"])
       compiled = programs[name].compile()
     except Exception as error:  # whatever the compiler raises is the answer
-      message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-      found.append(head | {"error": message})
+      first, *_, last = [type(error).__name__, *str(error).strip().splitlines()] * 2
+      found.append(head | {"error": f"{first}: {last[:400]}"})
       continue
     found.append(head | needs(compiled, target, time.monotonic() - began))
   return found

@@ -190,18 +190,19 @@ class _Reader:
     operands = [c[name].shapes[0] for name in i.operands if c[name].shapes]
     if inner is not None and i.op in FUSIONS:
       roots = inner.root.operands if inner.root.op == "tuple" else (inner.root.name,)
-      ends = [(s, self._read(inner, inner.parameters[k])) for k, s in enumerate(operands)]
-      ends += [(s, self._written(inner, n)) for n, s in zip(roots, inner.root.shapes, strict=False)]
-      memory = ((s, n) for s, n in ends if s.elements and self._in_memory(s))
-      return sum(shape.nbytes * touched / shape.elements for shape, touched in memory)
+      touched = [(s, self._read(inner, inner.parameters[k])) for k, s in enumerate(operands)]
+      results = i.shapes if i.op == "fusion" else inner.root.shapes
+      touched += [(s, self._written(inner, n)) for n, s in zip(roots, results, strict=False)]
+      memory = ((s, n) for s, n in touched if s.elements and self._in_memory(s))
+      return sum(s.nbytes * n / s.elements for s, n in memory)
     if i.op in SLICES:
       return i.shapes[0].nbytes * (self._in_memory(operands[0]) + self._in_memory(i.shapes[0]))
     if i.op in UPDATES:
       update = operands[UPDATES[i.op]]
       return update.nbytes * (self._in_memory(update) + self._in_memory(i.shapes[0]))
     scratch = ("u8", "s8") if i.target.startswith("__cu") else ()
-    results = [s for s in i.shapes if s.dtype not in scratch]
-    return sum(s.nbytes for s in (*results, *operands) if self._in_memory(s))
+    ends = (*operands, *(s for s in i.shapes if s.dtype not in scratch))
+    return sum(s.nbytes for s in ends if self._in_memory(s))
 
   def _read(self, c: Computation, name: str) -> float:
     """Elements that a fused computation reads of one of its values."""

@@ -24,7 +24,6 @@ class Chip(NamedTuple):
   link: float  # bytes/s one way: of all NVLinks of a GPU, of one ICI link of a TPU
   network: float = 0.0  # bytes/s one way between hosts, for each GPU
   wrap: int = 0  # a TPU's axis is a ring where this divides its length
-  cores: int = 1  # devices of a TPU's chip, which share its links
   gpu: dict[str, Any] = {}  # what XLA must know of a GPU
 
 
@@ -43,7 +42,7 @@ class Target(NamedTuple):
   @property
   def devices(self) -> int:
     """How many there are."""
-    return math.prod(self.dims) * self.chip.cores
+    return math.prod(self.dims)
 
   def seconds(self, kind: str, payload: float, group: tuple[int, ...]) -> float:
     """Returns the least time of a collective, as rings send it.
@@ -83,12 +82,11 @@ def _gpu(memory, bfloat16, tensorfloat32, float32, hbm, link, network, *descript
   return Chip(memory, peaks, hbm, link, network, gpu=gpu)
 
 
-def _tpu(gib, bfloat16, hbm, link, wrap, cores=1) -> Chip:
+def _tpu(gib, bfloat16, hbm, link, wrap) -> Chip:
   # Operands of float32 are rounded to bfloat16, or multiplied in six such passes (jax's precisions
   # "default" and "highest", docs.jax.dev/en/latest/_autosummary/jax.lax.Precision.html).
-  peak = bfloat16 / cores
-  peaks = {"bfloat16": peak, "tensorfloat32": peak, "float32": peak / 6}
-  return Chip(gib * 2**30 // cores, peaks, hbm / cores, link, wrap=wrap, cores=cores)
+  peaks = {"bfloat16": bfloat16, "tensorfloat32": bfloat16, "float32": bfloat16 / 6}
+  return Chip(gib * 2**30, peaks, hbm, link, wrap=wrap)
 
 
 # GPUs: peaks, NVLink (half of it one way) and HBM from NVIDIA's data sheets of the SXM boards
@@ -99,7 +97,7 @@ def _tpu(gib, bfloat16, hbm, link, wrap, cores=1) -> Chip:
 # TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: a chip's both ways of all links are 400
 # (v5e), 800 (v6e), 1,200 GB/s (v5p), over 4, 4 and 6 links; v4's links have 50 GB/s (Jouppi et al.
 # 2023, arXiv:2304.01433). v5e and v6e close to a ring where an axis has all 16 chips of a pod, v4
-# and v5p where the slice consists of cubes of 4 x 4 x 4. XLA describes a v4 chip as two devices.
+# and v5p where the slice consists of cubes of 4 x 4 x 4.
 CHIPS: dict[str, Chip] = {
   "a100": _gpu(
     *(85100068864, 312e12, 156e12, 19.5e12, 2039e9, 300e9, 25e9),
@@ -117,7 +115,7 @@ CHIPS: dict[str, Chip] = {
     *(191514411008, 2250e12, 1125e12, 80e12, 8000e9, 900e9, 50e9),
     *("NVIDIA B200", 10, 148, 128, 233472, 232448, 132644864, 1.965),
   ),
-  "v4": _tpu(32, 275e12, 1200e9, 50e9, wrap=4, cores=2),
+  "v4": _tpu(32, 275e12, 1200e9, 50e9, wrap=4),
   "v5e": _tpu(16, 197e12, 819e9, 50e9, wrap=16),
   "v5p": _tpu(95, 459e12, 2765e9, 100e9, wrap=4),
   "v6e": _tpu(32, 918e12, 1638e9, 100e9, wrap=16),
@@ -140,6 +138,7 @@ device_description_str: "{name}"
 GPU_PACKAGES = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # libtpu asks the machine, or these. They describe no slice: the topology's name does.
 TPU_ENVIRONMENT = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes compile at once
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -195,10 +194,13 @@ def devices(target: Target) -> "list[jax.Device]":
     if target.tpu:
       for key, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+      kind = target.name.partition(":")[0]
+      one_device = {"chip_config_name": "megacore"} if kind == "v4" else {}  # of a chip's two cores
       topology = topologies.get_topology_desc(
         platform="tpu",
-        topology_name=f"{target.name.partition(':')[0]}:{shape}",
+        topology_name=f"{kind}:{shape}",
         chips_per_host_bounds=(min(2, target.dims[0]), min(2, target.dims[1]), 1),
+        **one_device,
       )
     else:
       chip = target.chip
