@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Chip(NamedTuple):
   """One device, as its maker describes it."""
 
+  kind: str  # as in jax's `device_kind`
   memory: int  # bytes
   peaks: dict[str, float]  # dense products by operands [FLOP/s]
   hbm: float  # bytes/s
@@ -75,18 +76,19 @@ class Target(NamedTuple):
     return max(sent(len(group)) / self.chip.link, between / adapters)
 
 
-def _gpu(memory, bfloat16, tensorfloat32, float32, hbm, link, network, *description) -> Chip:
+def _gpu(kind, memory, bfloat16, tensorfloat32, float32, hbm, link, network, *description) -> Chip:
   peaks = {"bfloat16": bfloat16, "tensorfloat32": tensorfloat32, "float32": float32}
-  names = ("name", "major", "cores", "fpus", "shared", "optin", "cache", "ghz")
-  gpu = dict(zip(names, description, strict=True)) | {"memory": memory, "hbm": int(hbm)}
-  return Chip(memory, peaks, hbm, link, network, gpu=gpu)
+  names = ("major", "cores", "fpus", "shared", "optin", "cache", "ghz")
+  gpu = {"name": f"NVIDIA {kind}", "memory": memory, "hbm": int(hbm)}
+  gpu |= zip(names, description, strict=True)
+  return Chip(kind, memory, peaks, hbm, link, network, gpu=gpu)
 
 
-def _tpu(gib, bfloat16, hbm, link, wrap) -> Chip:
+def _tpu(kind, gib, bfloat16, hbm, link, wrap) -> Chip:
   # Operands of float32 are rounded to bfloat16, or multiplied in six such passes (jax's precisions
   # "default" and "highest", docs.jax.dev/en/latest/_autosummary/jax.lax.Precision.html).
   peaks = {"bfloat16": bfloat16, "tensorfloat32": bfloat16, "float32": bfloat16 / 6}
-  return Chip(gib * 2**30, peaks, hbm, link, wrap=wrap)
+  return Chip(kind, gib * 2**30, peaks, hbm, link, wrap=wrap)
 
 
 # GPUs: peaks, NVLink (half of it one way) and HBM from NVIDIA's data sheets of the SXM boards
@@ -100,25 +102,25 @@ def _tpu(gib, bfloat16, hbm, link, wrap) -> Chip:
 # and v5p where the slice consists of cubes of 4 x 4 x 4.
 CHIPS: dict[str, Chip] = {
   "a100": _gpu(
-    *(85100068864, 312e12, 156e12, 19.5e12, 2039e9, 300e9, 25e9),
-    *("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167936, 166912, 41943040, 1.41),
+    *("A100-SXM4", 85100068864, 312e12, 156e12, 19.5e12, 2039e9, 300e9, 25e9),
+    *(8, 108, 64, 167936, 166912, 41943040, 1.41),
   ),
   "h100": _gpu(
-    *(84942979072, 989e12, 494e12, 67e12, 3350e9, 450e9, 50e9),
-    *("NVIDIA H100 80GB HBM3", 9, 132, 128, 233472, 232448, 52428800, 1.98),
+    *("H100 80GB HBM3", 84942979072, 989e12, 494e12, 67e12, 3350e9, 450e9, 50e9),
+    *(9, 132, 128, 233472, 232448, 52428800, 1.98),
   ),
   "h200": _gpu(
-    *(151397597184, 989e12, 494e12, 67e12, 4800e9, 450e9, 50e9),
-    *("NVIDIA H200", 9, 132, 128, 233472, 232448, 52428800, 1.98),
+    *("H200", 151397597184, 989e12, 494e12, 67e12, 4800e9, 450e9, 50e9),
+    *(9, 132, 128, 233472, 232448, 52428800, 1.98),
   ),
   "b200": _gpu(
-    *(191514411008, 2250e12, 1125e12, 80e12, 8000e9, 900e9, 50e9),
-    *("NVIDIA B200", 10, 148, 128, 233472, 232448, 132644864, 1.965),
+    *("B200", 191514411008, 2250e12, 1125e12, 80e12, 8000e9, 900e9, 50e9),
+    *(10, 148, 128, 233472, 232448, 132644864, 1.965),
   ),
-  "v4": _tpu(32, 275e12, 1200e9, 50e9, wrap=4),
-  "v5e": _tpu(16, 197e12, 819e9, 50e9, wrap=16),
-  "v5p": _tpu(95, 459e12, 2765e9, 100e9, wrap=4),
-  "v6e": _tpu(32, 918e12, 1638e9, 100e9, wrap=16),
+  "v4": _tpu("TPU v4", 32, 275e12, 1200e9, 50e9, wrap=4),
+  "v5e": _tpu("TPU v5 lite", 16, 197e12, 819e9, 50e9, wrap=16),
+  "v5p": _tpu("TPU v5", 95, 459e12, 2765e9, 100e9, wrap=4),
+  "v6e": _tpu("TPU v6 lite", 32, 918e12, 1638e9, 100e9, wrap=16),
 }
 # XLA's GpuTargetConfigProto. The fields that differ among GPUs are in `CHIPS`.
 DESCRIPTION = """
