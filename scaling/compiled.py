@@ -83,8 +83,9 @@ def rows(task: dict[str, Any]) -> list[dict]:
         programs = ahead.lowered(config, task["vocab_size"], devices, task["slots"])
       compiled = programs[name].compile()
     except Exception as error:  # whatever the compiler raises is the answer
-      first, *_, last = [type(error).__name__, *str(error).strip().splitlines()] * 2
-      found.append(head | {"error": f"{first}: {last[:400]}"})
+      lines = str(error).strip().splitlines() or [""]
+      message = lines[-1] if "Traceback" in lines[0] else lines[0]
+      found.append(head | {"error": f"{type(error).__name__}: {message[:400]}"})
       continue
     found.append(head | needs(compiled, target, time.monotonic() - began))
   return found

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
-from scaling import advice, compiled, listing, targets
+from scaling import advice, compiled, listing, plan, targets
 from scaling.advice import gib
 from scaling.display import duration
 from scaling.launch import power_of_two
@@ -91,16 +91,16 @@ def _cases(config: ConfigDict, workdir: Path | None, target: targets.Target) -> 
     every = config.train.eval_every_steps
     yield Case("run", config, vocab_size, steps, 1 + (steps // every if every else 0))
     return
-  for arm, plan_ in listing.planned_arms(config, workdir):
-    sizes: dict[int, list] = {}
-    for cell in (*plan_.probes, *plan_.fitted, *plan_.heldout):
+  for arm, planned in listing.planned_arms(config, workdir):
+    sizes: dict[int, list[plan.Cell]] = {}
+    for cell in (*planned.probes, *planned.fitted, *planned.heldout):
       sizes.setdefault(cell.size, []).append(cell)
     slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
     for size, cells in sorted(sizes.items()):
-      sized = advice.checked(listing.plan.at_size(plan_.config, size), target.devices)
-      steps = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in cells)
-      vocab_size = plan_.tokens.vocab_size
-      yield Case(f"{arm} {size}".strip(), sized, vocab_size, steps, len(cells), slots)
+      sized = advice.checked(plan.at_size(planned.config, size), target.devices)
+      spent = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in cells)
+      name = f"{arm} {size}".strip()
+      yield Case(name, sized, planned.tokens.vocab_size, spent, len(cells), slots)
 
 
 def _figures(case: Case, target: targets.Target, row: dict, step: dict) -> dict[str, Any]:
