@@ -123,15 +123,17 @@ def parse(text: str) -> Module:
   """Returns a program from its text."""
   computations: dict[str, Computation] = {}
   name = entry = ""
-  lines: list[Instruction] = []
+  lines: list[str] = []
   for line in text.splitlines():
-    if line.endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.-]+) \(", line)):
+    if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
       name, lines = head[2], []
       entry = name if head[1] else entry
-    elif line.startswith("}") and name:
-      computations[name], name = Computation(lines), ""
-    elif name and " = " in line:
-      lines.append(_instruction(line))
+    elif name and re.match(r"\}($|, )", line):
+      computations[name], name = Computation([_instruction(line) for line in lines]), ""
+    elif re.match(r" +(ROOT )?%\S+ = ", line):
+      lines.append(line)
+    elif name:
+      lines[-1] += line  # an attribute of several lines
   counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
   return Module(computations, computations[entry], math.prod(int(n) for n in counts))
 

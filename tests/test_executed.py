@@ -337,6 +337,11 @@ def test_a_pallas_kernels_flops_are_as_it_states_or_as_its_name_tells():
     assert executed.total(works)["flops"] == products * product
 
 
+def test_attributes_may_have_several_lines():
+  text = TPU.replace("kind=kOutput,", 'kind=kOutput, frontend_attributes={kernel={\n"a":"{"\n}},')
+  assert executed.read(text, tpu=True) == executed.read(TPU, tpu=True)
+
+
 # ------------------------------------------------------------------------ what is compiled for them
 
 
