@@ -19,6 +19,7 @@ from train import host
 
 PROGRAMS = ("step", "evaluate", "init")
 TELL_SECONDS = 2.0
+SLOWEST = 20  # instructions that are kept of each program
 ROOT = Path(__file__).parents[1]
 
 
@@ -117,6 +118,7 @@ def needs(compiled: Any, target: targets.Target, seconds: float = 0.0) -> dict[s
     "collectives": sent,
     "seconds": times.total,
     "seconds_alone": times._asdict(),
+    "slowest": roofline.slowest(works, target, SLOWEST),
     "compile_seconds": seconds,
   }
 

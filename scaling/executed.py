@@ -42,6 +42,7 @@ class Work(NamedTuple):
   dtype: str = ""  # of most of them
   group: tuple[int, ...] = ()  # the devices of the first group that exchange
   is_async: bool = False  # it goes on until its "done"
+  source: str = ""  # the operation of jax that it comes from
   trips: int = 1
   body: tuple["Work", ...] = ()
 
@@ -123,7 +124,8 @@ class _Reader:
         scatters = x.op == "all-reduce" and any(y.op == "dynamic-slice" for y in inner)
         yield self._collective(inner, x, i.name, "reduce-scatter" if scatters else x.op, False)
     if not marks & {"AsyncCollectiveDone", "AsyncCollectiveStart"}:
-      yield Work(i.name, "compute", dict(self._flops_of(c, i)), self._nbytes(c, i, inner))
+      flops, nbytes = dict(self._flops_of(c, i)), self._nbytes(c, i, inner)
+      yield Work(i.name, "compute", flops, nbytes, source=i.source)
 
   def _collective(self, c: Computation, i: Instruction, name: str, kind: str, go_on: bool) -> Work:
     group, sizes = self.module.group(i), Counter[str]()
@@ -132,7 +134,7 @@ class _Reader:
       sizes[shape.dtype] += shape.elements * hlo.bits(shape.dtype) // 8
     payload = sum(sizes.values()) * (len(group) if kind == "all-gather" else 1)
     dtype = max(sizes, key=sizes.__getitem__, default="")
-    return Work(name, kind, payload=payload, dtype=dtype, group=group, is_async=go_on)
+    return Work(name, kind, {}, 0.0, payload, dtype, group, go_on, i.source)
 
   def _trips(self, c: Computation, loop: Instruction) -> int:
     """How often a loop's body runs; ValueError where the text does not tell."""
@@ -263,5 +265,5 @@ def _kernel(i: Instruction, shapes: list[Shape]) -> float:
   if stated := i.attribute(r'cost_estimate"?:\s*(\{[^}]*\})'):
     return float(json.loads(stated).get("flops", 0))
   arrays = [s for s in shapes if len(s.dims) >= 3 and s.dtype in ("bf16", "f32")]
-  kind = next((k for k in PRODUCTS if k in i.name or k in i.attribute(r'op_name="([^"]*)"')), "")
+  kind = next((k for k in PRODUCTS if k in i.name or k in i.source), "")
   return 2.0 * PRODUCTS[kind] * arrays[0].elements * arrays[1].dims[-2] if kind else 0.0

@@ -51,6 +51,11 @@ class Instruction(NamedTuple):
     """What a custom call calls."""
     return self.attribute(r'custom_call_target="([^"]*)"')
 
+  @property
+  def source(self) -> str:
+    """The operation of jax that it comes from."""
+    return self.attribute(r'op_name="([^"]*)"')
+
   def attribute(self, pattern: str) -> str:
     """The first group of a pattern in the attributes; "": it is not there."""
     found = re.search(pattern, self.attributes)

@@ -6,9 +6,9 @@ goes on beside what lies between: copies with the rate of memory that the others
 collectives one after the other on the links. What is left of them at their done is waited for.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scaling.executed import Work
+from scaling.executed import Work, flat
 from scaling.targets import Target
 
 QUEUES = ("memory", "links")
@@ -26,7 +26,6 @@ class Times(NamedTuple):
 
 def times(works: tuple[Work, ...], target: Target) -> Times:
   """Returns the least times of a program (`executed.read`) on a target."""
-  chip = target.chip
   products = memory = links = waiting = now = 0.0
   queues: dict[str, dict[str, float]] = {name: {} for name in QUEUES}  # seconds left, by name
 
@@ -50,8 +49,7 @@ def times(works: tuple[Work, ...], target: Target) -> Times:
       waiting += work.trips * inner.waiting
       advance(work.trips * inner.total, work.trips * inner.memory)
     elif work.kind in ("compute", "copy"):
-      computes = sum(flops / chip.peaks[peak] for peak, flops in work.flops.items())
-      moves = work.nbytes / chip.hbm
+      computes, moves, _ = alone(work, target)
       products, memory = products + computes, memory + moves
       if work.is_async:
         queues["memory"][work.name] = moves
@@ -65,7 +63,7 @@ def times(works: tuple[Work, ...], target: Target) -> Times:
           waiting += left if name == "links" else 0.0
           advance(left)
     else:
-      sends = target.seconds(work.kind, work.payload, work.group)
+      sends = alone(work, target)[2]
       links += sends
       if work.is_async:
         queues["links"][work.name] = sends
@@ -75,3 +73,22 @@ def times(works: tuple[Work, ...], target: Target) -> Times:
   return Times(
     now + max(sum(queue.values()) for queue in queues.values()), products, memory, links, waiting
   )
+
+
+def alone(work: Work, target: Target) -> tuple[float, float, float]:
+  """Returns the seconds that an instruction needs of products, of memory, and of links."""
+  chip = target.chip
+  products = sum(flops / chip.peaks[peak] for peak, flops in work.flops.items())
+  sends = target.seconds(work.kind, work.payload, work.group) if work.payload else 0.0
+  return products, work.nbytes / chip.hbm, sends
+
+
+def slowest(works: tuple[Work, ...], target: Target, most: int) -> list[dict[str, Any]]:
+  """Returns the instructions that take the most time, all their executions together."""
+  found: list[dict[str, Any]] = []
+  for work, count in flat(works):
+    seconds = alone(work, target)
+    bound = ("products", "memory", "links")[seconds.index(max(seconds))]
+    head = {"name": work.name, "source": work.source, "times": count, "bound": bound}
+    found.append(head | {"seconds": count * max(seconds)})
+  return sorted(found, key=lambda one: one["seconds"], reverse=True)[:most]

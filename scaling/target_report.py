@@ -18,6 +18,7 @@ from scaling.results import si
 from scaling.worker import FRACTION, TAKEN
 from train import files, record, tokenizer
 
+SHOWN = 5  # of the slowest instructions
 MOST = 0.95  # of a GPU's memory that jax can be told to take
 LEGEND = """\
 held: arguments, temporaries and outputs, without what is donated; FLOPs: of the products executed;
@@ -99,7 +100,7 @@ def _cases(config: ConfigDict, workdir: Path | None, target: targets.Target) -> 
     for size, cells in sorted(sizes.items()):
       sized = advice.checked(plan.at_size(planned.config, size), target.devices)
       spent = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in cells)
-      name = f"{arm} {size}".strip()
+      name = f"{arm} size {size}".strip()
       yield Case(name, sized, planned.tokens.vocab_size, spent, len(cells), slots)
 
 
@@ -149,7 +150,7 @@ def _lines(
 ) -> Iterator[str]:
   chip, links = target.chip, "each link" if target.tpu else "NVLink"
   yield (
-    f"{target.name}: {target.devices} devices of {gib(chip.memory)}, "
+    f"{target.name}: {target.devices} x {chip.kind}, {gib(chip.memory)}, "
     f"{si(chip.peaks['bfloat16'])}FLOP/s bfloat16, {si(chip.hbm)}B/s; {links} {si(chip.link)}B/s"
   )
   columns = "program fits held arguments temporaries FLOPs bytes sent time products memory waiting"
@@ -184,6 +185,11 @@ def _lines(
     yield from (f"{case.name} {row['program']}: {row['error']}" for row in own if "error" in row)
     if any(row["fits"] == "no" for row in own):
       yield from (f"{case.name}: {line}" for line in _remedies(case, target, own))
+  if len(cases) == 1 and "slowest" in rows[0]:
+    yield "slowest instructions of a step:"
+    for one in rows[0]["slowest"][:SHOWN]:
+      share = one["seconds"] / rows[0]["seconds"]
+      yield f"  {share:4.1%} {one['times']} x {one['name']} ({one['bound']}): {one['source'][-80:]}"
   if hours is not None:
     packs = "" if all(c.slots == 1 for c in cases) else f" in packs of {cases[0].slots}"
     yield (

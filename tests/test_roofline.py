@@ -58,6 +58,15 @@ def test_copies_share_the_memory(compute_bytes, total):
   assert roofline.times(works, H100).total == pytest.approx(total)
 
 
+def test_the_slowest_are_those_of_all_trips():
+  works = (compute(3), Work("l", "loop", trips=4, body=(compute(0.5, 1), gather(0.1))))
+  found = roofline.slowest(works, H100, 2)
+  assert [(one["seconds"], one["times"], one["bound"]) for one in found] == [
+    (pytest.approx(4), 4, "memory"),
+    (pytest.approx(3), 1, "products"),
+  ]
+
+
 def test_the_operands_decide_the_peak():
   for peak, seconds in H100.chip.peaks.items():
     work = Work("c", "compute", {peak: 1e15})

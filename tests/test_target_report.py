@@ -29,7 +29,7 @@ def compiler(monkeypatch):
   def compile_all(tasks, stream):
     seen.extend(tasks)
     needs = {"arguments": 4 * GIB, "temporaries": 2 * GIB, "outputs": 4 * GIB, "donated": 4 * GIB}
-    needs |= {"held": 6 * GIB, "flops": 1e12, "bytes": 1e9, "collectives": {}}
+    needs |= {"held": 6 * GIB, "flops": 1e12, "bytes": 1e9, "collectives": {}, "slowest": []}
     needs |= {"seconds": 1.0, "seconds_alone": dict.fromkeys(TIMES, 0.5), "compile_seconds": 1.0}
     rows = []
     for task in tasks:
@@ -127,12 +127,16 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   target_report.report(config, "h100", None, io.StringIO())
   plan = listing.planned(config, None)
   cells = (*plan.probes, *plan.fitted, *plan.heldout)
-  assert [int(task["case"]) for task in compiler[0]] == sorted({cell.size for cell in cells})
+  assert [task["case"] for task in compiler[0]] == [
+    f"size {size}" for size in sorted({cell.size for cell in cells})
+  ]
   cases = list(target_report._cases(config, None, targets.parse("h100")))
   assert sum(case.evaluations for case in cases) == len(cells)
   spent = sum(cell.flops_spent for cell in cells)
   flops = {cell.size: cell.flops_per_token * cell.tokens_per_step for cell in cells}
-  assert sum(case.steps * flops[int(case.name)] for case in cases) == pytest.approx(spent)
+  assert sum(case.steps * flops[int(case.name.split()[1])] for case in cases) == pytest.approx(
+    spent
+  )
 
 
 def test_a_compiler_that_dies_is_a_row(monkeypatch):

@@ -59,7 +59,7 @@ def rows(models: list[str]) -> list[dict[str, Any]]:
   known = files.read_json(RECORD) or []
   have = {(row["model"], row["strategy"], row["slice"]) for row in known}
   for model in models:
-    for name in SLICES:
+    for name in (SLICES[0], *SLICES[:0:-1]):  # the ends first
       target = targets.parse(name)
       for strategy in STRATEGIES:
         if (model, strategy, name) in have or (strategy == "hybrid" and target.devices <= 8):
