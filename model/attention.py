@@ -2,14 +2,14 @@
 
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from model import layers
+from model import flash, layers
 from model.layers import Dense, Norm, transposed
 
 HALVED_FROM = 128  # queries from which on a CPU leaves out what a causal first half does not see
@@ -60,46 +60,39 @@ class View(NamedTuple):
 
   Attributes:
     causal: a query sees no later key.
-    mask_BTS: True where a query may see a key, besides being causal; None: everywhere.
+    mask_BTS: True where a query may see a key, besides what else is said here; None: everywhere.
     bias_BHTS: added to the scores; its B may be 1. None: nothing.
+    segments: of queries, BT, and of keys, BS: a query sees the keys of its own. None: all are one.
+    tail: segments only tell padding: they are 1, and then 0 to the end of the row.
   """
 
   causal: bool
   mask_BTS: jax.Array | None = None
   bias_BHTS: jax.Array | None = None
+  segments: tuple[jax.Array, jax.Array] | None = None
+  tail: bool = False
 
-
-def flash_serves(q_shape: tuple, k_shape: tuple, view: View, dtype) -> bool:
-  """Returns whether cuDNN's flash attention takes these; where it would refuse, XLA's serves.
-
-  The conditions are those that jax 0.10.2 checks for a training step, on any GPU from Ampere on,
-  but for odd lengths, which `attend` makes even. A mask reaches cuDNN as a bias, which is an array
-  of B T S numbers: less than the scores of all heads, yet more than being causal alone, which costs
-  nothing.
-
-  Args:
-    q_shape: BTHK of the queries.
-    k_shape: BSGK of the keys.
-    view: what a query sees; a bias that is learnt is left to XLA.
-    dtype: of the products' operands.
-  """
-  _, T, H, K = q_shape
-  _, S, G, _ = k_shape
-  even = view.mask_BTS is None or (T % 2 == 0 and S % 2 == 0)
-  fits = K % 8 == 0 and K <= 128 and H % G == 0
-  return jnp.dtype(dtype) == jnp.bfloat16 and view.bias_BHTS is None and fits and even
+  def dense(self) -> "View":
+    """Returns the same view with its segments in the mask."""
+    if self.segments is None:
+      return self
+    segments_BT, segments_BS = self.segments
+    mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
+    if self.mask_BTS is not None:
+      mask_BTS = self.mask_BTS & mask_BTS
+    return self._replace(mask_BTS=mask_BTS, segments=None)
 
 
 def attend(
-  q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype, flash: bool = True
+  q_BTHK, k_BSGK, v_BSGK, view: View, scale: float, dtype, use_flash: bool = True
 ) -> jax.Array:
   """Returns softmax(scale q k + bias) v, y_BTHK in float32.
 
   On a CPU by the products written out below: against `jax.nn.dot_product_attention` they take 12 to
   18 % off the whole training step at B=8, T=128, D=32 to 128. Causal ones are computed in two
   halves, without a quarter of the products (T=128 to 512, K=32 and 64: 16 to 30 % of attention's
-  time; at T=64 nothing). On a GPU by cuDNN's flash attention where that serves (`flash_serves`),
-  which never stores the weights.
+  time; at T=64 nothing). Elsewhere by flash attention where that serves (`model.flash`), which
+  never stores the weights, or by XLA's.
 
   Args:
     q_BTHK: queries.
@@ -108,11 +101,11 @@ def attend(
     view: what a query sees.
     scale: of the scores.
     dtype: dtype of the products' operands; the softmax is float32.
-    flash: False: never flash attention.
+    use_flash: False: never flash attention.
   """
-  mask_BTS, bias_BHTS = view.mask_BTS, view.bias_BHTS
   platform = layers.platform()
   if platform == "cpu":
+    mask_BTS, bias_BHTS = view.dense().mask_BTS, view.bias_BHTS
     if view.causal:
       causal_1TS = jnp.tril(jnp.ones((1, q_BTHK.shape[1], k_BSGK.shape[1]), bool))
       mask_BTS = causal_1TS if mask_BTS is None else causal_1TS & mask_BTS
@@ -139,30 +132,24 @@ def attend(
     ]
     return jnp.concatenate(y_BHTK, axis=2).swapaxes(1, 2)
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
-  flash = flash and platform == "gpu" and flash_serves(q_BTHK.shape, k_BSGK.shape, view, dtype)
-  implementation: Literal["cudnn"] | None = "cudnn" if flash else None
-  lengths: dict[str, Any] = {}
-  (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
-  if flash and (T % 2 or S % 2):  # jax lets cuDNN train on even lengths only
-    q_BTHK, k_BSGK, v_BSGK = map(_even, (q_BTHK, k_BSGK, v_BSGK))
-    lengths = {"query_seq_lengths": jnp.full(B, T), "key_value_seq_lengths": jnp.full(B, S)}
+  kernel = ""
+  if use_flash and view.mask_BTS is None and view.bias_BHTS is None:
+    shapes = q_BTHK.shape, k_BSGK.shape
+    kernel = flash.choose(platform, *shapes, dtype, view.segments is not None, view.tail)
+  if kernel:
+    y_BTHK = flash.attend(kernel, q_BTHK, k_BSGK, v_BSGK, scale, view.causal, view.segments)
+    return y_BTHK.astype(jnp.float32)
+  mask_BTS = view.dense().mask_BTS
   y_BTHK = jax.nn.dot_product_attention(
     q_BTHK,
     k_BSGK,
     v_BSGK,
-    bias=bias_BHTS,
+    bias=view.bias_BHTS,
     mask=None if mask_BTS is None else mask_BTS[:, None],
     scale=scale,
     is_causal=view.causal,
-    implementation=implementation,
-    **lengths,
   )
-  return y_BTHK[:, :T].astype(jnp.float32)
-
-
-def _even(x_BTHK: jax.Array) -> jax.Array:
-  """Returns x with one more time step where their number is odd."""
-  return jnp.pad(x_BTHK, ((0, 0), (0, x_BTHK.shape[1] % 2), (0, 0), (0, 0)))
+  return y_BTHK.astype(jnp.float32)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from model import layers
 from model.attention import View, relative_bucket, rotation
 from model.block import ACTIVATIONS, Block, Cache, Context
 from model.layers import Dense, Embedding, Norm, dropout, matmul, split_keys
@@ -227,6 +228,7 @@ class Transformer(nnx.Module):
     token_types_BT: jax.Array | None = None,
     source: Source | None = None,
     keys_B: jax.Array | None = None,
+    tail: bool = False,
   ) -> jax.Array:
     """Returns what the head reads, x_BTD.
 
@@ -239,31 +241,34 @@ class Transformer(nnx.Module):
       token_types_BT: segment type of each token, where the model has them. None: all 0.
       source: what the encoder of an encoder-decoder reads.
       keys_B: of the dropout, one for each row. None: there is none.
+      tail: segments only tell padding, at the end of each row (see `View`); those of the source,
+        too.
     """
     keys = split_keys(keys_B, 2)
     stack = self.decoder or self.encoder
     assert stack is not None
     memory_BSD, cross_view = None, None
     if source is not None:
-      memory_BSD = self.encode(source, keys[0])
-      cross_view = View(False, _same(segments_BT, source.segments_BS))
-    mask_BTS = _same(segments_BT, segments_BT)
-    causal = stack.causal
-    if prefix_BT is not None and causal:
+      memory_BSD = self.encode(source, keys[0], tail)
+      cross_view = _view(False, segments_BT, source.segments_BS, tail)
+    view = _view(stack.causal, segments_BT, segments_BT, tail)
+    if prefix_BT is not None and stack.causal:
       causal_1TS = jnp.tril(jnp.ones((1, *tokens_BT.shape[1:] * 2), bool))
       seen_BTS = causal_1TS | prefix_BT[:, None, :]
-      mask_BTS = seen_BTS if mask_BTS is None else seen_BTS & mask_BTS
-      causal = False
-    context = self._context(stack, tokens_BT, positions_BT, View(causal, mask_BTS))
+      mask_BTS = seen_BTS if view.mask_BTS is None else seen_BTS & view.mask_BTS
+      view = view._replace(causal=False, mask_BTS=mask_BTS)
+    context = self._context(stack, tokens_BT, positions_BT, view)
     context = context._replace(cross_view=cross_view, memory_BSD=memory_BSD)
     x_BTD = self._embed(stack, tokens_BT, positions_BT, token_types_BT)
     return self._run(stack, x_BTD, context, keys[1])
 
-  def encode(self, source: Source, keys_B: jax.Array | None = None) -> jax.Array:
+  def encode(
+    self, source: Source, keys_B: jax.Array | None = None, tail: bool = False
+  ) -> jax.Array:
     """Returns the encoder's output memory_BSD."""
     tokens_BS, segments_BS, positions_BS = source
     assert self.encoder is not None
-    view = View(False, _same(segments_BS, segments_BS))
+    view = _view(False, segments_BS, segments_BS, tail)
     context = self._context(self.encoder, tokens_BS, positions_BS, view)
     x_BSD = self._embed(self.encoder, tokens_BS, positions_BS)
     return self._run(self.encoder, x_BSD, context, keys_B)
@@ -367,16 +372,21 @@ def _is(model_config: ConfigDict, positions: str) -> bool:
   return model_config.positions == positions
 
 
-def _same(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array | None:
-  """Returns where query and key are of one document, mask_BTS; None where all are.
+def _view(
+  causal: bool, queries_BT: jax.Array | None, keys_BS: jax.Array | None, tail: bool
+) -> View:
+  """Returns what tokens of these segments see.
 
   Where only one side has segments, the other is segment 1: padding stays out of sight.
   """
   if queries_BT is None and keys_BS is None:
-    return None
-  queries_BT1 = jnp.ones((1, 1, 1), int) if queries_BT is None else queries_BT[:, :, None]
-  keys_B1S = jnp.ones((1, 1, 1), int) if keys_BS is None else keys_BS[:, None, :]
-  return queries_BT1 == keys_B1S
+    return View(causal)
+  if queries_BT is None:
+    queries_BT = jnp.ones((1, 1), int)
+  if keys_BS is None:
+    keys_BS = jnp.ones((1, 1), int)
+  view = View(causal, segments=(queries_BT, keys_BS), tail=tail)
+  return view.dense() if layers.platform() == "cpu" else view  # once for all blocks, not in each
 
 
 def _stacked(model_config: ConfigDict, depth: int, cross: bool, rngs: nnx.Rngs) -> Any:

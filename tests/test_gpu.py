@@ -4,13 +4,10 @@ import os
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import ladders
 from configs.sweeps import h200
-from model.attention import View, flash_serves
 from train import host
 
 
@@ -62,28 +59,3 @@ def test_xla_knows_every_flag():
   env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   done = subprocess.run(command, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-  ("T", "S", "H", "G", "K", "masked", "dtype", "serves"),
-  [
-    (1024, 1024, 12, 12, 64, False, "bfloat16", True),
-    (1024, 1024, 12, 4, 64, True, "bfloat16", True),  # grouped queries, isolated documents
-    (229, 1023, 8, 8, 64, False, "bfloat16", True),  # odd lengths, without a mask
-    (229, 1024, 8, 8, 64, True, "bfloat16", False),
-    (128, 229, 8, 8, 64, True, "bfloat16", False),
-    (128, 128, 2, 2, 12, False, "bfloat16", False),  # a width that is no multiple of 8
-    (128, 128, 2, 2, 256, False, "bfloat16", False),  # Hopper only
-    (128, 128, 2, 2, 64, False, "float32", False),
-  ],
-)
-def test_flash_attention_is_asked_for_only_where_cudnn_takes_it(
-  T, S, H, G, K, masked, dtype, serves
-):
-  view = View(False, jnp.ones((2, T, S), bool) if masked else None)
-  assert flash_serves((2, T, H, K), (2, S, G, K), view, dtype) == serves
-
-
-def test_a_learnt_bias_is_left_to_xla():
-  view = View(True, None, jax.ShapeDtypeStruct((1, 2, 8, 8), jnp.float32))
-  assert not flash_serves((2, 8, 2, 64), (2, 8, 2, 64), view, jnp.bfloat16)

@@ -58,7 +58,7 @@ def of_model(logits_at_once, family):
   if family == "encoder_decoder":
     batch["source_BS"] = jnp.tile(SOURCE_BS, (ROWS, 1))
   return with_gradients(
-    lambda params: losses.token_losses(nnx.merge(graphdef, params), batch, segments=False), params
+    lambda params: losses.token_losses(nnx.merge(graphdef, params), batch, segments=""), params
   )
 
 

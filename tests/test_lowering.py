@@ -3,15 +3,13 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_bytes import batch_of
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import base, ladders
-from model import attention, layers
-from model.attention import View, attend
+from model import layers
 from train import objectives, step
 
 T, B, V = 1024, 4, 5000
@@ -57,21 +55,16 @@ def whole_logits(lengths, vocab):
 
 
 @pytest.mark.parametrize(
-  ("family", "attentions", "kind"),
-  [
-    ("decoder", 1, "Softmax"),
-    ("encoder", 1, "ScaleBiasSoftmax"),
-    ("encoder_decoder", 3, "Softmax"),
-  ],
+  ("family", "attentions"), [("decoder", 1), ("encoder", 1), ("encoder_decoder", 3)]
 )
 def test_a_gpu_is_given_flash_attention_donated_states_and_no_whole_logits(
-  family, attentions, kind, for_gpus
+  family, attentions, for_gpus
 ):
-  """mlm tells padding by a mask, a bias to cuDNN; span's lengths, 1,023 and 229, are odd."""
+  """mlm tells padding by lengths; span's own, 1,023 and 229, are odd."""
   text, vocab, lengths, leaves = lowered(family)
   calls = re.findall(r"custom_call @(__cudnn\$\w*)", text)
   # Blocks are scanned: each attention is there once, forward and backward.
-  forward = f"__cudnn$fmha{kind}"
+  forward = "__cudnn$fmhaSoftmax"
   assert sorted(calls) == sorted([forward, f"{forward}Backward"] * attentions)
   assert not re.findall(SCORES, text)
   assert text.count("tf.aliasing_output") + text.count("jax.buffer_donor") == leaves
@@ -87,30 +80,3 @@ def test_whole_logits_and_scores_would_be_seen(for_gpus):
   assert re.findall(whole_logits(lengths, vocab), text)
   assert "__cudnn" not in text
   assert re.findall(SCORES, text)
-
-
-@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_lengths_made_even_change_nothing(causal, for_gpus, monkeypatch):
-  """What cuDNN is given, computed by XLA instead."""
-  rng = np.random.default_rng(0)
-  q, k, v = (
-    jnp.asarray(rng.normal(size=(2, n, 2, 8)), jnp.bfloat16)
-    for n in ((7, 7, 7) if causal else (7, 5, 5))
-  )
-  by_cudnn = jax.nn.dot_product_attention
-
-  def by_xla(q, k, *args, **options):
-    asked.append((options["implementation"], q.shape[1], k.shape[1]))
-    return by_cudnn(q, k, *args, **options | {"implementation": "xla"})
-
-  def loss(q, k, v):
-    return jnp.sum(jnp.sin(attend(q, k, v, View(causal), 1.0, jnp.bfloat16)))
-
-  asked, outcomes = [], []
-  monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-  for serves in (True, False):
-    monkeypatch.setattr(attention, "flash_serves", lambda *_, serves=serves: serves)
-    outcomes.append(jax.value_and_grad(loss, (0, 1, 2))(q, k, v))
-  S = k.shape[1]
-  assert asked == [("cudnn", 8, S + 1), (None, 7, S)]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), *outcomes)

@@ -7,7 +7,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train import objectives
-from train.losses import Batch
 from train.step import program
 
 
@@ -50,7 +49,7 @@ def lowered(
 
 def abstract_batch(
   config: ConfigDict, vocab_size: int, rows: int, lies: jax.sharding.Sharding | None = None
-) -> Batch:
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes and types of a batch of so many sequences, over all hosts."""
   objective, length = objectives.get(config.objective), objectives.lengths(config).text
   one = objective.batch(

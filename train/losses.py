@@ -105,14 +105,15 @@ _in_turn.defvjp(_in_turn_forward, _in_turn_backward)
 
 
 def token_losses(
-  model: Transformer, batch: Batch, segments: bool, keys_B: jax.Array | None = None
+  model: Transformer, batch: Batch, segments: str, keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the loss of every position, of which those with `weights_BT` 0 are to be ignored.
 
   Args:
     model: whose `logits_at_once` decides whether tokens take turns.
     batch: see `train.objectives`.
-    segments: attention stays inside a segment. False: all that it could see is one segment.
+    segments: what attention is kept inside of: "documents", "text" (only padding is hidden, which
+      ends a row), or "" (all that it could see is one segment).
     keys_B: of the dropout; None: there is none.
 
   Returns:
@@ -132,6 +133,7 @@ def token_losses(
     prefix_BT=part("prefix_BT"),
     source=source,
     keys_B=keys_B,
+    tail=segments == "text",
   )
   table_VD = model.embedding.table[...]
   return head_losses(model.head, x_BTD, table_VD, batch["targets_BT"], model.logits_at_once)

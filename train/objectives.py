@@ -297,6 +297,13 @@ def vocab_size(config: ConfigDict, tokenizer_vocab_size: int) -> int:
   return tokenizer_vocab_size + get(config.objective).specials(config)
 
 
+def segments(config: ConfigDict) -> str:
+  """Returns what attention is kept inside of: "documents", "text" (of padding), or "": nothing."""
+  if config.data.isolate_documents:
+    return "documents"
+  return "text" if get(config.objective).pads else ""
+
+
 def tokens_per_step(config: ConfigDict) -> int:
   """Returns the text tokens of a batch, over all hosts."""
   return config.data.batch_size * lengths(config).text

@@ -50,6 +50,12 @@ STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
 # first level half of that, with the same bits.
 INIT_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 
+# Of the other programs. Before 0.11 jax's XLA finds no tiles for a Triton product of an odd number
+# of rows, such as span's targets, and gives up.
+OPTIONS: dict[str, dict] = (
+  {"gpu": {"xla_gpu_enable_triton_gemm": False}} if jax.__version_info__ < (0, 11) else {}
+)
+
 
 def program(
   config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None
@@ -71,7 +77,7 @@ def program(
     FrozenConfigDict(config.sharding),
     objectives.vocab_size(config, vocab_size),
     objectives.lengths(config),
-    objectives.get(config.objective).pads or config.data.isolate_documents,
+    objectives.segments(config),
     tuple(jax.devices() if devices is None else devices),
   )
 
@@ -83,7 +89,7 @@ def _program(
   sharding_config: FrozenConfigDict,
   vocab_size: int,
   lengths: Lengths,
-  segments: bool,
+  segments: str,
   devices: tuple[jax.Device, ...],
 ) -> Program:
   optimizer = optim.optimizer(optim_config, optim.matrix_rate(model_config))
@@ -189,13 +195,21 @@ def _program(
 
   specs, shardings = of_state(layout.specs, P()), of_state(layout.shardings, layout.replicated)
 
+  options = OPTIONS.get(layout.platform)
+  exact = layout.platform != "cpu" and model_config.dtype == "float32"
+
   def on_all(function, in_specs, out_specs):
+    def exactly(*args):
+      # By default accelerators round a product's float32 operands to fewer bits.
+      with jax.default_matmul_precision("float32" if exact else None):
+        return function(*args)
+
     return jax.shard_map(
-      function,
+      exactly,
       mesh=layout.mesh,
       in_specs=in_specs,
       out_specs=out_specs,
-      axis_names=set(sharding.BATCH),
+      axis_names=set(sharding.BATCH),  # the tensor axis is the compiler's to handle
       check_vma=False,
     )
 
@@ -210,17 +224,25 @@ def _program(
     jax.tree.map(
       lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), abstract, shardings
     ),
+    jax.jit(init, out_shardings=shardings, compiler_options=INIT_OPTIONS.get(layout.platform)),
     jax.jit(
-      init, out_shardings=shardings, compiler_options=INIT_OPTIONS.get(layout.platform)
+      on_batch,
+      out_shardings=(shardings, layout.replicated),
+      donate_argnums=0,
+      compiler_options=options,
     ),
-    jax.jit(on_batch, out_shardings=(shardings, layout.replicated), donate_argnums=0),
-    jax.jit(together, donate_argnums=0),
+    jax.jit(together, donate_argnums=0, compiler_options=options),
     jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
     jax.jit(lambda states, slot: jax.tree.map(lambda x: x[slot], states), out_shardings=shardings),
     jax.jit(
-      on_all(lambda params, batch: gradients(params, batch)[0], (specs.params, rows), grad_specs)
+      on_all(lambda params, batch: gradients(params, batch)[0], (specs.params, rows), grad_specs),
+      compiler_options=options,
     ),
-    jax.jit(on_all(evaluate, (specs.params, rows), rows), out_shardings=layout.replicated),
+    jax.jit(
+      on_all(evaluate, (specs.params, rows), rows),
+      out_shardings=layout.replicated,
+      compiler_options=options,
+    ),
     layout.place,
     layout.batch,
   )
