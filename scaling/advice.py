@@ -98,7 +98,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   Raises:
     ValueError: the config is not consistent, or its batch does not divide among the devices.
   """
-  config = _checked(config, devices)
+  config = checked(config, devices)
   limit = parse_bytes(device_memory) if device_memory else 0
   size = record.size_of(config, tokenizer.size(config.data.tokenizer))
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
@@ -140,7 +140,7 @@ def sweep_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   table = grid("size N " + " ".join(PARTS) + (" fits" if limit else ""))
   lines = []
   for size in sorted({*config.sweep.probe_sizes, *config.sweep.sizes}):
-    sized = _checked(plan.at_size(config, size), devices)
+    sized = checked(plan.at_size(config, size), devices)
     n_params = record.size_of(sized, tokenizer.size(config.data.tokenizer)).n_params
     if not _add_row(table, [str(size), f"{n_params:,}"], sized, devices, limit):
       lines += ["", f"size {size}:", *advise(sized, devices, limit)]
@@ -211,7 +211,12 @@ def _with(config: ConfigDict, strategy: str, factor: int, microbatches: int) -> 
   return changed
 
 
-def _checked(config: ConfigDict, devices: int) -> ConfigDict:
+def checked(config: ConfigDict, devices: int) -> ConfigDict:
+  """Returns a config resolved.
+
+  Raises:
+    ValueError: it is not consistent, or its batch does not divide among the devices.
+  """
   if devices < 1:
     raise ValueError(f"devices={devices}: must be at least 1")
   config = ladders.resolve(config)

@@ -31,6 +31,7 @@ from model import sharding, transformer
 from scaling.advice import gib
 from scaling.display import duration
 from scaling.listing import grid, text
+from scaling.targets import CHIPS
 from scaling.turns import Turn, product, ratio, round_robin, training
 from train import data, files, host, objectives, record
 
@@ -40,9 +41,6 @@ DTYPES = ("float32", "bfloat16")
 HEAD_WIDTH = 32  # of a size that names no heads
 SIDES = {"cpu": (512, 1024, 2048)}  # of the square products of the peak
 ACCELERATOR_SIDES = (2048, 4096, 8192)
-# Dense products of bfloat16 as the maker states them [FLOP/s]: NVIDIA's data sheets of H100, H200
-# (SXM) and A100.
-NOMINAL = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100-SXM4": 312e12}
 TELL_SECONDS, TELL_PLAIN_SECONDS = 2.0, 10.0  # between lines of progress: terminal, or file
 
 
@@ -170,7 +168,7 @@ def summary(
 
 def nominal_peak(device_kind: str, dtype: str, devices: int) -> float:
   """Returns the rate that the maker states, all devices together [FLOP/s]; 0: none is known."""
-  known = [rate for name, rate in NOMINAL.items() if name in device_kind]
+  known = [chip.peaks[dtype] for chip in CHIPS.values() if chip.kind in device_kind]
   return devices * known[0] if known and dtype == "bfloat16" else 0.0
 
 

@@ -2,7 +2,9 @@
 
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -51,20 +53,23 @@ def matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
   return 8.0 * tokens * width * width / best
 
 
-def plan_table(config: ConfigDict, workdir: Path | None) -> str:
-  """Returns the table of a sweep's cells and its totals.
+class Planned(NamedTuple):
+  """A sweep's cells."""
 
-  The probe's cells come first. The held-out cells are placed at the fit's N* if the folder has a
-  sealed prediction, else at the middle size, as their sizes are known only after the fit.
+  config: ConfigDict  # with the learning-rate rule of its folder, if that has one
+  tokens: data.TokenData
+  probes: list[plan.Cell]
+  fitted: list[plan.Cell]
+  heldout: list[plan.Cell]
+  sealed: bool  # else the held-out cells are placed at the middle size
+
+
+def planned(config: ConfigDict, workdir: Path | None) -> Planned:
+  """Plans a sweep; its held-out cells too, as far as is known where they will be.
 
   Raises:
     ValueError: the sweep cannot be run.
   """
-  if config.sweep.objectives:
-    return "\n\n".join(
-      f"{name}\n\n{plan_table(own, workdir and workdir / name)}"
-      for name, own in compare.split(config).items()
-    )
   tokens = data.prepare(config)
   plan.check(config, tokens)
   head = files.read_json(workdir / "sweep.json") if workdir else None
@@ -83,7 +88,33 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   else:
     corpus = tokens.vocab_size, tokens.train_token_count
     heldout = plan.heldout_cells(config, *corpus, middle, plan.heldout_budget(config, fitted))
+  return Planned(config, tokens, probes, fitted, heldout, bool(sealed))
 
+
+def planned_arms(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Planned]]:
+  """Yields the plan of each objective of a sweep by its name; of a single one by ""."""
+  if not config.sweep.objectives:
+    yield "", planned(config, workdir)
+  else:
+    for name, own in compare.split(config).items():
+      yield name, planned(own, workdir and workdir / name)
+
+
+def plan_table(config: ConfigDict, workdir: Path | None) -> str:
+  """Returns the table of a sweep's cells and its totals.
+
+  The probe's cells come first. The held-out cells are placed at the fit's N* if the folder has a
+  sealed prediction, else at the middle size, as their sizes are known only after the fit.
+
+  Raises:
+    ValueError: the sweep cannot be run.
+  """
+  if config.sweep.objectives:
+    return "\n\n".join(
+      f"{name}\n\n{plan_table(own, workdir and workdir / name)}"
+      for name, own in compare.split(config).items()
+    )
+  config, tokens, probes, fitted, heldout, sealed = planned(config, workdir)
   cells = [*probes, *fitted, *heldout]
   rates = {
     width: STEP_EFFICIENCY * matmul_flops_per_second(width)

@@ -15,6 +15,11 @@ FLAGS: dict[str, tuple[tuple[str, bool | str | int | float | list, str], ...]] =
   "plan": (
     ("devices", 1, "Imagined devices that train one model together."),
     ("device_memory", "", "Of each of them, as 80GiB, 80GB or 24e9: says what fits."),
+    (
+      "target",
+      "",
+      "Compiles all programs for these devices, as h100, h100:2x8, v5e:2x4: what would they need?",
+    ),
     ("next", False, "Prints which cells would tell most, beside those of the workdir's sweep."),
     ("next_flops", "", "What they may cost together: 1e12, or 0.5PFs-days; as its largest cell."),
   ),

@@ -50,10 +50,20 @@ def plan(args: flags.FlagValues) -> None:
 
   A config that changes nothing in `config.sweep` is one run. --devices and --device_memory are
   imagined: with them it says what each device would hold, whether it fits, and what would.
+  --target compiles every program for devices that need not be there (a100, h100, h200, b200, v4,
+  v5e, v5p, v6e; h100:2x8 is two hosts, v5e:16x16 a slice), and says whether they fit, what they
+  send, and how fast they could be at best; with --workdir, also its plan.json.
   """
   from scaling import advice, decide, listing
 
-  if args.next:
+  if args.target and (args.next or args.devices != 1 or args.device_memory):
+    raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
+  if args.target:
+    from scaling import target_report
+
+    workdir = folder(args) if args.workdir else None
+    print(target_report.report(args.config, args.target, workdir))
+  elif args.next:
     flops, workdir = decide.parse_flops(args.next_flops, "next_flops"), folder(args, exists=True)
     print(listing.next_table(args.config, workdir, flops))
   elif advice.is_sweep(args.config):

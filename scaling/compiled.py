@@ -1,0 +1,128 @@
+"""Compiles a run's programs for a target, in processes of their own, and says what they need.
+
+Started as `python -m scaling.compiled` it reads a task from its input and writes its rows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, TextIO
+
+from scaling import executed, roofline, targets
+from scaling.display import duration
+from train import host
+
+PROGRAMS = ("step", "evaluate", "init")
+TELL_SECONDS = 2.0
+SLOWEST = 20  # instructions that are kept of each program
+ROOT = Path(__file__).parents[1]
+
+
+def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) -> list[dict]:
+  """Returns the rows of all tasks, in their order: one for each program.
+
+  Args:
+    tasks: each with "case", "config" (resolved), "vocab_size", "target" (its name), "slots" (runs
+      that are trained together), "programs".
+    stream: receives progress, where it takes longer than 2 s.
+  """
+  began, done = time.monotonic(), 0
+  with futures.ThreadPoolExecutor(len(host.cores())) as pool:
+    waiting = {pool.submit(_in_process, task): task for task in tasks}
+    results = [*waiting]
+    while waiting:
+      finished, _ = futures.wait(waiting, TELL_SECONDS, futures.FIRST_COMPLETED)
+      for future in finished:
+        del waiting[future]
+      end = "\r\033[K" if stream.isatty() else "\n"
+      if (stream.isatty() or len(tasks) - len(waiting) > done) and waiting:
+        done = len(tasks) - len(waiting)
+        passed = duration(time.monotonic() - began)
+        print(f"compiling: {done}/{len(tasks)}, {passed}", end=end, file=stream, flush=True)
+  return [row for future in results for row in future.result()]
+
+
+def _in_process(task: dict[str, Any]) -> list[dict]:
+  """A task's rows, from a process of its own: a compiler that fails may end it."""
+  environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
+  if not targets.parse(task["target"]).tpu:
+    flags = " ".join(f"--{name}={value}" for name, value in host.XLA_FLAGS.items())
+    environment["XLA_FLAGS"] = f"{flags} {environment.get('XLA_FLAGS', '')}"
+  finished = subprocess.run(
+    [sys.executable, "-m", "scaling.compiled"],
+    input=json.dumps(task),
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  if finished.returncode == 0:
+    return json.loads(finished.stdout.splitlines()[-1])
+  last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
+  head = {"case": task["case"], "error": f"the compiler ended: {last[:300]}"}
+  return [head | {"program": name} for name in task["programs"]]
+
+
+def rows(task: dict[str, Any]) -> list[dict]:
+  """Compiles a task's programs and returns what each needs (see `compile_all`)."""
+  from ml_collections import ConfigDict
+
+  from train import ahead
+
+  target, config = targets.parse(task["target"]), ConfigDict(task["config"])
+  found, programs = [], None
+  for name in task["programs"]:
+    head, began = {"case": task["case"], "program": name}, time.monotonic()
+    try:
+      if programs is None:
+        devices = targets.devices(target)
+        programs = ahead.lowered(config, task["vocab_size"], devices, task["slots"])
+      compiled = programs[name].compile()
+    except Exception as error:  # whatever the compiler raises is the answer
+      lines = str(error).strip().splitlines() or [""]
+      message = lines[-1] if "Traceback" in lines[0] else lines[0]
+      found.append(head | {"error": f"{type(error).__name__}: {message[:400]}"})
+      continue
+    found.append(head | needs(compiled, target, time.monotonic() - began))
+  return found
+
+
+def needs(compiled: Any, target: targets.Target, seconds: float = 0.0) -> dict[str, Any]:
+  """Returns what a compiled program (`jax.stages.Compiled`) needs of each device of a target."""
+  held = compiled.memory_analysis()
+  works = executed.read(compiled.as_text(), target.tpu)
+  sums, times = executed.total(works), roofline.times(works, target)
+  sent: dict[str, dict[str, Any]] = {}
+  for work, count in executed.flat(works):
+    if work.kind in executed.COLLECTIVES:
+      of_kind = sent.setdefault(work.kind, {"bytes": 0, "times": 0, "async": 0, "dtypes": []})
+      of_kind["bytes"] += count * work.payload
+      of_kind["times"] += count
+      of_kind["async"] += count * work.is_async
+      of_kind["dtypes"] = sorted({*of_kind["dtypes"], work.dtype})
+  parts = {
+    "arguments": held.argument_size_in_bytes,
+    "temporaries": held.temp_size_in_bytes,
+    "outputs": held.output_size_in_bytes,
+    "donated": held.alias_size_in_bytes,
+  }
+  return parts | {
+    "held": sum(parts.values()) - 2 * parts["donated"],
+    "flops": sums["flops"],
+    "bytes": sums["nbytes"],
+    "collectives": sent,
+    "seconds": times.total,
+    "seconds_alone": times._asdict(),
+    "slowest": roofline.slowest(works, target, SLOWEST),
+    "compile_seconds": seconds,
+  }
+
+
+if __name__ == "__main__":
+  output, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no row
+  print(json.dumps(rows(json.load(sys.stdin))), file=output)
