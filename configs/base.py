@@ -48,6 +48,7 @@ def model() -> ConfigDict:
   c.mup_base_width = 64  # mup: the width at which the learning rate is as given
   c.dtype = "float32"  # of the products' operands: float32 | bfloat16
   c.weights = "float32"  # float32 | bfloat16 (gradients too; the optimizer keeps a float32 copy)
+  c.activations = "float32"  # of what lies between products: float32 | bfloat16 (accelerators)
   c.remat = "none"  # rematerialisation of a block: none | dots | full
   c.flash = True  # on a GPU cuDNN's flash attention, where it serves; False: XLA's
   c.logits_at_once = 2**26  # of more than these a part exists at a time (`train.losses`); 0: all do

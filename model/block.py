@@ -26,10 +26,15 @@ def _gated(activation: Callable) -> Callable[..., jax.Array]:
   return lambda gate_X, x_X: activation(gate_X) * x_X
 
 
+def _widened(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns f, computed in float32, with a result in the dtype of its arguments."""
+  return lambda *x: f(*(x_X.astype(jnp.float32) for x_X in x)).astype(x[0].dtype)
+
+
 # What the MLP's last product takes, of what its first ones made. Of relu the backward pass keeps a
 # boolean for each number; of the others it would keep up to five arrays.
 HIDDEN: dict[str, Callable[..., jax.Array]] = {
-  mlp: repeated(_gated(f) if mlp in GATED else f) for mlp, f in ACTIVATIONS.items()
+  mlp: repeated(_widened(_gated(f) if mlp in GATED else f)) for mlp, f in ACTIVATIONS.items()
 } | {"relu": jax.nn.relu}
 
 KeysValues = tuple[jax.Array, jax.Array]

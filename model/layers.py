@@ -28,29 +28,33 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Returns x @ w: operands in `dtype`, sums and result in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(
+  x_ND: jax.Array, w_DF: jax.Array, dtype: jnp.dtype, result: jnp.dtype = jnp.float32
+) -> jax.Array:
+  """Returns x @ w: operands in `dtype`, sums in float32, the result as it is asked for.
 
-  The derivative is written out for two reasons. It keeps the gradients' sums in float32 where the
-  operands are bfloat16; and its three products are two-dimensional, in the orientation that XLA's
-  CPU backend runs fastest.
+  The derivative is written out for two reasons. It keeps the weights' gradients in float32 where
+  the operands are bfloat16; and its three products are two-dimensional, in the orientation that
+  XLA's CPU backend runs fastest.
   """
-  return _dot(x_ND, w_DF, ((1,), (0,)), dtype)
+  return _dot(x_ND, w_DF, ((1,), (0,)), dtype, result)
 
 
-def _dot(x: jax.Array, y: jax.Array, contract: tuple, dtype: jnp.dtype) -> jax.Array:
+def _dot(x, y, contract: tuple, dtype: jnp.dtype, result: jnp.dtype = jnp.float32) -> jax.Array:
   x, y = x.astype(dtype), y.astype(dtype)
-  return jax.lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=result)
 
 
-def _matmul_forward(x_ND, w_DF, dtype):
-  return _dot(x_ND, w_DF, ((1,), (0,)), dtype), (x_ND.astype(dtype), w_DF)
+def _matmul_forward(x_ND, w_DF, dtype, result):
+  # Of an operand the backward pass needs the values; of the input also the type, for its gradient.
+  kept = x_ND.astype(dtype), w_DF, jnp.zeros((0,), x_ND.dtype)
+  return _dot(x_ND, w_DF, ((1,), (0,)), dtype, result), kept
 
 
-def _matmul_backward(dtype, residuals, dy_NF):
-  x_ND, w_DF = residuals
-  dx_ND = _dot(dy_NF, w_DF, ((1,), (1,)), dtype)
+def _matmul_backward(dtype, result, residuals, dy_NF):
+  x_ND, w_DF, like_x = residuals
+  dx_ND = _dot(dy_NF, w_DF, ((1,), (1,)), dtype, like_x.dtype)
   if x_ND.shape[1] <= dy_NF.shape[1]:
     dw_DF = _dot(transposed(x_ND), dy_NF, ((1,), (0,)), dtype)
   else:
@@ -88,16 +92,16 @@ class Dense(nnx.Module):
     self.dtype = jnp.dtype(model_config.dtype)
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:
-    """Applies the layer to the last axis; the result is float32."""
+    """Applies the layer to the last axis; the result has the input's dtype."""
     x_ND = x_XD.reshape(-1, x_XD.shape[-1])
-    y_NF = matmul(x_ND, self.kernel[...], self.dtype)
+    y_NF = matmul(x_ND, self.kernel[...], self.dtype, x_XD.dtype)
     if self.bias is not None:
-      y_NF += _row(self.bias[...], 2)
+      y_NF = (y_NF + _row(self.bias[...], 2)).astype(x_XD.dtype)
     return y_NF.reshape(*x_XD.shape[:-1], -1)
 
 
 class Norm(nnx.Module):
-  """RMS norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016) of the last axis, float32."""
+  """RMS norm (Zhang & Sennrich 2019) or layer norm (Ba et al. 2016) of the last axis."""
 
   def __init__(self, model_config, width: int):
     self.centre, self.eps = model_config.norm == "layer", model_config.norm_eps
@@ -105,9 +109,14 @@ class Norm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((width,))) if self.centre and model_config.biases else None
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:
-    """Returns the normalised input, times the gain (plus the bias, if there is one)."""
+    """Returns the normalised input, times the gain (plus the bias, if there is one).
+
+    It is computed in float32, and has the input's dtype.
+    """
     y_XD = _standardise(x_XD, _row(self.scale[...], x_XD.ndim), self.centre, self.eps)
-    return y_XD if self.bias is None else y_XD + _row(self.bias[...], x_XD.ndim)
+    if self.bias is not None:
+      y_XD = (y_XD + _row(self.bias[...], x_XD.ndim)).astype(x_XD.dtype)
+    return y_XD
 
 
 def _row(x_D: jax.Array, ndim: int) -> jax.Array:
@@ -121,10 +130,11 @@ def _standardise(x_XD: jax.Array, scale_1D: jax.Array, centre: bool, eps: float)
 
 
 def _standardise_forward(x_XD, scale_1D, centre, eps):
-  mean_X1 = jnp.mean(x_XD, axis=-1, keepdims=True) if centre else 0.0
-  z_XD = x_XD - mean_X1
+  wide_XD = x_XD.astype(jnp.float32)
+  mean_X1 = jnp.mean(wide_XD, axis=-1, keepdims=True) if centre else 0.0
+  z_XD = wide_XD - mean_X1
   r_X1 = jax.lax.rsqrt(jnp.mean(jnp.square(z_XD), axis=-1, keepdims=True) + eps)
-  return z_XD * r_X1 * scale_1D, (x_XD, mean_X1, r_X1, scale_1D)
+  return (z_XD * r_X1 * scale_1D).astype(x_XD.dtype), (x_XD, mean_X1, r_X1, scale_1D)
 
 
 def _standardise_backward(centre, eps, residuals, dy_XD):
@@ -132,14 +142,15 @@ def _standardise_backward(centre, eps, residuals, dy_XD):
   # in full, N by D, where it broadcasts it for more than one product: each has one of its own here,
   # by a factor of two, which changes no digit.
   x_XD, mean_X1, r_X1, scale_1D = residuals
-  z_XD = x_XD - mean_X1
+  z_XD = x_XD.astype(jnp.float32) - mean_X1
+  dy_XD = dy_XD.astype(jnp.float32)
   dyz_XD = dy_XD * z_XD
   mean_gz_X1 = jnp.sum(dyz_XD * (scale_1D / x_XD.shape[-1]), axis=-1, keepdims=True)
   dscale_D = 0.5 * jnp.sum(dyz_XD * (2 * r_X1), axis=tuple(range(x_XD.ndim - 1)))
   dz_XD = (dy_XD * (2 * scale_1D) - z_XD * (2 * mean_gz_X1 * jnp.square(r_X1))) * (r_X1 / 2)
   if centre:
     dz_XD -= jnp.mean(dz_XD, axis=-1, keepdims=True)
-  return dz_XD, dscale_D.reshape(scale_1D.shape)
+  return dz_XD.astype(x_XD.dtype), dscale_D.reshape(scale_1D.shape)
 
 
 _standardise.defvjp(_standardise_forward, _standardise_backward)

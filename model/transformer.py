@@ -41,6 +41,7 @@ SWITCHES = {
   "width_scaling": ("standard", "mup"),
   "dtype": ("float32", "bfloat16"),
   "weights": ("float32", "bfloat16"),
+  "activations": ("float32", "bfloat16"),
   "remat": ("none", "dots", "full"),
 }
 
@@ -212,7 +213,7 @@ class Transformer(nnx.Module):
     self.head = Head(c, vocab_size, rngs=rngs)
     self.scale = _scale_width(c) ** 0.5 if c.scale_embedding else 1.0
     self.sinusoidal, self.dropout = _is(c, "sinusoidal"), c.dropout
-    self.logits_at_once = c.logits_at_once
+    self.logits_at_once, self.activations = c.logits_at_once, jnp.dtype(c.activations)
 
   def __call__(self, *inputs: Any, **more: Any) -> jax.Array:
     """Returns logits_BTV in float32; takes what `hidden` takes."""
@@ -352,7 +353,7 @@ class Transformer(nnx.Module):
       x_BTD += self.token_types(types)
     if self.embedding_norm is not None:
       x_BTD = self.embedding_norm(x_BTD)
-    return x_BTD
+    return x_BTD.astype(self.activations)
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
@@ -407,11 +408,12 @@ def check(model_config: ConfigDict) -> None:
       raise ValueError(
         f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
       )
-  if model_config.weights == "bfloat16" and model_config.dtype != "bfloat16":
-    raise ValueError(
-      f"model.weights='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing by "
-      "it; set model.dtype='bfloat16', or leave the weights in float32"
-    )
+  for field in ("weights", "activations"):
+    if model_config[field] == "bfloat16" and model_config.dtype != "bfloat16":
+      raise ValueError(
+        f"model.{field}='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing "
+        f"by it; set model.dtype='bfloat16', or leave model.{field} in float32"
+      )
 
 
 def build(

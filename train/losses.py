@@ -55,6 +55,7 @@ def cross_entropy_in_turn(
     turns: how many; the tokens need not divide.
   """
   N, D = x_ND.shape
+  x_ND = x_ND.astype(jnp.float32)  # and so its gradient
   padding = -N % turns  # is given no cotangent, and so adds nothing to the gradients
   x_XND = jnp.pad(x_ND, ((0, padding), (0, 0))).reshape(turns, -1, D)
   targets_XN = jnp.pad(targets_N, (0, padding)).reshape(turns, -1)
