@@ -327,7 +327,8 @@ CALL = """ENTRY %m (q: bf16[8,4,1024,64]) -> bf16[8,4,1024,64] {{
   %blocks = s8[1,2,2]{{2,1,0}} parameter(1)
   %positions = s32[1024,128]{{1,0}} parameter(2)
   ROOT %{name} = bf16[8,4,1024,64]{{3,2,1,0}} custom-call({operands}), \
-custom_call_target="{target}", metadata={{op_name="jit(step)/{name}/pallas_call"}}, backend_config={config}
+custom_call_target="{target}", metadata={{op_name="jit(step)/{name}/pallas_call"}}, \
+backend_config={config}
 }}"""
 
 

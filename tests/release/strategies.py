@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
 def config_of(model: str, strategy: str, devices: int):
   """Returns a resolved config; its batch is that of each device, by their number."""
   c = base.get_config()
-  c.model.update({"dtype": "bfloat16"} | MODELS[model]["model"])
+  c.model.update({"dtype": "bfloat16", "activations": "bfloat16"} | MODELS[model]["model"])
   c.data.update(MODELS[model]["data"] | {"isolate_documents": False})
   c.data.batch_size *= devices
   c.train.eval_batch_size = c.data.batch_size
