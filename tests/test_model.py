@@ -57,7 +57,7 @@ def influence(family, *inputs, source=(), **changes):
     return (apply(changed, TOKENS_BT, *inputs, **named)[0] @ weights_V1)[:, 0]
 
   _, pull_back = jax.vjp(logits_T, params["embedding"]["table"][...])
-  gradients_TVD = np.array([pull_back(row_T)[0] for row_T in jnp.eye(T)])
+  gradients_TVD = np.array(jax.vmap(pull_back)(jnp.eye(T))[0])
   return np.any(gradients_TVD != 0, axis=-1)[:, : T + S]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -59,38 +60,36 @@ def test_finished_run_is_not_trained_again(whole):
   assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_the_times_of_a_run_are_all_of_it(tiny, tmp_path):
-  began = time.perf_counter()
-  result = loop.train(tiny, tmp_path)
-  took = time.perf_counter() - began
+def test_the_times_of_a_run_are_those_of_its_phases(whole):
+  _, _, result = whole
   assert tuple(result["times"]) == clock.PHASES
   assert sum(result["times"].values()) == pytest.approx(result["seconds"], abs=0.01)
-  assert 0.7 * took < result["seconds"] <= took
   assert min(t for phase, t in result["times"].items() if phase != "compile") > 0
 
 
-def test_compiling_is_a_phase_of_its_own_wherever_it_happens():
+def test_compiling_is_a_phase_of_its_own_wherever_it_happens(monkeypatch):
+  """By a clock that is set by hand: 3 s of the 5 s in a block within another are compilation."""
+  now = [100.0]
+  monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+  def passes(seconds, compiling=()):
+    now[0] += seconds
+    for each in compiling:  # a function is reported before the one that it is traced within
+      jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", each)
+
   spent = clock.Clock()
-  x = jax.numpy.ones((64, 64))
-  compiled = jax.jit(lambda x: jax.jit(jax.numpy.sin)(x @ x) @ jax.numpy.cos(x))
   with spent("train"):
+    passes(1)
     with spent("evaluate"):
-      began = time.perf_counter()
-      compiled(x).block_until_ready()
-      took = time.perf_counter() - began
-    first = spent.times()
-    began = time.perf_counter()
-    compiled(x).block_until_ready()
-    time.sleep(0.2)
-    rest = time.perf_counter() - began
-  assert 0.5 * took < first["compile"] < took
-  assert first["compile"] + first["evaluate"] == pytest.approx(took, abs=0.01)
-  last = spent.times()
-  assert last["compile"] == first["compile"]
-  assert last["train"] == pytest.approx(rest, abs=0.01)
+      passes(4, (2, 3))
+      passes(1)
+    passes(10)
+  passes(100)  # it stands still
+  nothing = dict.fromkeys(clock.PHASES, 0.0)
+  assert spent.times() == nothing | {"train": 11.0, "evaluate": 2.0, "compile": 3.0}
   half = clock.Clock()
   half.add(spent, 0.5)
-  assert half.times()["train"] == pytest.approx(last["train"] / 2, abs=1e-3)
+  assert half.times() == nothing | {"train": 5.5, "evaluate": 1.0, "compile": 1.5}
 
 
 def test_the_validation_set_is_made_once_and_is_the_one_of_its_config(tiny, cache, monkeypatch):

@@ -1,0 +1,62 @@
+"""More cases of what CI tests with a few, and runs that are longer than it has time for."""
+
+import pytest
+import test_floors
+import test_hosts
+import test_memory
+import test_sweep
+from test_hosts import one, uninterrupted  # noqa: F401 -- fixtures
+from test_sweep import flags, swept  # noqa: F401 -- fixtures
+
+MORE = (
+  "encoder strategy=zero2 width=192 depth=6 heads=6 batch_size=64 V=1000 remat=dots",
+  "encoder strategy=zero3 width=256 depth=5 heads=8 batch_size=64 V=2000 mlp=gelu",
+  "encoder strategy=ddp batch_size=256 remat=full norm_position=post positions=learned",
+  "decoder strategy=ddp width=192 depth=6 heads=6 kv_heads=2 batch_size=64 seq_len=256 V=600",
+  "decoder strategy=zero1 width=384 heads=6 batch_size=32 V=5000 remat=dots",
+  "decoder strategy=zero2 width=256 depth=6 heads=8 batch_size=128 V=4000 microbatches=2",
+  "decoder strategy=zero3 width=256 depth=6 batch_size=64 V=8000 remat=dots mlp=gelu_exact",
+  "decoder strategy=hybrid shard_factor=4 depth=6 heads=2 batch_size=128 seq_len=64",
+  "decoder strategy=ddp width=512 batch_size=8 remat=full",
+  "decoder strategy=zero3 width=256 depth=2 batch_size=64 V=8000 logits_at_once=500000",
+  "decoder strategy=zero2 depth=2 batch_size=128 V=8000 microbatches=2 logits_at_once=500000",
+  "encoder_decoder strategy=zero1 depth=5 batch_size=128 remat=dots",
+  "encoder_decoder strategy=hybrid shard_factor=4 width=256 batch_size=64 remat=full mlp=relu",
+)
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_the_compiled_step_holds_what_was_predicted(case):
+  test_memory.check(8, [case])
+
+
+@pytest.mark.parametrize(
+  ("objective", "symbols", "fields"),
+  [
+    ("clm", 256, {"width": 256, "depth": 1, "seq_len": 32, "lr": 3e-3, "tokens": 8_000_000}),
+    (
+      "mlm",
+      32,
+      {"width": 128, "depth": 2, "seq_len": 32, "mlm_rate": 0.3, "positions": "relative"}
+      | {"lr": 3e-3, "tokens": 8_000_000},
+    ),
+    ("span", 64, {**test_floors.SPANS, "width": 96, "depth": 1, "batch_size": 128, "lr": 4e-3}),
+  ],
+)
+def test_trains_to_the_floor_of_a_longer_chain(cache, objective, symbols, fields):
+  shape = {"head_width": 16, "mlp_ratio": 2.0, "markov_tokens": 8_000_000, "tokens": 12_000_000}
+  test_floors.judge(test_floors.make(objective, symbols, **shape | fields))
+
+
+def test_four_processes_train_the_same_losses(one, corpus, tmp_path):  # noqa: F811
+  test_hosts.train_the_same_losses(one, corpus, tmp_path, 4, 1, "ddp")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, victim):  # noqa: F811
+  assert test_hosts.kill_one_and_go_on(*uninterrupted, tmp_path, victim) < 30
+
+
+@pytest.mark.parametrize(("seed", "kills"), [(5, 1), (1, 3)])
+def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):  # noqa: F811
+  test_sweep.kill_anywhere(swept[0], flags, tmp_path, seed, kills)
