@@ -273,28 +273,6 @@ print(json.dumps([record["params"], record["intervals"], used.ru_maxrss / 1e6, u
   assert seconds < 60
 
 
-@pytest.mark.slow
-def test_one_fit_with_intervals_from_a_fresh_process_takes_three_seconds():
-  """Start-up, imports, 240 runs, 1,000 resamples, every interval: processor time, of both kinds."""
-  program = """
-import resource
-import numpy as np
-from configs import base
-from scaling import fit, laws
-N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 16), np.geomspace(1e9, 1e11, 15)))
-law = laws.Chinchilla(*map(np.float64, (1.8, 480.0, 2100.0, 0.35, 0.37)))
-loss = laws.loss(law, N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(240))
-options = base.get_config().fit
-found = fit.fit_runs(fit.make_runs(N, D, loss), options)
-fit.optimum(found, 1e23)
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime)
-"""
-  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-  print(f"{float(done.stdout):.2f} s")
-  assert float(done.stdout) < 3
-
-
 def write_csv(path, rows):
   with path.open("w", newline="") as file:
     writer = csv.DictWriter(file, rows[0])

@@ -47,7 +47,7 @@ def compiled(devices, cases):
   ("devices", "cases"),
   [
     pytest.param(8, FEW, marks=pytest.mark.slow),
-    (8, ZERO3),
+    pytest.param(8, ZERO3, marks=pytest.mark.slow),
     pytest.param(1, ONE, marks=pytest.mark.slow),
   ],
   ids=["few", "zero3", "one device"],

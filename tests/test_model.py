@@ -61,7 +61,7 @@ def influence(family, *inputs, source=(), **changes):
   return np.any(gradients_TVD != 0, axis=-1)[:, : T + S]
 
 
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
+@pytest.mark.parametrize("positions", [pytest.param("rotary", marks=pytest.mark.smoke), "relative"])
 def test_a_decoder_sees_what_came_before(positions):
   seen_TS = influence("decoder", positions=positions)
   np.testing.assert_array_equal(seen_TS[:, :T], np.tri(T, dtype=bool))
@@ -271,11 +271,12 @@ def test_learned_positions_end_somewhere():
   "changes",
   [
     {"family": "decoder"},
-    {"family": "encoder_decoder", "positions": "relative", "remat": "dots"},
-    pytest.param({"family": "encoder_decoder", "positions": "relative"}, marks=pytest.mark.slow),
-    pytest.param(
-      {"family": "encoder_decoder", "positions": "relative", "remat": "full"},
-      marks=pytest.mark.slow,
+    *(
+      pytest.param(
+        {"family": "encoder_decoder", "positions": "relative", "remat": remat},
+        marks=pytest.mark.slow,
+      )
+      for remat in ("none", "dots", "full")
     ),
   ],
   ids=str,

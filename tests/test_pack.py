@@ -99,6 +99,7 @@ def test_a_pack_trains_what_its_runs_would_be_alone(small, tmp_path, family):
       ]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_feel_who_is_beside_it(small, tmp_path):
   """The same bits in another slot; the same run beside one that diverges and two that cannot."""
   same, wild = of(small, 24, 7), of(small, 24, 3, 1e30)

@@ -110,6 +110,7 @@ def test_what_would_help_is_said_and_helps(capsys):
   assert "\nfits 24.0 GiB" in out
 
 
+@pytest.mark.smoke
 def test_a_train_config_is_one_run(capsys):
   code, out, _ = run(capsys, f"--config={LARGE}:70b", "--devices=512", "--device_memory=80GiB")
   assert code == 0

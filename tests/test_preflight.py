@@ -97,6 +97,7 @@ def test_a_sweep_is_refused_before_it_trains_where_a_size_does_not_fit(tiny, tmp
   assert found["compiled"] <= found["available"] == int(c.sharding.device_memory)
 
 
+@pytest.mark.slow
 def test_each_of_several_processes_brings_its_own_rows(run, monkeypatch):
   config, tokens = run
   alone = preflight.needs(config, tokens)

@@ -69,6 +69,7 @@ def config():
   return c
 
 
+@pytest.mark.smoke
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
   cells = plan.fit_cells(config, CORPUS[0])
   growth.finish(tmp_path, cells)

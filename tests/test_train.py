@@ -39,6 +39,7 @@ def whole(make_tiny, tmp_path_factory):
   return config, folder, loop.train(config, folder)
 
 
+@pytest.mark.smoke
 def test_learns_and_records(whole):
   config, folder, result = whole
   first, last = rows(folder)[0], rows(folder)[-2]
@@ -114,6 +115,7 @@ def test_finished_run_refuses_another_config(whole):
     loop.train(other, folder)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("stop_at", [1, 23, 40, 59])
 def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
   config, folder, _ = whole
@@ -269,6 +271,7 @@ def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
     assert step.program(config, tokens.vocab_size) is functions
 
 
+@pytest.mark.smoke
 def test_loss_is_a_sum_over_a_weight(tiny, cache):
   """Positions of weight 0 change nothing; a batch in two halves has the same sum."""
   tokens = data.prepare(tiny)
@@ -296,7 +299,6 @@ def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
   """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
   tokens = data.prepare(tiny)
   config = resolve(tiny)
-  config.model.depth = 1
   batch, grad_norm = next(data.train_batches(tokens, config)), {}
   for z_loss in (0.0, 1.0):
     config.optim.z_loss = z_loss

@@ -1,6 +1,7 @@
 """What has to be quick is: bounds on seconds, ratios of seconds, and how they grow."""
 
 import gc
+import io
 import subprocess
 import sys
 import time
@@ -160,6 +161,15 @@ def test_the_same_case_twice_is_as_fast(make_tiny):
   takers = {name: turns.training(case, tokens)[0] for name in "ab"}
   found = turns.round_robin(takers, 15)
   assert 0.5 < turns.ratio(found["a"], found["b"]) < 2
+
+
+def test_a_step_is_slower_than_the_best_product_of_its_run(make_tiny, tmp_path):
+  grid = bench.cases(make_tiny(), "16/1,32/1/2", "decoder", "float32,bfloat16", 300)
+  result = bench.bench(grid[:3], tmp_path / "bench", rounds=3, stream=io.StringIO())
+  for row in result["cases"]:
+    assert 0 < row["peak_fraction"] < 1
+    assert 0 < row["dispatch_seconds"] < row["step_seconds_max"]
+    assert row["compile_seconds"] > 0.05
 
 
 def test_a_product_counts_its_flops():
