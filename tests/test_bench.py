@@ -201,7 +201,7 @@ def test_bad_flags_are_refused_in_a_line_before_anything_is_made(
 
 def peers(*flags):
   command = [sys.executable, str(Path(__file__).with_name("peers.py")), *flags]
-  return subprocess.run(command, capture_output=True, text=True, timeout=300)
+  return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow

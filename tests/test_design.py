@@ -338,7 +338,7 @@ def sweep_adaptively(corpus, tmp_path, names):
       process.kill()
       process.wait()
       process = subprocess.Popen([*command, *flags[:-1]], stderr=subprocess.PIPE, text=True)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert process.wait(timeout=900) == 0, process.stderr.read()
     with (tmp_path / name / "cells.csv").open() as file:
       tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
   record = json.loads((tmp_path / "whole" / "adaptive.json").read_text())

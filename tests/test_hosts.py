@@ -51,7 +51,7 @@ def start(workdir, arguments, processes, devices):
 
 def finish(running, code=0):
   """Waits for all processes; returns what they said."""
-  said = [process.communicate(timeout=300)[1] for process in running]
+  said = [process.communicate(timeout=900)[1] for process in running]
   assert [process.returncode for process in running] == [code] * len(running), said
   return said
 
@@ -116,13 +116,13 @@ def test_a_killed_peer_stops_the_others_and_the_run_goes_on_bit_for_bit(
 def kill_one_and_go_on(arguments, whole, killed, victim):
   """Returns how long the other lived on [s]."""
   both = start(killed, arguments, 2, 1)
-  deadline = time.time() + 120
+  deadline = time.time() + 900
   while not saved(killed) and time.time() < deadline:
     time.sleep(0.01)
   both[victim].kill()
   both[victim].wait()
   other, killed_at = both[1 - victim], time.time()
-  said = other.communicate(timeout=120)[1]
+  said = other.communicate(timeout=900)[1]
   assert other.returncode == 1
   assert said.splitlines()[-1] == f"isoflop: {host.LOST}", said
   lived_on = time.time() - killed_at

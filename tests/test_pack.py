@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 
 import jax
 import pytest
@@ -284,54 +283,26 @@ SWEEP = (
 )  # fmt: skip
 
 
+def packed_sweep(corpus, folder):
+  """The command of a sweep whose runs are trained together by one worker."""
+  source = f"--config.data.source=text:{corpus}"
+  return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, f"--workdir={folder}"]
+
+
+def records(folder, status=("done",)):
+  """The records of a sweep by run, without its folder, which stands in `train.branch_from`."""
+  texts = {p.parent.name: p.read_text() for p in folder.glob("*/*/run.json")}
+  found = {key: json.loads(text.replace(str(folder), "")) for key, text in texts.items()}
+  return {key: run for key, run in found.items() if run["status"] in status}
+
+
 @pytest.mark.slow
-def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):
-  """Where a run of a pack is done and others are not; what is done is not trained again."""
-
-  def command(name):
-    source = f"--config.data.source=text:{corpus}"
-    folder = f"--workdir={tmp_path / name}"
-    return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, folder]
-
-  def records(name, status=("done",)):
-    folder = tmp_path / name  # which stands in `train.branch_from`
-    texts = {p.parent.name: p.read_text() for p in folder.glob("*/*/run.json")}
-    found = {key: json.loads(text.replace(str(folder), "")) for key, text in texts.items()}
-    return {key: run for key, run in found.items() if run["status"] in status}
-
-  whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=300)
+def test_a_packed_sweep_trains_its_runs_together(corpus, tmp_path):
+  """One that is killed is in tests/release."""
+  whole = subprocess.run(
+    packed_sweep(corpus, tmp_path), capture_output=True, text=True, timeout=900
+  )
   assert whole.returncode == 0, whole.stderr
   assert "prediction" in whole.stdout
-  packs = [run["pack"] for run in records("whole").values()]
+  packs = [run["pack"] for run in records(tmp_path).values()]
   assert {1, 4} <= set(packs) <= {1, 2, 4}
-
-  process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
-  running: list[int] = []
-  while process.poll() is None:  # one worker: what is running is of the pack of what is done
-    running = [run["pack"] for n, run in records("killed", ("running",)).items() if "fit" in n]
-    if running and any("fit" in name for name in records("killed")):
-      break
-    time.sleep(0.002)
-  assert process.poll() is None
-  process.kill()
-  process.wait()
-  assert max(running) > 1
-  kept = records("killed")
-  done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*/*/run.json")
-          if p.parent.name in kept}  # fmt: skip
-  again = subprocess.run(command("killed"), capture_output=True, text=True, timeout=300)
-  assert again.returncode == 0, again.stderr
-  free = {"seconds", "times", "first_step"}
-  a, b = records("whole"), records("killed")
-  assert a.keys() == b.keys()
-  assert any(b[name]["first_step"] > a[name]["first_step"] for name in a)  # one was resumed
-  for name, run in a.items():
-    assert {k: v for k, v in run.items() if k not in free} == {
-      k: v for k, v in b[name].items() if k not in free
-    }, name
-  for path in (tmp_path / "whole").rglob("metrics.jsonl"):
-    other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
-    assert other.read_text() == path.read_text()
-  assert all(path.stat().st_mtime_ns == at for path, at in done.items())
-  for name in ("fit.json", "prediction.json", "verification.json"):
-    assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

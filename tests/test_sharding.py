@@ -33,7 +33,7 @@ def trained(devices, family, cases):
     [sys.executable, ROOT / "tests" / "eight_devices.py", str(devices), family, *cases.values()],
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=900,
     env={
       "PATH": "",
       "JAX_PLATFORMS": "cpu",

@@ -1,5 +1,8 @@
 """More cases of what CI tests with a few, and runs that are longer than it has time for."""
 
+import subprocess
+import time
+
 import pytest
 import test_design
 import test_floors
@@ -9,6 +12,7 @@ import test_precision
 import test_sweep
 import test_uncertainty
 from test_hosts import one, uninterrupted  # noqa: F401 -- fixtures
+from test_pack import packed_sweep, records
 from test_sweep import flags, swept  # noqa: F401 -- fixtures
 
 MORE = (
@@ -85,3 +89,45 @@ def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, vic
 @pytest.mark.parametrize(("seed", "kills"), [(0, 3), (1, 3)])
 def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):  # noqa: F811
   test_sweep.kill_anywhere(swept[0], flags, tmp_path, seed, kills)
+
+
+def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):
+  """Where a run of a pack is done and others are not; what is done is not trained again."""
+  whole = subprocess.run(
+    packed_sweep(corpus, tmp_path / "whole"), capture_output=True, text=True, timeout=900
+  )
+  assert whole.returncode == 0, whole.stderr
+  process = subprocess.Popen(packed_sweep(corpus, tmp_path / "killed"), stderr=subprocess.DEVNULL)
+  running: list[int] = []
+  while process.poll() is None:  # one worker: what is running is of the pack of what is done
+    running = [
+      run["pack"] for n, run in records(tmp_path / "killed", ("running",)).items() if "fit" in n
+    ]
+    if running and any("fit" in name for name in records(tmp_path / "killed")):
+      break
+    time.sleep(0.002)
+  assert process.poll() is None
+  process.kill()
+  process.wait()
+  assert max(running) > 1
+  kept = records(tmp_path / "killed")
+  done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*/*/run.json")
+          if p.parent.name in kept}  # fmt: skip
+  again = subprocess.run(
+    packed_sweep(corpus, tmp_path / "killed"), capture_output=True, text=True, timeout=900
+  )
+  assert again.returncode == 0, again.stderr
+  free = {"seconds", "times", "first_step"}
+  a, b = records(tmp_path / "whole"), records(tmp_path / "killed")
+  assert a.keys() == b.keys()
+  assert any(b[name]["first_step"] > a[name]["first_step"] for name in a)  # one was resumed
+  for name, run in a.items():
+    assert {k: v for k, v in run.items() if k not in free} == {
+      k: v for k, v in b[name].items() if k not in free
+    }, name
+  for path in (tmp_path / "whole").rglob("metrics.jsonl"):
+    other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+    assert other.read_text() == path.read_text()
+  assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+  for name in ("fit.json", "prediction.json", "verification.json"):
+    assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from models import build, model_config
 from surfaces import published_chinchilla
+from test_fit import fit_a_million_runs
 from test_memory import held, large_run
 from test_variants import trainer
 
@@ -151,6 +152,10 @@ print(used.ru_utime + used.ru_stime)
   seconds = float(script(program))
   print(f"{seconds:.2f} s")
   assert seconds < 3
+
+
+def test_a_fit_of_a_million_runs_takes_a_minute_of_one_core():
+  assert fit_a_million_runs() < 60
 
 
 def test_the_same_case_twice_is_as_fast(make_tiny):
