@@ -1,5 +1,6 @@
 """The three transformers: what they may see, what their switches change, and what they must not."""
 
+import itertools
 import math
 
 import jax
@@ -119,8 +120,15 @@ FIRST, SECOND = np.arange(1, 5), np.arange(10, 14)
 FIRST_SOURCE, SECOND_SOURCE = np.arange(20, 24), np.arange(24, 28)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+  ("family", "positions"),
+  [
+    (family, positions)
+    if family == "decoder" or positions == "relative"
+    else pytest.param(family, positions, marks=pytest.mark.slow)
+    for family, positions in itertools.product(FAMILIES, POSITIONS)
+  ],
+)
 def test_packed_documents_equal_documents_alone(family, positions):
   """Two documents and padding in one row, against each in a row of its own."""
   params, apply = random_model(family=family, positions=positions)
