@@ -159,6 +159,7 @@ def test_mixed_precision_trains_as_float32_weights_do(mixed):
     np.testing.assert_allclose(mixed[name]["losses"], mixed["ddp"]["losses"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored_bit_for_bit_on_any_devices_and_strategy(tmp_path):
   where = f",checkpoints={tmp_path / 'run'}"
   saved = trained(8, "decoder", {"zero3": CASES["zero3"] + where})["zero3"]

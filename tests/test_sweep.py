@@ -53,11 +53,17 @@ def flags(cache, corpus):
 
 
 @pytest.fixture(scope="module")
-def swept(flags, tmp_path_factory):
+def calm(flags):
+  """Flags of the same sweep, which seldom saves: most of its time went into that."""
+  return [*flags, "--config.train.checkpoint_every_seconds=10"]
+
+
+@pytest.fixture(scope="module")
+def swept(calm, tmp_path_factory):
   """A sweep that nobody interrupted."""
   workdir = tmp_path_factory.mktemp("swept")
   done = subprocess.run(
-    command("sweep", workdir, *flags), capture_output=True, text=True, timeout=900
+    command("sweep", workdir, *calm), capture_output=True, text=True, timeout=900
   )
   assert done.returncode == 0, done.stderr
   return workdir, done
@@ -132,12 +138,12 @@ def test_prediction_was_sealed_before_its_test(swept):
     assert cell["inside"] == (cell["interval"][0] <= cell["trained_loss"] <= cell["interval"][1])
 
 
-def test_second_start_does_no_work(swept, flags):
+def test_second_start_does_no_work(swept, calm):
   workdir, _ = swept
   before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")}
   rows = table(workdir)
   done = subprocess.run(
-    command("sweep", workdir, *flags), capture_output=True, text=True, timeout=900
+    command("sweep", workdir, *calm), capture_output=True, text=True, timeout=900
   )
   assert done.returncode == 0, done.stderr
   assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")} == before
@@ -172,6 +178,7 @@ def kill_anywhere(workdir, flags, tmp_path, seed, kills):
     assert (tmp_path / name).read_text() == (workdir / name).read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(flags, tmp_path):
   process = subprocess.Popen(
     command("sweep", tmp_path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -238,10 +245,10 @@ def test_another_process_is_kept_out(flags, tmp_path):
   assert re.fullmatch(r"isoflop: workdir=.*: in use by process \d+; .*\n", second.stderr)
 
 
-def test_other_config_in_the_same_folder_is_refused(swept, flags):
+def test_other_config_in_the_same_folder_is_refused(swept, calm):
   workdir, _ = swept
   done = subprocess.run(
-    command("sweep", workdir, *flags, "--config.model.mlp=relu"), capture_output=True, text=True
+    command("sweep", workdir, *calm, "--config.model.mlp=relu"), capture_output=True, text=True
   )
   assert done.returncode == 2
   assert "model.mlp='swiglu', asked 'relu'" in done.stderr

@@ -13,7 +13,7 @@ import test_sweep
 import test_uncertainty
 from test_hosts import one, uninterrupted  # noqa: F401 -- fixtures
 from test_pack import packed_sweep, records
-from test_sweep import flags, swept  # noqa: F401 -- fixtures
+from test_sweep import calm, flags, swept  # noqa: F401 -- fixtures
 
 MORE = (
   "encoder strategy=zero2 width=192 depth=6 heads=6 batch_size=64 V=1000 remat=dots",
