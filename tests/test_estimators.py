@@ -27,7 +27,6 @@ def chinchilla():
   return fit.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
 
 
-@pytest.mark.smoke
 def test_published_refit_of_chinchilla(chinchilla):
   """Besiroglu et al. 2024, with delta = 1e-3: a minimum as low as theirs."""
   found = fit.fit_runs(chinchilla, options())

@@ -48,6 +48,7 @@ def test_order_and_seed():
   assert fit.input_hash(fit.make_runs(n, d, loss)) != one["input_hash"]
 
 
+@pytest.mark.smoke
 def test_rescaled_units_rescale_the_law():
   n, d = grid()
   loss = noisy(n, d, 0.005, 0)
