@@ -1,11 +1,13 @@
-"""Eight minutes of one H100: `h200.py` at a tenth of its compute, held out at five times.
+r"""Eight minutes of one H100: `h200.py` at a tenth of its compute, held out at five times.
 
-    isoflop plan  --target=h100 --config=configs/sweeps/gpu_minutes.py --config.data.source=text:BOOKS
-    isoflop sweep --config=configs/sweeps/gpu_minutes.py --config.data.source=text:BOOKS --workdir=DIR
-    isoflop sweep --config=configs/sweeps/gpu_minutes.py:0.001,mlm ...       a rehearsal on a CPU
+  isoflop plan --target=h100 --config=configs/sweeps/gpu_minutes.py \
+    --config.data.source=text:~/books
+  isoflop sweep --config=configs/sweeps/gpu_minutes.py --workdir=runs/minutes \
+    --config.data.source=text:~/books
 
-4e16 FLOPs in all, of which the three held-out cells are 3e16. `tests/release/gpu_minutes.sh` runs it
-after the benchmarks of the same card. Compiled for an H100, and not yet run on one.
+The argument is that of `h200.py`: `gpu_minutes.py:0.0003,mlm` is a rehearsal on a CPU. 4e16 FLOPs
+in all, of which the three held-out cells are 3e16. `tests/release/gpu_minutes.sh` runs it after the
+benchmarks of the same card. Compiled for an H100, and not yet run on one.
 
 Why these numbers, where they are not those of `h200.py`: five sizes from 0.9M to 12M are enough for
 three budgets whose optima, at 20 tokens per parameter, would be 1.3M, 2.2M and 4M, and 9M at the
