@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 
 
 def platform() -> str:
@@ -30,7 +31,7 @@ def platform() -> str:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def matmul(
-  x_ND: jax.Array, w_DF: jax.Array, dtype: jnp.dtype, result: jnp.dtype = jnp.float32
+  x_ND: jax.Array, w_DF: jax.Array, dtype: DTypeLike, result: DTypeLike = jnp.float32
 ) -> jax.Array:
   """Returns x @ w: operands in `dtype`, sums in float32, the result as it is asked for.
 
@@ -41,7 +42,7 @@ def matmul(
   return _dot(x_ND, w_DF, ((1,), (0,)), dtype, result)
 
 
-def _dot(x, y, contract: tuple, dtype: jnp.dtype, result: jnp.dtype = jnp.float32) -> jax.Array:
+def _dot(x, y, contract: tuple, dtype: DTypeLike, result: DTypeLike = jnp.float32) -> jax.Array:
   x, y = x.astype(dtype), y.astype(dtype)
   return jax.lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=result)
 

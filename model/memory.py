@@ -146,28 +146,35 @@ def _block(c: ConfigDict, stack: Stack, tensor: int, fused: bool) -> Block:
   queries, keys = (heads * c.head_width / tensor for heads in (c.heads, c.kv_heads))
   hidden = mlp_width(c) / tensor
   gates = 2 if c.mlp in GATED else 1
-  kept = 1 if c.mlp == "relu" else 4 * gates  # bytes of each hidden number: see `block.HIDDEN`
+  between = _between(c)
+  kept = 1 if c.mlp == "relu" else between * gates  # of each hidden number: see `block.HIDDEN`
   attend = 2 if fused and c.dtype == "bfloat16" else 4
   block = Block(
-    stream=4 * T * D * (3 if S else 2),
+    stream=between * T * D * (3 if S else 2),
     operands=operand * T * ((D + queries) * (2 if S else 1) + D),
     heads=0.0,
     weights=0.0 if fused else 4 * T * (T + S) * c.heads / tensor,
     hidden=T * hidden * (kept + operand),
-    products=4 * T * gates * hidden,
-    norms=4 * T * D * (3 if S else 2),
-    again=operand * T * D * (2 + gates - 1),
+    products=between * T * gates * hidden,
+    norms=between * T * D * (3 if S else 2),
+    # What lies between products in bfloat16 is their operand as it is.
+    again=0.0 if between == 2 else operand * T * D * (2 + gates - 1),
   )
   for seen in (T, S) if S else (T,):
     asked = c.qk_norm * (T * queries + seen * keys)
     block = block._replace(
-      heads=block.heads + 4 * asked + 2 * attend * (T + seen) * queries,
+      heads=block.heads + between * asked + 2 * attend * (T + seen) * queries,
       products=block.products
-      + 4 * (T * queries + 2 * seen * keys + T * D)
+      + between * (T * queries + 2 * seen * keys + T * D)
       + fused * T * (attend * queries + 4 * c.heads / tensor),
-      norms=block.norms + 4 * asked,
+      norms=block.norms + between * asked,
     )
   return block
+
+
+def _between(model_config: ConfigDict) -> int:
+  """Returns the bytes of a number between products."""
+  return 2 if model_config.activations == "bfloat16" else 4
 
 
 def _activations(
@@ -179,7 +186,7 @@ def _activations(
   kept = peak = 0.0
   for stack in accounting.stacks(c, seq_len, source_len):
     b = _block(c, stack, tensor, fused)
-    d, f = 4 * stack.length * c.width, 4 * stack.length * mlp_width(c) / tensor
+    d, f = (_between(c) * stack.length * x for x in (c.width, mlp_width(c) / tensor))
     distinct = b.stream + b.operands + b.heads
     if c.remat == "none" or not c.scan:
       kept += stack.depth * (distinct + b.weights + b.hidden)

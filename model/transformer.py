@@ -16,7 +16,7 @@ from model.layers import Dense, Embedding, Norm, dropout, matmul, split_keys
 
 
 def _dots(primitive: Any, *args: Any, **params: Any) -> bool:
-  flash = primitive.name.startswith("dot_product_attention_fwd")
+  flash = primitive.name.startswith(("dot_product_attention_fwd", "pallas_call"))
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   return flash or dots(primitive, *args, **params)
 

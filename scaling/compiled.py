@@ -88,14 +88,24 @@ def rows(task: dict[str, Any]) -> list[dict]:
       message = lines[-1] if "Traceback" in lines[0] else lines[0]
       found.append(head | {"error": f"{type(error).__name__}: {message[:400]}"})
       continue
-    found.append(head | needs(compiled, target, time.monotonic() - began))
+    causal, seconds = config.model.family == "decoder", time.monotonic() - began
+    found.append(head | needs(compiled, target, causal, seconds))
   return found
 
 
-def needs(compiled: Any, target: targets.Target, seconds: float = 0.0) -> dict[str, Any]:
-  """Returns what a compiled program (`jax.stages.Compiled`) needs of each device of a target."""
+def needs(
+  compiled: Any, target: targets.Target, causal: bool = False, seconds: float = 0.0
+) -> dict[str, Any]:
+  """Returns what a compiled program (`jax.stages.Compiled`) needs of each device of a target.
+
+  Args:
+    compiled: the program.
+    target: what it is compiled for.
+    causal: as in `executed.read`.
+    seconds: that it took to compile.
+  """
   held = compiled.memory_analysis()
-  works = executed.read(compiled.as_text(), target.tpu)
+  works = executed.read(compiled.as_text(), target.tpu, causal)
   sums, times = executed.total(works), roofline.times(works, target)
   sent: dict[str, dict[str, Any]] = {}
   for work, count in executed.flat(works):

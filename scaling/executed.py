@@ -28,7 +28,10 @@ FUSIONS = ("fusion", "fusion-start")
 VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")  # element by element
 SLICES = ("slice", "dynamic-slice", "gather")
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # op: which operand is written
-PRODUCTS = {"dkv": 4, "dq": 3, "bwd": 5, "fwd": 2}  # of an attention kernel, by its name
+# Products of a query with a key in jax's Pallas attention kernels, by the kernel's name.
+KERNELS = {"mha_preprocess": 0, "mha_fwd": 2, "mha_dq": 3, "mha_dkv": 4}
+KERNELS |= {"mha_forward": 2, "mha_backward": 4 + 3}
+TRITON_BLOCK = 128  # queries of a block, of which a causal kernel skips the later keys
 
 
 class Work(NamedTuple):
@@ -47,14 +50,15 @@ class Work(NamedTuple):
   body: tuple["Work", ...] = ()
 
 
-def read(text: str, tpu: bool = False) -> tuple[Work, ...]:
+def read(text: str, tpu: bool = False, causal: bool = False) -> tuple[Work, ...]:
   """Returns what a program executes, in order.
 
   Args:
     text: `compiled.as_text()`.
     tpu: it was compiled for one.
+    causal: a Triton attention kernel hides the future, which its call does not tell.
   """
-  reader = _Reader(hlo.parse(text), tpu)
+  reader = _Reader(hlo.parse(text), tpu, causal)
   return reader.schedule(reader.module.entry)
 
 
@@ -79,8 +83,8 @@ def total(works: tuple[Work, ...]) -> dict[str, float]:
 
 
 class _Reader:
-  def __init__(self, module: hlo.Module, tpu: bool):
-    self.module, self.tpu = module, tpu
+  def __init__(self, module: hlo.Module, tpu: bool, causal: bool):
+    self.module, self.tpu, self.causal = module, tpu, causal
     self._flops: dict[str, Counter] = {}
 
   def schedule(self, c: Computation) -> tuple[Work, ...]:
@@ -174,13 +178,31 @@ class _Reader:
       flops = _convolution(i, left.dims, shapes[1].dims)
     elif "fmha" in i.target:
       keys, causal = shapes[1].dims[1], i.attribute(r'mask_type"?: ?"\w*(CAUSAL)')
-      products = PRODUCTS["bwd" if "Backward" in i.target else "fwd"]
+      products = 5 if "Backward" in i.target else 2
       flops = 2.0 * products * left.elements * ((keys + 1) / 2 if causal else keys)
-    elif i.target == "tpu_custom_call":
-      flops = _kernel(i, shapes)
+    elif i.target in ("tpu_custom_call", "__gpu$xla.gpu.triton"):
+      flops = self._kernel(i, shapes)
     exact = "operand_precision={highest" in i.attributes
     peak = ("float32" if exact else "tensorfloat32") if left.dtype == "f32" else "bfloat16"
     return Counter({peak: flops} if flops else {})
+
+  def _kernel(self, i: Instruction, shapes: list[Shape]) -> float:
+    """FLOPs of a Pallas kernel: as it states them, or those of jax's attention kernels."""
+    if stated := i.attribute(r'cost_estimate"?:\s*(\{[^}]*\})'):
+      return float(json.loads(stated).get("flops", 0))
+    name = next((name for name in KERNELS if name in i.name or f"/{name}" in i.source), "")
+    arrays = [s for s in shapes if len(s.dims) == 4 and s.dtype in ("bf16", "f32")]
+    if not name or len(arrays) < 2:
+      return 0.0
+    if i.target == "tpu_custom_call":  # BHTK; the mask has a number for each pair of blocks
+      T, S = arrays[0].dims[2], arrays[1].dims[2]
+      blocks = next((s.dims[1] for s in shapes if s.dtype == "s8"), 1)
+      causal = any(s.dtype == "s32" and len(s.dims) == 2 for s in shapes)  # positions of queries
+    else:  # BTHK
+      T, S = arrays[0].dims[1], arrays[1].dims[1]
+      blocks, causal = max(1, T // TRITON_BLOCK), self.causal
+    visited = (blocks + 1) / (2 * blocks) if causal and T == S else 1.0
+    return 2.0 * KERNELS[name] * arrays[0].elements * S * visited
 
   # ---- Bytes ----
 
@@ -258,12 +280,3 @@ def _convolution(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) 
     last = (left[inputs.index(label)] - 1) * dilation[k]
     flops *= int(np.sum((at >= 0) & (at <= last) & (at % dilation[k] == 0)))
   return flops
-
-
-def _kernel(i: Instruction, shapes: list[Shape]) -> float:
-  """FLOPs of a Pallas kernel: as it states them, or those of the attention that its name tells."""
-  if stated := i.attribute(r'cost_estimate"?:\s*(\{[^}]*\})'):
-    return float(json.loads(stated).get("flops", 0))
-  arrays = [s for s in shapes if len(s.dims) >= 3 and s.dtype in ("bf16", "f32")]
-  kind = next((k for k in PRODUCTS if k in i.name or k in i.source), "")
-  return 2.0 * PRODUCTS[kind] * arrays[0].elements * arrays[1].dims[-2] if kind else 0.0

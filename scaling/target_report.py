@@ -124,7 +124,7 @@ def _figures(case: Case, target: targets.Target, row: dict, step: dict) -> dict[
   if row["program"] == "evaluate":
     rows = case.config.train.eval_batch_size / case.config.data.batch_size
     per_token, tokens = per_token / 3, size.tokens_per_step * rows
-  operands = "bfloat16" if case.config.model.dtype == "bfloat16" else "tensorfloat32"
+  operands = case.config.model.dtype
   peak = target.devices * target.chip.peaks[operands]
   found["share_of_peak"] = per_token * tokens / peak / row["seconds"]
   return found | {"tokens_per_second": tokens / row["seconds"], "slots": case.slots}

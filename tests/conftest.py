@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,34 +12,21 @@ import pytest
 
 from configs import base
 
-BEGAN = time.monotonic()
-
-
-def pytest_addoption(parser):
-  parser.addoption(
-    "--budget",
-    type=float,
-    default=float("inf"),
-    metavar="SECONDS",
-    help="tests that would begin later than so many seconds after the start are skipped",
-  )
-
-
-def pytest_runtest_setup(item):
-  budget = item.config.getoption("--budget")
-  if time.monotonic() - BEGAN > budget:
-    pytest.skip(f"the {budget:.0f} s of --budget are over")
-
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
   """A cache folder of this test session, also for the processes that tests start.
 
-  What one test has compiled, the next one and the workers do not compile again.
+  What one test has compiled, the next one does not compile again, nor do the processes that tests
+  start and the other workers of pytest-xdist, each of which has such a session of its own.
   """
   from train import host
 
   folder = tmp_path_factory.mktemp("cache")
+  if "PYTEST_XDIST_WORKER" in os.environ:  # whose temporary folders are beside each other
+    programs = tmp_path_factory.getbasetemp().parent / "xla"
+    programs.mkdir(exist_ok=True)
+    (folder / "xla").symlink_to(programs)
   os.environ["ISOFLOP_CACHE"] = str(folder)
   host.use_compile_cache()
   return folder

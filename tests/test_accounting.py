@@ -90,6 +90,7 @@ def test_what_is_looked_up_and_what_is_multiplied():
   }
 
 
+@pytest.mark.smoke
 def test_the_ladder_states_its_parameters():
   source = inspect.getsource(ladders)
   column = {int(k): v for k, v in re.findall(r"(\d+): Rung\(.*\),  # ([\d.,]+)", source)}
@@ -116,6 +117,7 @@ def test_conventions():
     accounting.n_params(groups, "all")
 
 
+@pytest.mark.smoke
 def test_flops_by_hand():
   config = model_config(width=8, depth=3, heads=2, mlp="gelu")
   block = 5 * 2 * 12 * 8 * 8 + 4 * 8 * (1 + 2 + 3 + 4 + 5)  # matrices; keys seen by the 5 tokens
@@ -123,6 +125,7 @@ def test_flops_by_hand():
   assert accounting.train_flops_per_sequence(config, 10, 5) == 3 * (3 * block + 5 * 2 * 10 * 8)
 
 
+@pytest.mark.smoke
 def test_flops_of_an_encoder_decoder_by_hand():
   """Width 8, 2 heads, of keys and values 1; 1 block in the encoder, 2 in the decoder; T=3, S=5."""
   config = model_config(

@@ -46,7 +46,7 @@ def plain_attention(q_BTHK, k_BSGK, v_BSGK, view, scale):
   return jnp.stack(heads, axis=2)
 
 
-@pytest.mark.parametrize("bias", [0, 1, 2])
+@pytest.mark.parametrize("bias", [pytest.param(0, marks=pytest.mark.smoke), 1, 2])
 @pytest.mark.parametrize(("causal", "masked", "kv_heads"), [(1, 0, 4), (1, 1, 2), (0, 1, 1)])
 def test_attention_and_its_written_out_derivative(causal, masked, kv_heads, bias):
   """Values and derivatives by q, k, v and the bias; a bias of one row is that of all."""
@@ -136,9 +136,16 @@ def test_scores_are_scaled_as_the_config_says():
     assert model.decoder.block.attention.scale == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("T", [pytest.param(12, marks=pytest.mark.slow), 13])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
-@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize(
+  ("T", "heads", "biased"),
+  [
+    (13, (4, 4), False),
+    (13, (4, 2), True),
+    pytest.param(12, (4, 4), True, marks=pytest.mark.slow),
+    pytest.param(12, (4, 2), False, marks=pytest.mark.slow),
+  ],
+  ids=str,
+)
 def test_causal_halves_equal_the_whole(monkeypatch, T, heads, biased):
   """Values and gradients: the terms left out are zeros, so that only sums' order may differ."""
   H, G = heads

@@ -79,6 +79,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ca
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.smoke
 def test_print_config_shows_the_difference(capsys):
   code, out, _ = run(capsys, "train", "--config.model.size=10", "--print_config")
   assert code == 0

@@ -214,9 +214,9 @@ def test_two_processes_prepare_once(folder, tmp_path):
   processes = [context.Process(target=_prepare, args=arguments) for _ in range(2)]
   for process in processes:
     process.start()
-  first, second = results.get(timeout=60), results.get(timeout=60)
+  first, second = results.get(timeout=900), results.get(timeout=900)
   for process in processes:
-    process.join(timeout=60)
+    process.join(timeout=900)
   assert first == second  # the same folder: the second process did not write it once more
 
 

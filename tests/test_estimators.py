@@ -1,7 +1,5 @@
 """The estimators against known surfaces, published fits, and the traps that others fell into."""
 
-import time
-
 import numpy as np
 import pytest
 from surfaces import (
@@ -315,31 +313,3 @@ def test_the_envelope_of_curves_is_the_optimum():
 def test_bad_curves_are_refused(tokens, loss, reason):
   with pytest.raises(ValueError, match=f"curve run7: .*{reason}"):
     fit.make_curves([("run7", 1e6, tokens, tokens, loss)])
-
-
-@pytest.mark.slow
-def test_4000_resamples_take_less_than_100_fits_of_scipy(chinchilla):
-  """Speed as a ratio: the usual script's single fit, against our whole bootstrap."""
-  optimize = pytest.importorskip("scipy.optimize")
-  design = estimate.design(chinchilla.N, chinchilla.D, chinchilla.loss)
-  best = estimate.minimum(design, 1e-3)[1].theta[0]
-  began = time.perf_counter()
-  found = uncertainty.resample(design, chinchilla, best, 1e-3, 4000, 0)
-  ours = time.perf_counter() - began
-  log_n, log_d, log_l = map(np.log, (chinchilla.N, chinchilla.D, chinchilla.loss))
-
-  def cost(p):
-    r = np.log(np.exp(p[0]) + np.exp(p[1] - p[3] * log_n) + np.exp(p[2] - p[4] * log_d)) - log_l
-    size = np.abs(r)
-    return np.where(size < 1e-3, r**2 / 2, 1e-3 * (size - 5e-4)).sum()
-
-  start = np.array([*np.log(HOFFMANN[:3]), *HOFFMANN[3:]])
-  began = time.perf_counter()
-  for _ in range(10):
-    optimize.minimize(cost, start, method="BFGS")
-  theirs = (time.perf_counter() - began) / 10
-  print(
-    f"4000 resamples {ours:.2f} s, one fit of scipy {theirs:.4f} s: {ours / theirs:.0f} of them"
-  )
-  assert found.converged.all()
-  assert ours < 100 * theirs

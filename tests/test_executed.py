@@ -322,19 +322,36 @@ def test_groups_in_all_their_forms(written, group):
   assert module.devices == 8
 
 
-def test_a_pallas_kernels_flops_are_as_it_states_or_as_its_name_tells():
-  call = (
-    "ENTRY %m (q: bf16[8,4,256,64]) -> bf16[8,4,256,64] {{\n"
-    "  %q = bf16[8,4,256,64]{{3,2,1,0}} parameter(0)\n"
-    "  ROOT %{} = bf16[8,4,256,64]{{3,2,1,0}} custom-call(%q, %q, %q), "
-    'custom_call_target="tpu_custom_call", backend_config={}\n}}'
-  )
+CALL = """ENTRY %m (q: bf16[8,4,1024,64]) -> bf16[8,4,1024,64] {{
+  %q = bf16{shape}{{3,2,1,0}} parameter(0)
+  %blocks = s8[1,2,2]{{2,1,0}} parameter(1)
+  %positions = s32[1024,128]{{1,0}} parameter(2)
+  ROOT %{name} = bf16[8,4,1024,64]{{3,2,1,0}} custom-call({operands}), \
+custom_call_target="{target}", metadata={{op_name="jit(step)/{name}/pallas_call"}}, \
+backend_config={config}
+}}"""
+
+
+def kernel_flops(name, operands, target="tpu_custom_call", config="{}", causal=False):
+  shape = "[8,4,1024,64]" if target == "tpu_custom_call" else "[8,1024,4,64]"
+  text = CALL.format(shape=shape, name=name, operands=operands, target=target, config=config)
+  return executed.total(executed.read(text, True, causal))["flops"]
+
+
+def test_a_pallas_kernels_flops_are_as_it_states_or_those_of_jaxs_attention():
   stated = '{"custom_call_config":{"cost_estimate":{"flops":"1234","bytes_accessed":"1"}}}'
-  assert executed.total(executed.read(call.format("kernel.1", stated), True))["flops"] == 1234
-  product = 2 * 8 * 4 * 256 * 256 * 64
-  for name, products in {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}.items():
-    works = executed.read(call.format(name, "{}"), True)
-    assert executed.total(works)["flops"] == products * product
+  assert kernel_flops("kernel.1", "%q, %q, %q", config=stated) == 1234
+  assert kernel_flops("kernel.1", "%q, %q, %q") == 0
+  product = 2 * 8 * 4 * 1024 * 1024 * 64
+  for name, products in {"mha_fwd": 2, "mha_dq": 3, "mha_dkv": 4}.items():
+    name = f"splash_{name}_no_residuals"
+    assert kernel_flops(name, "%q, %q, %q") == products * product
+    # A causal mask: of two by two blocks, three.
+    assert kernel_flops(name, "%blocks, %q, %q, %q, %positions") == products * product * 3 / 4
+  triton = "__gpu$xla.gpu.triton"
+  for name, products in {"mha_forward": 2, "mha_backward": 7, "mha_preprocess_backward": 0}.items():
+    assert kernel_flops(name, "%q, %q, %q", triton) == products * product
+    assert kernel_flops(name, "%q, %q, %q", triton, causal=True) == products * product * 9 / 16
 
 
 def test_attributes_may_have_several_lines():

@@ -92,6 +92,7 @@ def rows(workdir):
   return {row["cell"]: row for row in store.rows(workdir, store.read_sweep(workdir)[1], "clm")}
 
 
+@pytest.mark.smoke
 def test_a_failed_run_stops_the_sweep_before_its_fit_and_is_tried_again(start, tmp_path):
   with pytest.raises(
     RuntimeError, match=r"1 of its runs failed \(fit_s02_c8.*runs.*says why"

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import flash
+from configs import base, ladders
+from model import flash, layers
 from model.attention import View
+from train import objectives, step
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = np.array([[1] * 40 + [2] * 60 + [3] * 35 + [0] * 15, [1] * 100 + [2] * 50])
@@ -115,3 +117,65 @@ def test_several_runs_attend_as_each_alone(monkeypatch):
 def test_a_kernel_serves_only_what_it_takes(platform, T, S, H, G, K, dtype, segments, tail, kernel):
   chosen = flash.choose(platform, (2, T, H, K), (2, S, G, K), dtype, segments, tail)
   assert chosen == kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("platform", "objective", "family", "isolated"),
+  [
+    ("gpu", "clm", "decoder", True),  # Triton
+    ("tpu", "mlm", "encoder", False),  # splash; padding
+    ("tpu", "ul2", "encoder_decoder", False),  # padding of two sequences, also across
+    ("gpu", "mlm", "encoder", False),  # cuDNN's arguments; padding
+  ],
+)
+def test_a_model_learns_the_same_by_flash_attention(
+  platform, objective, family, isolated, monkeypatch
+):
+  """Loss and gradients of a whole step, in bfloat16, with documents and rows that end early."""
+  xla = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    jax.nn,
+    "dot_product_attention",
+    lambda *x, **options: xla(*x, **options | {"implementation": "xla"}),
+  )
+  used = []
+  for name in ("triton", "splash"):
+    call = functools.partial(flash.KERNELS[name], interpret=True)
+    monkeypatch.setitem(flash.KERNELS, name, call)
+  for name, call in [*flash.KERNELS.items()]:
+    monkeypatch.setitem(
+      flash.KERNELS, name, lambda *x, name=name, call=call, **y: used.append(name) or call(*x, **y)
+    )
+  monkeypatch.setattr(layers, "platform", lambda: platform)
+  c = base.get_config()
+  c.objective, c.data.isolate_documents, c.corruption.sentinels = objective, isolated, 30
+  c.model.update({"family": family, "width": 64, "depth": 1, "heads": 2, "dtype": "bfloat16"})
+  c.data.update({"seq_len": 96, "batch_size": 4})
+  V, length = 50, objectives.lengths(c).text
+  rng = np.random.default_rng(0)
+  text_BN1 = rng.integers(0, V, (4, length + 1)).astype(np.int32)
+  valid_BN = np.arange(length) < np.array([[length], [length], [length - 30], [length]])
+  objective_row = objectives.get(objective)
+  batch = objective_row.batch(
+    text_BN1, valid_BN, rng.random((4, objective_row.draws(length))), c, V
+  )
+
+  outcomes = []
+  for use_flash in (True, False):
+    c.model.flash = use_flash
+    step._program.cache_clear()
+    functions = step.program(ladders.resolve(c), V)
+    state = functions.init(np.uint32(0))
+    head = state.params["head"]  # one of zeros would leave the rest without gradients
+    head["kernel"] = jnp.asarray(
+      np.random.default_rng(1).normal(size=head["kernel"].shape), jnp.float32
+    )
+    nll_B, weight_B = functions.evaluate(state.params, batch)
+    outcomes.append((jnp.sum(nll_B) / jnp.sum(weight_B), functions.gradients(state.params, batch)))
+  step._program.cache_clear()
+  (loss, grads), (plain_loss, plain_grads) = outcomes
+  assert set(used) == {"splash" if platform == "tpu" else "triton" if isolated else "cudnn"}
+  np.testing.assert_allclose(loss, plain_loss, rtol=2e-3)
+  for g, plain_g in zip(jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True):
+    assert jnp.linalg.norm(g - plain_g) < 0.02 * jnp.linalg.norm(plain_g) + 1e-6

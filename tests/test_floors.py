@@ -179,25 +179,6 @@ def test_trains_to_its_floor_and_not_below(cache, objective, symbols, fields):
   judge(make(objective, symbols, **{"width": 48, "markov_tokens": 2_000_000} | fields))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("objective", "symbols", "fields"),
-  [
-    ("clm", 256, {"width": 256, "depth": 1, "seq_len": 32, "lr": 3e-3, "tokens": 8_000_000}),
-    (
-      "mlm",
-      32,
-      {"width": 128, "depth": 2, "seq_len": 32, "mlm_rate": 0.3, "positions": "relative"}
-      | {"lr": 3e-3, "tokens": 8_000_000},
-    ),
-    ("span", 64, {**SPANS, "width": 96, "depth": 1, "batch_size": 128, "lr": 4e-3}),
-  ],
-)
-def test_trains_to_the_floor_of_a_longer_chain(cache, objective, symbols, fields):
-  shape = {"head_width": 16, "mlp_ratio": 2.0, "markov_tokens": 8_000_000, "tokens": 12_000_000}
-  judge(make(objective, symbols, **shape | fields))
-
-
 def judge(config):
   (gap, gap_error), (loss, loss_error), n_params = excess(config)
   print(f"{config.objective}: {loss:.4f}, {gap:+.4f} +- {gap_error:.4f} from the least")

@@ -21,6 +21,7 @@ def test_hoffmann_equation_4():
   np.testing.assert_allclose([a, b], [LAW.beta / total, LAW.alpha / total])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("compute", CURVED)
 @pytest.mark.parametrize("budget", [1e12, 1e15, 1e21])
 def test_optimum_is_the_least_loss_at_equal_compute(compute, budget):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,32 +12,17 @@ from model import accounting, memory
 
 ROOT = Path(__file__).parents[1]
 
-# Batch, width and vocabulary are such that states, activations and logits all weigh something.
+# Batch, width and vocabulary are such that states, activations and logits all weigh something. More
+# cases are in tests/release.
 FEW = (
   "decoder strategy=zero1 heads=8 depth=3 batch_size=64 V=2000",
   "encoder_decoder strategy=ddp depth=2 batch_size=64 remat=dots microbatches=2",
   "decoder strategy=zero1 V=8000 depth=2 batch_size=64 logits_at_once=500000",
+  "encoder strategy=hybrid shard_factor=2 width=256 batch_size=128 seq_len=64 V=3000 remat=full",
+  "decoder strategy=zero3 width=256 batch_size=64 remat=dots dtype=bfloat16 weights=bfloat16",
+  "decoder strategy=zero2 width=512 batch_size=8 remat=full",
 )
 ZERO3 = ("encoder strategy=zero3 width=256 depth=3 batch_size=64",)
-MORE = (
-  "encoder strategy=zero2 width=192 depth=6 heads=6 batch_size=64 V=1000 remat=dots",
-  "encoder strategy=zero3 width=256 depth=5 heads=8 batch_size=64 V=2000 mlp=gelu",
-  "encoder strategy=hybrid shard_factor=2 width=256 batch_size=128 seq_len=64 V=3000 remat=full",
-  "encoder strategy=ddp batch_size=256 remat=full norm_position=post positions=learned",
-  "decoder strategy=ddp width=192 depth=6 heads=6 kv_heads=2 batch_size=64 seq_len=256 V=600",
-  "decoder strategy=zero1 width=384 heads=6 batch_size=32 V=5000 remat=dots",
-  "decoder strategy=zero2 width=256 depth=6 heads=8 batch_size=128 V=4000 microbatches=2",
-  "decoder strategy=zero3 width=256 depth=6 batch_size=64 V=8000 remat=dots mlp=gelu_exact",
-  "decoder strategy=hybrid shard_factor=4 depth=6 heads=2 batch_size=128 seq_len=64",
-  "decoder strategy=zero2 width=512 batch_size=8 remat=full",
-  "decoder strategy=ddp width=512 batch_size=8 remat=full",
-  "decoder strategy=zero3 width=256 batch_size=64 remat=dots dtype=bfloat16 weights=bfloat16",
-  "decoder strategy=zero3 width=256 depth=2 batch_size=64 V=8000 logits_at_once=500000",
-  "decoder strategy=zero2 depth=2 batch_size=128 V=8000 microbatches=2 logits_at_once=500000",
-  "encoder_decoder strategy=zero1 depth=5 batch_size=128 remat=dots",
-  "encoder_decoder strategy=zero3 width=192 heads=6 batch_size=64 V=1500",
-  "encoder_decoder strategy=hybrid shard_factor=4 width=256 batch_size=64 remat=full mlp=relu",
-)
 ONE = (
   "decoder batch_size=32",
   "encoder width=512 batch_size=2 remat=full V=4000",
@@ -63,13 +47,16 @@ def compiled(devices, cases):
   ("devices", "cases"),
   [
     pytest.param(8, FEW, marks=pytest.mark.slow),
-    (8, ZERO3),
-    pytest.param(8, MORE, marks=pytest.mark.slow),
+    pytest.param(8, ZERO3, marks=pytest.mark.slow),
     pytest.param(1, ONE, marks=pytest.mark.slow),
   ],
-  ids=["few", "zero3", "more", "one device"],
+  ids=["few", "zero3", "one device"],
 )
 def test_the_compiled_step_holds_what_was_predicted(devices, cases):
+  check(devices, cases)
+
+
+def check(devices, cases):
   for case, found in compiled(devices, cases).items():
     predicted = found["predicted"]
     assert predicted["total"] == pytest.approx(found["total"], rel=0.1), case
@@ -183,16 +170,6 @@ def test_remat_and_microbatches_save():
   whole = {"logits_at_once": 0}  # logits that take turns do not shrink with the microbatch
   parts = [held(large_run("1b", microbatches=m, **whole))[0]["activations"] for m in (1, 4)]
   assert parts[0] == pytest.approx(4 * parts[1], rel=1e-6)
-
-
-def test_seventy_billion_parameters_are_quick_to_count():
-  config = large_run("70b")
-  held(config, 512)
-  began = time.perf_counter()
-  for microbatches in (1, 2, 4):
-    config.sharding.microbatches = microbatches
-    held(config, 512)
-  assert time.perf_counter() - began < 0.5
 
 
 def test_seventy_billion_parameters_cost_what_was_published():

@@ -55,6 +55,7 @@ def test_rule_follows_its_exponent(config):
   assert optim.base_learning_rate(config, 7) == 0.5
 
 
+@pytest.mark.smoke
 def test_adamw_is_its_definition_and_decays_matrices_only(config):
   """Three updates against Loshchilov and Hutter's algorithm 2, written out."""
   config.clip_norm = 0.0

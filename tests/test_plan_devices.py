@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +110,7 @@ def test_what_would_help_is_said_and_helps(capsys):
   assert "\nfits 24.0 GiB" in out
 
 
+@pytest.mark.smoke
 def test_a_train_config_is_one_run(capsys):
   code, out, _ = run(capsys, f"--config={LARGE}:70b", "--devices=512", "--device_memory=80GiB")
   assert code == 0
@@ -170,10 +170,10 @@ def test_an_unknown_run_is_refused_with_the_known_ones():
 
 
 def test_no_device_is_touched():
-  """Even with a platform that does not exist; and the arithmetic takes less than a second."""
+  """Even with a platform that does not exist."""
   code = (
-    "import time; from configs import large; from scaling import advice; start = time.time();"
-    "print(advice.run_report(large.get_config('70b'), 512, '80GiB')); print(time.time() - start)"
+    "from configs import large; from scaling import advice;"
+    "print(advice.run_report(large.get_config('70b'), 512, '80GiB'))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
@@ -183,11 +183,4 @@ def test_no_device_is_touched():
     env={"PATH": "", "JAX_PLATFORMS": "nowhere", "PYTHONPATH": str(ROOT)},
   )
   assert done.returncode == 0, done.stderr
-  assert float(done.stdout.split()[-1]) < 1.0
-
-
-def test_a_search_that_finds_nothing_is_quick():
-  config = ladders.resolve(large.get_config("70b"))
-  began = time.perf_counter()
-  assert advice.advise(config, 64, GIB)[-1].startswith("nothing fits 1.0 GiB")
-  assert time.perf_counter() - began < 2.0
+  assert "5.885e+23 FLOPs" in done.stdout

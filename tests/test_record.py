@@ -117,6 +117,7 @@ def test_what_the_machine_cannot_read_now_is_not_damaged(done, monkeypatch, erro
   assert not (folder / "damaged").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_with_nothing_to_predict_changes_no_weight_by_its_gradient(tiny, tmp_path):
   tiny.objective, tiny.model.family, tiny.corruption.mlm_rate = "mlm", "encoder", 1e-3
   tiny.data.seq_len = 32

@@ -1,5 +1,6 @@
 """Runs read back: sampled, exported, imported, each by its verb."""
 
+import functools
 import re
 
 import numpy as np
@@ -22,9 +23,11 @@ BLANKS = {"gpt2": "the day", "bert": "the [MASK] d[MASK]y", "t5": "the <0> day<1
 
 @pytest.fixture(scope="module")
 def trained(make_tiny, tmp_path_factory):
-  """A folder of runs of four steps, one of each family, named by their architecture."""
+  """Trains four steps of a family, once, and returns the run's folder: by its architecture."""
   workdir = tmp_path_factory.mktemp("runs")
-  for name in BLANKS:
+
+  @functools.cache
+  def train(name):
     c = make_tiny()
     preset = presets.get_config(name)
     with c.unlocked():
@@ -37,7 +40,9 @@ def trained(make_tiny, tmp_path_factory):
     c.optim.schedule = "constant"
     c.train.tokens = 4 * 4 * 32
     assert loop.train(c, workdir / name)["status"] == "done"
-  return workdir
+    return workdir / name
+
+  return train
 
 
 def sample(capsys, folder, *argv):
@@ -47,11 +52,11 @@ def sample(capsys, folder, *argv):
 
 
 def test_sample_continues_a_prompt(capsys, trained):
-  draw = [trained / "gpt2", "--prompt=the day", "--temperature=2", "--max_new_tokens=12"]
+  draw = [trained("gpt2"), "--prompt=the day", "--temperature=2", "--max_new_tokens=12"]
   text = sample(capsys, *draw)
   assert text.startswith("the day")
   assert len(text) > len("the day\n")
-  assert sample(capsys, trained / "gpt2" / "checkpoints", *draw[1:]) == text
+  assert sample(capsys, trained("gpt2") / "checkpoints", *draw[1:]) == text
   assert sample(capsys, *draw, "--seed=1") != text
   several = sample(capsys, *draw, "--prompt=a", "--num_samples=2")
   assert re.findall("^=== (.)\n(the day|a)", several, re.M) == [
@@ -65,7 +70,7 @@ def test_sample_continues_a_prompt(capsys, trained):
 
 def test_a_restored_model_is_the_trained_one(capsys, trained):
   """Its validation loss is the one in the run's record, and what it says is the most probable."""
-  folder, record = restore.find(str(trained / "gpt2"))
+  folder, record = restore.find(str(trained("gpt2")))
   config = main.from_json(record["config"])
   run_ = restore.restore(folder, record, config)
   functions = step.program(config, run_.vocab_size)
@@ -83,8 +88,9 @@ def test_a_restored_model_is_the_trained_one(capsys, trained):
   assert text == f"the day{run_.tokenizer.decode([best])}\n"
 
 
+@pytest.mark.slow
 def test_sample_fills_in_masks(capsys, trained):
-  text = sample(capsys, trained / "bert", f"--prompt={BLANKS['bert']}", "--top_k=3")
+  text = sample(capsys, trained("bert"), f"--prompt={BLANKS['bert']}", "--top_k=3")
   first, *blanks = text.splitlines()
   assert re.fullmatch("the .+ d.+y", first)
   assert [line.split(":")[0] for line in blanks] == ["  blank 1", "  blank 2"]
@@ -94,8 +100,9 @@ def test_sample_fills_in_masks(capsys, trained):
     assert shares == sorted(shares, reverse=True)
 
 
+@pytest.mark.slow
 def test_sample_fills_in_spans(capsys, trained):
-  text = sample(capsys, trained / "t5", f"--prompt={BLANKS['t5']}", "--temperature=3")
+  text = sample(capsys, trained("t5"), f"--prompt={BLANKS['t5']}", "--temperature=3")
   assert re.fullmatch("the .* day.*\n", text, re.DOTALL)
   assert "<" not in text.replace("the <0>", "")
 
@@ -104,15 +111,24 @@ def test_sample_fills_in_spans(capsys, trained):
   ("name", "prompt", "line"),
   [
     ("gpt2", "x" * 40, "its 41 tokens are more than the model's context of 32"),
-    ("bert", "[MASK]" * 40, "its 41 tokens are more than the model's context of 32"),
-    ("t5", "x" * 40 + "<0>", "its 42 tokens are more than the encoder's 32"),
-    ("bert", "the day", "has no blank; this model fills in [MASK]"),
-    ("t5", "the day", "has no blank; this model fills in <0>"),
-    ("t5", "the <1> day", "its blanks are [1]"),
+    pytest.param(
+      "bert",
+      "[MASK]" * 40,
+      "its 41 tokens are more than the model's context of 32",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      "t5", "x" * 40 + "<0>", "its 42 tokens are more than the encoder's 32", marks=pytest.mark.slow
+    ),
+    pytest.param(
+      "bert", "the day", "has no blank; this model fills in [MASK]", marks=pytest.mark.slow
+    ),
+    pytest.param("t5", "the day", "has no blank; this model fills in <0>", marks=pytest.mark.slow),
+    pytest.param("t5", "the <1> day", "its blanks are [1]", marks=pytest.mark.slow),
   ],
 )
 def test_prompts_that_a_model_cannot_use(capsys, trained, name, prompt, line):
-  code, out, err = run(capsys, "sample", f"--checkpoint={trained / name}", f"--prompt={prompt}")
+  code, out, err = run(capsys, "sample", f"--checkpoint={trained(name)}", f"--prompt={prompt}")
   assert (code, out) == (2, "")
   assert line in err
   assert err.count("\n") == 1
@@ -125,7 +141,7 @@ def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
   code, _, err = run(
     capsys,
     "export",
-    f"--checkpoint={trained / name}",
+    f"--checkpoint={trained(name)}",
     f"--architecture={name}",
     f"--output={tmp_path / 'out'}",
   )
@@ -135,7 +151,7 @@ def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
   imported = ("import", f"--input={tmp_path / 'out'}", f"--workdir={tmp_path / 'in'}")
   assert run(capsys, *imported)[0] == 0
   draw = [f"--prompt={BLANKS[name]}", "--max_new_tokens=6", "--temperature=2"]
-  assert sample(capsys, tmp_path / "in", *draw) == sample(capsys, trained / name, *draw)
+  assert sample(capsys, tmp_path / "in", *draw) == sample(capsys, trained(name), *draw)
   code, out, _ = run(capsys, "runs", f"--workdir={tmp_path / 'in'}")
   assert (code, "imported" in out) == (0, True)
   code, _, err = run(capsys, *imported)
@@ -144,7 +160,7 @@ def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
 
 @pytest.mark.parametrize("fields", [{"tensor": 2}, {"strategy": "hybrid", "shard_factor": 2}])
 def test_a_run_on_several_devices_is_read_on_one(trained, fields):
-  folder, record = restore.find(str(trained / "gpt2"))
+  folder, record = restore.find(str(trained("gpt2")))
   config = main.from_json(record["config"])
   whole = restore.restore(folder, record, config)
   config.sharding.update(fields)
@@ -154,7 +170,7 @@ def test_a_run_on_several_devices_is_read_on_one(trained, fields):
 
 
 def test_what_an_architecture_cannot_express_is_refused(capsys, trained, tmp_path):
-  folder, out = trained / "gpt2", tmp_path / "out"
+  folder, out = trained("gpt2"), tmp_path / "out"
   argv = ("export", f"--checkpoint={folder}", "--architecture=llama", f"--output={out}")
   code, _, err = run(capsys, *argv)
   assert (code, "llama has" in err) == (2, True)

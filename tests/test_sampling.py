@@ -97,7 +97,7 @@ def reference(model, prompts_BP, lengths_B, new, source, options):
   return np.stack(out, axis=1)
 
 
-@pytest.mark.parametrize("switches", [DECODERS["rotary"], SEQ2SEQ["t5"], *OTHERS], ids=str)
+@pytest.mark.parametrize("switches", [DECODERS["rotary"], T5, *OTHERS], ids=str)
 def test_the_cache_changes_no_token(switches):
   model = make(**switches)
   prompts_BP, lengths_B, source = ragged(model)
@@ -112,7 +112,8 @@ def test_the_cache_changes_no_token(switches):
   assert len(np.unique(tokens_BN)) > 8  # not a constant
 
 
-@pytest.mark.parametrize("switches", [DECODERS["learned"], T5], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", [DECODERS["learned"], SEQ2SEQ["t5"]], ids=str)
 def test_a_row_does_not_depend_on_the_others(switches):
   model = make(**switches)
   prompts_BP, lengths_B, source = ragged(model)

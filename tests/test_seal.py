@@ -69,6 +69,7 @@ def config():
   return c
 
 
+@pytest.mark.smoke
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
   cells = plan.fit_cells(config, CORPUS[0])
   growth.finish(tmp_path, cells)
@@ -85,7 +86,6 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
 
 def test_only_what_can_be_trained_is_held_out(config):
   small = plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
-  assert {cell.size for cell in plan.heldout_options(config, 512, 1.5e12)} >= {0}
   assert [plan.refusal(config, cell, *CORPUS) for cell in small] == [""] * 3
   smallest = plan.heldout_options(config, 512, 1.5e12)[0]
   why = plan.refusal(config, smallest, *CORPUS)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ def whole(make_tiny, tmp_path_factory):
   return config, folder, loop.train(config, folder)
 
 
+@pytest.mark.smoke
 def test_learns_and_records(whole):
   config, folder, result = whole
   first, last = rows(folder)[0], rows(folder)[-2]
@@ -59,38 +61,36 @@ def test_finished_run_is_not_trained_again(whole):
   assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_the_times_of_a_run_are_all_of_it(tiny, tmp_path):
-  began = time.perf_counter()
-  result = loop.train(tiny, tmp_path)
-  took = time.perf_counter() - began
+def test_the_times_of_a_run_are_those_of_its_phases(whole):
+  _, _, result = whole
   assert tuple(result["times"]) == clock.PHASES
   assert sum(result["times"].values()) == pytest.approx(result["seconds"], abs=0.01)
-  assert 0.7 * took < result["seconds"] <= took
   assert min(t for phase, t in result["times"].items() if phase != "compile") > 0
 
 
-def test_compiling_is_a_phase_of_its_own_wherever_it_happens():
+def test_compiling_is_a_phase_of_its_own_wherever_it_happens(monkeypatch):
+  """By a clock that is set by hand: 3 s of the 5 s in a block within another are compilation."""
+  now = [100.0]
+  monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+  def passes(seconds, compiling=()):
+    now[0] += seconds
+    for each in compiling:  # a function is reported before the one that it is traced within
+      jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", each)
+
   spent = clock.Clock()
-  x = jax.numpy.ones((64, 64))
-  compiled = jax.jit(lambda x: jax.jit(jax.numpy.sin)(x @ x) @ jax.numpy.cos(x))
   with spent("train"):
+    passes(1)
     with spent("evaluate"):
-      began = time.perf_counter()
-      compiled(x).block_until_ready()
-      took = time.perf_counter() - began
-    first = spent.times()
-    began = time.perf_counter()
-    compiled(x).block_until_ready()
-    time.sleep(0.2)
-    rest = time.perf_counter() - began
-  assert 0.5 * took < first["compile"] < took
-  assert first["compile"] + first["evaluate"] == pytest.approx(took, abs=0.01)
-  last = spent.times()
-  assert last["compile"] == first["compile"]
-  assert last["train"] == pytest.approx(rest, abs=0.01)
+      passes(4, (2, 3))
+      passes(1)
+    passes(10)
+  passes(100)  # it stands still
+  nothing = dict.fromkeys(clock.PHASES, 0.0)
+  assert spent.times() == nothing | {"train": 11.0, "evaluate": 2.0, "compile": 3.0}
   half = clock.Clock()
   half.add(spent, 0.5)
-  assert half.times()["train"] == pytest.approx(last["train"] / 2, abs=1e-3)
+  assert half.times() == nothing | {"train": 5.5, "evaluate": 1.0, "compile": 1.5}
 
 
 def test_the_validation_set_is_made_once_and_is_the_one_of_its_config(tiny, cache, monkeypatch):
@@ -115,6 +115,7 @@ def test_finished_run_refuses_another_config(whole):
     loop.train(other, folder)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("stop_at", [1, 23, 40, 59])
 def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
   config, folder, _ = whole
@@ -178,7 +179,7 @@ def test_killed_run_resumes_bit_for_bit(whole, tmp_path):
     "loop.train(from_json(json.load(open(sys.argv[1] + '/config.json'))), sys.argv[1])"
   )
   child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
-  deadline = time.time() + 60
+  deadline = time.time() + 900
   while not (tmp_path / "checkpoints" / "20").exists() and time.time() < deadline:
     time.sleep(0.005)
     if list(tmp_path.glob("checkpoints/2*")):
@@ -270,6 +271,7 @@ def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
     assert step.program(config, tokens.vocab_size) is functions
 
 
+@pytest.mark.smoke
 def test_loss_is_a_sum_over_a_weight(tiny, cache):
   """Positions of weight 0 change nothing; a batch in two halves has the same sum."""
   tokens = data.prepare(tiny)
@@ -297,7 +299,6 @@ def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
   """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
   tokens = data.prepare(tiny)
   config = resolve(tiny)
-  config.model.depth = 1
   batch, grad_norm = next(data.train_batches(tokens, config)), {}
   for z_loss in (0.0, 1.0):
     config.optim.z_loss = z_loss
@@ -408,13 +409,12 @@ def test_a_folder_has_one_owner(tiny, tmp_path):
 
 def test_a_run_of_another_model_is_refused_and_its_checkpoints_stay(tiny, tmp_path):
   tiny.train.stop_at_step = 20
-  tiny.model.dtype = "bfloat16"
   loop.train(tiny, tmp_path)
   kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
   record = json.loads((tmp_path / "run.json").read_text())
   for status in ("done", "running"):
     (tmp_path / "run.json").write_text(json.dumps(record | {"status": status}))
-    for field, value in (("dtype", "float32"), ("weights", "bfloat16")):
+    for field, value in (("dtype", "bfloat16"), ("weights", "bfloat16")):
       other = tiny.copy_and_resolve_references()
       other.model[field] = value
       with pytest.raises(ValueError, match=f"holds a run with model.{field}=.*{value}"):

@@ -125,12 +125,12 @@ def coverage(scatter, simulations, resamples):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("scatter", "most"),  # heavy tails may err to the wide
-  [(normal(0.002), 0.95), (normal(0.005), 0.95), (smaller_runs_noisier, 0.95), (heavy_tails, 0.98)],
-  ids=["0.2%", "0.5%", "smaller runs noisier", "heavy tails"],
-)
-def test_90_percent_intervals_cover_in_85_to_95_percent_of_200_sweeps(scatter, most):
+def test_90_percent_intervals_cover_in_85_to_95_percent_of_200_sweeps():
+  """Other scatters are in tests/release."""
+  check_coverage(normal(0.005), 0.95)
+
+
+def check_coverage(scatter, most):
   estimates, covered, _ = coverage(scatter, 200, 500)
   bias = np.median(estimates, axis=0) - quantities(EPOCH)
   print(f"covered {covered}, bias in SD {bias / estimates.std(axis=0)}")

@@ -138,7 +138,7 @@ def _sequence(tokens_BT: np.ndarray, seen_BT: np.ndarray, prefix: str, suffix: s
 
 def _pair(source_BS, source_seen_BS, targets_BT, target_seen_BT, valid_BN, eos: int) -> Batch:
   """Returns the batch of encoder and decoder sequences; rows that are not all text weigh 0."""
-  weights_BT = target_seen_BT * valid_BN.all(axis=1, keepdims=True).astype(np.float32)
+  weights_BT = (target_seen_BT * valid_BN.all(axis=1, keepdims=True)).astype(np.float32)
   inputs_BT = corruption.shift_right(targets_BT, eos)
   source = _sequence(source_BS, source_seen_BS, "source_", "BS")
   target = _sequence(inputs_BT, target_seen_BT, "", "BT")

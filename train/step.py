@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from model import sharding, transformer
@@ -248,6 +249,6 @@ def _program(
   )
 
 
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
+def cast(tree: Any, dtype: DTypeLike) -> Any:
   """Returns a tree's arrays in another dtype."""
   return jax.tree.map(lambda x: x.astype(dtype), tree)

@@ -74,7 +74,7 @@ def get_config(argument: str = "1"):
   c.data.isolate_documents = False
   c.data.max_epochs = 9.0
   c.optim.warmup_tokens = round(2e6 * root)
-  c.sweep.sizes = _sizes(c.model.ladder, vocabulary, root)
+  c.sweep.sizes = nearest(SIZES, c.model.ladder, vocabulary, root)
   c.sweep.budgets = tuple(scale * budget for budget in (2e15, 6e15, 2e16))
   c.sweep.min_tokens_per_param = 1.0
   c.sweep.max_tokens_per_param = 59.0
@@ -88,13 +88,13 @@ def get_config(argument: str = "1"):
   return c
 
 
-def _sizes(ladder: str, vocabulary: int, factor: float) -> tuple[int, ...]:
-  """Returns the rungs of a ladder nearest to `factor` times the sizes of the whole sweep."""
+def nearest(sizes: tuple[int, ...], ladder: str, vocabulary: int, factor: float) -> tuple[int, ...]:
+  """Returns the rungs of a ladder nearest to `factor` times those sizes of the whole sweep."""
 
   def log_n(rung: ladders.Rung, vocabulary: int) -> float:
     return math.log(12 * rung.depth * rung.width**2 + vocabulary * rung.width)
 
   rungs = ladders.rungs(ladder)
-  targets = [log_n(ladders.standard(size), 4096) + math.log(factor) for size in SIZES]
-  nearest = (min(rungs, key=lambda r: abs(log_n(rungs[r], vocabulary) - t)) for t in targets)
-  return tuple(sorted(set(nearest)))
+  targets = [log_n(ladders.standard(size), 4096) + math.log(factor) for size in sizes]
+  near = (min(rungs, key=lambda r: abs(log_n(rungs[r], vocabulary) - t)) for t in targets)
+  return tuple(sorted(set(near)))

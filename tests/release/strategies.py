@@ -3,15 +3,14 @@
   python tests/release/strategies.py        (with isoflop[plan-tpu]; an hour or two on two cores)
   python tests/release/strategies.py 124M   (one model)
 
-What is in the record is not compiled again.
-
 Compiles the training step of three models by strategy for slices of TPU v5e, with as many tokens
-on a chip everywhere. Writes docs/strategies.json, and from it docs/strategies.png and the table
-between the marks of docs/targets.md. No device is needed, and none is used.
+on a chip everywhere. Writes docs/strategies.json, and from it docs/strategies.md and its figure.
+What is in the record is not compiled again: delete it when the programs have changed. No device is
+needed, and none is used.
 """
 
+import importlib.metadata
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,18 @@ from train import files, record
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD = DOCS / "strategies.json"
+PAGE = """\
+# Which strategy, past one machine?
+
+The share of the peak that the training step's program permits, by strategy, over chips of TPU v5e,
+with as many tokens on a chip everywhere: {batches}. bfloat16 products and activations. Compiled
+({jax}), not run; `python tests/release/strategies.py` does it again, and
+[targets.md](targets.md) says how to read it.
+
+{table}
+
+![The permitted share of the peak over chips, by strategy](strategies.png)
+"""
 VOCABULARY = 32_000
 SLICES = ("v5e:2x4", "v5e:4x8", "v5e:8x16", "v5e:16x16")
 STRATEGIES = {"ddp": 0, "zero2": 0, "hybrid": 8, "zero3": 0}  # and their shard_factor
@@ -44,7 +55,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
 def config_of(model: str, strategy: str, devices: int):
   """Returns a resolved config; its batch is that of each device, by their number."""
   c = base.get_config()
-  c.model.update({"dtype": "bfloat16"} | MODELS[model]["model"])
+  c.model.update({"dtype": "bfloat16", "activations": "bfloat16"} | MODELS[model]["model"])
   c.data.update(MODELS[model]["data"] | {"isolate_documents": False})
   c.data.batch_size *= devices
   c.train.eval_batch_size = c.data.batch_size
@@ -133,11 +144,15 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(models: list[str]) -> None:
-  """Compiles, and rewrites what is made of the record."""
+  """Compiles, and writes what is made of the record."""
   found = rows(models)
-  page = (DOCS / "targets.md").read_text()
-  marks = re.compile(r"(<!-- strategies -->\n).*?(<!-- /strategies -->)", re.DOTALL)
-  (DOCS / "targets.md").write_text(marks.sub(lambda m: f"{m[1]}{table(found)}\n{m[2]}", page))
+  batches = ", ".join(
+    f"{model} {fields['data']['batch_size']} x {fields['data']['seq_len']}"
+    for model, fields in MODELS.items()
+  )
+  jax = f"jax {importlib.metadata.version('jax')}"
+  page = PAGE.format(batches=batches, jax=jax, table=table(found))
+  (DOCS / "strategies.md").write_text(page)
   draw(found, DOCS / "strategies.png")
 
 
