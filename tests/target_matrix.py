@@ -107,7 +107,7 @@ def config_of(row: Row, devices: int):
   c.model.update({"dtype": "bfloat16", "remat": row.remat})
   c.model.update({"flash": row.flash == "on", "scan": row.layers == "scan"} | NUMBERS[row.numbers])
   c.data.update({"seq_len": 128, "isolate_documents": row.documents == "isolated"})
-  c.corruption.sentinels = 20
+  c.corruption.sentinels = 40
   c.data.batch_size = c.train.eval_batch_size = 4 * devices
   tensor = 2 if "+tensor" in row.strategy else 1
   c.sharding.update({"strategy": strategy, "tensor": tensor})
