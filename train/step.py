@@ -157,8 +157,10 @@ def _program(
         lambda x: jnp.zeros(x.shape, jnp.float32),
         jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
       )
+      # XLA's TPU compiler fails where it would sum bfloat16 shards before it scatters them.
+      apart = jax.lax.optimization_barrier if mixed and layout.platform == "tpu" else lambda x: x
       grads, sums = jax.lax.scan(
-        lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, parts
+        lambda total, part: (jax.tree.map(jnp.add, total, apart(one(part))), None), zero, parts
       )[0]
     grads = grads if layout.reduces_early else layout.reduce(grads)
     return layout.total(grads, "replica"), layout.total(sums, *sharding.BATCH)
