@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model.accounting import GATED, mlp_width
 from model.attention import Attention, Rotation, View
-from model.layers import Dense, Norm, dropout, repeated, split_keys
+from model.layers import Dense, Norm, dropout, joined, repeated, split_keys
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": jax.nn.gelu,
@@ -52,10 +52,8 @@ class Mlp(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """Returns y_BTD."""
-    h_BTF = self.up(x_BTD)
-    if self.gate is None:
-      return self.down(self.hidden(h_BTF))
-    return self.down(self.hidden(self.gate(x_BTD), h_BTF))
+    layers = (self.up,) if self.gate is None else (self.gate, self.up)
+    return self.down(self.hidden(*joined(layers, x_BTD)))
 
 
 class Context(NamedTuple):

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+
+from model import layers
 
 BLOCK = 128  # queries and keys of a Pallas kernel's block: lengths are padded to whole ones
 
@@ -43,7 +44,7 @@ def choose(
   """
   _, T, H, K = q_shape
   _, S, G, _ = k_shape
-  if jnp.dtype(dtype) != jnp.bfloat16 or H % G or G % (_tensor_axis() or 1):
+  if jnp.dtype(dtype) != jnp.bfloat16 or H % G or G % (layers.tensor_axis() or 1):
     return ""
   if platform == "tpu":
     return "splash"
@@ -71,23 +72,13 @@ def attend(
       jnp.broadcast_to(segments_BT, q_BTHK.shape[:2]),
       jnp.broadcast_to(segments_BS, k_BSGK.shape[:2]),
     )
-  if _tensor_axis():
+  if layers.tensor_axis():  # the compiler cannot divide a kernel, not even among one device
     heads = P(None, None, "tensor")
     ids = P() if segments is None else (P(), P())
     call = jax.shard_map(
       call, in_specs=(heads,) * 3 + (ids,), out_specs=heads, axis_names={"tensor"}, check_vma=False
     )
   return call(q_BTHK, k_BSGK, v_BSGK, segments)
-
-
-def _tensor_axis() -> int:
-  """Returns among how many devices the compiler is to divide heads; 0: there is no such axis.
-
-  It cannot divide a kernel: each device is given its own heads of it, also where it has them all.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  return mesh.shape["tensor"] if types.get("tensor") == AxisType.Auto else 0
 
 
 def _cudnn(q_BTHK, k_BSGK, v_BSGK, segments, *, scale, causal):

@@ -9,13 +9,14 @@ Shape letters, the same in the whole project:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AxisType
 from jax.typing import DTypeLike
 
 
@@ -27,6 +28,13 @@ def platform() -> str:
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
+
+
+def tensor_axis() -> int:
+  """Returns among how many devices the compiler divides products; 0: there is no such axis."""
+  mesh = jax.sharding.get_abstract_mesh()
+  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  return mesh.shape["tensor"] if types.get("tensor") == AxisType.Auto else 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -99,6 +107,24 @@ class Dense(nnx.Module):
     if self.bias is not None:
       y_NF = (y_NF + _row(self.bias[...], 2)).astype(x_XD.dtype)
     return y_NF.reshape(*x_XD.shape[:-1], -1)
+
+
+def joined(denses: Sequence[Dense], x_XD: jax.Array) -> list[jax.Array]:
+  """Applies dense layers that share their input.
+
+  On a GPU those of one shape are one product: the input's gradient is one sum over all of them,
+  where each by itself makes one that is then added to the others'.
+  """
+  kernels = [dense.kernel[...] for dense in denses]
+  one_shape = len({kernel.shape for kernel in kernels}) == 1
+  divided = tensor_axis() > 1  # stacked, their shards would not lie together
+  if platform() != "gpu" or divided or not one_shape or denses[0].bias is not None:
+    return [dense(x_XD) for dense in denses]
+  fan_in = x_XD.shape[-1]
+  w_DF = jnp.stack(kernels, axis=1).reshape(fan_in, -1)
+  y_NF = matmul(x_XD.reshape(-1, fan_in), w_DF, denses[0].dtype, x_XD.dtype)
+  y_XJF = y_NF.reshape(*x_XD.shape[:-1], len(denses), -1)
+  return [y_XJF[..., j, :] for j in range(len(denses))]
 
 
 class Norm(nnx.Module):

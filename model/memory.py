@@ -85,7 +85,7 @@ def device_bytes(
   kept, working = (
     rows * x for x in _activations(config, vocab_size, seq_len, source_len, mesh, fused)
   )
-  logits = _logits(c, vocab_size, rows * seq_len, mesh[2])
+  logits = _logits(c, vocab_size, rows * seq_len, mesh[2], fused)
   # Beside those three trees and what is kept for the backward pass, in the phases of a step:
   block = each * sizes.block  # the weights of the block at work
   if "params" in sharded and mesh[1] > 1:
@@ -206,9 +206,10 @@ def _activations(
   return kept + batch, peak - kept
 
 
-def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int) -> float:
+def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int, fused: bool) -> float:
   """Returns bytes of the head at work on so many tokens."""
   turns = accounting.head_turns(math.ceil(tokens), vocab_size, c.logits_at_once)
-  at_once = 2 * 4 * tokens / turns * vocab_size / tensor + 3 * 4 * tokens * c.width
+  gradient = 2 if fused and c.dtype == "bfloat16" else 4  # bytes of each, as products read them
+  at_once = (4 + gradient) * tokens / turns * vocab_size / tensor + 3 * 4 * tokens * c.width
   # A turn's gradient of the head, beside their sum.
   return at_once + (turns > 1) * 4 * c.width * vocab_size / tensor

@@ -409,12 +409,13 @@ def test_a_folder_has_one_owner(tiny, tmp_path):
 
 def test_a_run_of_another_model_is_refused_and_its_checkpoints_stay(tiny, tmp_path):
   tiny.train.stop_at_step = 20
+  tiny.model.dtype = "bfloat16"
   loop.train(tiny, tmp_path)
   kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
   record = json.loads((tmp_path / "run.json").read_text())
   for status in ("done", "running"):
     (tmp_path / "run.json").write_text(json.dumps(record | {"status": status}))
-    for field, value in (("dtype", "bfloat16"), ("weights", "bfloat16")):
+    for field, value in (("dtype", "float32"), ("weights", "bfloat16")):
       other = tiny.copy_and_resolve_references()
       other.model[field] = value
       with pytest.raises(ValueError, match=f"holds a run with model.{field}=.*{value}"):

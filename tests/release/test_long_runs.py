@@ -9,6 +9,7 @@ import test_floors
 import test_hosts
 import test_memory
 import test_precision
+import test_sharding
 import test_sweep
 import test_uncertainty
 from test_hosts import one, uninterrupted  # noqa: F401 -- fixtures
@@ -53,6 +54,12 @@ def test_the_compiled_step_holds_what_was_predicted(case):
 def test_trains_to_the_floor_of_a_longer_chain(cache, objective, symbols, fields):
   shape = {"head_width": 16, "mlp_ratio": 2.0, "markov_tokens": 8_000_000, "tokens": 12_000_000}
   test_floors.judge(test_floors.make(objective, symbols, **shape | fields))
+
+
+@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
+def test_every_strategy_trains_as_one_device_does(family):
+  alone = test_sharding.trained(1, family, {"one": "strategy=zero3"})["one"]
+  test_sharding.train_as(alone, test_sharding.trained(8, family, test_sharding.CASES))
 
 
 @pytest.mark.parametrize(
