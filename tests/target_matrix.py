@@ -50,9 +50,9 @@ encoder         zero1        8       on    scan     weights     isolated  none  
 t5_v1_1         zero1        8       on    unrolled float32     joined    none  -            1    step
 decoder         zero2        8       off   scan     weights     joined    full  microbatches 1    init,step
 bert            zero2        few     off   scan     activations isolated  none  dropout      1    step
-encoder_decoder zero2        8       on    scan     products    joined    dots  grouped      1    step,evaluate
+encoder_decoder zero2        8       on    scan     float32     joined    dots  grouped      1    step,evaluate
 llama           zero3        8       on    unrolled activations joined    none  microbatches 1    step,evaluate
-encoder         zero3        8       off   scan     float32     joined    full  -            1    step
+encoder         zero3        8       off   scan     float32     joined    full  relative     1    step
 t5              zero3        few     on    scan     weights     joined    dots  dropout      1    init,step
 gpt2            hybrid       8       on    scan     products    joined    full  prefix       1    step
 bert            hybrid       few     on    unrolled weights     isolated  dots  -            1    step
@@ -63,7 +63,7 @@ encoder_decoder zero2+tensor 8       on    scan     products    joined    none  
 decoder         zero3+tensor 8       on    scan     weights     isolated  full  grouped      1    step
 llama           ddp          1       off   scan     weights     isolated  none  relative     4    step
 gpt2            zero1        1       on    scan     activations joined    none  prefix       16   step
-bert            zero2        1       on    scan     float32     joined    dots  relative     4    step
+bert            zero2        1       on    scan     products    joined    dots  -            4    step
 encoder         zero3        1       on    scan     products    isolated  full  dropout      16   step
 t5              hybrid       1       on    scan     float32     joined    none  microbatches 4    step
 encoder_decoder ddp          1       on    unrolled products    joined    none  ul2          16   step

@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from target_matrix import MATRIX  # noqa: E402
+
 HEAD = """# Programs compiled for GPUs and TPUs
 
 Made by `tests/release/target_table.py` on {date}. Each row is a small config (width 128, two
@@ -30,10 +34,10 @@ def cell(answers):
 def table(record):
   """Returns the record as a table of Markdown."""
   columns = sorted({(entry["kind"], entry["jax"]) for entry in record})
-  rows = {}
+  rows = {(str(row), row.programs): {} for row in MATRIX}
   for entry in record:
-    row = rows.setdefault((entry["row"], entry["programs"]), {})
-    row[entry["kind"], entry["jax"]] = cell(entry["answers"])
+    if (row := rows.get((entry["row"], entry["programs"]))) is not None:
+      row[entry["kind"], entry["jax"]] = cell(entry["answers"])
   heads = ["preset strategy devices flash layers numbers documents remat more pack", "programs"]
   heads += [f"{kind}, jax {version}" for kind, version in columns]
   lines = [" | ".join(heads), "|".join(["---"] * len(heads))]
