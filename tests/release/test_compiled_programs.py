@@ -198,25 +198,24 @@ def test_most_weights_are_gathered_while_something_is_computed(step, case):
   assert beside > 0.5 * total > 0
 
 
-# What model/memory.py is known to be off by, where that is more than a tenth.
+# By how much model/memory.py may be off, where it is by more than a tenth (jax 0.11.2).
 OFF = {
-  ("h100", "one encoder"): "1.15: the blocks' gradients are not there yet with the logits",
-  ("h100", "zero3 bfloat16"): "1.10: likewise",
-  ("h100", "zero3"): "0.89",
-  ("h100", "zero3 span"): "0.79",
+  ("h100", "one encoder"): 0.2,  # +0.15: the blocks' gradients are not there yet with the logits
+  ("h100", "zero3 bfloat16"): 0.15,  # +0.10: likewise
+  ("h100", "zero3"): 0.15,  # -0.11
+  ("h100", "zero3 span"): 0.25,  # -0.21
 }
 ON_CHIP = {"h100": 0, "v5e": 128 << 20}  # memory of a TPU that its temporaries do not count
 
 
 @pytest.mark.parametrize("case", FUSED)
-def test_memory_is_what_was_predicted(step, case, request):
+def test_memory_is_what_was_predicted(step, case):
   """On TPUs to what they keep on the chip."""
   program = step(case)
   row, total = program.row, program.held["total"]
-  if off := OFF.get((program.kind, case)):
-    request.applymarker(pytest.mark.xfail(reason=off, strict=True))
+  off = OFF.get((program.kind, case), 0.1)
   held = row["argument"] + row["temp"] + row["output"] - row["alias"]
-  assert 0.9 * held < total < 1.1 * (held + ON_CHIP[program.kind])
+  assert (1 - off) * held < total < (1 + off) * (held + ON_CHIP[program.kind])
 
 
 @pytest.mark.parametrize("case", CASES)
