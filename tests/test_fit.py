@@ -263,8 +263,10 @@ N, D = np.exp(rng.uniform(np.log(1e5), np.log(1e8), 10**6)), rng.uniform(1e6, 1e
 loss = laws.loss(law, N, D) * np.exp(0.01 * rng.standard_normal(10**6))
 options = base.get_config().fit
 record = fit.to_json(fit.fit_runs(fit.make_runs(N, D, loss), options))
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([record["params"], record["intervals"], used.ru_maxrss / 1e6, used.ru_utime]))
+# Of this program alone: ru_maxrss begins at what the process that started it had.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak, took = int(status["VmHWM"].split()[0]), resource.getrusage(resource.RUSAGE_SELF).ru_utime
+print(json.dumps([record["params"], record["intervals"], peak / 1e6, took]))
 """
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   params, intervals, gigabytes, seconds = json.loads(done.stdout)
