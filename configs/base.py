@@ -51,7 +51,7 @@ def model() -> ConfigDict:
   c.activations = "float32"  # of what lies between products: float32 | bfloat16 (accelerators)
   c.remat = "none"  # rematerialisation of a block: none | dots | full
   c.flash = True  # on a GPU cuDNN's flash attention, where it serves; False: XLA's
-  c.logits_at_once = 2**26  # of more than these a part exists at a time (`train.losses`); 0: all do
+  c.logits_at_once = 2**26  # of more than these a part exists at a time; 0: all do
   c.scan = True  # one scanned block (compiles as fast at any depth), or unrolled (faster on a CPU)
   return c
 

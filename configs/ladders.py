@@ -2,7 +2,7 @@
 
 The last column of each table is N = body + head in thousands of parameters, for the default block
 (MLP ratio 4, no biases) and the byte vocabulary (V = 257): 12 L D^2 + V D, and the norms' gains.
-`tests/test_accounting.py` checks it against the parameters of the models themselves.
+`tests/model/test_accounting.py` checks it against the parameters of the models themselves.
 """
 
 from typing import NamedTuple

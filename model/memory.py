@@ -54,7 +54,7 @@ def device_bytes(
     devices: how many there are, imagined or not.
     fused: attention never stores its weights (cuDNN's flash attention; see `attention.attend`), and
       products take bfloat16 operands as they are. Counted, and not yet measured on a GPU. False: as
-      on a CPU, where the total is within 10 % of what XLA assigns (`tests/test_memory.py`).
+      on a CPU, where the total is within 10 % of what XLA assigns (`tests/model/test_memory.py`).
 
   Returns:
     weights: as `sharding.strategy` keeps them.
@@ -62,7 +62,7 @@ def device_bytes(
     optimizer: Adam's two moments, and a float32 copy of bfloat16 weights.
     activations: what the backward pass needs of the forward pass, and one block at work; without
       the room that it shares with the logits.
-    logits: those of a turn (`train.losses`), with the loss and their gradient.
+    logits: those of a turn (`train.objectives.losses`), with the loss and their gradient.
     passing: what the peak needs beyond these, to gather weights and to reduce gradients.
 
   Raises:

@@ -28,9 +28,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from scaling import options
-from scaling.verbs import VERBS, UsageError, from_json
-from train import host
+from scaling.commands import options
+from scaling.commands.verbs import VERBS, UsageError, from_json
+from train.system import process
 
 USAGE, INTERRUPTED = 2, 130
 CONTINUING = ("train", "sweep", "verify")  # verbs that go on where they were stopped
@@ -73,7 +73,7 @@ def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
 
 def stored_config(argv: list[str]) -> ConfigDict | None:
   """Returns the config of the sweep in --workdir, or None."""
-  from train import files
+  from train.system import files
 
   own = flags.FlagValues()
   own.set_gnu_getopt(True)  # reads on behind the value of a flag that is not its own
@@ -174,7 +174,7 @@ def main(argv: list[str]) -> int:
   except (UsageError, ValueError) as error:
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
     return USAGE
-  except (KeyboardInterrupt, host.Interrupted):
+  except (KeyboardInterrupt, process.Interrupted):
     saved = "; everything is saved, the same command continues" if verb in CONTINUING else ""
     print(f"isoflop: stopped{saved}", file=sys.stderr)
     return INTERRUPTED
@@ -187,9 +187,9 @@ def run() -> None:
   """Entry point of the `isoflop` script."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-  host.use_huge_pages()
-  host.keep_freed_pages()
-  host.use_xla_flags()
+  process.use_huge_pages()
+  process.keep_freed_pages()
+  process.use_xla_flags()
   sys.exit(main(sys.argv[1:]))
 
 

@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
   What one test has compiled, the next one does not compile again, nor do the processes that tests
   start and the other workers of pytest-xdist, each of which has such a session of its own.
   """
-  from train import host
+  from train.system import process
 
   folder = tmp_path_factory.mktemp("cache")
   if "PYTEST_XDIST_WORKER" in os.environ:  # whose temporary folders are beside each other
@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
     programs.mkdir(exist_ok=True)
     (folder / "xla").symlink_to(programs)
   os.environ["ISOFLOP_CACHE"] = str(folder)
-  host.use_compile_cache()
+  process.use_compile_cache()
   return folder
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import objectives
+from train.objectives import registry
 from train.step import program
 
 
@@ -21,7 +21,7 @@ def lowered(
   Args:
     config: resolved.
     vocab_size: V of the tokenizer.
-    devices: what they are made for, also such as this machine does not have (`scaling.targets`);
+    devices: what they are made for, also such as this machine has not (`scaling.targets.catalog`);
       None: all of this machine's.
     slots: runs that are trained together (`train.pack`); the step is theirs.
 
@@ -51,7 +51,7 @@ def abstract_batch(
   config: ConfigDict, vocab_size: int, rows: int, lies: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes and types of a batch of so many sequences, over all hosts."""
-  objective, length = objectives.get(config.objective), objectives.lengths(config).text
+  objective, length = registry.get(config.objective), registry.lengths(config).text
   one = objective.batch(
     np.zeros((1, length + 1), np.int32),
     np.ones((1, length), bool),

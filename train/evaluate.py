@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import data, host, objectives
-from train.objectives import Batch
+from train.data import dataset
+from train.objectives import registry
+from train.objectives.registry import Batch
 from train.step import Program, TrainState
+from train.system import process
 
 KEPT_BYTES = 256 << 20  # of validation batches that are kept from run to run
 
@@ -17,7 +19,7 @@ _kept: dict[str, list[Batch]] = {}  # the newest validation set, by all that dec
 
 
 def validation_set(
-  tokens: data.TokenData, config: ConfigDict, process_index: int = 0, process_count: int = 1
+  tokens: dataset.TokenData, config: ConfigDict, process_index: int = 0, process_count: int = 1
 ) -> Iterable[Batch]:
   """Returns `data.validation_batches`; small ones are made once, for all runs of a process."""
   train = config.train
@@ -25,9 +27,9 @@ def validation_set(
   evaluated = (tokens.fingerprint, tokens.tokenizer_hash, train.eval_tokens, train.eval_batch_size)
   key = repr((*decides, *evaluated, process_index, process_count))
   if key not in _kept:
-    batches = data.validation_batches(tokens, config, process_index, process_count)
+    batches = dataset.validation_batches(tokens, config, process_index, process_count)
     first = next(batches)
-    windows = data.eval_token_count(tokens, config) / objectives.lengths(config).text
+    windows = dataset.eval_token_count(tokens, config) / registry.lengths(config).text
     n_bytes = sum(x.nbytes for x in first.values()) * windows / train.eval_batch_size
     if n_bytes > KEPT_BYTES:
       return itertools.chain([first], batches)
@@ -37,7 +39,7 @@ def validation_set(
 
 
 def evaluate(
-  functions: Program, state: TrainState, tokens: data.TokenData, config: ConfigDict
+  functions: Program, state: TrainState, tokens: dataset.TokenData, config: ConfigDict
 ) -> dict[str, float]:
   """Returns the validation loss on the fixed held-out tokens.
 
@@ -46,9 +48,9 @@ def evaluate(
     predicted tokens' text; special ids have none), eval_tokens (predicted).
   """
   nll, weight, n_bytes = [], [], 0
-  bytes_V = np.zeros(objectives.vocab_size(config, tokens.vocab_size), int)
+  bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in validation_set(tokens, config, *host.place()):
+  for batch in validation_set(tokens, config, *process.place()):
     nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
     nll.append(nll_B)
     weight.append(weight_B)
@@ -62,6 +64,6 @@ def evaluate(
   return {
     "loss": float(loss),
     "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, host.summed(n_bytes))),
+    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, process.summed(n_bytes))),
     "eval_tokens": int(weight_S.sum()),
   }

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import memory, sharding
-from train import data, files, host, objectives
+from train.data import dataset
+from train.objectives import registry
 from train.step import program
+from train.system import files, process
 
 RECORD = "fits.json"
 NEAR = 0.5  # a run predicted to need less than this share of a device is not compiled to find out
@@ -51,21 +53,21 @@ def machine_memory() -> int:
   return min(limits)
 
 
-def needs(config: ConfigDict, tokens: data.TokenData, sharing: int = 1) -> Needs:
+def needs(config: ConfigDict, tokens: dataset.TokenData, sharing: int = 1) -> Needs:
   """Returns what a resolved config's training needs; its programs are compiled, and not run."""
   functions = program(config, tokens.vocab_size)
-  batches = data.train_batches(tokens, config, 0, *host.place())
+  batches = dataset.train_batches(tokens, config, 0, *process.place())
   batch = functions.place(next(batches))
   batches.close()
   compiled = _bytes(functions.step, functions.state, batch, np.float32(0), np.uint32(0))
-  batch = functions.place(next(data.validation_batches(tokens, config, *host.place())))
+  batch = functions.place(next(dataset.validation_batches(tokens, config, *process.place())))
   beside = _held(functions.state) - _held(functions.state.params)
   evaluating = beside + _bytes(functions.evaluate, functions.state.params, batch)
   return Needs(_predicted(config, tokens), compiled, evaluating, available(config, sharing))
 
 
 def fitting(
-  config: ConfigDict, tokens: data.TokenData, sharing: int = 1, near: float = 0.0
+  config: ConfigDict, tokens: dataset.TokenData, sharing: int = 1, near: float = 0.0
 ) -> tuple[ConfigDict, Needs | None]:
   """Returns a config that fits, and what it needs.
 
@@ -111,7 +113,7 @@ def record(config: ConfigDict, folder: Path, sharing: int) -> dict:
     ValueError: it does not fit.
   """
   config = ladders.resolve(config)
-  fitted, found = fitting(config, data.prepare(config), sharing)
+  fitted, found = fitting(config, dataset.prepare(config), sharing)
   assert found is not None
   result = {
     "status": "done",
@@ -125,11 +127,11 @@ def record(config: ConfigDict, folder: Path, sharing: int) -> dict:
   return result
 
 
-def _predicted(config: ConfigDict, tokens: data.TokenData) -> int:
-  lengths = objectives.lengths(config)
+def _predicted(config: ConfigDict, tokens: dataset.TokenData) -> int:
+  lengths = registry.lengths(config)
   return memory.device_bytes(
     config,
-    objectives.vocab_size(config, tokens.vocab_size),
+    registry.vocab_size(config, tokens.vocab_size),
     lengths.target,
     lengths.source,
     devices=len(jax.devices()),

@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import sharding
-from train import checkpoint, data, files, host, optim, preflight, record
-from train.clock import Clock
-from train.evaluation import evaluate
-from train.host import Interrupted
+from train import checkpoint, fitting, optim, record
+from train.data import dataset
+from train.evaluate import evaluate
 from train.metrics import Metrics
 from train.step import Program, TrainState, program
+from train.system import files, process
+from train.system.clock import Clock
+from train.system.process import Interrupted
 
 PROGRESS_SECONDS = 0.5
 STATE = "state"  # the request for the run's own state; the answer is of use until the next step
@@ -104,24 +106,24 @@ def run(
   config = ladders.resolve(config)
   record.check_config(config)
   sharding.check(config, len(jax.devices()), jax.local_device_count())
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   record.check(config, tokens)
-  config, _ = preflight.fitting(config, tokens, near=preflight.NEAR)
+  config, _ = fitting.fitting(config, tokens, near=fitting.NEAR)
   functions = program(config, tokens.vocab_size)
   head = record.describe(config, tokens, jax.devices()[0].device_kind) | {"pack": pack}
   # Each process of a run on many hosts writes its own records; the first one's are the run's.
-  own = workdir if host.leads() else workdir / "processes" / str(jax.process_index())
+  own = workdir if process.leads() else workdir / "processes" / str(jax.process_index())
   files.make_folder(own)
   with files.owned(own, wait_seconds=5.0):
     found = files.read_json(workdir / "run.json")
-    host.meet("start")
+    process.meet("start")
     if found and "N" in found:  # a run that failed before it began has nothing yet
       record.refuse_other(found, head, f"workdir={workdir}")
       ended = found["status"] == "done" and found["steps"] == head["steps"]
       if ended or found["status"] == "diverged":
         return found
     folder = workdir / "checkpoints"
-    with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, host.together():
+    with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, process.together():
       return (
         yield from _steps(
           config, tokens, functions, own, checkpoints, head, clock, should_stop, report, pack
@@ -131,7 +133,7 @@ def run(
 
 def _steps(
   config: ConfigDict,
-  tokens: data.TokenData,
+  tokens: dataset.TokenData,
   functions: Program,
   workdir: Path,
   checkpoints: checkpoint.Checkpoints,
@@ -164,7 +166,7 @@ def _steps(
 
   # ---- Train: dispatch a step, place the next one's batch, look at what others returned ----
   alone = jax.process_count() == 1
-  batches = data.train_batches(tokens, config, first_step, *host.place())
+  batches = dataset.train_batches(tokens, config, first_step, *process.place())
 
   def placed() -> Any:
     with clock("data"):
@@ -192,7 +194,7 @@ def _steps(
       now = time.perf_counter()
       due = now - saved > config.train.checkpoint_every_seconds
       if not alone:
-        stop, due = host.agreed(should_stop() and done < last_step, host.leads() and due)
+        stop, due = process.agreed(should_stop() and done < last_step, process.leads() and due)
       if keep or stop or due:
         metrics.flush()
         state = yield STATE

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from train import files
+from train.system import files
 
 
 class Metrics:

@@ -18,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
-from train import data, loop
-from train.clock import Clock
+from train import loop
+from train.data import dataset
 from train.step import Program, TrainState, program
+from train.system.clock import Clock
 
 
 class Stack(NamedTuple):
@@ -162,9 +163,9 @@ def rate(config: ConfigDict, slots: int, seconds: float) -> float:
     seconds: for how long, compilation not counted; 0: one step of each run.
   """
   config = ladders.resolve(config)
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   functions = program(config, tokens.vocab_size)
-  with closing(data.train_batches(tokens, config)) as batches:
+  with closing(dataset.train_batches(tokens, config)) as batches:
     seed, still = np.uint32(config.seed), np.float32(0)  # the weights stay; as much arithmetic
     states = {i: functions.init(seed) for i in range(slots)}
     stack, count = joined(functions, states, slots), 0
@@ -190,9 +191,9 @@ def compile_ahead(config: ConfigDict, slots: int) -> None:
     slots: how many, a power of two.
   """
   config = ladders.resolve(config)
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   functions = program(config, tokens.vocab_size)
-  with closing(data.train_batches(tokens, config)) as batches:
+  with closing(dataset.train_batches(tokens, config)) as batches:
     batch = next(batches)
   lr, seed = np.float32(0), np.uint32(0)
   if slots == 1:

@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from configs import base
 from model import accounting, transformer
-from train import data, objectives, optim
+from train import optim
+from train.data import dataset
+from train.objectives import registry
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -48,10 +50,10 @@ class Size:
 
 def size_of(config: ConfigDict, vocab_size: int) -> Size:
   """Returns parameters, steps and FLOPs of a resolved config; `vocab_size` is the tokenizer's."""
-  lengths = objectives.lengths(config)
-  vocab_size = objectives.vocab_size(config, vocab_size)
+  lengths = registry.lengths(config)
+  vocab_size = registry.vocab_size(config, vocab_size)
   shape = (config.model, vocab_size, lengths.target, lengths.source)
-  tokens_per_step = objectives.tokens_per_step(config)
+  tokens_per_step = registry.tokens_per_step(config)
   return Size(
     groups=accounting.param_groups(*shape),
     steps=max(1, round(config.train.tokens / tokens_per_step)),
@@ -64,7 +66,7 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
 def check_config(config: ConfigDict) -> None:
   """Raises ValueError, one line, where a resolved config cannot be trained, whatever the text."""
   transformer.check(config.model)
-  objectives.check(config)
+  registry.check(config)
   optim.check(config.optim)
   if config.train.branch_from and config.optim.schedule != "wsd":
     raise ValueError(
@@ -73,10 +75,10 @@ def check_config(config: ConfigDict) -> None:
     )
 
 
-def check(config: ConfigDict, tokens: data.TokenData) -> None:
+def check(config: ConfigDict, tokens: dataset.TokenData) -> None:
   """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
   check_config(config)
-  data.check(config, tokens)
+  dataset.check(config, tokens)
   size = size_of(config, tokens.vocab_size)
   if size.groups["body"] < size.groups["embedding"]:
     raise ValueError(
@@ -93,7 +95,7 @@ def check(config: ConfigDict, tokens: data.TokenData) -> None:
     )
 
 
-def describe(config: ConfigDict, tokens: data.TokenData, device_kind: str) -> dict:
+def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) -> dict:
   """Returns all that makes a run what it is: the head of run.json."""
   size = size_of(config, tokens.vocab_size)
   steps = min(config.train.stop_at_step or size.steps, size.steps)

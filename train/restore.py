@@ -12,7 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from configs import base, ladders
 from model import transformer
 from model.transformer import Transformer
-from train import checkpoint, data, files, objectives, step, tokenizer
+from train import checkpoint, step
+from train.data import dataset, tokenizer
+from train.objectives import registry
+from train.system import files
 
 MASK = "[MASK]"
 
@@ -78,8 +81,8 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
   config.sharding = base.sharding()  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
   state = _state(folder, config, tokenizer_vocab_size)
-  lengths = objectives.lengths(config)
-  vocab_size = objectives.vocab_size(config, tokenizer_vocab_size)
+  lengths = registry.lengths(config)
+  vocab_size = registry.vocab_size(config, tokenizer_vocab_size)
 
   def build():
     shape = config.model, vocab_size, lengths.target, nnx.Rngs(0), lengths.source
@@ -128,7 +131,7 @@ def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
   specials = {
     "mlm": [MASK],
     "span": sentinels,
-    "ul2": [*map(mode, objectives.DENOISERS), *sentinels],
+    "ul2": [*map(mode, registry.DENOISERS), *sentinels],
   }
   library.add_special_tokens(specials.get(config.objective, []))
   first = config.model.family != "encoder_decoder"
@@ -152,7 +155,7 @@ def _bytes() -> Tokenizer:
 
 def _bpe(config: ConfigDict, record: dict) -> Tokenizer:
   """Returns the BPE that was trained for the run, from the cache, or trained again."""
-  serialized = (data.prepare(config).path / tokenizer.FILE).read_text("utf-8")
+  serialized = (dataset.prepare(config).path / tokenizer.FILE).read_text("utf-8")
   if hashlib.sha256(serialized.encode()).hexdigest() != record["data"]["tokenizer"]:
     raise ValueError(
       f"data.source={config.data.source!r}: its text is another one than this run's, and so is "

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from model import sharding, transformer
-from train import losses, objectives, optim
-from train.losses import Batch
-from train.objectives import Lengths
+from train import optim
+from train.objectives import losses, registry
+from train.objectives.losses import Batch
+from train.objectives.registry import Lengths
 
 
 class TrainState(NamedTuple):
@@ -66,7 +67,7 @@ def program(
   Args:
     config: the run's.
     vocab_size: V of the tokenizer.
-    devices: what they are made for, also such as this machine does not have (`scaling.targets`);
+    devices: what they are made for, also such as this machine has not (`scaling.targets.catalog`);
       None: all of this machine's.
 
   Raises:
@@ -76,9 +77,9 @@ def program(
     FrozenConfigDict(config.model),
     FrozenConfigDict({name: config.optim[name] for name in STATIC}),
     FrozenConfigDict(config.sharding),
-    objectives.vocab_size(config, vocab_size),
-    objectives.lengths(config),
-    objectives.segments(config),
+    registry.vocab_size(config, vocab_size),
+    registry.lengths(config),
+    registry.segments(config),
     tuple(jax.devices() if devices is None else devices),
   )
 

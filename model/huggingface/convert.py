@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from configs import ladders, presets
 from model import transformer
 from model.accounting import mlp_width
-from model.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
+from model.huggingface.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight

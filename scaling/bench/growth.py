@@ -1,6 +1,6 @@
 """How cost grows: with batch, model, depth, devices, processes, runs trained together, and runs.
 
-What `isoflop bench --growth` measures, as growth.json; `scaling.growth_figure` draws it. A curve's
+What `isoflop bench --growth` measures, as growth.json; `growth_figure` draws it. A curve's
 slope is that of a line in log seconds over log x: 1 is a cost in proportion, 2 a quadratic one.
 
 Devices and processes grow weakly: n of them take n times the batch. On one machine's cores they
@@ -26,9 +26,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base, ladders
-from scaling import bench, fit, laws, plan, refit, report, results, store
-from scaling.turns import TURN_SECONDS, round_robin, training
-from train import data, files, pack, record
+from scaling.bench import steps
+from scaling.bench.timing import TURN_SECONDS, round_robin, training
+from scaling.laws import chinchilla, fit
+from scaling.report import records, report
+from scaling.sweep import plan, refit, store
+from train import pack, record
+from train.data import dataset
+from train.system import files
 
 PANELS = {  # name: what x is, and what is measured
   "batch": ("tokens per step", "a step"),
@@ -46,7 +51,9 @@ DEVICES, PROCESSES = (1, 2, 4, 8), (1, 2, 4)
 PACKS = {"cpu": (1, 2, 4, 8)}  # which are not trained at once there, but their overhead is seen
 ACCELERATOR_PACKS = (1, 4, 16, 64)
 CELLS = (10, 100, 1000, 10_000)
-LAW = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))  # of synthetic runs
+LAW = chinchilla.Chinchilla(
+  *(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37))
+)  # of synthetic runs
 SCATTER = 0.002  # of their log loss
 
 
@@ -100,14 +107,14 @@ def growth(
       measured.append(curve)
       say(line(curve))
   curves = [c._asdict() | {"slope": c.slope, "last_slope": c.last_slope} for c in measured]
-  found = bench.machine() | {"rounds": rounds, "curves": curves}
+  found = steps.machine() | {"rounds": rounds, "curves": curves}
   files.write_json(workdir / "growth.json", found)
   return measured
 
 
 def line(curve: Curve) -> str:
   """Returns a curve as people read it."""
-  points = ", ".join(f"{results.si(x)}: {s:.4g} s" for x, s in zip(*curve[2:], strict=True))
+  points = ", ".join(f"{records.si(x)}: {s:.4g} s" for x, s in zip(*curve[2:], strict=True))
   slopes = f"slope {curve.slope:.2f}, at the end {curve.last_slope:.2f}"
   return f"{curve.panel}, {curve.name}: {points}; {slopes}"
 
@@ -124,7 +131,7 @@ def _step(config: ConfigDict) -> ConfigDict:
 
 def _steps(configs: dict[float, ConfigDict], rounds: int) -> tuple[list[float], dict]:
   """Returns seconds per step of each config, measured by turns, and each one's facts."""
-  found = {x: training(c, data.prepare(c)) for x, c in configs.items()}
+  found = {x: training(c, dataset.prepare(c)) for x, c in configs.items()}
   turns = round_robin({str(x): take for x, (take, _) in found.items()}, rounds)
   facts = {x: one for x, (_, one) in found.items()}
   return [median(turn.step for turn in turns[str(x)]) for x in configs], facts
@@ -157,13 +164,13 @@ def _depth(config: ConfigDict, rounds: int) -> Iterator[Curve]:
       c = config.copy_and_resolve_references()
       c.model.update({"scan": scan, "depth": depth})
       c = _step(c)
-      seconds.append(training(c, data.prepare(c))[1]["compile_seconds"])
+      seconds.append(training(c, dataset.prepare(c))[1]["compile_seconds"])
     yield Curve("depth", "scanned" if scan else "unrolled", [float(d) for d in DEPTHS], seconds)
 
 
 def _weak(panel: str, counts: Iterable[int]) -> Callable[[ConfigDict, int], Iterator[Curve]]:
   def measure(config: ConfigDict, rounds: int) -> Iterator[Curve]:
-    data.prepare(config)  # once, before several processes would
+    dataset.prepare(config)  # once, before several processes would
     seconds = []
     for n in counts:
       c = config.copy_and_resolve_references()
@@ -183,7 +190,7 @@ def _elsewhere(config: ConfigDict, rounds: int, processes: int, devices: int) ->
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
-    command = [sys.executable, "-m", "scaling.step_time", str(path), str(rounds)]
+    command = [sys.executable, "-m", "scaling.bench.step_time", str(path), str(rounds)]
     several = [f"127.0.0.1:{port}", str(processes)]
     running = [
       subprocess.Popen(
@@ -228,7 +235,7 @@ def finish(workdir: Path, cells: list[plan.Cell]) -> None:
   """Writes the records of cells as if each had trained to the loss of `LAW`, with scatter."""
   noise = np.random.default_rng(0).normal(scale=SCATTER, size=len(cells))
   for cell, error in zip(cells, noise, strict=True):
-    loss = float(laws.loss(LAW, cell.N, cell.D) * np.exp(error))
+    loss = float(chinchilla.loss(LAW, cell.N, cell.D) * np.exp(error))
     folder = store.folder(workdir, cell)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from scaling.figures import save
-from scaling.growth import PANELS, Curve
-from scaling.style import DOUBLE, SERIES, STYLE, limits, log_axis
+from scaling.bench.growth import PANELS, Curve
+from scaling.report.figures.style import DOUBLE, SERIES, STYLE, limits, log_axis
+from scaling.report.figures.sweep import save
 
 COLUMNS = 3
 LEAST_SPAN = 3.0  # of an axis of seconds, highest over lowest

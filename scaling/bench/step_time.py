@@ -1,6 +1,6 @@
 """Prints what a step of a config takes, as JSON: a process of its own for each set of devices.
 
-Started by `scaling.growth`, also as one of several processes that train together.
+Started by `scaling.bench.growth`, also as one of several processes that train together.
 """
 
 import json
@@ -10,23 +10,23 @@ from pathlib import Path
 STEPS = 4  # in a turn: the same in all processes
 
 
-def main(path: str, rounds: str, coordinator: str = "", processes: str = "0", process: str = "-1"):
+def main(path: str, rounds: str, coordinator: str = "", processes: str = "0", index: str = "-1"):
   """Measures the config in a JSON file; the first process prints seconds per step."""
-  from train import host
+  from train.system import process
 
-  host.keep_freed_pages()
-  host.join(coordinator, int(processes), int(process))  # before jax is imported
+  process.keep_freed_pages()
+  process.join(coordinator, int(processes), int(index))  # before jax is imported
   from statistics import median
 
   from ml_collections import ConfigDict
 
-  from scaling.turns import training
-  from train import data
+  from scaling.bench.timing import training
+  from train.data import dataset
 
   config = ConfigDict(json.loads(Path(path).read_text()))
-  take, _ = training(config, data.prepare(config), STEPS)
+  take, _ = training(config, dataset.prepare(config), STEPS)
   seconds = median(take().step for _ in range(int(rounds)))
-  if host.leads():
+  if process.leads():
     print(json.dumps({"step_seconds": seconds}))
 
 

@@ -28,12 +28,15 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import sharding, transformer
-from scaling.advice import gib
-from scaling.display import duration
-from scaling.listing import grid, text
-from scaling.targets import CHIPS
-from scaling.turns import Turn, product, ratio, round_robin, training
-from train import data, files, host, objectives, record
+from scaling.bench.timing import Turn, product, ratio, round_robin, training
+from scaling.commands.listing import grid, text
+from scaling.progress import duration
+from scaling.targets.advice import gib
+from scaling.targets.catalog import CHIPS
+from train import record
+from train.data import dataset
+from train.objectives import registry
+from train.system import files, process
 
 FORMAT = 1  # of bench.json; raise it when a field changes its meaning
 OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
@@ -91,12 +94,12 @@ def cases(
       _set(c, change)
     c = ladders.resolve(c)
     transformer.check(c.model)
-    objectives.check(c)
-    length = objectives.lengths(c).text
+    registry.check(c)
+    length = registry.lengths(c).text
     if tokens and tokens < length:
       raise ValueError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")
     c.data.batch_size = tokens // length or c.data.batch_size
-    c.train.tokens = objectives.tokens_per_step(c)
+    c.train.tokens = registry.tokens_per_step(c)
     sharding.check(c, len(jax.devices()))
     name = f"{family} {size or f'{c.model.width}/{c.model.depth}'} {dtype} {change}".rstrip()
     if same := [case.name for case in found if case.config == c]:
@@ -188,9 +191,9 @@ def bench(
   """
   if rounds < 1:
     raise ValueError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
-  prepared = [data.prepare(case.config) for case in measured]
+  prepared = [dataset.prepare(case.config) for case in measured]
   for case, tokens in zip(measured, prepared, strict=True):
-    data.check(case.config, tokens)
+    dataset.check(case.config, tokens)
   files.make_folder(workdir)
   tell, known = progress(stream), machine()
   names = [case.name for case in measured]
@@ -249,7 +252,7 @@ def machine() -> dict[str, Any]:
       "device_kind": jax.devices()[0].device_kind,
       "devices": len(jax.devices()),
       "processor": found[1] if found else platform.processor() or platform.machine(),
-      "cores": len(host.cores()),
+      "cores": len(process.cores()),
       "load_at_start": os.getloadavg()[0],  # processes that wanted a core in the minute before
       "python": platform.python_version(),
       "versions": {

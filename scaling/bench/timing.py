@@ -13,8 +13,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from model import layers
-from train import data, host, objectives, preflight, record
+from train import fitting, record
+from train.data import dataset
+from train.objectives import registry
 from train.step import program
+from train.system import process
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
 
@@ -30,7 +33,7 @@ class Turn(NamedTuple):
 
 
 def training(
-  config: ConfigDict, tokens: data.TokenData, steps: int = 0
+  config: ConfigDict, tokens: dataset.TokenData, steps: int = 0
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
   """Compiles a resolved config's step; returns its turn, and what is known before it takes one.
 
@@ -45,16 +48,16 @@ def training(
   Raises:
     ValueError: it does not fit, or there is not enough text for it.
   """
-  data.check(config, tokens)
+  dataset.check(config, tokens)
   program(config, tokens.vocab_size)  # and the imports of the first batch: not the compiler's time
-  data.train_batches(tokens, config).close()
+  dataset.train_batches(tokens, config).close()
   began = time.perf_counter()
-  config, needs = preflight.fitting(config, tokens)
+  config, needs = fitting.fitting(config, tokens)
   compile_seconds = time.perf_counter() - began
   assert needs is not None
   functions = program(config, tokens.vocab_size)
   size = record.size_of(config, tokens.vocab_size)
-  batches = data.train_batches(tokens, config, 0, *host.place())
+  batches = dataset.train_batches(tokens, config, 0, *process.place())
   state = functions.init(np.uint32(config.seed))
   seed, lr = np.uint32(config.seed), np.float32(0)  # the weights stay, the arithmetic is the same
 
@@ -77,11 +80,11 @@ def training(
   take(1)
   fewest, most = TURN_STEPS
   steps = steps or min(most, max(fewest, round(TURN_SECONDS / take(fewest).step)))
-  m, lengths = config.model, objectives.lengths(config)
+  m, lengths = config.model, registry.lengths(config)
   return lambda: take(steps), {
     "objective": config.objective,
     **{name: m[name] for name in ("family", "width", "depth", "heads", "dtype", "weights")},
-    "vocab_size": objectives.vocab_size(config, tokens.vocab_size),
+    "vocab_size": registry.vocab_size(config, tokens.vocab_size),
     "source_len": lengths.source,
     "target_len": lengths.target,
     "batch_size": config.data.batch_size,

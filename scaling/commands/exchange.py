@@ -12,9 +12,12 @@ from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from configs import base, ladders, presets
-from model import accounting, convert
-from scaling.restore import Restored
-from train import checkpoint, files, objectives, optim, record, step
+from model import accounting
+from model.huggingface import convert
+from train import checkpoint, optim, record, step
+from train.objectives import registry
+from train.restore import Restored
+from train.system import files
 
 
 def export_run(run: Restored, architecture: str, output: Path) -> None:
@@ -46,7 +49,7 @@ def import_run(source: Path, workdir: Path) -> dict:
   """Makes a run of a folder: run.json and a checkpoint at step 0. Returns the record.
 
   Raises:
-    ValueError: `model.convert` cannot read it, or there is something in the workdir.
+    ValueError: `model.huggingface.convert` cannot read it, or there is something in the workdir.
   """
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise ValueError(f"workdir={workdir}: exists; an import wants a new folder")
@@ -55,7 +58,7 @@ def import_run(source: Path, workdir: Path) -> dict:
   imported = convert.import_folder(source)
   theirs = json.loads((source / convert.CONFIG).read_text())
   config = _config(imported)
-  specials = objectives.vocab_size(config, 0)
+  specials = registry.vocab_size(config, 0)
   tokenizer_vocab_size = imported.vocab_size - specials
   if tokenizer_vocab_size < 1:
     raise ValueError(f"input={source}: its vocabulary is smaller than {specials} special ids")

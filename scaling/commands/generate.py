@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from model import sampling
 from model.transformer import Source
-from scaling import restore
-from scaling.restore import Restored
+from train import restore
+from train.restore import Restored
 
 NEW_TOKENS = 64  # unless something else is asked for, or the context is shorter
 CANDIDATES = 5  # for each [MASK]

@@ -13,10 +13,14 @@ from rich.table import Table
 
 from configs import base
 from model import accounting, memory
-from scaling import adaptive, compare, fit, plan, runs, store, verify
-from scaling import sweep as sweeps
-from scaling.display import duration
-from train import data, files, host, objectives
+from scaling.laws import fit, runs
+from scaling.progress import duration
+from scaling.report import compare
+from scaling.sweep import adaptive, plan, seal, store
+from scaling.sweep import run as sweeps
+from train.data import dataset
+from train.objectives import registry
+from train.system import files, process
 
 # Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
 # CPU for the ladder `small`: an estimate of time, good to a factor of two.
@@ -57,7 +61,7 @@ class Planned(NamedTuple):
   """A sweep's cells."""
 
   config: ConfigDict  # with the learning-rate rule of its folder, if that has one
-  tokens: data.TokenData
+  tokens: dataset.TokenData
   probes: list[plan.Cell]
   fitted: list[plan.Cell]
   heldout: list[plan.Cell]
@@ -70,7 +74,7 @@ def planned(config: ConfigDict, workdir: Path | None) -> Planned:
   Raises:
     ValueError: the sweep cannot be run.
   """
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   plan.check(config, tokens)
   head = files.read_json(workdir / "sweep.json") if workdir else None
   probes = [
@@ -84,7 +88,7 @@ def planned(config: ConfigDict, workdir: Path | None) -> Planned:
   sealed = files.read_json(workdir / "prediction.json") if workdir else None
   middle = float(np.median([cell.params(config.fit.params) for cell in fitted]))
   if sealed:
-    heldout = verify.sealed_cells(config, tokens.vocab_size, sealed)
+    heldout = seal.sealed_cells(config, tokens.vocab_size, sealed)
   else:
     corpus = tokens.vocab_size, tokens.train_token_count
     heldout = plan.heldout_cells(config, *corpus, middle, plan.heldout_budget(config, fitted))
@@ -120,11 +124,11 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
     width: STEP_EFFICIENCY * matmul_flops_per_second(width)
     for width in sorted({cell.width for cell in cells})
   }
-  workers = config.sweep.workers or (1 if host.has_accelerator() else len(host.cores()))
+  workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
   table = grid(
     "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   )
-  lengths = objectives.lengths(config)
+  lengths = registry.lengths(config)
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
   for cell in cells:
     seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
@@ -133,7 +137,7 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
     alone.sharding.update(base.sharding())
     held = memory.device_bytes(
       alone,
-      objectives.vocab_size(config, tokens.vocab_size),
+      registry.vocab_size(config, tokens.vocab_size),
       lengths.target,
       lengths.source,
     )

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 if TYPE_CHECKING:
-  from scaling.restore import Restored
+  from train.restore import Restored
 
 
 class UsageError(Exception):
@@ -22,16 +22,16 @@ class UsageError(Exception):
 
 def train(args: flags.FlagValues) -> None:
   """Trains one model; run it again to continue where it stopped."""
-  from scaling.display import Display
-  from train import host
+  from scaling.progress import Display
+  from train.system import process
 
   config, workdir = args.config, folder(args)
-  host.join(args.coordinator, args.processes, args.process)  # before jax is imported
+  process.join(args.coordinator, args.processes, args.process)  # before jax is imported
   from train import loop
 
-  if host.place()[1] > 1:
-    print(host.census(), file=sys.stderr, flush=True)
-  should_stop = host.StopSignal().install()
+  if process.place()[1] > 1:
+    print(process.census(), file=sys.stderr, flush=True)
+  should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:
     record = loop.train(
       config, workdir, should_stop, lambda event: display.update_one(str(workdir), event)
@@ -54,17 +54,19 @@ def plan(args: flags.FlagValues) -> None:
   v5e, v5p, v6e; h100:2x8 is two hosts, v5e:16x16 a slice), and says whether they fit, what they
   send, and how fast they could be at best; with --workdir, also its plan.json.
   """
-  from scaling import advice, decide, listing
+  from scaling.commands import listing
+  from scaling.laws import questions
+  from scaling.targets import advice
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
     raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
   if args.target:
-    from scaling import target_report
+    from scaling.targets import report
 
     workdir = folder(args) if args.workdir else None
-    print(target_report.report(args.config, args.target, workdir))
+    print(report.report(args.config, args.target, workdir))
   elif args.next:
-    flops, workdir = decide.parse_flops(args.next_flops, "next_flops"), folder(args, exists=True)
+    flops, workdir = questions.parse_flops(args.next_flops, "next_flops"), folder(args, exists=True)
     print(listing.next_table(args.config, workdir, flops))
   elif advice.is_sweep(args.config):
     print(listing.plan_table(args.config, folder(args) if args.workdir else None))
@@ -85,25 +87,29 @@ def fit(args: flags.FlagValues) -> None:
   Runs along one line (a single size, or one ratio of tokens to parameters) are refused; what a law
   in the variable that varies says of them is printed, and is line.json.
   """
-  from scaling import decide, line, refit, report
-  from scaling.runs import UnidentifiableError
-  from train import files
+  from scaling.laws import one_variable, questions
+  from scaling.laws.runs import UnidentifiableError
+  from scaling.report import report
+  from scaling.sweep import refit
+  from train.system import files
 
-  target_flops = decide.parse_flops(args.target_flops)
-  asked = decide.Questions(target_flops, args.target_loss, args.inference_tokens, args.max_tokens)
+  target_flops = questions.parse_flops(args.target_flops)
+  asked = questions.Questions(
+    target_flops, args.target_loss, args.inference_tokens, args.max_tokens
+  )
   workdir, reading = folder(args), (args.runs, args.columns, args.where, args.exclude)
   try:
     refit.refit(workdir, args.config.fit, *reading, asked, args.compare_forms)
   except UnidentifiableError:
     if found := files.read_json(workdir / "line.json"):
-      print(line.text(found) + "\n", flush=True)
+      print(one_variable.text(found) + "\n", flush=True)
     raise
   print(report.terminal(workdir))
 
 
 def verify(args: flags.FlagValues) -> None:
   """Seals the prediction of a sweep's fit, trains what is left of its held-out cells, judges."""
-  from scaling import store
+  from scaling.sweep import store
 
   workdir = folder(args)
   run_sweep(from_json(store.read_sweep(workdir)[0]["config"]), workdir)
@@ -111,19 +117,20 @@ def verify(args: flags.FlagValues) -> None:
 
 def run_sweep(config: ConfigDict, workdir: Path, adapt: bool = False) -> None:
   """Runs a sweep, or what is left of it, and prints how it came out."""
-  from scaling import report, sweep
-  from scaling.display import Display
-  from train import host
+  from scaling.progress import Display
+  from scaling.report import report
+  from scaling.sweep import run
+  from train.system import process
 
-  should_stop = host.StopSignal().install()
+  should_stop = process.StopSignal().install()
   with Display(config.sweep.name) as display:
-    sweep.sweep(config, workdir, display, should_stop, adapt, host.BEGAN)
+    run.sweep(config, workdir, display, should_stop, adapt, process.BEGAN)
   print(report.terminal(workdir))
 
 
 def report(args: flags.FlagValues) -> None:
   """Writes report.md, report.html and figures/ of a workdir from what stands in it."""
-  from scaling import report as reports
+  from scaling.report import report as reports
 
   workdir = folder(args, exists=True)
   if not any((workdir / name).exists() for name in ("sweep.json", "fit.json")):
@@ -133,7 +140,7 @@ def report(args: flags.FlagValues) -> None:
 
 def runs(args: flags.FlagValues) -> None:
   """Lists the runs of a folder: their size, tokens, loss and status."""
-  from scaling import listing
+  from scaling.commands import listing
 
   print(listing.runs_table(folder(args, exists=True)))
 
@@ -153,12 +160,12 @@ def bench(args: flags.FlagValues) -> None:
   """
   workdir = folder(args)
   if args.growth:
-    from scaling import growth, growth_figure
+    from scaling.bench import growth, growth_figure
 
     curves = growth.growth(args.config, workdir, args.growth.split(","), args.rounds, print)
     growth_figure.draw(curves, workdir / "growth")
     return
-  from scaling import bench as benches
+  from scaling.bench import steps as benches
 
   grid = args.sizes, args.families, args.dtypes, args.tokens, args.vary
   cases = benches.cases(args.config, *grid)
@@ -175,7 +182,7 @@ def sample(args: flags.FlagValues) -> None:
 
   Several texts (more than one --prompt, or --num_samples) are each preceded by a line "=== 1".
   """
-  from scaling import generate
+  from scaling.commands import generate
 
   draws = generate.Options(
     args.temperature,
@@ -198,7 +205,7 @@ def export(args: flags.FlagValues) -> None:
   run's objective by name: <|eos|>, [MASK], <extra_id_0>, ... A model that the architecture cannot
   express is refused; configs/presets.py has configs that can be.
   """
-  from scaling import exchange
+  from scaling.commands import exchange
 
   if not args.architecture or not args.output:
     raise UsageError(
@@ -213,7 +220,7 @@ def import_(args: flags.FlagValues) -> None:
 
   The run's folder has run.json, checkpoints/ and tokenizer.json. It can be sampled and exported.
   """
-  from scaling import exchange
+  from scaling.commands import exchange
 
   workdir = folder(args)
   if not args.input:
@@ -257,7 +264,7 @@ def restored(args: flags.FlagValues) -> "Restored":
   """Returns the run of --checkpoint, with its model and its tokenizer."""
   from absl import logging as orbax_log
 
-  from scaling import restore
+  from train import restore
 
   orbax_log.set_verbosity(orbax_log.ERROR)  # it warns that a folder opened for reading is
   folder, record = restore.find(args.checkpoint)

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scaling.display import Display
-from scaling.worker import environment
-from train import files, host, pack, preflight
+from scaling.launch.worker import environment
+from scaling.progress import Display
+from train import fitting, pack
+from train.system import files, process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Task:
   @property
   def record(self) -> Path:
     """Where its outcome stands."""
-    return self.folder / (preflight.RECORD if self.preflight else "run.json")
+    return self.folder / (fitting.RECORD if self.preflight else "run.json")
 
   def done(self) -> bool:
     """Returns whether there is nothing left to do."""
@@ -170,7 +171,7 @@ class _Worker:
     self.buffer = b""
     self.log = log.open("ab")
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "scaling.worker", "any" if core is None else str(core)],
+      [sys.executable, "-m", "scaling.launch.worker", "any" if core is None else str(core)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self.log,
@@ -221,8 +222,8 @@ class Pool:
       each_core: on a CPU; False: of 0 workers there is one, on all cores.
       tick: called several times a second while the workers are waited for.
     """
-    cores: Sequence[int | None] = host.cores()
-    if host.has_accelerator():
+    cores: Sequence[int | None] = process.cores()
+    if process.has_accelerator():
       cores = [None] * max(1, workers)
     elif workers:
       cores = [cores[i % len(cores)] for i in range(workers)]
@@ -305,7 +306,7 @@ class Pool:
           # One worker of an accelerator trains on while the next program is compiled; on a CPU that
           # would take the core from the training.
           worker.programs.add(own.program)
-          following = queue.another(worker.programs) if host.has_accelerator() else None
+          following = queue.another(worker.programs) if process.has_accelerator() else None
           self._hand_out(worker, own, following)
       if queue or any(worker.tasks for worker in self._workers):
         self._receive(queue, display, stopping)

@@ -2,7 +2,7 @@
 
 It reads its tasks, those that are trained together in a line, from its standard input and writes
 an event per line to its standard output. When its launcher dies the input ends, and so does the
-worker. Started by `scaling.launch`.
+worker. Started by `scaling.launch.local`.
 """
 
 import json
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from train import host
+from train.system import process
 
 TAKEN = 0.75  # share of a device's memory that jax takes by default, as soon as it is used
 FRACTION = "XLA_CLIENT_MEM_FRACTION"
@@ -27,7 +27,7 @@ def environment(workers: int) -> dict[str, str]:
   user's environment says what each of them takes: the first would leave too little to the others.
   """
   own = dict(os.environ)
-  if workers > 1 and host.has_accelerator() and not {FRACTION, OLD_FRACTION} & own.keys():
+  if workers > 1 and process.has_accelerator() and not {FRACTION, OLD_FRACTION} & own.keys():
     own[FRACTION] = f"{TAKEN / workers:.4f}"
   return own
 
@@ -37,9 +37,9 @@ def main(core: str) -> None:
   events = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)  # what libraries print goes to the log
   if core != "any":
-    host.pin(int(core))
-  host.keep_freed_pages()
-  should_stop = host.StopSignal().install()
+    process.pin(int(core))
+  process.keep_freed_pages()
+  should_stop = process.StopSignal().install()
   tasks: SimpleQueue[dict] = SimpleQueue()
 
   def listen() -> None:
@@ -59,9 +59,9 @@ def main(core: str) -> None:
   import jax
   from ml_collections import ConfigDict
 
-  from train import loop, pack, preflight
+  from train import fitting, loop, pack
 
-  host.use_compile_cache()
+  process.use_compile_cache()
   send({"ready": {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}})
 
   def progress(names: list[str], i: int, event: dict) -> None:
@@ -93,7 +93,7 @@ def main(core: str) -> None:
     if sharing := message["preflight"]:
       for i, (config, folder) in enumerate(runs):
         try:
-          ended(names, i, preflight.record(config, folder, sharing))
+          ended(names, i, fitting.record(config, folder, sharing))
         except Exception as error:
           ended(names, i, error)
     else:

@@ -6,8 +6,8 @@ Each function takes one law or a bootstrap of laws [R], and answers for all of t
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling import laws
-from scaling.laws import Chinchilla, Compute, Optimum
+from scaling.laws import chinchilla
+from scaling.laws.chinchilla import Chinchilla, Compute, Optimum
 
 TEXTBOOK = Compute()  # C = 6 N D
 # Muennighoff et al. 2023 (arXiv:2305.16264), appendix A: how fast repeated tokens and parameters in
@@ -89,7 +89,7 @@ def repeated_loss(
   tokens deserve, are worth less than new ones. The law's own parameters, their two decay constants.
   """
   n = effective(base_params(law, np.minimum(unique, D), compute), N, EXCESS_PARAMS)
-  return laws.loss(law, n, effective(unique, D, REPEATED_TOKENS))
+  return chinchilla.loss(law, n, effective(unique, D, REPEATED_TOKENS))
 
 
 def data_constrained(
@@ -100,7 +100,7 @@ def data_constrained(
   The minimum over N is found on a grid that closes in on its lowest point, for every law [R].
   """
   column = Chinchilla(*(np.asarray(value, float)[..., None] for value in law))
-  middle = np.log(laws.optimum(column, C, compute).N)  # repeats and excess move it from here
+  middle = np.log(chinchilla.optimum(column, C, compute).N)  # repeats and excess move it from here
   width = 10.0
   for _ in range(7):
     log_n = middle + np.linspace(-width, width, 81)
@@ -116,7 +116,7 @@ def data_constrained(
 def least_loss(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:
   """Returns the loss that no compute gets below, if only `unique` tokens are repeated for ever."""
   n = base_params(law, unique, compute) * (1 + EXCESS_PARAMS)
-  return laws.loss(law, n, unique * (1 + REPEATED_TOKENS))
+  return chinchilla.loss(law, n, unique * (1 + REPEATED_TOKENS))
 
 
 def saturation(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:

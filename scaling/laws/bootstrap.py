@@ -8,8 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from scaling import estimate
-from scaling.runs import Runs
+from scaling.laws import estimate
+from scaling.laws.runs import Runs
 
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
 WIDEST = 3 * SAME_BUDGET  # of one budget: more is a range of C, and is cut into steps

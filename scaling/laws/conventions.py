@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scaling import estimate, laws
-from scaling.parametric import at_edge, bound_names, unbounded
-from scaling.runs import PARAMS, Runs, check_identifiable, read_runs
+from scaling.laws import chinchilla, estimate
+from scaling.laws.parametric import at_edge, bound_names, unbounded
+from scaling.laws.runs import PARAMS, Runs, check_identifiable, read_runs
 
 DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": 1e-8, "MSE": 10.0}  # Huber's threshold on log loss
 
@@ -37,7 +37,7 @@ def choices(
   Other counts of N and C are tried where the table has them: in our cells.csv.
 
   Args:
-    path: the table, with `columns`, `where` and `exclude` as in `scaling.runs.read_runs`.
+    path: the table, with `columns`, `where` and `exclude` as in `scaling.laws.runs.read_runs`.
     options: `config.fit`.
     columns: names that differ.
     where: conditions that every run meets.
@@ -83,7 +83,7 @@ def _law(runs: Runs, delta: float) -> dict[str, Any]:
   if bound := unbounded(bound_names(best.at_bound[0])):
     return {"n_runs": len(runs), "reason": at_edge(bound)}
   law, C = estimate.to_law(design, best.theta[0]), float(runs.C.max())
-  a, b = laws.exponents(law)
-  optimum = laws.optimum(law, C, laws.estimate_compute(runs.N, runs.D, runs.C))
+  a, b = chinchilla.exponents(law)
+  optimum = chinchilla.optimum(law, C, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
   ratio = float(optimum.D / optimum.N)
   return {"n_runs": len(runs), "a": float(a), "b": float(b), "C": C, "tokens_per_param": ratio}

@@ -12,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from scaling.laws import Chinchilla
+from scaling.laws.chinchilla import Chinchilla
 
 # Of E, log A', log B' (in units of the loss), alpha, beta: E may vanish, the powers may not.
 LOWER = np.array([0.0, np.log(1e-6), np.log(1e-6), 1e-3, 1e-3])

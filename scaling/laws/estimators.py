@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling import estimate, laws, uncertainty
-from scaling.influence import LEAST_SQUARES
-from scaling.parametric import Fit, at_edge, bound_names, unbounded
-from scaling.runs import Runs
-from scaling.uncertainty import WIDEST, interval, isolated
+from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws.bootstrap import WIDEST, interval, isolated
+from scaling.laws.parametric import Fit, at_edge, bound_names, unbounded
+from scaling.laws.runs import Runs
+from scaling.laws.sensitivity import LEAST_SQUARES
 
 LEAST_ABSOLUTE = 1e-8  # Huber's threshold: below every residual of log loss
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with
@@ -146,7 +146,7 @@ def _row(name, values, draws, level, reason=None) -> dict[str, Any]:
   return row
 
 
-def isoflop_profiles(runs: Runs, compute: laws.Compute) -> dict[str, Any]:
+def isoflop_profiles(runs: Runs, compute: chinchilla.Compute) -> dict[str, Any]:
   """Approach 2 of Hoffmann et al. 2022: per budget a parabola in log N, and its minimum.
 
   The parabola is biased where alpha and beta differ, or the sizes lie off-centre or far apart: it
@@ -210,11 +210,11 @@ def approach2(fit: Fit, C: float) -> dict[str, Any]:
   row = _row("approach2", values, _parabola_draws(fit, C), fit.level)
   if fit.unbounded:  # the surface is none to measure a bias on
     return row
-  clean = dataclasses.replace(runs, loss=laws.loss(fit.law, runs.N, runs.D))
+  clean = dataclasses.replace(runs, loss=chinchilla.loss(fit.law, runs.N, runs.D))
   seen = _through_minima(isoflop_profiles(clean, compute), C)
   if seen is not None:
     a, b = _local_exponents(fit, C)
-    true = laws.optimum(fit.law, C, compute)
+    true = chinchilla.optimum(fit.law, C, compute)
     row["bias"] = {
       "a": float(seen[0] - a),
       "b": float(seen[1] - b),
@@ -233,7 +233,7 @@ def _through_minima(found, C):
 def _local_exponents(fit: Fit, C: float) -> tuple[float, float]:
   """Returns the slopes of log N_opt and log D_opt over the budgets: a and b, if C = k N D."""
   c = np.geomspace(fit.runs.C.min(), fit.runs.C.max(), 9)
-  best = laws.optimum(fit.law, c, fit.compute)
+  best = chinchilla.optimum(fit.law, c, fit.compute)
   a, b = (float(np.polyfit(np.log(c), np.log(v), 1)[0]) for v in (best.N, best.D))
   return a, b
 
@@ -252,7 +252,7 @@ def _parabola_draws(fit: Fit, C: float) -> np.ndarray:
     c = np.linalg.solve(normal, (w * runs.loss[group] @ powers)[:, :, None])[:, :, 0]
     c2 = np.where(c[:, 2] > 0, c[:, 2], np.nan)
     vertex = middle - width * c[:, 1] / (2 * c2)
-    inside = uncertainty.three_levels(w, x) & (vertex > x.min()) & (vertex < x.max())
+    inside = bootstrap.three_levels(w, x) & (vertex > x.min()) & (vertex < x.max())
     log_n.append(np.where(inside, vertex, np.nan))
     log_c.append(np.log(runs.C[group]).mean())
   x_G, n_RG = np.array(log_c), np.array(log_n).T
@@ -309,7 +309,7 @@ def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
   except ValueError as error:
     return _row(name, None, None, fit.level, str(error))
   best, bound = found.theta[0], unbounded(bound_names(found.at_bound[0]))
-  draws = uncertainty.resample(
+  draws = bootstrap.resample(
     design, fit.runs, best, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
   )
   law, sample = (estimate.to_law(design, theta) for theta in (best, draws.theta))
@@ -320,7 +320,8 @@ def _parametric(name, fit, law, draws, C, bound):
   if bound:
     return _row(name, None, None, fit.level, at_edge(bound))
   values, sample = (
-    np.array([*laws.exponents(one), *laws.optimum(one, C, fit.compute)[:2]]) for one in (law, draws)
+    np.array([*chinchilla.exponents(one), *chinchilla.optimum(one, C, fit.compute)[:2]])
+    for one in (law, draws)
   )
   return _row(name, values, sample, fit.level)
 

@@ -1,7 +1,7 @@
 """Laws fitted to runs, with how sure they are: the library behind `isoflop fit`.
 
   from configs import base
-  from scaling import fit
+  from scaling.laws import fit
 
   N, D = 3 * [1e6] + 3 * [3e6] + 3 * [1e7], [2e7, 6e7, 2e8, 6e7, 2e8, 6e8, 2e8, 6e8, 2e9]
   loss = [5.706, 4.828, 4.251, 4.272, 3.681, 3.342, 3.284, 2.950, 2.712]
@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling import laws
-from scaling.approaches import Curves, isoflop_profiles, make_curves, side_by_side
-from scaling.forms import FORMS, Form, evaluate
-from scaling.heldout import compare_forms
-from scaling.influence import MOST_LEFT_OUT, identifiability, jackknife, profile_intervals
-from scaling.parametric import (
+from scaling.laws import chinchilla
+from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.estimators import Curves, isoflop_profiles, make_curves, side_by_side
+from scaling.laws.forms import FORMS, Form, evaluate
+from scaling.laws.holdout import compare_forms
+from scaling.laws.parametric import (
   OPEN,
   Fit,
   Options,
@@ -44,9 +44,9 @@ from scaling.parametric import (
   predict_loss,
   ratio_cost,
 )
-from scaling.runs import Runs, input_hash, make_runs, read_runs
-from scaling.solve import FormFit, fit_form
-from scaling.uncertainty import FEWEST, few, interval, seed_noise
+from scaling.laws.runs import Runs, input_hash, make_runs, read_runs
+from scaling.laws.sensitivity import MOST_LEFT_OUT, identifiability, jackknife, profile_intervals
+from scaling.laws.solve import FormFit, fit_form
 
 VERSION = 2  # of fit.json
 __all__ = [
@@ -116,9 +116,9 @@ def to_json(fit: Fit, curves: Curves | None = None, full: bool = False) -> dict[
     curves: training curves, for Approach 1 among the estimators.
     full: whether forms are compared by held-out error too, which takes seconds.
   """
-  a, b = laws.exponents(fit.law)
+  a, b = chinchilla.exponents(fit.law)
   values = fit.law._asdict() | {"a": a, "b": b}
-  draws = fit.draws._asdict() | dict(zip("ab", laws.exponents(fit.draws), strict=True))
+  draws = fit.draws._asdict() | dict(zip("ab", chinchilla.exponents(fit.draws), strict=True))
   intervals = {k: interval(draw, fit.level, float(values[k])) for k, draw in draws.items()}
   approach2 = isoflop_profiles(fit.runs, fit.compute)
   estimators = side_by_side(fit, curves=curves)

@@ -1,4 +1,4 @@
-"""Forms of scaling laws as data: a few lines each, fitted by one solver (`scaling.solve`).
+"""Forms of scaling laws as data: a few lines each, fitted by one solver (`scaling.laws.solve`).
 
 A form is a function of its parameters p and of the variables x of the runs, and says of each
 parameter what kind it is and in which unit it is measured. Adding one is this:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from scaling import solve
-from scaling.forms import FORMS, Form
-from scaling.parametric import cuts
-from scaling.runs import Runs, faults
-from scaling.uncertainty import budgets
+from scaling.laws import solve
+from scaling.laws.bootstrap import budgets
+from scaling.laws.forms import FORMS, Form
+from scaling.laws.parametric import cuts
+from scaling.laws.runs import Runs, faults
 
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")
 STARTS = 24

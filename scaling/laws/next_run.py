@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling import laws
+from scaling.laws import chinchilla
 
 STEP = 1e-5  # of the central difference in log parameters
 
@@ -27,7 +27,7 @@ class Information:
     gradient: of log N_opt(C) in them [p].
   """
 
-  law: laws.Chinchilla
+  law: chinchilla.Chinchilla
   free: np.ndarray
   covariance: np.ndarray
   gradient: np.ndarray
@@ -55,19 +55,19 @@ class Information:
     return dataclasses.replace(self, covariance=covariance)
 
 
-def jacobian(law: laws.Chinchilla, N: np.ndarray, D: np.ndarray) -> np.ndarray:
+def jacobian(law: chinchilla.Chinchilla, N: np.ndarray, D: np.ndarray) -> np.ndarray:
   """Returns the derivative of log L at N [m], D [m] in the logarithms of E, A, B, alpha, beta."""
   in_n, in_d = law.A * N**-law.alpha, law.B * D**-law.beta
   columns = (law.E, in_n, in_d, -law.alpha * np.log(N) * in_n, -law.beta * np.log(D) * in_d)
-  return np.stack(np.broadcast_arrays(*columns), axis=1) / laws.loss(law, N, D)[:, None]
+  return np.stack(np.broadcast_arrays(*columns), axis=1) / chinchilla.loss(law, N, D)[:, None]
 
 
 def information(
-  law: laws.Chinchilla,
+  law: chinchilla.Chinchilla,
   N: np.ndarray,
   D: np.ndarray,
   C: float,
-  compute: laws.Compute,
+  compute: chinchilla.Compute,
   held: Sequence[str] = (),
 ) -> Information:
   """Returns what runs of N [n] and D [n] say about log N_opt(C).
@@ -83,7 +83,7 @@ def information(
   free = np.array([name not in held for name in law._fields])
   logs = np.log(np.maximum(np.array(law), 1e-300))
   steps = logs[:, None] + STEP * np.concatenate([np.eye(5), -np.eye(5)], axis=1)
-  log_n = np.log(laws.optimum(laws.Chinchilla(*np.exp(steps)), C, compute).N)
+  log_n = np.log(chinchilla.optimum(chinchilla.Chinchilla(*np.exp(steps)), C, compute).N)
   j_np = jacobian(law, N, D)[:, free]
   return Information(
     law=law,

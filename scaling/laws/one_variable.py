@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling.forms import FORMS, evaluate
-from scaling.influence import identifiability
-from scaling.parametric import Options
-from scaling.runs import MIN_SPREAD, Runs
-from scaling.solve import fit_form
-from scaling.uncertainty import interval
+from scaling.laws.bootstrap import interval
+from scaling.laws.forms import FORMS, evaluate
+from scaling.laws.parametric import Options
+from scaling.laws.runs import MIN_SPREAD, Runs
+from scaling.laws.sensitivity import identifiability
+from scaling.laws.solve import fit_form
 
 LEAST = 6  # distinct values: of fewer, resamples hold too few to scatter as the estimate does
 LEAST_RANGE = 0.5  # of log C: a narrower one is one budget, along which the loss is no law in C

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scaling import estimate, laws, uncertainty
-from scaling.runs import Runs, check_identifiable
-from scaling.uncertainty import interval, seed_noise
+from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws.bootstrap import interval, seed_noise
+from scaling.laws.runs import Runs, check_identifiable
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
@@ -51,9 +51,9 @@ class Fit:
   """
 
   runs: Runs
-  law: laws.Chinchilla
-  draws: laws.Chinchilla
-  compute: laws.Compute
+  law: chinchilla.Chinchilla
+  draws: chinchilla.Chinchilla
+  compute: chinchilla.Compute
   residuals: np.ndarray
   delta: float
   level: float
@@ -85,12 +85,12 @@ def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
 
 def check(options: Options) -> None:
   """Raises ValueError, one line, where an option of a fit is out of range."""
-  known = ", ".join(uncertainty.RESAMPLINGS)
+  known = ", ".join(bootstrap.RESAMPLINGS)
   for name, valid, remedy in (
     ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
     ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
     ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
-    ("resampling", options.resampling in uncertainty.RESAMPLINGS, f"one of {known}"),
+    ("resampling", options.resampling in bootstrap.RESAMPLINGS, f"one of {known}"),
   ):
     if not valid:
       raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
@@ -128,16 +128,16 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
   check_identifiable(runs)
   design = estimate.design(runs.N, runs.D, runs.loss)
   found, best = estimate.minimum(design, options.delta)
-  draws = uncertainty.resample(
+  draws = bootstrap.resample(
     design, runs, best.theta[0], options.delta, options.bootstraps, options.seed, options.resampling
   )
   law = estimate.to_law(design, best.theta[0])
-  residuals = np.log(runs.loss) - np.log(laws.loss(law, runs.N, runs.D))
+  residuals = np.log(runs.loss) - np.log(chinchilla.loss(law, runs.N, runs.D))
   return Fit(
     runs=runs,
     law=law,
     draws=estimate.to_law(design, draws.theta),
-    compute=laws.estimate_compute(runs.N, runs.D, runs.C),
+    compute=chinchilla.estimate_compute(runs.N, runs.D, runs.C),
     residuals=residuals,
     delta=options.delta,
     level=options.level,
@@ -184,7 +184,7 @@ def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
       law = estimate.to_law(design, estimate.minimum(design, delta)[1].theta[0])
     except ValueError:
       continue
-    error = np.log(runs.loss[above] / laws.loss(law, runs.N[above], runs.D[above]))
+    error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
     excess += np.sum(error**2 - scatter)
     distance += np.sum(np.log(runs.C[above] / some.C.max()) ** 2)
   return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
@@ -192,7 +192,7 @@ def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
 
 def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns the positions of the runs up to a budget and above it, for up to `MAX_CUTS` budgets."""
-  groups = uncertainty.budgets(runs.C)
+  groups = bootstrap.budgets(runs.C)
   last = len(groups) - 1
   at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
   return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
@@ -200,7 +200,7 @@ def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def bound_names(mask: np.ndarray) -> list[str]:
   """Returns the names of the parameters at the edge of their range, from a mask [5]."""
-  return [name for name, at in zip(laws.Chinchilla._fields, mask, strict=True) if at]
+  return [name for name, at in zip(chinchilla.Chinchilla._fields, mask, strict=True) if at]
 
 
 def new_run_noise(fit: Fit) -> np.ndarray:
@@ -213,9 +213,9 @@ def new_run_noise(fit: Fit) -> np.ndarray:
   n, freedom = len(fit.runs), len(fit.runs) - len(fit.law)
   noise = fit.residuals * np.sqrt(n / freedom)
   rms = np.sqrt(np.mean(noise**2))
-  if uncertainty.few(fit.runs):
+  if bootstrap.few(fit.runs):
     at = (np.arange(STUDENTS) + 0.5) / STUDENTS
-    noise = rms * np.array([uncertainty.t_quantile(p, freedom) for p in at])
+    noise = rms * np.array([bootstrap.t_quantile(p, freedom) for p in at])
   return noise * max(1.0, (seed_noise(fit.runs) or 0.0) / max(rms, 1e-12))
 
 
@@ -231,8 +231,8 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
   rng = np.random.default_rng((fit.seed, 1))
   noise = rng.choice(new_run_noise(fit), size=len(fit.draws.E))
   C = float(fit.compute.flops_per_token(N) * D)
-  draws = laws.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C, N, D))
-  return float(laws.loss(fit.law, N, D)), interval(draws, fit.level)
+  draws = chinchilla.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C, N, D))
+  return float(chinchilla.loss(fit.law, N, D)), interval(draws, fit.level)
 
 
 def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
@@ -251,8 +251,8 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   Where a parameter ended at the edge of its range (`Fit.unbounded`), the runs determine no optimum:
   the intervals of N_opt, D_opt and their ratio are [nan, nan].
   """
-  best = laws.optimum(fit.law, C, fit.compute)
-  draws = laws.optimum(fit.draws, C, fit.compute)
+  best = chinchilla.optimum(fit.law, C, fit.compute)
+  draws = chinchilla.optimum(fit.draws, C, fit.compute)
   at = float(C), float(best.N), float(best.D)
   row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
   row["extrapolated"] = far(row["extrapolation"])
@@ -281,12 +281,12 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
 
   def loss_at_ratio(law):
     n = fit.compute.params(C, tokens_per_param)
-    return laws.loss(law, n, fit.compute.tokens(n, C))
+    return chinchilla.loss(law, n, fit.compute.tokens(n, C))
 
   n = float(fit.compute.params(C, tokens_per_param))
   d = float(fit.compute.tokens(n, C))
   value = float(loss_at_ratio(fit.law))
-  excess = value - float(laws.optimum(fit.law, C, fit.compute).loss)
+  excess = value - float(chinchilla.optimum(fit.law, C, fit.compute).loss)
   draws = loss_at_ratio(fit.draws)
   return {
     "C": float(C),
@@ -296,5 +296,7 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
     "loss": value,
     "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), fit.level, value),
     "excess": excess,
-    "excess_interval": interval(draws - laws.optimum(fit.draws, C, fit.compute).loss, fit.level),
+    "excess_interval": interval(
+      draws - chinchilla.optimum(fit.draws, C, fit.compute).loss, fit.level
+    ),
   }

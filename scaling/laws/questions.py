@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from model import accounting
-from scaling import laws, optima
-from scaling.approaches import FEWEST_DRAWS
-from scaling.fit import Fit, interval, known, optimum, ratio_cost
-from scaling.optima import cheapest
-from scaling.parametric import at_edge, far, form_noise
+from scaling.laws import allocation, chinchilla
+from scaling.laws.allocation import cheapest
+from scaling.laws.estimators import FEWEST_DRAWS
+from scaling.laws.fit import Fit, interval, known, optimum, ratio_cost
+from scaling.laws.parametric import at_edge, far, form_noise
 
 NEVER = 1e60  # stands for what is beyond all reach
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
@@ -109,8 +109,8 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
   if asked.max_tokens:
     rows = _constrained(fit, asked) if asked.flops else _reaching_on_few(fit, asked)
     published = {
-      "R_D": optima.REPEATED_TOKENS,
-      "R_N": optima.EXCESS_PARAMS,
+      "R_D": allocation.REPEATED_TOKENS,
+      "R_N": allocation.EXCESS_PARAMS,
       "source": "arXiv:2305.16264",
     }
     decision = _decision(fit, "max_tokens", asked.max_tokens, rows)
@@ -151,7 +151,7 @@ def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any
 
 
 def _both(
-  fit: Fit, name: str, C: float, answer: Callable[[laws.Chinchilla], dict[str, Any]]
+  fit: Fit, name: str, C: float, answer: Callable[[chinchilla.Chinchilla], dict[str, Any]]
 ) -> dict:
   """Returns a row at C FLOPs; of the loss, the error of the law's form counts too."""
   values, draws = answer(fit.law), answer(fit.draws)
@@ -189,7 +189,7 @@ def _targets(fit: Fit, asked: Questions) -> tuple[np.ndarray, np.ndarray]:
   """
   if not asked.loss:
     value, draws = (
-      laws.optimum(law, asked.flops, fit.compute).loss for law in (fit.law, fit.draws)
+      chinchilla.optimum(law, asked.flops, fit.compute).loss for law in (fit.law, fit.draws)
     )
     return value, draws
   model = _model(fit, *cheapest(fit.law, asked.loss, fit.compute)[:2])
@@ -229,7 +229,7 @@ def _serving(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   for name, counted in (("optimum", True), ("not counting inference", False)):
     sample = answer(fit.draws, draws, counted)
     if not asked.loss:
-      best = laws.optimum(fit.law, asked.flops, fit.compute)
+      best = chinchilla.optimum(fit.law, asked.flops, fit.compute)
       sample["loss"] = draws * _form(fit, _model(fit, best.N, best.D))
     rows.append(_row(fit, name, answer(fit.law, value, counted), sample))
   return rows
@@ -237,13 +237,13 @@ def _serving(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
 
 def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
   epochs = D / unique
-  worth = np.exp(-np.maximum(0.0, epochs - 1) / optima.REPEATED_TOKENS)
+  worth = np.exp(-np.maximum(0.0, epochs - 1) / allocation.REPEATED_TOKENS)
   return {"epochs": epochs, "worth": worth}
 
 
 def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the least compute that reaches a loss, on few data and on any number."""
-  unique, floor = asked.max_tokens, optima.least_loss(fit.law, asked.max_tokens, fit.compute)
+  unique, floor = asked.max_tokens, allocation.least_loss(fit.law, asked.max_tokens, fit.compute)
   if asked.loss <= floor:
     raise ValueError(
       f"target_loss={asked.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
@@ -251,7 +251,7 @@ def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
     )
 
   def answer(law, target):
-    best = optima.cheapest_constrained(law, target, unique, fit.compute)
+    best = allocation.cheapest_constrained(law, target, unique, fit.compute)
     return _model(fit, best.N, best.D) | {"loss": asked.loss} | _epochs(best.D, unique)
 
   values = answer(fit.law, asked.loss)
@@ -269,23 +269,23 @@ def _constrained(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   larger ones differs by rounding.
   """
   C, unique = asked.flops, asked.max_tokens
-  enough = min(C, float(optima.saturation(fit.law, unique, fit.compute)))
+  enough = min(C, float(allocation.saturation(fit.law, unique, fit.compute)))
 
   def repeated(law):
-    best = optima.data_constrained(law, enough, unique, fit.compute)
-    excess = best.loss - laws.optimum(law, C, fit.compute).loss
+    best = allocation.data_constrained(law, enough, unique, fit.compute)
+    excess = best.loss - chinchilla.optimum(law, C, fit.compute).loss
     found = {"loss": best.loss, "excess": excess} | _epochs(best.D, unique)
     return _model(fit, best.N, best.D) | found
 
   def once(law):
-    n = optima.params_for(C, unique, fit.compute)
+    n = allocation.params_for(C, unique, fit.compute)
     return _model(fit, n, np.array(unique)) | {
-      "loss": optima.repeated_loss(law, n, unique, unique, fit.compute),
+      "loss": allocation.repeated_loss(law, n, unique, unique, fit.compute),
       "epochs": np.float64(1.0),
     }
 
   def unlimited(law):
-    best = laws.optimum(law, C, fit.compute)
+    best = chinchilla.optimum(law, C, fit.compute)
     return _model(fit, best.N, best.D) | {"loss": best.loss}
 
   rows = [_both(fit, "optimum", enough, repeated), _both(fit, "unlimited data", C, unlimited)]

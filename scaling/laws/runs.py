@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling import expressions, tables
+from scaling.laws.tables import conditions, rows
 
 COLUMNS = ("id", "N", "D", "C", "loss", "loss_stderr")
-EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.forms`
+EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.laws.forms`
 PARAMS = {  # which parameters N counts: the columns of cells.csv that add up to it
   "body_head": ("N",),
   "body": ("params_body",),
@@ -147,11 +147,11 @@ def read_runs(
     path: a sweep's folder, or a .csv, .tsv, .jsonl or .parquet file. A file with columns `kind` and
       `status` is read as our cells.csv: of it, the finished fit cells.
     columns: names that differ, "N=params,D=tokens,loss=val_loss". Needed are loss and two of N, D
-      and C; the third is C = 6 N D. U, P and pretrained (see `scaling.forms`) are read if named.
+      and C; the third is C = 6 N D. U, P and pretrained (`scaling.laws.forms`) are read if named.
     params: what N counts, see `config.fit.params`; other than body_head for our cells.csv only.
     flops: what C counts: exact (the column C), or 6nd.
-    where: conditions that every run meets, as "D/N > 5" (see `scaling.expressions`), in N, D, C and
-      loss, and in the file's other columns of numbers. A run that fails one is excluded, and why.
+    where: conditions that every run meets, as "D/N > 5" (`tables.conditions`), in N, D, C
+      and loss, and in the file's other columns of numbers. A run that fails one is excluded.
     exclude: conditions that no run meets, likewise.
 
   Returns:
@@ -167,7 +167,7 @@ def read_runs(
   names |= (given := _parse_columns(columns))
   filters = [Filter("where", text) for text in where]
   filters += [Filter("exclude", text) for text in exclude]
-  with tables.opened(path) as table:
+  with rows.opened(path) as table:
     ours = {"kind", "status"} <= set(table.header)
     wanted = [n for n in ("N", "D", "C", "loss") if n in given or names[n] in table.header]
     for name in sorted({"loss"} - set(wanted)) + [n for n in given if given[n] not in table.header]:
@@ -204,7 +204,7 @@ def read_runs(
     if name == "loss_stderr":  # may be missing
       bad &= ~np.isnan(values[name])
     if bad.any():
-      place, seen = tables.cell(path, index[np.argmax(bad)], sources[name])
+      place, seen = rows.cell(path, index[np.argmax(bad)], sources[name])
       raise ValueError(
         f"runs={path}, {place}, column {sources[name]}: {seen!r} is not a positive finite number; "
         f"correct the row, or leave it out with --where='{name} > 0 and {name} < 1e99'"
@@ -235,14 +235,14 @@ class Filter:
   def names(self) -> list[str]:
     """The columns that it reads."""
     try:
-      return expressions.names(self.text)
+      return conditions.names(self.text)
     except ValueError as error:
       raise ValueError(f"--{self.kind}={error}") from None
 
   def holds(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns which runs it keeps [n]."""
     try:
-      return expressions.evaluate(self.text, values) == (self.kind == "where")
+      return conditions.evaluate(self.text, values) == (self.kind == "where")
     except ValueError as error:
       raise ValueError(f"--{self.kind}={error}") from None
 
@@ -260,7 +260,7 @@ def _table_of(path: str | os.PathLike) -> Path:
 
 
 def _columns(
-  table: tables.Table, id_column: str, sources: Mapping[str, str], ours: bool
+  table: rows.Table, id_column: str, sources: Mapping[str, str], ours: bool
 ) -> tuple[list[str], array, list[tuple[str, str]], dict[str, np.ndarray]]:
   """Returns ids [n], positions in the file [n], excluded runs, and columns [n]; nan: no number."""
   ids, index, excluded = [], array("q"), []

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling import estimate, laws, uncertainty
-from scaling.parametric import Fit
-from scaling.runs import Runs, faults
+from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws.parametric import Fit
+from scaling.laws.runs import Runs, faults
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
@@ -34,13 +34,16 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
     raise ValueError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
   C = float(runs.C.max()) if C is None else C
   design = estimate.design(runs.N, runs.D, runs.loss)
-  without = uncertainty.refit(design, 1 - np.eye(n), from_law(design, fit.law), fit.delta)
+  without = bootstrap.refit(design, 1 - np.eye(n), from_law(design, fit.law), fit.delta)
   law = estimate.to_law(design, without.theta)
-  n_opt, whole = laws.optimum(law, C, fit.compute).N, laws.optimum(fit.law, C, fit.compute).N
-  a, a_whole = laws.exponents(law)[0], laws.exponents(fit.law)[0]
+  n_opt, whole = (
+    chinchilla.optimum(law, C, fit.compute).N,
+    chinchilla.optimum(fit.law, C, fit.compute).N,
+  )
+  a, a_whole = chinchilla.exponents(law)[0], chinchilla.exponents(fit.law)[0]
   shift = np.log(n_opt / whole)
   shift[[bool(faults(runs.subset(np.delete(np.arange(n), i)))) for i in range(n)]] = np.inf
-  spread = max(float(np.std(np.log(laws.optimum(fit.draws, C, fit.compute).N))), 1e-300)
+  spread = max(float(np.std(np.log(chinchilla.optimum(fit.draws, C, fit.compute).N))), 1e-300)
   rows: list[dict[str, Any]] = []
   for i in np.argsort(-np.abs(shift), kind="stable"):
     moved = {
@@ -55,7 +58,7 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   return rows
 
 
-def from_law(design: estimate.Design, law: laws.Chinchilla) -> np.ndarray:
+def from_law(design: estimate.Design, law: chinchilla.Chinchilla) -> np.ndarray:
   """Returns the solver's parameters [5] of a law: the inverse of `estimate.to_law`."""
   scale_a = np.log(law.A) - law.alpha * design.x0 - design.y0
   scale_b = np.log(law.B) - law.beta * design.z0 - design.y0
@@ -80,7 +83,7 @@ def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
   design = estimate.design(runs.N, runs.D, runs.loss)
   best = estimate.minimum(design, LEAST_SQUARES)[1]
   theta, freedom = best.theta[0], len(runs) - len(fit.law)
-  limit = uncertainty.t_quantile((1 + fit.level) / 2, freedom)
+  limit = bootstrap.t_quantile((1 + fit.level) / 2, freedom)
   _, hessian = estimate.scores(design, theta, LEAST_SQUARES)
   variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / freedom
   found = {}

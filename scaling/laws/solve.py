@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling.forms import FLAGS, Form, evaluate
+from scaling.laws.forms import FLAGS, Form, evaluate
 
 MAX_STEPS = 200
 STARTS = 48

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling import fit, laws, results, runs
-from scaling.results import Record
-from train import objectives
+from scaling.laws import chinchilla, fit, runs
+from scaling.report import records
+from scaling.report.records import Record
+from train.objectives import registry
 
 VERSION = 1  # of comparison.json
 EXPONENTS = ("alpha", "beta", "a")  # what can be compared: losses of two objectives cannot
@@ -47,7 +48,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   for name in names:
     own = config.copy_and_resolve_references()
     own.objective = name
-    own.model.family = objectives.get(name).families[0]
+    own.model.family = registry.get(name).families[0]
     own.sweep.name = f"{s.name}, {name}"
     own.sweep.objectives = own.sweep.overrides = ()
     configs[name] = own
@@ -107,8 +108,8 @@ def read(record: Record) -> list[Side]:
 def _side(name: str, folder: Path) -> Side:
   if not (folder / "sweep.json").exists():
     return Side(name, Record(folder, {}, [], {}, {}, {}), None, math.nan)
-  record = results.read(folder)
-  length = objectives.lengths(ConfigDict(record.sweep["config"]))
+  record = records.read(folder)
+  length = registry.lengths(ConfigDict(record.sweep["config"]))
   law = None
   if found := record.fit:
     trained = runs.read_runs(folder / "cells.csv", **found["counting"], **found.get("reading", {}))
@@ -202,10 +203,10 @@ def _differ(one: Side, other: Side, every: list[float]) -> Iterable[dict[str, An
     yield row("tokens_per_param", C, "ratio", values, draws)
 
 
-def _exponent(law: laws.Chinchilla, name: str) -> np.ndarray:
-  return laws.exponents(law)[0] if name == "a" else getattr(law, name)
+def _exponent(law: chinchilla.Chinchilla, name: str) -> np.ndarray:
+  return chinchilla.exponents(law)[0] if name == "a" else getattr(law, name)
 
 
-def _log_ratio(law: laws.Chinchilla, C: float, compute: laws.Compute) -> np.ndarray:
-  best = laws.optimum(law, C, compute)
+def _log_ratio(law: chinchilla.Chinchilla, C: float, compute: chinchilla.Compute) -> np.ndarray:
+  best = chinchilla.optimum(law, C, compute)
   return np.log(best.D / best.N)

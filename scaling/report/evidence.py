@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scaling.render import DASH, Block, Heading, Table, Text, flops, nats, number, ratio
-from scaling.results import Record, si
+from scaling.report.records import Record, si
+from scaling.report.render import DASH, Block, Heading, Table, Text, flops, nats, number, ratio
 
 ESTIMATORS = {
   "approach1": "1: envelope of curves",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from scaling import laws
-from scaling.parametric import at_edge, unbounded
-from scaling.render import bracket, flops, nats
-from scaling.runs import Runs
-from train import files
+from scaling.laws import chinchilla
+from scaling.laws.parametric import at_edge, unbounded
+from scaling.laws.runs import Runs
+from scaling.report.render import bracket, flops, nats
+from train.system import files
 
 COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
@@ -43,9 +43,9 @@ class Record:
     return not self.sweep and bool(self.cells)
 
   @property
-  def law(self) -> laws.Chinchilla:
+  def law(self) -> chinchilla.Chinchilla:
     """The fitted law."""
-    return laws.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
+    return chinchilla.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
 
   @property
   def undetermined(self) -> tuple[str, ...]:

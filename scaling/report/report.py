@@ -1,4 +1,4 @@
-"""The report of a sweep, section by section: a list of blocks for `scaling.render`.
+"""The report of a sweep, section by section: a list of blocks for `scaling.report.render`.
 
 It reads the workdir and nothing else, so that it can be made again at any time; what is not there
 yet is named. `report.html` holds its figures and needs no network.
@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from scaling import compare, costs, findings, results
-from scaling.display import duration
-from scaling.render import (
+from scaling.progress import duration
+from scaling.report import compare, evidence, records
+from scaling.report.records import Cell, Record, si
+from scaling.report.render import (
   DASH,
   Block,
   Code,
@@ -30,8 +31,8 @@ from scaling.render import (
   to_text,
   yes_no,
 )
-from scaling.results import Cell, Record, si
-from train import files
+from scaling.sweep import costs
+from train.system import files
 
 MOST_BUDGETS = 9  # rows of optima in the terminal
 MOST_NAMED = 20  # cells that were not used, in a table
@@ -142,7 +143,7 @@ def _optimum(record: Record, most: int | None = None) -> Iterable[Block]:
     best = [o for i, o in enumerate(best) if i in even or o.get("sealed")]
   yield Heading("Compute-optimal models")
   rows = [
-    (flops(o["C"]) + (" †" if o.get("sealed") else " *" if results.extrapolated(o) else ""),
+    (flops(o["C"]) + (" †" if o.get("sealed") else " *" if records.extrapolated(o) else ""),
      si(o["N_opt"]),
      bracket(o["N_opt_interval"], si), si(o["D_opt"]), bracket(o["D_opt_interval"], si),
      ratio(o["tokens_per_param"]), bracket(o["tokens_per_param_interval"], ratio),
@@ -318,10 +319,10 @@ def blocks(record: Record, undrawn: dict[str, str]) -> list[Block]:
   content += [*_missing(record, undrawn), *show("isoflop_profiles"), *_law(record)]
   content += [*show("contours"), *_optimum(record), *show("frontier")]
   content += [*_heldout(record), *show("predicted_vs_trained"), *_floor(record)]
-  content += findings.decisions(record)
+  content += evidence.decisions(record)
   if images.keys() & {"residuals", "training_curves"}:
     content += [Heading("How well the law fits"), *show("residuals", "training_curves")]
-  content += [*findings.behind(record), *show("sensitivity"), *_adaptive(record)]
+  content += [*evidence.behind(record), *show("sensitivity"), *_adaptive(record)]
   content += [*_probe(record), *_unused(record), *_cost(record), *costs.section(record.workdir)]
   if any(c["kind"] == "fit" for c in record.cells):
     content += [Heading("Fit cells"), _cells(record, "fit")]
@@ -334,17 +335,17 @@ def terminal(workdir: str | Path) -> str:
   Raises:
     ValueError: there is no such folder, or a record in it is broken.
   """
-  record = results.read(workdir)
+  record = records.read(workdir)
   if record.objectives:
     sides = compare.read(record)
-    from scaling import side_by_side
+    from scaling.report import side_by_side
 
     said = side_by_side.headline(sides)
     found, asked = side_by_side.tables(sides, compare.to_json(sides)), list[Block]()
   else:
     said = record.headline
     found = [*_optimum(record, MOST_BUDGETS), *_heldout(record), *_unused(record)]
-    asked = list(findings.decisions(record))
+    asked = list(evidence.decisions(record))
   tables = [to_text(block) for block in found if isinstance(block, Table)]
   for block in asked:
     if isinstance(block, Heading):
@@ -357,9 +358,9 @@ def terminal(workdir: str | Path) -> str:
 
 def draw(workdir: str | Path) -> dict[str, str]:
   """Draws the figures of one sweep; returns by figure why it is missing (see `figures.draw`)."""
-  from scaling import figures  # matplotlib takes its time, and `fit` draws nothing
+  from scaling.report.figures import sweep  # matplotlib takes its time, and `fit` draws nothing
 
-  return figures.draw(workdir)
+  return sweep.draw(workdir)
 
 
 def write(workdir: str | Path, undrawn: dict[str, str] | None = None) -> Path:
@@ -377,9 +378,9 @@ def write(workdir: str | Path, undrawn: dict[str, str] | None = None) -> Path:
   Raises:
     ValueError: there is no such folder, or a record in it is broken.
   """
-  record = results.read(workdir)
+  record = records.read(workdir)
   if record.objectives:
-    from scaling import side_by_side
+    from scaling.report import side_by_side
 
     content = [*side_by_side.write(record), *_provenance(record)]
   else:

@@ -10,25 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from scaling import compare, fit
-from scaling.compare import Side, budgets, optimum
-from scaling.display import duration
-from scaling.figures import profile_panel, save
-from scaling.render import (
-  Block,
-  Heading,
-  Image,
-  Table,
-  Text,
-  bracket,
-  flops,
-  nats,
-  number,
-  ratio,
-  yes_no,
-)
-from scaling.results import Record, column, extrapolated, si
-from scaling.style import (
+from scaling.laws import fit
+from scaling.progress import duration
+from scaling.report import compare
+from scaling.report.compare import Side, budgets, optimum
+from scaling.report.figures.style import (
   BAR,
   DOTS,
   DOUBLE,
@@ -42,7 +28,22 @@ from scaling.style import (
   log_axis,
   tex_flops,
 )
-from train import files
+from scaling.report.figures.sweep import profile_panel, save
+from scaling.report.records import Record, column, extrapolated, si
+from scaling.report.render import (
+  Block,
+  Heading,
+  Image,
+  Table,
+  Text,
+  bracket,
+  flops,
+  nats,
+  number,
+  ratio,
+  yes_no,
+)
+from train.system import files
 
 NAME = "objectives"  # of the figure
 CAPTION = (

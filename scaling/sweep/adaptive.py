@@ -14,11 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from model import accounting
-from scaling import design, fit, plan, runs
-from scaling.plan import Cell
-from scaling.render import Table, flops, to_text
-from scaling.results import si
-from train import files
+from scaling.laws import fit, next_run, runs
+from scaling.report.records import si
+from scaling.report.render import Table, flops, to_text
+from scaling.sweep import plan
+from scaling.sweep.plan import Cell
+from train.system import files
 
 VERSION = 1  # of adaptive.json
 
@@ -65,9 +66,9 @@ def propose(
   )
   target, runs = plan.heldout_budget(config, cells), law.runs
   held = law.convergence["at_bound"]
-  start = now = design.information(law.law, runs.N, runs.D, target, law.compute, held)
+  start = now = next_run.information(law.law, runs.N, runs.D, target, law.compute, held)
   found, left = [], budget
-  for C, edge, side in design.open_edges(fit.isoflop_profiles(runs, law.compute)["profiles"]):
+  for C, edge, side in next_run.open_edges(fit.isoflop_profiles(runs, law.compute)["profiles"]):
     near = [
       i for i, cell in enumerate(options)
       if cell.budget and abs(math.log(cell.budget / C)) < 0.1 and side * (n[i] - edge) > 0.01 * edge
@@ -81,7 +82,7 @@ def propose(
   taken = [proposal.cell for proposal in found]
   free = np.array([i for i, cell in enumerate(options) if cell not in taken], int)
   so_far = math.sqrt(now.variance / start.variance)
-  for i, shrink in design.choose(now, n[free], d[free], cost[free], left):
+  for i, shrink in next_run.choose(now, n[free], d[free], cost[free], left):
     found.append(Proposal(options[free[i]], so_far * shrink, "tells most about N_opt"))
   return found
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from scaling.render import Block, Heading, Table, Text
-from train import files
+from scaling.report.render import Block, Heading, Table, Text
+from train.system import files
 
 RECORD = "costs.json"
 TICK_SECONDS = 2.0  # what a killed sweep may lose of the part in which it runs its workers

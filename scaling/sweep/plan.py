@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from model import accounting, sharding
-from scaling import limits, parametric, runs
-from train import host, objectives, optim, record
-from train.data import TokenData
+from scaling.laws import parametric, runs
+from scaling.sweep import checks
+from train import optim, record
+from train.data.dataset import TokenData
+from train.objectives import registry
+from train.system import process
 
 MIN_STEPS = 20
 
@@ -328,7 +331,7 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   result = at_size(config, run.size)
   result.seed = run.seed
   result.optim.lr = run.lr
-  result.train.tokens = run.steps * objectives.tokens_per_step(config)
+  result.train.tokens = run.steps * registry.tokens_per_step(config)
   if isinstance(run, Trunk):
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps
@@ -337,7 +340,7 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
 
 def check_config(config: ConfigDict) -> None:
   """Raises ValueError, one line, where a sweep cannot be run, whatever the text."""
-  limits.check(config)
+  checks.check(config)
   shape = [name for name in ("width", "heads") if config.model[name]]
   if shape:
     raise ValueError(
@@ -347,7 +350,7 @@ def check_config(config: ConfigDict) -> None:
   parametric.check(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
   record.check_config(at_size(config, config.sweep.sizes[0]))
-  if not host.has_accelerator():  # each worker then has one device; elsewhere the workers look
+  if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look
     sharding.check(config, 1)
 
 

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from scaling import plan
-from scaling.display import Display
-from scaling.launch import Pool, Task, power_of_two
-from scaling.plan import Cell
-from train import files, host, preflight
+from scaling.launch.local import Pool, Task, power_of_two
+from scaling.progress import Display
+from scaling.sweep import plan
+from scaling.sweep.plan import Cell
+from train import fitting
+from train.system import files, process
 
 # One process on all cores, or packs, must be so much faster than one run on each core: a single
 # measurement of 2 s varies by some percent.
@@ -37,7 +38,7 @@ def pack(config: ConfigDict, size: int, found: dict, on_cpu: int = 1) -> int:
   Args:
     config: the sweep's.
     size: which.
-    found: its record of `train.preflight`; what is available there is this worker's share.
+    found: its record of `train.fitting`; what is available there is this worker's share.
     on_cpu: how many on a CPU.
 
   Raises:
@@ -62,7 +63,7 @@ def pack(config: ConfigDict, size: int, found: dict, on_cpu: int = 1) -> int:
 def chosen(workdir: Path) -> dict:
   """Returns what `choose` has chosen for as many cores; at first one run on each core."""
   found = files.read_json(workdir / "preflight" / "workers.json")
-  of_these = found and found.get("cores") == len(host.cores())
+  of_these = found and found.get("cores") == len(process.cores())
   return found if of_these else {"each_core": True, "pack": 1}
 
 
@@ -87,11 +88,11 @@ def choose(
   Raises:
     KeyboardInterrupt: `should_stop` said so.
   """
-  cores, path = host.cores(), workdir / "preflight" / "workers.json"
+  cores, path = process.cores(), workdir / "preflight" / "workers.json"
   asked = config.sweep.workers or config.sweep.pack
   chose = files.read_json(path)
   begun = chose.get("cores") == len(cores) if chose else (workdir / "sweep.json").exists()
-  if asked or begun or host.has_accelerator() or len(cores) == 1:
+  if asked or begun or process.has_accelerator() or len(cores) == 1:
     return False
   spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in config.sweep.sizes}
   seconds = sum(spent.values()) / CORE_FLOPS / len(cores)
@@ -167,7 +168,7 @@ def look(
       f"{len(errors)} of {len(tasks)} sizes do not fit their device: "
       + "; ".join(f"{name}: {error.removeprefix('ValueError: ')}" for name, error in errors.items())
     )
-  found = {size: files.read_json(folder / preflight.RECORD) for size, folder in folders.items()}
+  found = {size: files.read_json(folder / fitting.RECORD) for size, folder in folders.items()}
   if new:
     largest = max(found.values(), key=lambda record: record["compiled"])
     display.say(

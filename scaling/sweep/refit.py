@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from scaling import choices, decide, fit, results, store
-from scaling.runs import Runs, UnidentifiableError, read_runs
-from train import files
+from scaling.laws import conventions, fit
+from scaling.laws.questions import NOTHING, Questions, answers
+from scaling.laws.runs import Runs, UnidentifiableError, read_runs
+from scaling.report import records
+from scaling.sweep import store
+from train.system import files
 
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
-class Options(choices.Options, fit.Options, Protocol):
+class Options(conventions.Options, fit.Options, Protocol):
   """The fields of `config.fit`."""
 
   target_tokens_per_param: float
@@ -31,7 +34,7 @@ def refit(
   columns: str = "",
   where: Sequence[str] = (),
   exclude: Sequence[str] = (),
-  questions: decide.Questions = decide.NOTHING,
+  questions: Questions = NOTHING,
   compare_forms: bool = False,
 ) -> fit.Fit:
   """Fits the law to the runs of a table and writes fit.json.
@@ -42,7 +45,7 @@ def refit(
   Args:
     workdir: the folder to write to; a sweep's, if `path` is "".
     options: `config.fit`.
-    path: a table of runs, or another sweep's folder: see `scaling.runs.read_runs`.
+    path: a table of runs, or another sweep's folder: see `scaling.laws.runs.read_runs`.
     columns: its column names that differ.
     where: conditions that every run meets.
     exclude: conditions that no run meets.
@@ -63,19 +66,19 @@ def refit(
   try:
     law = fit.fit_runs(runs, options)
   except UnidentifiableError:
-    from scaling import line  # it imports jax
+    from scaling.laws import one_variable  # it imports jax
 
     for name in ("fit.json", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
     with contextlib.suppress(ValueError):  # the runs are refused either way
-      if found := line.along(runs, options):
+      if found := one_variable.along(runs, options):
         files.write_json(workdir / "line.json", found)
     raise
-  curves = None if path else fit.make_curves(results.curves(workdir, law.runs))
+  curves = None if path else fit.make_curves(records.curves(workdir, law.runs))
   record = fit.to_json(law, curves, compare_forms) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
-    "choices": choices.choices(source, options, columns, where, exclude),
-    "decisions": decide.answers(law, questions, options.target_tokens_per_param),
+    "choices": conventions.choices(source, options, columns, where, exclude),
+    "decisions": answers(law, questions, options.target_tokens_per_param),
   }
   files.write_json(workdir / "fit.json", record)
   (workdir / "runs.csv").unlink(missing_ok=True)  # of an earlier fit

@@ -7,9 +7,9 @@ One that failed was stopped by an error or a kill, on which no law should depend
 from collections.abc import Iterable
 from pathlib import Path
 
-from scaling import plan, store
-from scaling.plan import Cell
-from train import files
+from scaling.sweep import plan, store
+from scaling.sweep.plan import Cell
+from train.system import files
 
 MOST = 2  # starts at which a run may fail before its sweep goes on without it
 

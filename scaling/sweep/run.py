@@ -13,24 +13,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from scaling import (
-  adaptive,
-  compare,
-  costs,
-  failures,
-  fit,
-  laws,
-  plan,
-  preflight,
-  refit,
-  report,
-  store,
-  verify,
-)
-from scaling.display import Display
-from scaling.launch import Pool, Task
-from scaling.plan import Cell
-from train import data, files, objectives, optim, record
+from scaling.launch.local import Pool, Task
+from scaling.laws import chinchilla, fit
+from scaling.progress import Display
+from scaling.report import compare, report
+from scaling.sweep import adaptive, costs, plan, preflight, refit, retries, seal, store
+from scaling.sweep.plan import Cell
+from train import optim, record
+from train.data import dataset
+from train.objectives import registry
+from train.system import files
 
 # What a step of a small model costs beside its products, as FLOPs at the rate of its products: on
 # one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
@@ -74,7 +66,7 @@ def sweep(
     pool = Pool(workdir, config.sweep.workers, each_core, clock.tick)
     try:
       clock("data")
-      tokens = data.prepare(config)
+      tokens = dataset.prepare(config)
       clock("start")
       plan.check(config, tokens)
       head = begin(config, workdir, tokens)
@@ -87,7 +79,7 @@ def sweep(
 def _sweep(
   config: ConfigDict,
   workdir: Path,
-  tokens: data.TokenData,
+  tokens: dataset.TokenData,
   head: dict,
   pool: Pool,
   display: Display,
@@ -113,7 +105,7 @@ def _sweep(
     cells.extend(store.unknown(workdir, cells, new))
     store.write_sweep(workdir, head, cells)
     if is_sealed:  # on the fit cells that had trained: what had failed by then stays so
-      left_out = failures.failed(workdir, (cell for cell in new if cell.kind == "fit"))
+      left_out = retries.failed(workdir, (cell for cell in new if cell.kind == "fit"))
       new = [cell for cell in new if cell.id not in left_out]
     display.say(f"{phase}: {len(new)} cells, {sum(c.flops_spent for c in new):.2e} FLOPs")
     planned = tasks(config, workdir, new, fits)
@@ -122,16 +114,16 @@ def _sweep(
       errors = pool.run(planned, display, should_stop)
     finally:
       clock("records")
-      failures.settle_diverged(workdir, new)
+      retries.settle_diverged(workdir, new)
       store.write_table(workdir, store.rows(workdir, cells, config.objective))
     for name, error in errors.items():
       display.say(f"FAILED {name}: {error}")
-    for line in failures.refuse(workdir, new):
+    for line in retries.refuse(workdir, new):
       display.say(line)
 
   def fit_law() -> fit.Fit:
     clock("fit")
-    verify.check(workdir, config.fit)
+    seal.check(workdir, config.fit)
     return refit.refit(workdir, config.fit)
 
   # ---- Does it fit, and how is it fastest? ----
@@ -160,14 +152,14 @@ def _sweep(
     fitted += more
     train(more, "adaptive")
     law = fit_law()
-  a, b = laws.exponents(law.law)
+  a, b = chinchilla.exponents(law.law)
   display.say(
     f"L(N, D) = {law.law.E:.3f} + {law.law.A:.3g} / N^{law.law.alpha:.3f} + "
     f"{law.law.B:.3g} / D^{law.law.beta:.3f}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}"
   )
 
   # ---- Seal, train the prediction, verdict ----
-  sealed, heldout = verify.seal(config, workdir, law, planned, vocab_size, train_tokens)
+  sealed, heldout = seal.seal(config, workdir, law, planned, vocab_size, train_tokens)
   display.say(
     f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
@@ -176,7 +168,7 @@ def _sweep(
     display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
   train(heldout, "held out")
   clock("fit")
-  result = verify.verdict(config, workdir, law, sealed, heldout)
+  result = seal.verdict(config, workdir, law, sealed, heldout)
 
   # ---- Report ----
   clock("report")
@@ -198,7 +190,7 @@ def _several(
   configs = compare.split(config)
   files.make_folder(workdir)
   with files.owned(workdir):
-    tokens = data.prepare(config)
+    tokens = dataset.prepare(config)
     for name, own in configs.items():  # refused before any of them is begun
       plan.check(own, tokens)
       adaptive.check(own, workdir / name, adapt)
@@ -222,7 +214,7 @@ def _several(
     return files.read_json(workdir / "comparison.json")
 
 
-def begin(config: ConfigDict, workdir: Path, tokens: data.TokenData) -> dict:
+def begin(config: ConfigDict, workdir: Path, tokens: dataset.TokenData) -> dict:
   """Returns the head of sweep.json: of the sweep that the folder holds, or a new one.
 
   Raises:
@@ -287,7 +279,7 @@ def tasks(
   for run in planned:
     run_config = plan.run_config(config, run)
     run_config.sharding.microbatches = fits[run.size].microbatches
-    steps, tokens_per_step = run.steps, objectives.tokens_per_step(config)
+    steps, tokens_per_step = run.steps, registry.tokens_per_step(config)
     needs = None
     if isinstance(run, Cell) and run.trunk:
       steps -= run.branch_step

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling import fit, plan, refit, runs, store
-from train import files
+from scaling.laws import fit, runs
+from scaling.sweep import plan, refit, store
+from train.system import files
 
 VERSION = 1  # of prediction.json and verification.json
 

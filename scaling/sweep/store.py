@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scaling.plan import Cell, Trunk
-from train import files
+from scaling.sweep.plan import Cell, Trunk
+from train.system import files
 
 COLUMNS = [
   "cell", "kind", "objective", "size", "width", "depth",

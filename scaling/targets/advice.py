@@ -15,9 +15,12 @@ from rich.table import Table
 
 from configs import base, ladders
 from model import accounting, memory, sharding, transformer
-from scaling import compare, plan
-from scaling.listing import grid, text
-from train import objectives, record, tokenizer
+from scaling.commands.listing import grid, text
+from scaling.report import compare
+from scaling.sweep import plan
+from train import record
+from train.data import tokenizer
+from train.objectives import registry
 
 FREE = 0.1  # share of a device's memory that stays free: predictions are within 10 %
 UNITS = {"": 1, "B": 1}
@@ -81,9 +84,9 @@ def held(config: ConfigDict, devices: int) -> dict[str, int]:
 
   A run in bfloat16 is taken to be one on a GPU, whose attention does not store its weights.
   """
-  lengths, m = objectives.lengths(config), config.model
+  lengths, m = registry.lengths(config), config.model
   fused = m.dtype == "bfloat16" and m.positions != "relative"
-  vocab_size = objectives.vocab_size(config, tokenizer.size(config.data.tokenizer))
+  vocab_size = registry.vocab_size(config, tokenizer.size(config.data.tokenizer))
   return memory.device_bytes(config, vocab_size, lengths.target, lengths.source, devices, fused)
 
 
@@ -221,7 +224,7 @@ def checked(config: ConfigDict, devices: int) -> ConfigDict:
     raise ValueError(f"devices={devices}: must be at least 1")
   config = ladders.resolve(config)
   transformer.check(config.model)
-  objectives.check(config)
+  registry.check(config)
   sharding.check(config, devices)
   return config
 

@@ -1,6 +1,6 @@
 """Compiles a run's programs for a target, in processes of their own, and says what they need.
 
-Started as `python -m scaling.compiled` it reads a task from its input and writes its rows.
+Started as `python -m scaling.targets.compiled` it reads a task from its input and writes its rows.
 """
 
 import json
@@ -13,14 +13,14 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, TextIO
 
-from scaling import executed, roofline, targets
-from scaling.display import duration
-from train import host
+from scaling.progress import duration
+from scaling.targets import catalog, executed, roofline
+from train.system import process
 
 PROGRAMS = ("step", "evaluate", "init")
 TELL_SECONDS = 2.0
 SLOWEST = 20  # instructions that are kept of each program
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) -> list[dict]:
@@ -32,7 +32,7 @@ def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) ->
     stream: receives progress, where it takes longer than 2 s.
   """
   began, done = time.monotonic(), 0
-  with futures.ThreadPoolExecutor(len(host.cores())) as pool:
+  with futures.ThreadPoolExecutor(len(process.cores())) as pool:
     waiting = {pool.submit(_in_process, task): task for task in tasks}
     results = [*waiting]
     while waiting:
@@ -50,11 +50,11 @@ def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) ->
 def _in_process(task: dict[str, Any]) -> list[dict]:
   """A task's rows, from a process of its own: a compiler that fails may end it."""
   environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
-  if not targets.parse(task["target"]).tpu:
-    flags = " ".join(f"--{name}={value}" for name, value in host.XLA_FLAGS.items())
+  if not catalog.parse(task["target"]).tpu:
+    flags = " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items())
     environment["XLA_FLAGS"] = f"{flags} {environment.get('XLA_FLAGS', '')}"
   finished = subprocess.run(
-    [sys.executable, "-m", "scaling.compiled"],
+    [sys.executable, "-m", "scaling.targets.compiled"],
     input=json.dumps(task),
     env=environment,
     cwd=ROOT,
@@ -72,16 +72,16 @@ def rows(task: dict[str, Any]) -> list[dict]:
   """Compiles a task's programs and returns what each needs (see `compile_all`)."""
   from ml_collections import ConfigDict
 
-  from train import ahead
+  from train import aot
 
-  target, config = targets.parse(task["target"]), ConfigDict(task["config"])
+  target, config = catalog.parse(task["target"]), ConfigDict(task["config"])
   found, programs = [], None
   for name in task["programs"]:
     head, began = {"case": task["case"], "program": name}, time.monotonic()
     try:
       if programs is None:
-        devices = targets.devices(target)
-        programs = ahead.lowered(config, task["vocab_size"], devices, task["slots"])
+        devices = catalog.devices(target)
+        programs = aot.lowered(config, task["vocab_size"], devices, task["slots"])
       compiled = programs[name].compile()
     except Exception as error:  # whatever the compiler raises is the answer
       lines = str(error).strip().splitlines() or [""]
@@ -94,7 +94,7 @@ def rows(task: dict[str, Any]) -> list[dict]:
 
 
 def needs(
-  compiled: Any, target: targets.Target, causal: bool = False, seconds: float = 0.0
+  compiled: Any, target: catalog.Target, causal: bool = False, seconds: float = 0.0
 ) -> dict[str, Any]:
   """Returns what a compiled program (`jax.stages.Compiled`) needs of each device of a target.
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling import hlo
-from scaling.hlo import Computation, Instruction, Shape
+from scaling.targets import hlo
+from scaling.targets.hlo import Computation, Instruction, Shape
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 FREE = {  # no memory is touched

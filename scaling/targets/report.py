@@ -10,13 +10,17 @@ from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
-from scaling import advice, compiled, listing, plan, targets
-from scaling.advice import gib
-from scaling.display import duration
-from scaling.launch import power_of_two
-from scaling.results import si
-from scaling.worker import FRACTION, TAKEN
-from train import files, record, tokenizer
+from scaling.commands import listing
+from scaling.launch.local import power_of_two
+from scaling.launch.worker import FRACTION, TAKEN
+from scaling.progress import duration
+from scaling.report.records import si
+from scaling.sweep import plan
+from scaling.targets import advice, catalog, compiled
+from scaling.targets.advice import gib
+from train import record
+from train.data import tokenizer
+from train.system import files
 
 SHOWN = 5  # of the slowest instructions
 MOST = 0.95  # of a GPU's memory that jax can be told to take
@@ -46,7 +50,7 @@ def report(config: ConfigDict, name: str, workdir: Path | None, stream: TextIO =
 
   Args:
     config: a run's, or a sweep's.
-    name: of the target (`scaling.targets`).
+    name: of the target (`scaling.targets.catalog`).
     workdir: a folder, made if need be; the sweep's, if it has begun.
     stream: receives progress.
 
@@ -54,8 +58,8 @@ def report(config: ConfigDict, name: str, workdir: Path | None, stream: TextIO =
     ValueError: there is no such target, its packages are missing, or the config cannot be trained
       on it.
   """
-  target = targets.parse(name)
-  targets.check_installed(target)
+  target = catalog.parse(name)
+  catalog.check_installed(target)
   cases = list(_cases(config, workdir, target))
   if workdir:
     files.make_folder(workdir)
@@ -84,7 +88,7 @@ def report(config: ConfigDict, name: str, workdir: Path | None, stream: TextIO =
   return "\n".join(_lines(cases, rows, target, hours))
 
 
-def _cases(config: ConfigDict, workdir: Path | None, target: targets.Target) -> Iterator[Case]:
+def _cases(config: ConfigDict, workdir: Path | None, target: catalog.Target) -> Iterator[Case]:
   if not advice.is_sweep(config):
     config = advice.checked(config, target.devices)
     vocab_size = tokenizer.size(config.data.tokenizer)
@@ -104,7 +108,7 @@ def _cases(config: ConfigDict, workdir: Path | None, target: targets.Target) -> 
       yield Case(name, sized, planned.tokens.vocab_size, spent, len(cells), slots)
 
 
-def _figures(case: Case, target: targets.Target, row: dict, step: dict) -> dict[str, Any]:
+def _figures(case: Case, target: catalog.Target, row: dict, step: dict) -> dict[str, Any]:
   """What a row amounts to: whether it fits, the share of the peak, tokens per second."""
   if "error" in row:
     short = "RESOURCE_EXHAUSTED" in row["error"]
@@ -146,7 +150,7 @@ def _hours(cases: list[Case], rows: list[dict]) -> float | None:
 
 
 def _lines(
-  cases: list[Case], rows: list[dict], target: targets.Target, hours: float | None
+  cases: list[Case], rows: list[dict], target: catalog.Target, hours: float | None
 ) -> Iterator[str]:
   chip, links = target.chip, "each link" if target.tpu else "NVLink"
   yield (
@@ -200,7 +204,7 @@ def _lines(
   yield LEGEND.rstrip()
 
 
-def _remedies(case: Case, target: targets.Target, rows: list[dict]) -> list[str]:
+def _remedies(case: Case, target: catalog.Target, rows: list[dict]) -> list[str]:
   """What would fit, by the arithmetic of `model.memory`, held to what the compiler says."""
   predicted = advice.held(case.config, target.devices)["total"]
   needed = max([row["held"] for row in rows if "held" in row] + [target.chip.memory])

@@ -8,8 +8,8 @@ collectives one after the other on the links. What is left of them at their done
 
 from typing import Any, NamedTuple
 
-from scaling.executed import Work, flat
-from scaling.targets import Target
+from scaling.targets.catalog import Target
+from scaling.targets.executed import Work, flat
 
 QUEUES = ("memory", "links")
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base, ladders
 from model import memory, sharding, transformer
-from train import objectives
+from train.objectives import registry
 
 
 def sweeps():
@@ -26,13 +26,13 @@ def test_every_model_of_a_sweep_can_be_trained(name, argument):
   config = importlib.import_module(f"configs.sweeps.{name}").get_config(*argument)
   for objective in config.sweep.objectives or (config.objective,):
     own = config.copy_and_resolve_references()
-    own.objective, own.model.family = objective, objectives.get(objective).families[0]
+    own.objective, own.model.family = objective, registry.get(objective).families[0]
     for size in (*own.sweep.sizes, *own.sweep.probe_sizes):
       own.model.size = size
       resolved = ladders.resolve(own)
       transformer.check(resolved.model)
-      objectives.check(resolved)
+      registry.check(resolved)
       sharding.check(resolved, 1)
-      lengths = objectives.lengths(resolved)
+      lengths = registry.lengths(resolved)
       bytes_ = memory.device_bytes(resolved, 4096, lengths.target, lengths.source)["total"]
       assert bytes_ < 140e9  # of an H200

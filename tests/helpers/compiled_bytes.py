@@ -15,7 +15,8 @@ import numpy as np
 
 from configs import base, ladders
 from model import memory
-from train import objectives, step
+from train import step
+from train.objectives import registry
 
 OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
 
@@ -51,13 +52,13 @@ def run(devices, case):
   fields = dict(pair.split("=") for pair in pairs)
   vocab_size = int(fields.pop("V", 512))
   config = config_of(family, fields)
-  lengths = objectives.lengths(config)
+  lengths = registry.lengths(config)
   functions = step.program(config, vocab_size)
   arguments = (batch_of(config, lengths), np.float32(0), np.uint32(0))
   lowered = functions.step.lower(functions.state, *arguments)
   found = lowered.compile().memory_analysis()
   held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-  with_specials = objectives.vocab_size(config, vocab_size)
+  with_specials = registry.vocab_size(config, vocab_size)
   return {
     "total": held + found.temp_size_in_bytes,
     "arguments": found.argument_size_in_bytes,

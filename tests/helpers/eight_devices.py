@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from configs import base, ladders
-from train import checkpoint, objectives, step
+from train import checkpoint, step
+from train.objectives import registry
 
 V, B, T, STEPS, RATE = 64, 16, 16, 20, 1e-2
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
@@ -39,7 +40,7 @@ def config_of(family, case):
 def batch_of(config, number):
   """Random tokens: every position is predicted, half of them with weight."""
   rng = np.random.default_rng(number)
-  lengths = objectives.lengths(config)
+  lengths = registry.lengths(config)
 
   def part(prefix, length):
     return {

@@ -4,6 +4,7 @@ They run one operation at a time: to compile each variant as a whole would take 
 """
 
 import functools
+import math
 import zlib
 
 import jax
@@ -85,3 +86,17 @@ def outcome(**changes):
 
 def assert_trees_close(a, b, **bounds):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **bounds), a, b)
+
+
+def products(jaxpr):
+  """FLOPs of all matrix products of a program, those of its inner programs included."""
+  flops = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      contracted = equation.params["dimension_numbers"][0][0]
+      terms = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+      flops += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+    inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
+    repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+    flops += repeats * sum(products(x) for x in inner if hasattr(x, "eqns"))
+  return flops

@@ -1,8 +1,8 @@
 """Times a peer's training step beside ours and prints the ratio. A script, and not a test.
 
-    python tests/peers.py --peer=flax --sizes=64/2,128/4 --dtypes=float32,bfloat16
-    python tests/peers.py --peer=nanodo --path=nanodo-checkout
-    python tests/peers.py --peer=torch --compile --python=.venv-torch/bin/python
+    python tests/helpers/peers.py --peer=flax --sizes=64/2,128/4 --dtypes=float32,bfloat16
+    python tests/helpers/peers.py --peer=nanodo --path=nanodo-checkout
+    python tests/helpers/peers.py --peer=torch --compile --python=.venv-torch/bin/python
 
 Each side runs in a process of its own, as it would alone, and the two take turns: what else the
 machine does weighs on both, and the ratio is the median over paired turns. All are decoders of the
@@ -77,20 +77,20 @@ def by_steps(step: Callable[[], object], wait: Callable[[object], object]) -> Ca
 
 
 def ours(shape: Shape, _: argparse.Namespace) -> Callable[[], float]:
-  from train import host
+  from train.system import process
 
-  host.keep_freed_pages()  # as `isoflop` does before it trains
+  process.keep_freed_pages()  # as `isoflop` does before it trains
   from configs import base
-  from scaling import bench, turns
-  from train import data
+  from scaling.bench import steps, timing
+  from train.data import dataset
 
   config = base.get_config()
   config.model.mlp, config.model.scan = "gelu", False
   config.data.seq_len = shape.seq_len
   size = f"{shape.width}/{shape.depth}/{shape.heads}"
   tokens = shape.batch_size * shape.seq_len
-  (case,) = bench.cases(config, size, "decoder", shape.dtype, tokens)
-  turn, _ = turns.training(case.config, data.prepare(case.config))
+  (case,) = steps.cases(config, size, "decoder", shape.dtype, tokens)
+  turn, _ = timing.training(case.config, dataset.prepare(case.config))
   return lambda: turn().step
 
 
@@ -292,7 +292,7 @@ def serve(name: str, given: dict) -> None:
 
 def compare(shape: Shape, args: argparse.Namespace) -> dict:
   """Returns the medians of a peer and of ours, and of the ratio of paired turns."""
-  from scaling.bench import progress
+  from scaling.bench.steps import progress
 
   what = f"{shape.width}/{shape.depth} {shape.dtype}"
   peer_dtype, our_dtype = (shape.dtype.split(":") * 2)[:2]

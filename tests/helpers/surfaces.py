@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from scaling import laws
+from scaling.laws import chinchilla
 
-TRUTH = laws.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
+TRUTH = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 # Besiroglu et al. 2024 (arXiv:2404.10102), least absolute deviations of Hoffmann et al.'s runs.
-EPOCH = laws.Chinchilla(*map(np.float64, (1.81686, 482.01, 2085.43, 0.34781, 0.36585)))
-TEXTBOOK = laws.Compute(6.0)
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared/published_runs"
+EPOCH = chinchilla.Chinchilla(*map(np.float64, (1.81686, 482.01, 2085.43, 0.34781, 0.36585)))
+TEXTBOOK = chinchilla.Compute(6.0)
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared/published_runs"
 
 
 def options(**changed):
@@ -32,12 +32,14 @@ def isoflop(law=TRUTH, budgets=(2e11, 5e11, 1.3e12, 3e12), sizes=5, compute=TEXT
   """Sizes from 1/reach to reach times the best of each budget."""
   c = np.repeat(budgets, sizes)
   factors = np.geomspace(1 / reach, reach, sizes)
-  n = laws.optimum(law, c, compute).N * np.tile(factors, len(budgets))
+  n = chinchilla.optimum(law, c, compute).N * np.tile(factors, len(budgets))
   return n, compute.tokens(n, c)
 
 
 def noisy(n, d, noise, seed, law=TRUTH):
-  return laws.loss(law, n, d) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+  return chinchilla.loss(law, n, d) * np.exp(
+    noise * np.random.default_rng(seed).standard_normal(len(n))
+  )
 
 
 def random_surface(rng):
@@ -51,7 +53,7 @@ def random_surface(rng):
   )
   in_n, in_d = rng.uniform(0.2, 1.5, 2)
   law = (rng.uniform(0.3, 2.5), in_n * size**alpha, in_d * (size * tokens) ** beta, alpha, beta)
-  return laws.Chinchilla(*map(np.float64, law)), n.ravel(), d.ravel()
+  return chinchilla.Chinchilla(*map(np.float64, law)), n.ravel(), d.ravel()
 
 
 def published_chinchilla():
@@ -72,5 +74,5 @@ def published_chinchilla():
 
 
 def huber_cost(law, runs, delta=1e-3):
-  size = np.abs(np.log(laws.loss(law, runs.N, runs.D) / runs.loss))
+  size = np.abs(np.log(chinchilla.loss(law, runs.N, runs.D) / runs.loss))
   return np.where(size < delta, size**2 / 2, delta * (size - delta / 2)).sum()

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, ladders
-from scaling import choices, compare, decide, laws, report, results, runs
-from scaling import fit as fits
+from scaling.laws import chinchilla, conventions, questions, runs
+from scaling.laws import fit as fits
+from scaling.report import compare, records, render, report
+from scaling.report.figures import sweep
 
-TRUTH = laws.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
-COMPUTE = laws.Compute(k=6.0)
+TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
+COMPUTE = chinchilla.Compute(k=6.0)
 SIZES, BUDGETS, HELD = (1, 3, 5, 8, 11), (3e11, 6e11, 1.2e12, 2.4e12), 7.2e12
 COLUMNS = """
   cell kind objective size width depth params_total params_embedding params_head params_body N D C
@@ -22,7 +24,7 @@ COLUMNS = """
 def _cell(name, kind, size, N, C, seed, rng, lr=0.004, truth=TRUTH):
   width, depth, _ = ladders.SMALL[size]
   D = C / (6 * N)
-  loss = laws.loss(truth, N, D) * (1 + 0.002 * rng.standard_normal())
+  loss = chinchilla.loss(truth, N, D) * (1 + 0.002 * rng.standard_normal())
   head = 257 * width
   return {
     "cell": name, "kind": kind, "objective": "clm", "size": size, "width": width, "depth": depth,
@@ -48,7 +50,9 @@ def _curve(path, N, D, start, rng, gap=0.08):
   path.mkdir(parents=True)
   tokens = np.arange(max(start, 10_240), D, 10_240)
   decay = np.clip((tokens - start) / (D - start), 0, 1) if start else 0.0
-  loss = laws.loss(TRUTH, N, tokens) + gap * (1 - decay) + 0.05 * rng.standard_normal(len(tokens))
+  loss = (
+    chinchilla.loss(TRUTH, N, tokens) + gap * (1 - decay) + 0.05 * rng.standard_normal(len(tokens))
+  )
   rows = [
     {"step": int(t // 1024), "tokens": int(t), "flops": 6.0 * N * t, "lr": 0.004, "train_loss": x}
     for t, x in zip(tokens, np.minimum(loss, 5.6), strict=True)
@@ -65,7 +69,7 @@ def _cells(rng):
     for C in BUDGETS
     for seed in range(3 if s in (3, 8) else 1)
   ]
-  best = laws.optimum(TRUTH, HELD, COMPUTE)
+  best = chinchilla.optimum(TRUTH, HELD, COMPUTE)
   for factor in (0.5, 1.0, 2.0):
     cells.append(_cell(f"heldout-{factor}", "heldout", 11, factor * float(best.N), HELD, 0, rng))
   for factor, worse in ((0.5, 0.03), (1.0, 0.0), (2.0, 0.05)):
@@ -89,14 +93,14 @@ def _fit(cells):
     })  # fmt: skip
   rows = []
   for C in (*BUDGETS, 10 * BUDGETS[-1]):
-    N, D, loss = map(float, laws.optimum(TRUTH, C, COMPUTE))
+    N, D, loss = map(float, chinchilla.optimum(TRUTH, C, COMPUTE))
     rows.append({
       "C": C, "N_opt": N, "N_opt_interval": [0.85 * N, 1.2 * N], "D_opt": D,
       "D_opt_interval": [0.83 * D, 1.18 * D], "tokens_per_param": D / N,
       "tokens_per_param_interval": [0.7 * D / N, 1.4 * D / N], "loss": loss,
       "loss_interval": [loss - 0.01, loss + 0.012], "extrapolation": C / BUDGETS[-1],
     })  # fmt: skip
-  a, b = map(float, laws.exponents(TRUTH))
+  a, b = map(float, chinchilla.exponents(TRUTH))
   params = {k: float(v) for k, v in TRUTH._asdict().items()}
   intervals = {k: [0.9 * v, 1.1 * v] for k, v in params.items()}
   intervals |= {"a": [a - 0.02, a + 0.02], "b": [b - 0.02, b + 0.02]}
@@ -142,7 +146,7 @@ def build(folder: Path) -> Path:
   cells = _cells(rng)
   fit = _fit(cells)
   held = [c for c in cells if c["kind"] == "heldout"]
-  N, D, loss = map(float, laws.optimum(TRUTH, HELD, COMPUTE))
+  N, D, loss = map(float, chinchilla.optimum(TRUTH, HELD, COMPUTE))
   prediction = {
     "input_hash": "5ea1ed", "C": HELD, "N": N, "N_interval": [0.85 * N, 1.2 * N],
     "D": D, "D_interval": [0.83 * D, 1.18 * D],
@@ -151,7 +155,7 @@ def build(folder: Path) -> Path:
     "cells": [
       _row(c) | {"predicted_loss": loss, "interval": [loss - 0.01, loss + 0.012]}
       for c in held
-      for loss in [float(laws.loss(TRUTH, c["N"], c["D"]))]
+      for loss in [float(chinchilla.loss(TRUTH, c["N"], c["D"]))]
     ],
   }  # fmt: skip
   config = base.get_config()
@@ -190,13 +194,13 @@ def reported(folder: Path) -> Path:
   build(folder)
   options = base.get_config().fit
   options.bootstraps = 200
-  asked = decide.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
+  asked = questions.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
   law = fits.fit_runs(runs.read_runs(folder), options)
-  made = fits.to_json(law, fits.make_curves(results.curves(folder, law.runs)))
+  made = fits.to_json(law, fits.make_curves(records.curves(folder, law.runs)))
   held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
   behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
-    "choices": choices.choices(folder, options),
-    "decisions": decide.answers(law, asked),
+    "choices": conventions.choices(folder, options),
+    "decisions": questions.answers(law, asked),
     "heldout": [
       held | {"form": "chinchilla", "rms_error": 0.0021},
       held | {"form": "power_law_c", "rms_error": None, "reason": "too few"},
@@ -208,7 +212,7 @@ def reported(folder: Path) -> Path:
   return folder
 
 
-def build_several(folder: Path, truths: dict[str, laws.Chinchilla]) -> Path:
+def build_several(folder: Path, truths: dict[str, chinchilla.Chinchilla]) -> Path:
   """Writes a folder of finished sweeps, one of each objective on its own known surface."""
   config = base.get_config()
   config.sweep.name = "synthetic"
@@ -230,7 +234,7 @@ def _write_sweep(folder, config, truth, rng):
     for s in SIZES
     for C in BUDGETS
   ]
-  N = float(laws.optimum(truth, HELD, COMPUTE).N)
+  N = float(chinchilla.optimum(truth, HELD, COMPUTE).N)
   held = [
     _cell(f"heldout-{x}", "heldout", 11, x * N, HELD, 0, rng, truth=truth) for x in (0.5, 1.0, 2.0)
   ]
@@ -254,3 +258,15 @@ def _write_sweep(folder, config, truth, rng):
   }
   for name, value in records.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+def edit(path, change):
+  value = json.loads(path.read_text())
+  change(value)
+  path.write_text(json.dumps(value))
+
+
+def markdown(workdir):
+  record = records.read(workdir)
+  undrawn = {name: record.lacks(*needs) for name, (_, needs) in sweep.FIGURES.items()}
+  return render.to_markdown("a sweep", report.blocks(record, undrawn))

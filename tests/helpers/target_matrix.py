@@ -1,6 +1,6 @@
 """Programs for devices that are not here: the cases, and the process that compiles them.
 
-python tests/target_matrix.py     (reads tasks, a JSON object a line, and answers with rows)
+python tests/helpers/target_matrix.py     (reads tasks, a JSON object a line, and answers with rows)
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = {  # of each target, by what the column "devices" says
   "h100": {"1": "h100", "few": "h100:2", "8": "h100:8"},
   "v5e": {"1": "v5e:1x1", "few": "v5e:2x2", "8": "v5e:2x4"},
@@ -131,7 +131,7 @@ def task_of(
 
   Args:
     config: not yet checked.
-    target: as in `scaling.targets`.
+    target: as in `scaling.targets.catalog`.
     vocab_size: V of the tokenizer.
     programs: of init, step, evaluate, sample.
     slots: runs that are trained together.
@@ -161,11 +161,11 @@ class Compiler:
     return [{"program": p, "error": f"exit code {code}: {last}"} for p in task["programs"]]
 
   def _start(self):
-    from train import host
+    from train.system import process
 
     environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment["XLA_FLAGS"] = (
-      " ".join(f"--{name}={value}" for name, value in host.XLA_FLAGS.items()) if self.gpu else ""
+      " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items()) if self.gpu else ""
     )
     self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- as long as the process
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
@@ -185,22 +185,22 @@ def answer(task: dict) -> list[dict]:
   """Compiles the programs of a task."""
   from ml_collections import ConfigDict
 
-  from scaling import advice, targets
-  from train import ahead
+  from scaling.targets import advice, catalog
+  from train import aot
 
-  target, rows, lowered = targets.parse(task["target"]), [], {}
+  target, rows, lowered = catalog.parse(task["target"]), [], {}
   try:
     config = advice.checked(ConfigDict(task["config"]), target.devices)
   except ValueError as error:
     return [{"refused": str(error)}]
-  arguments = config, task["vocab_size"], targets.devices(target)
+  arguments = config, task["vocab_size"], catalog.devices(target)
   for name in task["programs"]:
     row, began = {"program": name}, time.monotonic()
     try:
       if name == "sample":
         lowered["sample"] = sampler(*arguments)
       elif "step" not in lowered:
-        lowered |= ahead.lowered(*arguments, task["slots"])
+        lowered |= aot.lowered(*arguments, task["slots"])
       compiled = lowered[name].compile()
     except Exception as error:  # whatever the compiler raises is the answer
       lines = str(error).strip().splitlines() or [""]
@@ -225,13 +225,13 @@ def sampler(config, vocab_size: int, devices):
   from flax import nnx
 
   from model import sampling, transformer
-  from train import objectives
+  from train.objectives import registry
 
   # It runs on one device and no mesh; this one tells the device, and has none of sharding's axes.
   axes = {"axis_types": (jax.sharding.AxisType.Auto,), "devices": devices[:1]}
   mesh = jax.make_mesh((1,), ("device",), **axes)
   lies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  lengths, V = objectives.lengths(config), objectives.vocab_size(config, vocab_size)
+  lengths, V = registry.lengths(config), registry.vocab_size(config, vocab_size)
   B, N, P = 2, 16, 1 if lengths.source else 32
 
   def array(*shape, dtype=np.int32):

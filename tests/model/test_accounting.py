@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from models import products
 
 from configs import base, ladders
 from model import accounting, transformer
@@ -139,20 +140,6 @@ def test_flops_of_an_encoder_decoder_by_hand():
   head = 3 * 2 * 10 * 8
   exact = accounting.forward_flops_per_sequence(config, 10, 3, 5)
   assert exact == encoder + 2 * (own + cross) + head
-
-
-def products(jaxpr):
-  """FLOPs of all matrix products of a program, those of its inner programs included."""
-  flops = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      contracted = equation.params["dimension_numbers"][0][0]
-      terms = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-      flops += 2 * terms * math.prod(equation.outvars[0].aval.shape)
-    inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
-    repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-    flops += repeats * sum(products(x) for x in inner if hasattr(x, "eqns"))
-  return flops
 
 
 def programs(config, seq_len, source_len):

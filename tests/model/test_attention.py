@@ -11,10 +11,10 @@ from models import (
   assert_trees_close,
   build,
   normal,
+  products,
   random_model,
   source_of,
 )
-from test_accounting import products
 
 from model import attention
 from model.attention import View

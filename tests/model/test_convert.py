@@ -16,9 +16,9 @@ from documents import WAYS, difference, documents, logits
 from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
-from model import convert
+from model.huggingface import convert
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("gpt2", "llama", "bert", "t5", "t5_v1_1")
 
 

@@ -10,7 +10,8 @@ import pytest
 from configs import base, ladders
 from model import flash, layers
 from model.attention import View
-from train import objectives, step
+from train import step
+from train.objectives import registry
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = np.array([[1] * 40 + [2] * 60 + [3] * 35 + [0] * 15, [1] * 100 + [2] * 50])
@@ -152,11 +153,11 @@ def test_a_model_learns_the_same_by_flash_attention(
   c.objective, c.data.isolate_documents, c.corruption.sentinels = objective, isolated, 30
   c.model.update({"family": family, "width": 64, "depth": 1, "heads": 2, "dtype": "bfloat16"})
   c.data.update({"seq_len": 96, "batch_size": 4})
-  V, length = 50, objectives.lengths(c).text
+  V, length = 50, registry.lengths(c).text
   rng = np.random.default_rng(0)
   text_BN1 = rng.integers(0, V, (4, length + 1)).astype(np.int32)
   valid_BN = np.arange(length) < np.array([[length], [length], [length - 30], [length]])
-  objective_row = objectives.get(objective)
+  objective_row = registry.get(objective)
   batch = objective_row.batch(
     text_BN1, valid_BN, rng.random((4, objective_row.draws(length))), c, V
   )

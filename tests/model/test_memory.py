@@ -10,7 +10,7 @@ import pytest
 from configs import base, ladders, large
 from model import accounting, memory
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Batch, width and vocabulary are such that states, activations and logits all weigh something. More
 # cases are in tests/release.

@@ -15,7 +15,7 @@ from flax import nnx
 from configs import base, ladders
 from model import sharding, transformer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CASES = {
   "ddp": "strategy=ddp",
   "zero1": "strategy=zero1",
@@ -30,7 +30,13 @@ FAMILIES = ("decoder", "encoder", "encoder_decoder")
 def trained(devices, family, cases):
   """Returns by case what eight_devices.py found."""
   done = subprocess.run(
-    [sys.executable, ROOT / "tests" / "eight_devices.py", str(devices), family, *cases.values()],
+    [
+      sys.executable,
+      ROOT / "tests" / "helpers" / "eight_devices.py",
+      str(devices),
+      family,
+      *cases.values(),
+    ],
     capture_output=True,
     text=True,
     timeout=900,

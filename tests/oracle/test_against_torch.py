@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from documents import WAYS, difference, documents, logits
 
-from model import convert
+from model.huggingface import convert
 
 transformers = pytest.importorskip("transformers", reason="needs torch and transformers")
 torch_models = pytest.importorskip("torch_models", reason="needs torch and transformers")

@@ -1,8 +1,8 @@
 """Small models of the transformers library with random weights, and their logits.
 
-Run as a script it writes the golden folders that `tests/test_convert.py` checks without torch:
+As a script it writes the golden folders that `tests/model/test_convert.py` checks without torch:
 
-  PYTHONPATH=.:tests python tests/oracle/torch_models.py tests/golden
+  PYTHONPATH=.:tests/helpers python tests/oracle/torch_models.py tests/golden
 """
 
 import json

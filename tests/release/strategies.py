@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from configs import base, ladders
-from scaling import advice, compiled, targets
-from train import files, record
+from scaling.targets import advice, catalog, compiled
+from train import record
+from train.system import files
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD = DOCS / "strategies.json"
@@ -71,7 +72,7 @@ def rows(models: list[str]) -> list[dict[str, Any]]:
   have = {(row["model"], row["strategy"], row["slice"]) for row in known}
   for model in models:
     for name in (SLICES[0], *SLICES[:0:-1]):  # the ends first
-      target = targets.parse(name)
+      target = catalog.parse(name)
       for strategy in STRATEGIES:
         if (model, strategy, name) in have or (strategy == "hybrid" and target.devices <= 8):
           continue
@@ -82,7 +83,7 @@ def rows(models: list[str]) -> list[dict[str, Any]]:
   return known
 
 
-def step(model: str, strategy: str, target: targets.Target) -> dict[str, Any]:
+def step(model: str, strategy: str, target: catalog.Target) -> dict[str, Any]:
   """Returns what is kept of a step's program."""
   config = config_of(model, strategy, target.devices)
   predicted = advice.held(config, target.devices)["total"]
@@ -135,8 +136,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
       panel.plot(chips, shares, "o-", label=f"hybrid of {STRATEGIES[strategy]}"
                  if strategy == "hybrid" else strategy)  # fmt: skip
     panel.set(title=model, xlabel="TPU v5e chips", ylim=(0, 100), xscale="log")
-    panel.set_xticks([targets.parse(name).devices for name in SLICES])
-    panel.set_xticklabels([str(targets.parse(name).devices) for name in SLICES])
+    panel.set_xticks([catalog.parse(name).devices for name in SLICES])
+    panel.set_xticklabels([str(catalog.parse(name).devices) for name in SLICES])
     panel.minorticks_off()
   panels[0].set_ylabel("permitted share of the peak [%]")
   panels[0].legend(frameon=False)

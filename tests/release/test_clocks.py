@@ -7,7 +7,8 @@ import time
 import jax
 import pytest
 
-from train import clock, loop
+from train import loop
+from train.system import clock
 
 
 def test_the_times_of_a_run_are_all_of_it(tiny, tmp_path):
@@ -41,7 +42,7 @@ def test_compiling_is_a_phase_of_its_own_wherever_it_happens():
 
 def test_a_command_begins_where_its_process_does_and_not_with_the_shell_before():
   """bash becomes the last command of a list; what came before it is no part of a sweep."""
-  code = "import time; from train import host; print(time.perf_counter() - host.BEGAN)"
+  code = "import time; from train.system import process; print(time.perf_counter() - process.BEGAN)"
   command = f"sleep 2 && exec {sys.executable} -c '{code}'"
   said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
   assert 0.0 < float(said.stdout) < 1.0

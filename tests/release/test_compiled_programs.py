@@ -20,8 +20,9 @@ import target_matrix
 
 from configs import ladders, presets
 from model import accounting, memory, sharding
-from scaling import executed, hlo, targets
-from train import files, objectives
+from scaling.targets import catalog, executed, hlo
+from train.objectives import registry
+from train.system import files
 
 KINDS = ("h100", "v5e")
 VOCABULARY, WIDTH, DEPTH, LENGTH, ROWS, MICROBATCHES = 4000, 256, 3, 384, 8, 4
@@ -65,7 +66,7 @@ class Program:
 
   def __init__(self, kind, case, row):
     config, devices = ladders.resolve(config_of(case)), int(CASES[case][1])
-    lengths, V = objectives.lengths(config), objectives.vocab_size(config, VOCABULARY)
+    lengths, V = registry.lengths(config), registry.vocab_size(config, VOCABULARY)
     arguments = config, V, lengths.target, lengths.source
     self.kind, self.config, self.row, self.lengths = kind, config, row, lengths
     self.text = Path(row["text"]).read_text()
@@ -104,9 +105,9 @@ def programs(tmp_path_factory):
 
   @functools.cache
   def step(kind, case):
-    target = targets.parse(target_matrix.SIZES[kind][CASES[case][1]])
+    target = catalog.parse(target_matrix.SIZES[kind][CASES[case][1]])
     try:
-      targets.check_installed(target)
+      catalog.check_installed(target)
     except ValueError as error:
       pytest.skip(str(error))
     path = folder / "_".join((metadata.version("jax"), kind, *case.split()))

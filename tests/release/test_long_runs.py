@@ -4,15 +4,15 @@ import subprocess
 import time
 
 import pytest
-import test_design
+import test_adaptive
+import test_distributed
 import test_floors
-import test_hosts
 import test_memory
 import test_precision
 import test_sharding
 import test_sweep
 import test_uncertainty
-from test_hosts import one, uninterrupted  # noqa: F401 -- fixtures
+from test_distributed import one, uninterrupted  # noqa: F401 -- fixtures
 from test_pack import packed_sweep, records
 from test_sweep import calm, flags, swept  # noqa: F401 -- fixtures
 
@@ -81,16 +81,16 @@ def test_the_loss_moves_by_less_than_a_seed_moves_it(tiny, tmp_path, objective, 
 
 
 def test_an_adaptive_sweep_that_is_killed_ends_with_the_same_table(cache, corpus, tmp_path):
-  test_design.sweep_adaptively(corpus, tmp_path, ("whole", "killed"))
+  test_adaptive.sweep_adaptively(corpus, tmp_path, ("whole", "killed"))
 
 
 def test_four_processes_train_the_same_losses(one, corpus, tmp_path):  # noqa: F811
-  test_hosts.train_the_same_losses(one, corpus, tmp_path, 4, 1, "ddp")
+  test_distributed.train_the_same_losses(one, corpus, tmp_path, 4, 1, "ddp")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, victim):  # noqa: F811
-  assert test_hosts.kill_one_and_go_on(*uninterrupted, tmp_path, victim) < 30
+  assert test_distributed.kill_one_and_go_on(*uninterrupted, tmp_path, victim) < 30
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, 3), (1, 3)])

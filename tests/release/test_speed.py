@@ -18,9 +18,11 @@ from test_memory import held, large_run
 from test_variants import trainer
 
 from configs import ladders, large
-from scaling import advice, bench, estimate, fit, turns, uncertainty
-from scaling.launch import Queue, Task
-from train import data
+from scaling.bench import steps, timing
+from scaling.launch.local import Queue, Task
+from scaling.laws import bootstrap, estimate, fit
+from scaling.targets import advice
+from train.data import dataset
 
 ROOT = Path(__file__).parents[2]
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)
@@ -47,7 +49,8 @@ def test_seventy_billion_parameters_are_quick_to_count():
 def test_a_plan_on_imagined_devices_is_quick():
   """And touches none of this machine's."""
   code = (
-    "import time; from configs import large; from scaling import advice; start = time.time();"
+    "import time; from configs import large; from scaling.targets import advice;"
+    "start = time.time();"
     "advice.run_report(large.get_config('70b'), 512, '80GiB'); print(time.time() - start)"
   )
   environment = {"PATH": "", "JAX_PLATFORMS": "nowhere", "PYTHONPATH": str(ROOT)}
@@ -112,7 +115,7 @@ def test_4000_resamples_take_less_than_100_fits_of_scipy():
   design = estimate.design(runs.N, runs.D, runs.loss)
   best = estimate.minimum(design, 1e-3)[1].theta[0]
   began = time.perf_counter()
-  found = uncertainty.resample(design, runs, best, 1e-3, 4000, 0)
+  found = bootstrap.resample(design, runs, best, 1e-3, 4000, 0)
   ours = time.perf_counter() - began
   log_n, log_d, log_l = map(np.log, (runs.N, runs.D, runs.loss))
 
@@ -139,10 +142,10 @@ def test_one_fit_with_intervals_from_a_fresh_process_takes_three_seconds():
 import resource
 import numpy as np
 from configs import base
-from scaling import fit, laws
+from scaling.laws import chinchilla, fit
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 16), np.geomspace(1e9, 1e11, 15)))
-law = laws.Chinchilla(*map(np.float64, (1.8, 480.0, 2100.0, 0.35, 0.37)))
-loss = laws.loss(law, N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(240))
+law = chinchilla.Chinchilla(*map(np.float64, (1.8, 480.0, 2100.0, 0.35, 0.37)))
+loss = chinchilla.loss(law, N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(240))
 options = base.get_config().fit
 found = fit.fit_runs(fit.make_runs(N, D, loss), options)
 fit.optimum(found, 1e23)
@@ -161,16 +164,16 @@ def test_a_fit_of_a_million_runs_takes_a_minute_of_one_core():
 def test_the_same_case_twice_is_as_fast(make_tiny):
   config = make_tiny()
   config.data.batch_size = 8
-  case = bench.cases(config, "32/1/2", tokens=300)[0].config
-  tokens = data.prepare(case)
-  takers = {name: turns.training(case, tokens)[0] for name in "ab"}
-  found = turns.round_robin(takers, 15)
-  assert 0.5 < turns.ratio(found["a"], found["b"]) < 2
+  case = steps.cases(config, "32/1/2", tokens=300)[0].config
+  tokens = dataset.prepare(case)
+  takers = {name: timing.training(case, tokens)[0] for name in "ab"}
+  found = timing.round_robin(takers, 15)
+  assert 0.5 < timing.ratio(found["a"], found["b"]) < 2
 
 
 def test_a_step_is_slower_than_the_best_product_of_its_run(make_tiny, tmp_path):
-  grid = bench.cases(make_tiny(), "16/1,48/1/2", "decoder", "float32,bfloat16", 300)
-  result = bench.bench(grid[:3], tmp_path / "bench", rounds=3, stream=io.StringIO())
+  grid = steps.cases(make_tiny(), "16/1,48/1/2", "decoder", "float32,bfloat16", 300)
+  result = steps.bench(grid[:3], tmp_path / "bench", rounds=3, stream=io.StringIO())
   for row in result["cases"]:
     assert 0 < row["peak_fraction"] < 1
     assert 0 < row["dispatch_seconds"] < row["step_seconds_max"]
@@ -179,7 +182,7 @@ def test_a_step_is_slower_than_the_best_product_of_its_run(make_tiny, tmp_path):
 
 def test_a_product_counts_its_flops():
   """Twice the side is eight times the work: were it miscounted, the rates would be far apart."""
-  takers = {side: turns.product(side, "float32") for side in (512, 1024)}
-  rates = {side: max(found) for side, found in turns.round_robin(takers, 8).items()}
+  takers = {side: timing.product(side, "float32") for side in (512, 1024)}
+  rates = {side: max(found) for side, found in timing.round_robin(takers, 8).items()}
   assert 1 / 3 < rates[1024] / rates[512] < 3
   assert 1e9 < rates[512] < 1e14

@@ -16,8 +16,8 @@ import target_matrix
 from target_matrix import MATRIX, SIZES
 
 from configs import presets
-from scaling import targets
-from train import files
+from scaling.targets import catalog
+from train.system import files
 
 RECORD = os.environ.get("TARGET_MATRIX")
 
@@ -25,7 +25,7 @@ RECORD = os.environ.get("TARGET_MATRIX")
 @pytest.fixture(scope="module", params=list(SIZES))
 def compiler(request):
   try:
-    targets.check_installed(targets.parse(request.param))
+    catalog.check_installed(catalog.parse(request.param))
   except ValueError as error:
     pytest.skip(str(error))
   compiler = target_matrix.Compiler(request.param)
@@ -36,7 +36,7 @@ def compiler(request):
 @pytest.mark.parametrize("row", MATRIX, ids=str)
 def test_programs_compile_or_one_line_refuses_them(row, compiler):
   kind, compile_all = compiler
-  target = targets.parse(SIZES[kind][row.devices])
+  target = catalog.parse(SIZES[kind][row.devices])
   config = target_matrix.config_of(row, target.devices)
   programs = row.programs.split(",")
   arguments = config, target.name, target_matrix.VOCABULARY, programs, int(row.pack)

@@ -7,7 +7,8 @@ from jax._src.mesh import AbstractDevice
 
 from configs import ladders
 from model import layers
-from train import ahead, data, step
+from train import aot, step
+from train.data import dataset
 
 FAMILIES = {"mlm": "encoder", "span": "encoder_decoder", "ul2": "encoder_decoder"}
 
@@ -17,11 +18,11 @@ def test_a_batch_that_is_imagined_has_the_shapes_of_one_that_is_read(tiny, objec
   tiny.objective, tiny.model.family = objective, FAMILIES.get(objective, "decoder")
   tiny.data.isolate_documents = False
   config = ladders.resolve(tiny)
-  tokens = data.prepare(config)
-  batches = data.train_batches(tokens, config)
+  tokens = dataset.prepare(config)
+  batches = dataset.train_batches(tokens, config)
   real = next(batches)
   batches.close()
-  imagined = ahead.abstract_batch(config, tokens.vocab_size, config.data.batch_size)
+  imagined = aot.abstract_batch(config, tokens.vocab_size, config.data.batch_size)
   assert {k: (x.shape, x.dtype) for k, x in imagined.items()} == {
     k: (x.shape, x.dtype) for k, x in real.items()
   }
@@ -31,9 +32,9 @@ def test_what_is_lowered_ahead_is_what_a_run_executes(tiny):
   """The same program, so that a plan's bytes and collectives are those of the run."""
   config = ladders.resolve(tiny)
   functions = step.program(config, 257)
-  batch = ahead.abstract_batch(config, 257, config.data.batch_size, functions.batch)
+  batch = aot.abstract_batch(config, 257, config.data.batch_size, functions.batch)
   executed = functions.step.lower(functions.state, batch, np.float32(0), np.uint32(0))
-  assert ahead.lowered(config, 257)["step"].as_text() == executed.as_text()
+  assert aot.lowered(config, 257)["step"].as_text() == executed.as_text()
 
 
 def test_a_program_depends_on_the_devices_that_it_is_made_for():

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from train import corpus as corpora
-from train import data as data_lib
-from train import tokenizer as tokenizers
+from train.data import dataset as data_lib
+from train.data import sources as corpora
+from train.data import tokenizer as tokenizers
 
 WORDS = "the law of loss is a power of compute, and so are the costs.\n"
 
@@ -222,7 +222,7 @@ def test_two_processes_prepare_once(folder, tmp_path):
 
 def run(code, config):
   """Runs a program of which `config` is a variable in a process of its own."""
-  start = "import json, sys; from configs import base; from train import corpus, data\n"
+  start = "import json, sys; from configs import base; from train.data import dataset, sources\n"
   start += "config = base.get_config(); config.data.update(json.loads(sys.argv[1]))\n"
   command = [sys.executable, "-c", start + code, config.data.to_json()]
   return subprocess.run(command, check=False, capture_output=True, text=True)
@@ -231,7 +231,9 @@ def run(code, config):
 def test_killed_preparation_leaves_nothing_that_is_used(folder, data, tmp_path):
   config = make(folder, cache=str(tmp_path))
   for stage in ("_write", "read"):  # while the documents, then while the tokens are written
-    code = f"import os; corpus.{stage} = lambda *_: os.kill(os.getpid(), 9); data.prepare(config)"
+    code = (
+      f"import os; sources.{stage} = lambda *_: os.kill(os.getpid(), 9); dataset.prepare(config)"
+    )
     assert run(code, config).returncode == -9
     assert list(tmp_path.rglob("*.partial"))
     assert not list(tmp_path.rglob(data_lib.SIDECAR))
@@ -241,7 +243,7 @@ def test_killed_preparation_leaves_nothing_that_is_used(folder, data, tmp_path):
 
 
 def test_a_warm_start_imports_nothing_slow(config, data):
-  loaded = run("data.prepare(config); print(*sys.modules)", config).stdout.split()
+  loaded = run("dataset.prepare(config); print(*sys.modules)", config).stdout.split()
   assert "numpy" in loaded
   assert not {"tensorflow", "tensorflow_datasets", "tokenizers", "jax"} & set(loaded)
 

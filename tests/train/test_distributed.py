@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from train import files, host
+from train.system import files, process
 
 
 def flags(corpus, strategy):
@@ -51,8 +51,8 @@ def start(workdir, arguments, processes, devices):
 
 def finish(running, code=0):
   """Waits for all processes; returns what they said."""
-  said = [process.communicate(timeout=900)[1] for process in running]
-  assert [process.returncode for process in running] == [code] * len(running), said
+  said = [each.communicate(timeout=900)[1] for each in running]
+  assert [each.returncode for each in running] == [code] * len(running), said
   return said
 
 
@@ -124,7 +124,7 @@ def kill_one_and_go_on(arguments, whole, killed, victim):
   other, killed_at = both[1 - victim], time.time()
   said = other.communicate(timeout=900)[1]
   assert other.returncode == 1
-  assert said.splitlines()[-1] == f"isoflop: {host.LOST}", said
+  assert said.splitlines()[-1] == f"isoflop: {process.LOST}", said
   lived_on = time.time() - killed_at
   finish(start(killed, arguments, 2, 1))
   record = json.loads((killed / "run.json").read_text())

@@ -8,7 +8,7 @@ from flax import nnx
 from models import SOURCE_BS, TOKENS_BT, T, V, built, model_config, random_model, randomised
 
 from model import accounting, transformer
-from train import losses
+from train.objectives import losses
 
 ROWS = 3  # 36 tokens: 5 and 7 turns leave a remainder
 HEADS = (

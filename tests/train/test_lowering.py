@@ -10,7 +10,8 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import base, ladders
 from model import layers
-from train import objectives, step
+from train import step
+from train.objectives import registry
 
 T, B, V = 1024, 4, 5000
 SCORES = r"tensor<4x2x\d{3,}x\d{3,}xf32>"  # of queries and keys, for each head
@@ -37,10 +38,10 @@ def lowered(family, **changes):
   c.objective, c.corruption.sentinels = OBJECTIVES[family], 20
   c.data.update({"seq_len": T, "batch_size": B, "isolate_documents": False})
   config = ladders.resolve(c)
-  functions, lengths = step.program(config, V), objectives.lengths(config)
+  functions, lengths = step.program(config, V), registry.lengths(config)
   arguments = functions.state, batch_of(config, lengths), np.float32(0), np.uint32(0)
   text = functions.step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-  return text, objectives.vocab_size(config, V), lengths, len(jax.tree.leaves(functions.state))
+  return text, registry.vocab_size(config, V), lengths, len(jax.tree.leaves(functions.state))
 
 
 @pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("dots", 1), ("full", 2)])

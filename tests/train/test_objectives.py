@@ -8,7 +8,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from train import corruption, data, objectives
+from train.data import dataset
+from train.objectives import corruption, registry
 
 V = 257
 EOS = V - 1
@@ -33,7 +34,7 @@ def make(objective, **fields):
 
 def batch_of(config, rows=8, seed=0, text=None, valid=None):
   """Returns random text and the objective's batch of it."""
-  entry, n = objectives.get(config.objective), objectives.lengths(config).text
+  entry, n = registry.get(config.objective), registry.lengths(config).text
   if text is None:
     text = np.random.default_rng(seed).integers(0, EOS, (rows, n + 1)).astype(np.int32)
   valid = np.ones((rows, n), bool) if valid is None else valid
@@ -141,8 +142,8 @@ def test_span_batch():
     "positions_BT": 29,
     "weights_BT": 29,
   }
-  assert objectives.lengths(config) == (141, 128, 29, 29.0)
-  assert objectives.vocab_size(config, V) == V + 100
+  assert registry.lengths(config) == (141, 128, 29, 29.0)
+  assert registry.vocab_size(config, V) == V + 100
   assert (batch["inputs_BT"][:, 0] == EOS).all()
   assert (batch["inputs_BT"][:, 1:] == batch["targets_BT"][:, :-1]).all()
   assert (batch["targets_BT"][:, 0] == V + 99).all()  # the first sentinel is the last id
@@ -199,7 +200,7 @@ def test_mask_alone():
   config = make("mlm", mlm_mask=1.0, mlm_random=0.0)
   _, batch = batch_of(config)
   assert (batch["inputs_BT"][batch["weights_BT"] == 1] == V).all()
-  assert objectives.vocab_size(config, V) == V + 1
+  assert registry.vocab_size(config, V) == V + 1
 
 
 # ---------------------------------------------------------------------------------- prefix and ul2
@@ -216,7 +217,7 @@ def test_a_prefix_is_visible_and_what_follows_is_predicted():
     assert batch["weights_BT"][i].tolist() == [0] * (p - 1) + [1] * (17 - p)
     visible, predicted = text[i, :p], batch["targets_BT"][i][batch["weights_BT"][i] == 1]
     assert np.concatenate([visible, predicted]).tolist() == text[i].tolist()
-  expected = objectives.lengths(config).predicted
+  expected = registry.lengths(config).predicted
   assert batch["weights_BT"].sum(axis=1).mean() == pytest.approx(expected, abs=4 * 4.6 / 63)
 
 
@@ -224,7 +225,7 @@ def test_a_prefix_is_visible_and_what_follows_is_predicted():
 @given(st.integers(16, 200), st.integers(0, 2**63))
 def test_ul2_gives_the_text_back(inputs, seed):
   config = make("ul2", seq_len=inputs)
-  lengths = objectives.lengths(config)
+  lengths = registry.lengths(config)
   assert lengths.source == inputs
   text, batch = batch_of(config, 40, seed)
   assert batch["source_BS"].shape == (40, lengths.source)
@@ -254,7 +255,7 @@ def test_ul2_draws_each_denoiser_equally_and_predicts_what_it_says():
   assert (abs(counts - 2000) < 4 * np.sqrt(6000 * 2 / 9)).all()
   predicted = batch["weights_BT"].sum(axis=1)
   error = predicted.std() / np.sqrt(6000)
-  assert predicted.mean() == pytest.approx(objectives.lengths(config).predicted, abs=4 * error)
+  assert predicted.mean() == pytest.approx(registry.lengths(config).predicted, abs=4 * error)
   config.corruption.denoisers = ("x",)
   _, batch = batch_of(config, 50)
   assert (batch["source_BS"][:, 0] == V + 2).all()
@@ -284,7 +285,7 @@ def corpus(tmp_path_factory):
 
 def prepared(corpus, objective, **fields):
   config = make(objective, source=f"text:{corpus}", cache=f"{corpus}/cache", seq_len=64, **fields)
-  return config, data.prepare(config)
+  return config, dataset.prepare(config)
 
 
 def take(n, batches):
@@ -298,22 +299,22 @@ def same(a, b):
 @pytest.mark.parametrize("objective", FAMILY)
 def test_batches_are_a_function_of_seed_and_step_for_any_host_count(corpus, objective):
   config, tokens = prepared(corpus, objective)
-  objectives.check(config)
-  whole = take(4, data.train_batches(tokens, config))
-  assert same(whole[2:], take(2, data.train_batches(tokens, config, 2)))
+  registry.check(config)
+  whole = take(4, dataset.train_batches(tokens, config))
+  assert same(whole[2:], take(2, dataset.train_batches(tokens, config, 2)))
   for hosts in (2, 8):
-    parts = [take(4, data.train_batches(tokens, config, 0, i, hosts)) for i in range(hosts)]
+    parts = [take(4, dataset.train_batches(tokens, config, 0, i, hosts)) for i in range(hosts)]
     joint = [{k: np.concatenate([p[s][k] for p in parts]) for k in whole[s]} for s in range(4)]
     assert same(whole, joint)
   config.seed = 1
-  assert not same(whole, take(4, data.train_batches(tokens, config)))
+  assert not same(whole, take(4, dataset.train_batches(tokens, config)))
 
 
 @pytest.mark.parametrize("objective", ["mlm", "span", "ul2", "prefix"])
 def test_each_epoch_hides_something_else(corpus, objective):
   config, tokens = prepared(corpus, objective, batch_size=1)
-  windows = tokens.train_token_count // objectives.lengths(config).text
-  epochs = take(2 * windows, data.train_batches(tokens, config))
+  windows = tokens.train_token_count // registry.lengths(config).text
+  epochs = take(2 * windows, dataset.train_batches(tokens, config))
   seen = {"mlm": ("inputs_BT",), "prefix": ("inputs_BT", "prefix_BT")}
   first, second = (
     {b"".join(b[k].tobytes() for k in seen.get(objective, ("source_BS",))) for b in epoch}
@@ -329,24 +330,24 @@ def test_validation_is_the_same_for_every_seed_host_and_batch_size(corpus, objec
   rows = {}
   for seed, size, hosts in ((0, 32, 1), (7, 4, 1), (0, 8, 2)):
     config.seed, config.train.eval_batch_size = seed, size
-    parts = [list(data.validation_batches(tokens, config, i, hosts)) for i in range(hosts)]
+    parts = [list(dataset.validation_batches(tokens, config, i, hosts)) for i in range(hosts)]
     ordered = [part for group in zip(*parts, strict=True) for part in group]
     whole = {k: np.concatenate([b[k] for b in ordered]) for k in ordered[0]}
     weighed = whole["weights_BT"].any(axis=1)
     rows[size] = {k: array[weighed] for k, array in whole.items()}
   assert same([rows[32]], [rows[4]])
   assert same([rows[32]], [rows[8]])
-  count = data.eval_token_count(tokens, config)
+  count = dataset.eval_token_count(tokens, config)
   if objective in ("span", "ul2"):  # whole windows
-    assert len(rows[32]["weights_BT"]) * objectives.lengths(config).text == count
+    assert len(rows[32]["weights_BT"]) * registry.lengths(config).text == count
 
 
 def test_special_ids_have_no_bytes_and_text_keeps_its_own(corpus):
   """What bits per byte divides by: the bytes of the predicted text."""
   config, tokens = prepared(corpus, "span")
-  (batch, *_) = data.validation_batches(tokens, config)
+  (batch, *_) = dataset.validation_batches(tokens, config)
   targets = batch["targets_BT"][batch["weights_BT"] == 1]
-  noise, spans = corruption.span_counts(objectives.lengths(config).text, 0.15, 3.0)
+  noise, spans = corruption.span_counts(registry.lengths(config).text, 0.15, 3.0)
   sequences = int(batch["weights_BT"].any(axis=1).sum())
   assert (targets >= tokens.vocab_size).sum() == sequences * spans
   assert len(targets) == sequences * (noise + spans + 1)
@@ -376,14 +377,14 @@ def test_special_ids_have_no_bytes_and_text_keeps_its_own(corpus):
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(objective, field, value, message):
   config = make(objective, seq_len=128)
-  objectives.check(config)
+  registry.check(config)
   section, name = field.split(".")
   config[section][name] = value
   with pytest.raises(ValueError, match=message) as error:
-    objectives.check(config)
+    registry.check(config)
   assert "\n" not in str(error.value)
 
 
 def test_an_unknown_objective_is_named():
   with pytest.raises(ValueError, match="objective='spam': unknown; choose one of .*'span'"):
-    objectives.get("spam")
+    registry.get("spam")

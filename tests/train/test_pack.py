@@ -10,10 +10,12 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from scaling import preflight
-from scaling.display import Display
-from scaling.launch import Pool, Queue, Task
-from train import files, loop, objectives, optim, pack
+from scaling.launch.local import Pool, Queue, Task
+from scaling.progress import Display
+from scaling.sweep import preflight
+from train import loop, optim, pack
+from train.objectives import registry
+from train.system import files
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def together(runs, should_stop=lambda: False):
 def of(config, steps, seed=0, lr=0.0, branch_from=""):
   config = config.copy_and_resolve_references()
   config.seed, config.optim.lr, config.train.branch_from = seed, lr, str(branch_from)
-  config.train.tokens = steps * objectives.tokens_per_step(config)
+  config.train.tokens = steps * registry.tokens_per_step(config)
   return config
 
 

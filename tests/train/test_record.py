@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base, bounds, ladders
-from train import checkpoint, data, files, loop, optim, record, step
+from train import checkpoint, loop, optim, record, step
+from train.data import dataset
+from train.system import files
 
 
 @pytest.fixture
@@ -160,14 +162,14 @@ WRONG = {
 def test_a_number_out_of_its_bounds_is_named_before_anything_is_read(field, value, monkeypatch):
   config = base.get_config()
   config.update_from_flattened_dict({field: value})
-  monkeypatch.setattr(data, "prepare", lambda _: pytest.fail("the text was read"))
+  monkeypatch.setattr(dataset, "prepare", lambda _: pytest.fail("the text was read"))
   with pytest.raises(ValueError, match=rf"^{field}=.*: must ") as refused:
     loop.train(config, "/nonexistent")
   assert "\n" not in str(refused.value)
 
 
 def test_a_wrong_name_is_refused_before_the_text_is_read(tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(data, "prepare", lambda _: pytest.fail("the text was read"))
+  monkeypatch.setattr(dataset, "prepare", lambda _: pytest.fail("the text was read"))
   tiny.model.mlp = "gelo"
   with pytest.raises(ValueError, match="model.mlp='gelo'"):
     loop.train(tiny, tmp_path)

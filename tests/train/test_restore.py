@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from configs import presets
-from scaling import main, restore
-from train import data, loop, objectives, step
+from scaling import main
+from train import loop, restore, step
+from train.data import dataset
+from train.objectives import registry
 
 
 def run(capsys, *argv):
@@ -77,7 +79,7 @@ def test_a_restored_model_is_the_trained_one(capsys, trained):
   result = loop.evaluate(
     functions,
     step.TrainState(0, nnx.to_pure_dict(nnx.state(run_.model)), (), None),
-    data.prepare(config),
+    dataset.prepare(config),
     config,
   )
   assert result["loss"] == pytest.approx(record["loss"], rel=1e-6)
@@ -181,21 +183,21 @@ def test_what_an_architecture_cannot_express_is_refused(capsys, trained, tmp_pat
 def test_special_ids_have_the_names_that_training_gave_them(tiny, objective):
   """Batches of known text, written out by the tokenizer that a restored run has."""
   tiny.objective = objective
-  tiny.model.family = objectives.get(objective).families[0]
+  tiny.model.family = registry.get(objective).families[0]
   tiny.corruption.sentinels = 9
   table = restore.tokenizer_of(tiny, {})
-  N, rng = objectives.lengths(tiny).text, np.random.default_rng(0)
+  N, rng = registry.lengths(tiny).text, np.random.default_rng(0)
   text_BN1 = rng.integers(97, 123, (20, N + 1))
   valid_BN, uniform_BU = (
     np.ones((20, N), bool),
-    rng.random((20, objectives.get(objective).draws(N))),
+    rng.random((20, registry.get(objective).draws(N))),
   )
-  batch = objectives.get(objective).batch(text_BN1, valid_BN, uniform_BU, tiny, 257)
+  batch = registry.get(objective).batch(text_BN1, valid_BN, uniform_BU, tiny, 257)
 
   def written(tokens):
     return table.decode(list(tokens), skip_special_tokens=False)
 
-  assert table.get_vocab_size() == objectives.vocab_size(tiny, 257)
+  assert table.get_vocab_size() == registry.vocab_size(tiny, 257)
   if objective == "mlm":
     assert sum(written(row).count("[MASK]") for row in batch["inputs_BT"]) > 20
     return

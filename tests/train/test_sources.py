@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import base
-from train import corpus as corpora
-from train import markov
+from train.data import markov
+from train.data import sources as corpora
 
 
 def config(source, **fields):

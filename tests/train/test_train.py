@@ -16,7 +16,10 @@ import pytest
 
 from configs.ladders import resolve
 from model import accounting
-from train import checkpoint, clock, data, evaluation, files, loop, metrics, objectives, optim, step
+from train import checkpoint, evaluate, loop, metrics, optim, step
+from train.data import dataset
+from train.objectives import registry
+from train.system import clock, files
 
 
 def rows(folder):
@@ -94,17 +97,17 @@ def test_compiling_is_a_phase_of_its_own_wherever_it_happens(monkeypatch):
 
 
 def test_the_validation_set_is_made_once_and_is_the_one_of_its_config(tiny, cache, monkeypatch):
-  config, tokens = resolve(tiny), data.prepare(tiny)
-  kept = evaluation.validation_set(tokens, config)
-  made = list(data.validation_batches(tokens, config))
+  config, tokens = resolve(tiny), dataset.prepare(tiny)
+  kept = evaluate.validation_set(tokens, config)
+  made = list(dataset.validation_batches(tokens, config))
   jax.tree.map(np.testing.assert_array_equal, kept, made)
   config.seed, config.optim.lr = 5, 1.0
-  assert evaluation.validation_set(tokens, config) is kept
+  assert evaluate.validation_set(tokens, config) is kept
   config.train.eval_tokens = 1024
-  assert len(list(evaluation.validation_set(tokens, config))) < len(made)
-  monkeypatch.setattr(evaluation, "KEPT_BYTES", 0)
+  assert len(list(evaluate.validation_set(tokens, config))) < len(made)
+  monkeypatch.setattr(evaluate, "KEPT_BYTES", 0)
   config.train.eval_tokens = 2048
-  jax.tree.map(np.testing.assert_array_equal, list(evaluation.validation_set(tokens, config)), made)
+  jax.tree.map(np.testing.assert_array_equal, list(evaluate.validation_set(tokens, config)), made)
 
 
 def test_finished_run_refuses_another_config(whole):
@@ -134,14 +137,14 @@ def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monkeypatch, first):
   """Before any metrics are read; each once, in order, and none beyond the last."""
-  config, tokens, log = resolve(tiny), data.prepare(tiny), []
+  config, tokens, log = resolve(tiny), dataset.prepare(tiny), []
   config.train.tokens, config.train.log_every_steps = 5 * 128, 1
   if first:
     config.train.stop_at_step = first
     loop.train(config, tmp_path)
     config.train.stop_at_step = 0
     files.write_json(tmp_path / "run.json", files.read_json(tmp_path / "run.json") | {"status": ""})
-  expected = list(itertools.islice(data.train_batches(tokens, config), 5))
+  expected = list(itertools.islice(dataset.train_batches(tokens, config), 5))
   end_interval = metrics.Metrics.end_interval
   monkeypatch.setattr(
     metrics.Metrics, "end_interval", lambda self, n: log.append(n) or end_interval(self, n)
@@ -257,11 +260,11 @@ def test_divergence_stays_on_record(tiny, tmp_path):
 
 
 def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batches = data.train_batches(tokens, config, start_step=0)
+  batches = dataset.train_batches(tokens, config, start_step=0)
   for lr in (1e-3, 3e-3, 0.0):
     state, _ = functions.step(state, next(batches), np.float32(lr), np.uint32(0))
   batches.close()
@@ -274,11 +277,11 @@ def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
 @pytest.mark.smoke
 def test_loss_is_a_sum_over_a_weight(tiny, cache):
   """Positions of weight 0 change nothing; a batch in two halves has the same sum."""
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batch = next(data.train_batches(tokens, config, start_step=0))
+  batch = next(dataset.train_batches(tokens, config, start_step=0))
   nll_B, weight_B = functions.evaluate(state.params, batch)
   masked = dict(batch)
   masked["weights_BT"] = batch["weights_BT"].copy()
@@ -297,9 +300,9 @@ def test_loss_is_a_sum_over_a_weight(tiny, cache):
 
 def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
   """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   config = resolve(tiny)
-  batch, grad_norm = next(data.train_batches(tokens, config)), {}
+  batch, grad_norm = next(dataset.train_batches(tokens, config)), {}
   for z_loss in (0.0, 1.0):
     config.optim.z_loss = z_loss
     functions = step.program(config, tokens.vocab_size)
@@ -313,11 +316,11 @@ def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   config = resolve(tiny)
   config.model.depth, config.model.dropout = 1, 0.3
   functions = step.program(config, tokens.vocab_size)
-  batch = next(data.train_batches(tokens, config))
+  batch = next(dataset.train_batches(tokens, config))
 
   def second_loss(seed, steps=1):
     state = functions.init(np.uint32(0))
@@ -341,12 +344,12 @@ def test_a_mixture_of_denoisers_resumes_bit_for_bit(tiny, tmp_path):
   tiny.data.isolate_documents = False
   tiny.corruption.sentinels = 8
   tiny.optim.warmup_tokens = 128
-  tiny.train.tokens = 20 * objectives.tokens_per_step(tiny)
+  tiny.train.tokens = 20 * registry.tokens_per_step(tiny)
   whole = loop.train(tiny, tmp_path / "whole")
-  lengths = objectives.lengths(tiny)
+  lengths = registry.lengths(tiny)
   assert whole["D"] == 20 * 4 * lengths.text
   assert whole["D_predicted"] == round(20 * 4 * lengths.predicted)
-  shape = (resolve(tiny).model, objectives.vocab_size(tiny, 257), lengths.target, lengths.source)
+  shape = (resolve(tiny).model, registry.vocab_size(tiny, 257), lengths.target, lengths.source)
   assert whole["C"] == pytest.approx(80 * accounting.train_flops_per_sequence(*shape))
   calls = iter(range(1, 1000))
   with pytest.raises(loop.Interrupted):
@@ -361,10 +364,12 @@ def test_bits_per_byte_count_the_text_that_is_predicted(tiny, cache):
   tiny.model.width, tiny.model.depth, tiny.model.heads = 16, 1, 2
   tiny.data.isolate_documents = False
   tiny.corruption.sentinels = 8
-  config, tokens = resolve(tiny), data.prepare(tiny)
+  config, tokens = resolve(tiny), dataset.prepare(tiny)
   functions = step.program(config, tokens.vocab_size)
   result = loop.evaluate(functions, functions.init(np.uint32(0)), tokens, config)
-  targets = [b["targets_BT"][b["weights_BT"] == 1] for b in data.validation_batches(tokens, config)]
+  targets = [
+    b["targets_BT"][b["weights_BT"] == 1] for b in dataset.validation_batches(tokens, config)
+  ]
   targets = np.concatenate(targets)
   assert result["eval_tokens"] == len(targets)
   assert result["loss"] == pytest.approx(math.log(257 + 8), rel=1e-6)
@@ -376,11 +381,11 @@ def test_bits_per_byte_count_the_text_that_is_predicted(tiny, cache):
 
 
 def test_state_is_donated(tiny, cache):
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batch = next(data.train_batches(tokens, config, start_step=0))
+  batch = next(dataset.train_batches(tokens, config, start_step=0))
   functions.step(state, batch, np.float32(1e-3), np.uint32(0))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import corpus as corpora
-from train import corruption, host, objectives
-from train import tokenizer as tokenizers
-from train.objectives import Batch
+from train.data import sources as corpora
+from train.data import tokenizer as tokenizers
+from train.objectives import corruption, registry
+from train.objectives.registry import Batch
+from train.system import process
 
 FORMAT = 1  # raise it when the same options would give other tokens
 SIDECAR = "tokens.json"
@@ -100,7 +101,7 @@ def prepare(config: ConfigDict) -> TokenData:
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
-  folder = host.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
+  folder = process.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
   path = folder / name.replace(":", "-")
   if (data := _open(path, corpus, fingerprint, name)) is None:
     try:
@@ -266,7 +267,7 @@ def check(config: ConfigDict, data: TokenData) -> None:
     ValueError: a sequence is longer than the training split, nothing is left to evaluate, or D
       repeats the data more than `data.max_epochs` times.
   """
-  text, count = objectives.lengths(config).text, data.train_token_count
+  text, count = registry.lengths(config).text, data.train_token_count
   if not 0 < text <= count:
     raise ValueError(
       f"data.seq_len={config.data.seq_len:,}: must be 1 to {count:,}, the training tokens of "
@@ -295,7 +296,7 @@ def train_batches(
   batch of a step depends on (seed, step) only; process i of n gets its rows [i B/n, (i+1) B/n).
 
   Yields:
-    what the objective makes of the windows: see `train.objectives`.
+    what the objective makes of the windows: see `train.objectives.registry`.
 
   Raises:
     ValueError: n does not divide B.
@@ -303,7 +304,7 @@ def train_batches(
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
   stream, count = np.asarray(data.train_tokens), data.train_token_count
-  text = objectives.lengths(config).text
+  text = registry.lengths(config).text
   windows = count // text
 
   @functools.lru_cache(maxsize=1)
@@ -332,7 +333,7 @@ def validation_batches(
   size = config.train.eval_batch_size
   rows = _rows("train.eval_batch_size", size, process_index, process_count)
   stream, count = np.asarray(data.validation_tokens), eval_token_count(data, config)
-  text = objectives.lengths(config).text
+  text = registry.lengths(config).text
   for first in range(0, -(-count // text), size):
     windows_B = np.arange(first, first + size)[rows]
     chance = (0, 1, first + rows.start)
@@ -348,7 +349,7 @@ def eval_token_count(data: TokenData, config: ConfigDict) -> int:
     ValueError: `train.eval_tokens` is not enough for a window.
   """
   count = min(config.train.eval_tokens, data.validation_token_count)
-  lengths = objectives.lengths(config)
+  lengths = registry.lengths(config)
   if lengths.source and count < lengths.text:
     raise ValueError(
       f"train.eval_tokens={config.train.eval_tokens}: of {data.validation_token_count:,} there "
@@ -386,7 +387,7 @@ def _batch(
     count: see above; one more token of the stream is the last target.
     chance: seed, split and number of the first sequence, for `corruption.uniform`.
   """
-  objective = objectives.get(config.objective)
+  objective = registry.get(config.objective)
   index_BT = windows_B[:, None] * text + np.arange(text + 1)
   text_BT = stream[np.minimum(index_BT, count)].astype(np.int32)
   uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from train import markov
+from train.data import markov
 
 SOURCES = "python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov"
 SUFFIXES = (".txt", ".md", ".jsonl")

@@ -138,7 +138,7 @@ def token_losses(
 
   Args:
     model: whose `logits_at_once` decides whether tokens take turns.
-    batch: see `train.objectives`.
+    batch: see `train.objectives.registry`.
     segments: what attention is kept inside of: "documents", "text" (only padding is hidden, which
       ends a row), or "" (all that it could see is one segment).
     keys_B: of the dropout; None: there is none.

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import corruption
-from train.corruption import span_counts, span_lengths
+from train.objectives import corruption
+from train.objectives.corruption import span_counts, span_lengths
 
 Batch = dict[str, np.ndarray]
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scaling.findings import ESTIMATORS
-from scaling.results import Record
-from scaling.style import ACCENT, SINGLE, key, legend
+from scaling.report.evidence import ESTIMATORS
+from scaling.report.figures.style import ACCENT, SINGLE, key, legend
+from scaling.report.records import Record
 
 
 def rows(record: Record) -> list[tuple[str, float, list[float] | None]]:

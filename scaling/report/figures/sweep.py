@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from scaling import forest, laws
-from scaling.results import Cell, Record, column, extrapolated, read, train_losses
-from scaling.style import (
+from scaling.laws import chinchilla
+from scaling.report.figures import sensitivity
+from scaling.report.figures.style import (
   ACCENT,
   BAR,
   DOTS,
@@ -34,13 +34,14 @@ from scaling.style import (
   log_axis,
   tex_flops,
 )
+from scaling.report.records import Cell, Record, column, extrapolated, read, train_losses
 
 LINE = 8.0  # of text, its height [points]
 MOST_STEPS = 200  # in which names are moved apart
 
 
-def _compute(record: Record) -> laws.Compute:
-  return laws.Compute(**record.fit["compute"])
+def _compute(record: Record) -> chinchilla.Compute:
+  return chinchilla.Compute(**record.fit["compute"])
 
 
 def smooth(tokens: np.ndarray, loss: np.ndarray, at: np.ndarray, width: float = 0.06) -> np.ndarray:
@@ -191,7 +192,7 @@ def contours(record: Record) -> Figure:
   axes = figure.subplots()
   fitted, held, best = record.done("fit"), record.done("heldout"), record.optimum
   N, D = (np.geomspace(*limits(column(fitted + held, x), 0.15), 100) for x in ("N", "D"))
-  loss = laws.loss(record.law, N[None, :], D[:, None])
+  loss = chinchilla.loss(record.law, N[None, :], D[:, None])
   lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
   axes.contourf(N, D, loss, levels=lines.levels, cmap=GREYS, zorder=0)
   axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
@@ -200,7 +201,7 @@ def contours(record: Record) -> Figure:
   diamonds = DOTS | {"marker": "D", "c": ACCENT, "gid": "heldout"}
   axes.scatter(column(held, "N"), column(held, "D"), **diamonds)
   span = np.geomspace(0.1 * min(column(fitted, "C")), 10 * max(column(fitted + held, "C")), 50)
-  path = laws.optimum(record.law, span, _compute(record))
+  path = chinchilla.optimum(record.law, span, _compute(record))
   axes.plot(path.N, path.D, "k-", lw=1.1, gid="frontier")
   axes.plot(column(best, "N_opt"), column(best, "D_opt"), "k*", ms=7, mec="white", mew=0.4,
             zorder=2.5, gid="optimum")  # fmt: skip
@@ -234,7 +235,7 @@ def predicted_vs_trained(record: Record) -> Figure:
   axes = figure.subplots()
   fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
   shade = color_bar(figure, axes, column(fitted, "C"), "C", column(record.profiles, "C"))
-  predicted = laws.loss(record.law, column(fitted, "N"), column(fitted, "D"))
+  predicted = chinchilla.loss(record.law, column(fitted, "N"), column(fitted, "D"))
   axes.scatter(predicted, column(fitted, "loss"), c=shade(column(fitted, "C")), **DOTS)
 
   def identity(panel: Axes, *values: Any) -> None:
@@ -272,7 +273,7 @@ def residuals(record: Record) -> Figure:
   panels = figure.subplots(1, 2, sharey=True)
   fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
   shade = color_bar(figure, panels, column(fitted, "C"), "C", column(record.profiles, "C"))
-  predicted = laws.loss(record.law, column(fitted, "N"), column(fitted, "D"))
+  predicted = chinchilla.loss(record.law, column(fitted, "N"), column(fitted, "D"))
   excess = 100 * (column(fitted, "loss") / predicted - 1)
   sd = 100 * record.fit.get("residual_sd", 0.0)
   for axes, x, label in zip(panels, "ND", ("parameters $N$", "tokens $D$"), strict=True):
@@ -300,7 +301,7 @@ def frontier(record: Record) -> Figure:
   best, compute = record.optimum, _compute(record)
   minima = [p for p in record.profiles if p["inside"]]
   C = np.geomspace(*limits(column(best, "C")), 60)
-  path = laws.optimum(record.law, C, compute)
+  path = chinchilla.optimum(record.law, C, compute)
   for axes, name, line in ((left, "N_opt", path.N), (right, "tokens_per_param", path.D / path.N)):
     axes.plot(C, line, "k-", gid="law")
     for o in best:
@@ -334,7 +335,7 @@ FIGURES: dict[str, tuple[Callable[[Record], Figure], tuple[str, ...]]] = {
   "contours": (contours, ("law", "runs", "optimum")),
   "residuals": (residuals, ("law", "runs")),
   "training_curves": (training_curves, ("runs", "curves")),
-  "sensitivity": (forest.sensitivity, ("law", "choices")),
+  "sensitivity": (sensitivity.sensitivity, ("law", "choices")),
 }
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from scaling import bench, main, turns
-from scaling.turns import Turn
-from train import data, record
+from scaling import main
+from scaling.bench import steps, timing
+from scaling.bench.timing import Turn
+from train import record
+from train.data import dataset
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,12 @@ def config(make_tiny):
 def measured(config, tmp_path_factory):
   """What a small grid gives, and the folder it is in."""
   folder = tmp_path_factory.mktemp("bench") / "new"
-  grid = bench.cases(config, "16/1,32/1/2", "decoder", "float32,bfloat16", 300)
-  return bench.bench(grid[:3], folder, rounds=3, stream=io.StringIO()), folder
+  grid = steps.cases(config, "16/1,32/1/2", "decoder", "float32,bfloat16", 300)
+  return steps.bench(grid[:3], folder, rounds=3, stream=io.StringIO()), folder
 
 
 def test_a_grid_is_every_combination_and_changes_no_more(config):
-  found = bench.cases(config, "16/2,64/3/4", "decoder,encoder,encoder_decoder", "", 300)
+  found = steps.cases(config, "16/2,64/3/4", "decoder,encoder,encoder_decoder", "", 300)
   assert [case.name for case in found] == [
     f"{family} {size} float32"
     for size in ("16/2", "64/3/4")
@@ -42,15 +44,15 @@ def test_a_grid_is_every_combination_and_changes_no_more(config):
   assert shapes[:3] == [(1, 16, "clm"), (1, 16, "mlm"), (1, 16, "span")]
   assert {shape[:2] for shape in shapes[3:]} == {(4, 16)}
   assert [c.data.batch_size for _, c in found[:3]] == [300 // 32, 300 // 32, 300 // 34]
-  (own,) = bench.cases(config)
+  (own,) = steps.cases(config)
   assert own.config.data.batch_size == config.data.batch_size
   prefix = config.copy_and_resolve_references()
   prefix.objective = "prefix"
-  assert bench.cases(prefix, families="decoder")[0].config.objective == "prefix"
+  assert steps.cases(prefix, families="decoder")[0].config.objective == "prefix"
 
 
 def test_models_that_differ_in_heads_alone_are_two(config):
-  found = bench.cases(config, "64/2,64/2/4")
+  found = steps.cases(config, "64/2,64/2/4")
   assert [case.name for case in found] == ["decoder 64/2 float32", "decoder 64/2/4 float32"]
   assert [case.config.model.heads for case in found] == [2, 4]
 
@@ -65,11 +67,11 @@ def test_models_that_differ_in_heads_alone_are_two(config):
 )
 def test_nothing_is_measured_twice(config, grid, said):
   with pytest.raises(ValueError, match=said):
-    bench.cases(config, **grid)
+    steps.cases(config, **grid)
 
 
 def test_every_combination_is_measured_with_and_without_what_varies(config):
-  found = bench.cases(config, "16/2,64/3", vary=["model.logits_at_once=0", "model.flash=False"])
+  found = steps.cases(config, "16/2,64/3", vary=["model.logits_at_once=0", "model.flash=False"])
   assert [case.name.partition("float32")[2] for case in found] == [
     *("", " model.logits_at_once=0", " model.flash=False") * 2
   ]
@@ -78,9 +80,9 @@ def test_every_combination_is_measured_with_and_without_what_varies(config):
 
 
 def test_the_makers_figure_is_for_dense_bfloat16_and_all_devices():
-  assert bench.nominal_peak("NVIDIA H200", "bfloat16", 8) == 8 * 989e12
-  assert bench.nominal_peak("NVIDIA H200", "float32", 1) == 0
-  assert bench.nominal_peak("cpu", "bfloat16", 1) == 0
+  assert steps.nominal_peak("NVIDIA H200", "bfloat16", 8) == 8 * 989e12
+  assert steps.nominal_peak("NVIDIA H200", "float32", 1) == 0
+  assert steps.nominal_peak("cpu", "bfloat16", 1) == 0
 
 
 @pytest.mark.slow
@@ -109,8 +111,8 @@ def test_rates_are_flops_over_time_and_shares_of_the_peak(measured, config):
     rates = [r["flops_per_second"] for r in result["products"] if r["dtype"] == dtype]
     assert peak == max(rates)
     assert rates == [max(r["turns"]) for r in result["products"] if r["dtype"] == dtype]
-  case = bench.cases(config, "16/1", tokens=300)[0].config
-  size = record.size_of(case, data.prepare(case).vocab_size)
+  case = steps.cases(config, "16/1", tokens=300)[0].config
+  size = record.size_of(case, dataset.prepare(case).vocab_size)
   assert result["cases"][0]["flops_per_step"] == size.flops_per_token * 9 * 32
   assert result["cases"][0]["N"] == size.n_params
 
@@ -120,11 +122,11 @@ def test_the_record_is_whole_and_says_where_it_was_made(measured):
   result, folder = measured
   assert json.loads((folder / "bench.json").read_text()) == result
   assert os.listdir(folder) == ["bench.json"]
-  assert (result["format"], result["rounds"]) == (bench.FORMAT, 3)
+  assert (result["format"], result["rounds"]) == (steps.FORMAT, 3)
   assert result["machine"]["devices"] >= 1
   assert {"isoflop", "jax", "jaxlib", "flax"} <= set(result["machine"]["versions"])
   assert all(len(row["turns"]) == 3 for row in result["cases"])
-  shown = bench.table(result).splitlines()
+  shown = steps.table(result).splitlines()
   assert [line.split()[1] for line in shown[1:4]] == ["16/1", "16/1", "32/1/2"]
 
 
@@ -139,13 +141,13 @@ def test_ratios_are_of_the_same_size_and_of_paired_turns(measured):
   # A machine that slows down threefold half-way moves both medians, and no ratio.
   slow = [1, 1, 1, 3, 3, 3]
   ours, others = ([Turn(x * s, 0, 0) for s in slow] for x in (2.0, 4.0))
-  assert turns.ratio(ours, others) == 0.5
+  assert timing.ratio(ours, others) == 0.5
 
 
 def test_everyone_takes_a_turn_in_every_round():
   order, told = [], []
   takers = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
-  found = turns.round_robin(takers, 3, lambda *event: told.append(event))
+  found = timing.round_robin(takers, 3, lambda *event: told.append(event))
   assert order == list("abcabcabc")
   assert found == {"a": [1, 4, 7], "b": [2, 5, 8], "c": [3, 6, 9]}
   assert told[0] == (1, 9, "a")
@@ -154,9 +156,9 @@ def test_everyone_takes_a_turn_in_every_round():
 
 def test_progress_comes_at_once_and_then_now_and_then(monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
   stream = io.StringIO()
-  tell = bench.progress(stream)
+  tell = steps.progress(stream)
   for i in range(25):
     tell(i, 25, f"case {i}")
     now[0] += 1
@@ -200,7 +202,7 @@ def test_bad_flags_are_refused_in_a_line_before_anything_is_made(
 
 
 def peers(*flags):
-  command = [sys.executable, str(Path(__file__).with_name("peers.py")), *flags]
+  command = [sys.executable, str(Path(__file__).parents[2] / "helpers" / "peers.py"), *flags]
   return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 

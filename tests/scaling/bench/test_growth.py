@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from scaling import growth, growth_figure, plan, runs
+from scaling.bench import growth, growth_figure
+from scaling.laws import runs
+from scaling.sweep import plan
 
 
 def test_slopes_are_the_exponents():

@@ -7,8 +7,10 @@ import pytest
 
 from configs import presets
 from configs.sweeps import h200
-from scaling import bench, listing, main
-from train import host
+from scaling import main
+from scaling.bench import steps
+from scaling.commands import listing
+from train.system import process
 
 PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
 
@@ -153,7 +155,7 @@ def test_a_stopped_bench_does_not_say_that_it_continues(monkeypatch, tmp_path, c
   def stopped(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(bench, "cases", stopped)
+  monkeypatch.setattr(steps, "cases", stopped)
   code, _, err = run(capsys, "bench", f"--workdir={tmp_path}")
   assert (code, err) == (130, "isoflop: stopped\n")
 
@@ -202,8 +204,8 @@ def test_a_config_file_takes_an_argument(capsys):
 
 
 def test_a_stopped_run_ends_with_a_line_and_its_own_code(tiny, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(host.StopSignal, "__call__", lambda self: True)
-  monkeypatch.setattr(host.StopSignal, "install", lambda self: self)
+  monkeypatch.setattr(process.StopSignal, "__call__", lambda self: True)
+  monkeypatch.setattr(process.StopSignal, "install", lambda self: self)
   fields = ("model.size", "data.source", "data.seq_len", "data.batch_size", "train.tokens",
             "optim.warmup_tokens", "train.eval_tokens")  # fmt: skip
   flags = [f"--config.{name}={tiny[name.split('.')[0]][name.split('.')[1]]}" for name in fields]

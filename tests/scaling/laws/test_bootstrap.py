@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options
 
-from scaling import estimate, fit, laws, uncertainty
-from scaling.influence import from_law
+from scaling.laws import bootstrap, chinchilla, estimate, fit
+from scaling.laws.sensitivity import from_law
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
   n, d = isoflop()
-  exact = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  exact = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   assert exact.form_error < 1e-6
 
 
@@ -23,7 +23,7 @@ def test_the_loss_of_a_run_beyond_the_budgets_is_inside_its_interval_as_often_as
   inside = 0
   for seed in range(60):
     law = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, seed)), options())
-    best = laws.optimum(TRUTH, 3 * law.runs.C.max(), law.compute)
+    best = chinchilla.optimum(TRUTH, 3 * law.runs.C.max(), law.compute)
     new = best.loss * np.exp(0.002 * np.random.default_rng((seed, 5)).normal())
     low, high = fit.predict_loss(law, best.N, best.D)[1]
     inside += low <= new <= high
@@ -36,11 +36,11 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
   n, d = isoflop()
 
   def bent(n, d):
-    return laws.loss(TRUTH, n, d) * np.exp(-0.005 * np.log(d / d0) ** 2)
+    return chinchilla.loss(TRUTH, n, d) * np.exp(-0.005 * np.log(d / d0) ** 2)
 
   d0 = d.min()
   law = fit.fit_runs(fit.make_runs(n, d, bent(n, d)), options())
-  best = laws.optimum(law.law, 3 * law.runs.C.max(), law.compute)
+  best = chinchilla.optimum(law.law, 3 * law.runs.C.max(), law.compute)
   truth = bent(best.N, best.D)
   _, (low, high) = fit.predict_loss(law, best.N, best.D)
   _, (bare_low, bare_high) = fit.predict_loss(
@@ -57,7 +57,7 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
 
 def test_too_few_budgets_for_a_forecast_are_said():
   n, d = isoflop(budgets=(2e11, 2e12), sizes=7)
-  law = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  law = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   assert law.form_error is None
   assert "Too few budgets" in " ".join(fit.to_json(law)["warnings"])
 
@@ -67,7 +67,7 @@ def test_prediction_interval_is_wider_than_the_laws():
   found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.005, 0)), options(bootstraps=1000))
   middle = (float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean())))
   loss, (low, high) = fit.predict_loss(found, *middle)
-  law_low, law_high = fit.interval(laws.loss(found.draws, *middle), 0.9)
+  law_low, law_high = fit.interval(chinchilla.loss(found.draws, *middle), 0.9)
   assert low < law_low < loss < law_high < high
   # 90 % of normal scatter of 0.5 % is 3.29 x 0.5 % wide.
   assert 0.5 < (high - low) / loss / (3.29 * 0.005) < 2
@@ -77,7 +77,9 @@ def test_seed_noise_is_pooled_over_repeats_and_widens_predictions():
   n, d = grid()
   repeats = np.array([0, 0, 0, 7, 7, 7])
   scatter = np.array([0.1, -0.1, 0.0, 0.3, -0.3, 0.0])  # SD .1 and .3: pooled sqrt(.05)
-  loss = np.append(laws.loss(TRUTH, n, d), laws.loss(TRUTH, n, d)[repeats] * np.exp(scatter))
+  loss = np.append(
+    chinchilla.loss(TRUTH, n, d), chinchilla.loss(TRUTH, n, d)[repeats] * np.exp(scatter)
+  )
   runs = fit.make_runs(np.append(n, n[repeats]), np.append(d, d[repeats]), loss)
   assert fit.seed_noise(fit.make_runs(n, d, loss[:20])) is None
   sums = 0.1**2 * 2 + 0.3**2 * 2  # with the unrepeated run of each cell at 0: 3 + 3 degrees
@@ -88,7 +90,9 @@ def test_seed_noise_is_pooled_over_repeats_and_widens_predictions():
 
 def quantities(law):
   """E, alpha, beta, a and N_opt at ten times the largest budget of `coverage`."""
-  return np.array([law.E, law.alpha, law.beta, laws.exponents(law)[0], laws.optimum(law, 1e18).N])
+  return np.array(
+    [law.E, law.alpha, law.beta, chinchilla.exponents(law)[0], chinchilla.optimum(law, 1e18).N]
+  )
 
 
 def normal(scale):
@@ -111,13 +115,13 @@ def coverage(scatter, simulations, resamples):
   estimates, inside, width = [], [], []
   for seed in range(simulations):
     noise = scatter(np.random.default_rng(seed), n * d)
-    runs = fit.make_runs(n, d, laws.loss(EPOCH, n, d) * np.exp(noise))
+    runs = fit.make_runs(n, d, chinchilla.loss(EPOCH, n, d) * np.exp(noise))
     design = estimate.design(runs.N, runs.D, runs.loss)
     theta = estimate.minimum(design, 1e-3)[1].theta[0]
     value = quantities(estimate.to_law(design, theta))
-    found = uncertainty.resample(design, runs, theta, 1e-3, resamples, seed)
+    found = bootstrap.resample(design, runs, theta, 1e-3, resamples, seed)
     draws = quantities(estimate.to_law(design, found.theta))
-    ends = [uncertainty.interval(x, 0.9, v) for x, v in zip(draws, value, strict=True)]
+    ends = [bootstrap.interval(x, 0.9, v) for x, v in zip(draws, value, strict=True)]
     estimates.append(value)
     inside.append([low <= t <= high for (low, high), t in zip(ends, truth, strict=True)])
     width.append([high - low for low, high in ends])
@@ -164,15 +168,15 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   n, d = isoflop(sizes=6)
   runs = fit.make_runs(n, d, noisy(n, d, 0.003, 0))
   seen = []
-  monkeypatch.setattr(uncertainty, "refit", lambda design, w, *rest: seen.append(w))
+  monkeypatch.setattr(bootstrap, "refit", lambda design, w, *rest: seen.append(w))
   for resampling in ("pairs", "stratified"):
-    uncertainty.resample(None, runs, None, 1e-3, 300, 0, resampling)
+    bootstrap.resample(None, runs, None, 1e-3, 300, 0, resampling)
   pairs, stratified = seen
   budget = np.array([np.isclose(runs.C, c, rtol=0.01) for c in np.unique(runs.C.round(-9))])
   assert np.ptp(stratified @ budget.T.astype(float), axis=0).max() == 0
   assert np.ptp(pairs @ budget.T.astype(float), axis=0).min() > 3
   assert np.all(pairs.sum(axis=1) == 24)
-  alone = fit.make_runs(*grid(), laws.loss(TRUTH, *grid()))
+  alone = fit.make_runs(*grid(), chinchilla.loss(TRUTH, *grid()))
   with pytest.raises(ValueError, match="fit.resampling='stratified': .* hold a single run"):
     fit.fit_runs(alone, options(resampling="stratified"))
   with pytest.raises(ValueError, match="fit.resampling=boot: must be one of pairs"):
@@ -190,8 +194,8 @@ def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
   assert first["influence"] > 1
   rest = runs.subset(np.array([i for i, name in enumerate(runs.ids) if name != "r23"]))
   without = fit.fit_runs(rest, options(delta=10.0))
-  assert first["a"] == pytest.approx(laws.exponents(without.law)[0], rel=1e-5)
-  best = laws.optimum(without.law, runs.C.max(), found.compute).N
+  assert first["a"] == pytest.approx(chinchilla.exponents(without.law)[0], rel=1e-5)
+  best = chinchilla.optimum(without.law, runs.C.max(), found.compute).N
   assert first["N_opt"] == pytest.approx(best, rel=1e-4)
 
 
@@ -230,7 +234,7 @@ def test_student_quantiles():
   stats = pytest.importorskip("scipy.stats")
   for freedom in (4, 7, 20, 200):
     for p in (0.9, 0.95, 0.975):
-      assert uncertainty.t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=0.01)
+      assert bootstrap.t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=0.01)
 
 
 def test_designs_are_refused_for_the_parameters_they_cannot_tell():
@@ -257,9 +261,9 @@ def test_many_runs_have_the_errors_that_resampling_gives(monkeypatch, delta):
   runs = fit.make_runs(n, d, noisy(n, d, 0.01, 1))
   design = estimate.design(runs.N, runs.D, runs.loss)
   theta = estimate.minimum(design, delta)[1].theta[0]
-  resampled = uncertainty.resample(design, runs, theta, delta, 200, 0).theta
+  resampled = bootstrap.resample(design, runs, theta, delta, 200, 0).theta
   monkeypatch.setattr(estimate, "MANY", 1000)
-  drawn = uncertainty.resample(design, runs, theta, delta, 2000, 0).theta
+  drawn = bootstrap.resample(design, runs, theta, delta, 2000, 0).theta
   np.testing.assert_allclose(drawn.std(0) / resampled.std(0), 1, atol=0.2)
   np.testing.assert_allclose(drawn.mean(0), theta, atol=4 * drawn.std(0).max() / np.sqrt(2000))
 
@@ -269,21 +273,21 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   rng = np.random.default_rng(0)
   n, d = np.exp(rng.uniform(10, 13, 400)), np.exp(rng.uniform(12, 15, 400))
   runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0))
-  groups = uncertainty.budgets(runs.C)
+  groups = bootstrap.budgets(runs.C)
   assert sorted(np.concatenate(groups)) == list(range(400))
-  assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= uncertainty.WIDEST * 1.001
+  assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= bootstrap.WIDEST * 1.001
   assert all(runs.C[a].max() < runs.C[b].min() for a, b in zip(groups, groups[1:], strict=False))
   assert len(groups) > 30
   assert fit.fit_runs(runs, options(bootstraps=100)).form_error is not None
   isoflops = np.repeat([1e15, 2e15, 2.05e15], 5) * np.tile(np.exp([0, 0.02, 0.01, -0.01, 0]), 3)
-  assert [len(group) for group in uncertainty.budgets(isoflops)] == [5, 10]  # as they were
+  assert [len(group) for group in bootstrap.budgets(isoflops)] == [5, 10]  # as they were
   with pytest.raises(ValueError, match="compare_forms: 20 runs at one budget"):
     fit.compare_forms(fit.make_runs(grid()[0], 1e13 / grid()[0], np.ones(20)))
 
 
 def test_far_extrapolation_is_marked():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  found = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   most = found.runs.C.max()
   assert [fit.optimum(found, most * x)["extrapolated"] for x in (1, 10, 10.1)] == [
     False,

@@ -15,34 +15,34 @@ from surfaces import (
   random_surface,
 )
 
-from scaling import approaches, estimate, fit, laws, uncertainty
-from scaling.influence import from_law
+from scaling.laws import bootstrap, chinchilla, estimate, estimators, fit
+from scaling.laws.sensitivity import from_law
 
-HOFFMANN = laws.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.28)))
+HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.28)))
 
 
 @pytest.fixture
-def chinchilla():
+def published():
   table = published_chinchilla()
   return fit.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
 
 
-def test_published_refit_of_chinchilla(chinchilla):
+def test_published_refit_of_chinchilla(published):
   """Besiroglu et al. 2024, with delta = 1e-3: a minimum as low as theirs."""
-  found = fit.fit_runs(chinchilla, options())
-  theirs = laws.Chinchilla(1.81724, 477.84, 2143.86, 0.34731, 0.36718)
-  assert len(chinchilla) == 240
+  found = fit.fit_runs(published, options())
+  theirs = chinchilla.Chinchilla(1.81724, 477.84, 2143.86, 0.34731, 0.36718)
+  assert len(published) == 240
   np.testing.assert_allclose(found.law, theirs, rtol=3e-4)
-  assert found.convergence["cost"] == pytest.approx(huber_cost(found.law, chinchilla), rel=1e-9)
-  assert huber_cost(found.law, chinchilla) < huber_cost(theirs, chinchilla)
+  assert found.convergence["cost"] == pytest.approx(huber_cost(found.law, published), rel=1e-9)
+  assert huber_cost(found.law, published) < huber_cost(theirs, published)
   # Hoffmann et al.'s own optimiser stopped early, at the values they printed.
-  assert huber_cost(found.law, chinchilla) < 0.6 * huber_cost(HOFFMANN, chinchilla)
+  assert huber_cost(found.law, published) < 0.6 * huber_cost(HOFFMANN, published)
   assert found.convergence["resamples_converged"] > 0.999
 
 
-def test_least_absolute_deviations_of_chinchilla_to_every_printed_digit(chinchilla):
-  design = estimate.design(chinchilla.N, chinchilla.D, chinchilla.loss)
-  best = estimate.minimum(design, approaches.LEAST_ABSOLUTE)[1]
+def test_least_absolute_deviations_of_chinchilla_to_every_printed_digit(published):
+  design = estimate.design(published.N, published.D, published.loss)
+  best = estimate.minimum(design, estimators.LEAST_ABSOLUTE)[1]
   law = estimate.to_law(design, best.theta[0])
   printed = [f"{law.A:.2f}", f"{law.B:.2f}", *(f"{p:.5f}" for p in (law.E, law.alpha, law.beta))]
   assert printed == ["482.01", "2085.43", "1.81686", "0.34781", "0.36585"]
@@ -54,7 +54,7 @@ def test_small_sweeps_have_least_absolute_deviations():
   for seed in (8, 9, 10):  # of the tenth, Newton's steps end nowhere
     design = estimate.design(n, d, noisy(n, d, 0.004, seed))
     costs = []
-    for delta in (approaches.LEAST_ABSOLUTE, 1e-6):
+    for delta in (estimators.LEAST_ABSOLUTE, 1e-6):
       best = estimate.minimum(design, delta)[1]
       assert best.converged[0]
       costs.append(np.abs(estimate._evaluate(design, best.theta)[3]).sum())
@@ -72,18 +72,18 @@ def test_standard_errors_of_chinchilla():
   n, d, loss = (values[table.keep] for values in (table.N, table.D, table.loss))
   design = estimate.design(n, d, loss)
   best = estimate.minimum(design, 1e-3)[1]
-  found = uncertainty.refit(design, weights[:, table.keep], best.theta[0], 1e-3)
+  found = bootstrap.refit(design, weights[:, table.keep], best.theta[0], 1e-3)
   assert found.converged.all()
   errors = [np.std(draws, ddof=1) for draws in estimate.to_law(design, found.theta)]
   np.testing.assert_allclose(errors, (0.02566, 124.52, 1293.28, 0.01540, 0.02060), rtol=1e-3)
 
 
-def test_early_stop_is_not_a_minimum(chinchilla):
+def test_early_stop_is_not_a_minimum(published):
   """A start at Hoffmann et al.'s published values leaves them, for the minimum of all others."""
-  design = estimate.design(chinchilla.N, chinchilla.D, chinchilla.loss)
+  design = estimate.design(published.N, published.D, published.loss)
   start = from_law(design, HOFFMANN)[None]
   np.testing.assert_allclose(estimate.to_law(design, start[0]), HOFFMANN)
-  ones = np.ones((1, len(chinchilla)))
+  ones = np.ones((1, len(published)))
   stopped = estimate.minimise(design, ones, start, 1e-3, max_iterations=3)
   assert not stopped.converged[0]
   found = estimate.minimise(design, ones, start, 1e-3)
@@ -91,20 +91,20 @@ def test_early_stop_is_not_a_minimum(chinchilla):
   np.testing.assert_allclose(estimate.to_law(design, found.theta[0]).beta, 0.36717, atol=2e-5)
 
 
-def test_ten_reweightings_are_too_few(chinchilla):
+def test_ten_reweightings_are_too_few(published):
   """Iterated least squares reaches our minimum, after a hundred rounds; after ten it is 1 % off."""
-  design = estimate.design(chinchilla.N, chinchilla.D, chinchilla.loss)
+  design = estimate.design(published.N, published.D, published.loss)
   ours = estimate.to_law(design, estimate.minimum(design, 1e-3)[1].theta[0])
   theta = estimate.minimum(design, 10.0)[1].theta
   rounds = []
   for _ in range(120):
     law = estimate.to_law(design, theta[0])
-    residual = np.log(chinchilla.loss / laws.loss(law, chinchilla.N, chinchilla.D))
+    residual = np.log(published.loss / chinchilla.loss(law, published.N, published.D))
     weights = np.minimum(1, 1e-3 / np.abs(residual))[None]
     theta = estimate.minimise(design, weights, theta, 10.0).theta
     rounds.append(estimate.to_law(design, theta[0]))
   assert rounds[9].A > 1.01 * ours.A
-  assert huber_cost(rounds[9], chinchilla) > huber_cost(ours, chinchilla)
+  assert huber_cost(rounds[9], published) > huber_cost(ours, published)
   np.testing.assert_allclose(rounds[-1], ours, rtol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_noise_free_surfaces_are_recovered(delta):
   rng = np.random.default_rng(0)
   for trial in range(100):
     truth, n, d = random_surface(rng)
-    design = estimate.design(n, d, laws.loss(truth, n, d))
+    design = estimate.design(n, d, chinchilla.loss(truth, n, d))
     law = estimate.to_law(design, estimate.minimum(design, delta)[1].theta[0])
     np.testing.assert_allclose(law, truth, rtol=1e-6, err_msg=f"trial {trial}")
 
@@ -125,7 +125,7 @@ def test_any_start_ends_at_the_truth_or_says_that_it_did_not_converge():
   claimed = 0
   for _ in range(100):
     truth, n, d = random_surface(rng)
-    design = estimate.design(n, d, laws.loss(truth, n, d))
+    design = estimate.design(n, d, chinchilla.loss(truth, n, d))
     start = np.array(
       [rng.uniform(0, 1), *np.log(rng.uniform(0.05, 1, 2)), *rng.uniform(0.05, 1.5, 2)]
     )
@@ -169,7 +169,7 @@ def test_global_minimum_against_scipy():
   logs = np.log([found.law.E, found.law.A, found.law.B])
 
   def cost(p):
-    law = laws.Chinchilla(*np.exp(logs + p[:3] + p[3:] @ [[0, 11, 0], [0, 0, 14]]),
+    law = chinchilla.Chinchilla(*np.exp(logs + p[:3] + p[3:] @ [[0, 11, 0], [0, 0, 14]]),
                           found.law.alpha + p[3], found.law.beta + p[4])  # fmt: skip
     return 1e3 * huber_cost(law, runs)
 
@@ -202,11 +202,11 @@ def test_isoflop_minima():
   law = TRUTH._replace(alpha=np.float64(0.3), A=np.float64(40.0))
   budgets = (2e11, 5e11, 1.3e12)
   n, d = isoflop(law, budgets)
-  runs = fit.make_runs(n, d, laws.loss(law, n, d))
-  result = fit.isoflop_profiles(runs, laws.estimate_compute(runs.N, runs.D, runs.C))
+  runs = fit.make_runs(n, d, chinchilla.loss(law, n, d))
+  result = fit.isoflop_profiles(runs, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
   assert [p["inside"] for p in result["profiles"]] == [True] * 3
   for profile, budget in zip(result["profiles"], budgets, strict=True):
-    best = laws.optimum(law, budget)
+    best = chinchilla.optimum(law, budget)
     assert profile["C"] == pytest.approx(budget)
     assert profile["minimum_N"] == pytest.approx(best.N, rel=1e-6)
     assert profile["minimum_loss"] == pytest.approx(best.loss, rel=1e-2)
@@ -214,13 +214,13 @@ def test_isoflop_minima():
     assert profile["minimum_N"] == pytest.approx(np.exp(-c1 / (2 * c2)))
   assert result["a"] == pytest.approx(0.5)
   assert result["b"] == pytest.approx(0.5)
-  assert result["N_coefficient"] == pytest.approx(laws.optimum(law, 1e12).N / 1e6)
-  skew = fit.make_runs(*(cells := isoflop()), laws.loss(TRUTH, *cells))
+  assert result["N_coefficient"] == pytest.approx(chinchilla.optimum(law, 1e12).N / 1e6)
+  skew = fit.make_runs(*(cells := isoflop()), chinchilla.loss(TRUTH, *cells))
   skew = fit.isoflop_profiles(skew, TEXTBOOK)
-  np.testing.assert_allclose([skew["a"], skew["b"]], laws.exponents(TRUTH), rtol=0.02)
+  np.testing.assert_allclose([skew["a"], skew["b"]], chinchilla.exponents(TRUTH), rtol=0.02)
   small = n * 0.1, 2e11 / (0.6 * n)  # at the first budget, all sizes lie below the best one
   n, d = (np.where(np.arange(15) < 5, new, old) for new, old in zip(small, (n, d), strict=True))
-  runs = fit.make_runs(n, d, laws.loss(law, n, d))
+  runs = fit.make_runs(n, d, chinchilla.loss(law, n, d))
   result = fit.isoflop_profiles(runs, TEXTBOOK)
   assert [p["inside"] for p in result["profiles"]] == [False, True, True]
   assert result["a"] == pytest.approx(0.5)  # from the two that are inside
@@ -228,14 +228,16 @@ def test_isoflop_minima():
 
 def test_an_off_centre_parabola_is_biased_and_we_say_by_how_much():
   """Sizes that drift from above the best one to below it: Approach 2 is wrong without any noise."""
-  law = laws.Chinchilla(*map(np.float64, (1.0, 30.0, 200.0, 0.25, 0.5)))
+  law = chinchilla.Chinchilla(*map(np.float64, (1.0, 30.0, 200.0, 0.25, 0.5)))
   c = np.repeat(budgets := np.geomspace(1e17, 1e20, 4), 9)
   factors = np.geomspace(0.5, 16, 9) * (budgets[:, None] / 3e18) ** 0.1
-  n = laws.optimum(law, c).N * factors.ravel()
-  found = fit.fit_runs(fit.make_runs(n, c / (6 * n), laws.loss(law, n, c / (6 * n))), options())
+  n = chinchilla.optimum(law, c).N * factors.ravel()
+  found = fit.fit_runs(
+    fit.make_runs(n, c / (6 * n), chinchilla.loss(law, n, c / (6 * n))), options()
+  )
   table = fit.side_by_side(found, C=1e23)
   rows = {row["estimator"]: row for row in table["rows"]}
-  truth, a = laws.optimum(law, 1e23).N, laws.exponents(law)[0]
+  truth, a = chinchilla.optimum(law, 1e23).N, chinchilla.exponents(law)[0]
   for name in ("huber", "mse", "lad"):
     assert rows[name]["a"] == pytest.approx(a, rel=1e-6)
     assert rows[name]["N_opt"] == pytest.approx(truth, rel=1e-5)
@@ -253,15 +255,15 @@ def test_narrow_intervals_apart_are_seen_behind_a_wide_one():
   ends = {"wide": (0.4, [0.3, 0.7]), "low": (0.45, [0.44, 0.46]), "high": (0.5, [0.49, 0.51])}
   rows = [
     {"estimator": name}
-    | dict.fromkeys(approaches.QUANTITIES, value)
-    | {f"{key}_interval": interval for key in approaches.QUANTITIES}
+    | dict.fromkeys(estimators.QUANTITIES, value)
+    | {f"{key}_interval": interval for key in estimators.QUANTITIES}
     for name, (value, interval) in ends.items()
   ]
-  found = approaches._disagreement(rows)[0]
+  found = estimators._disagreement(rows)[0]
   assert found["intervals_overlap"] is False
   assert found["apart"] == ["low", "high"]
-  assert approaches._disagreement(rows[:2])[0]["intervals_overlap"] is True
-  assert approaches._disagreement(rows[:1])[0]["intervals_overlap"] is None
+  assert estimators._disagreement(rows[:2])[0]["intervals_overlap"] is True
+  assert estimators._disagreement(rows[:1])[0]["intervals_overlap"] is None
 
 
 def test_estimators_side_by_side_agree_on_a_fair_design():
@@ -272,13 +274,13 @@ def test_estimators_side_by_side_agree_on_a_fair_design():
   assert [row["estimator"] for row in table["rows"]] == [
     "approach1", "approach2", "huber", "mse", "lad",
   ]  # fmt: skip
-  a, best = laws.exponents(EPOCH)[0], laws.optimum(EPOCH, 1e22)
+  a, best = chinchilla.exponents(EPOCH)[0], chinchilla.optimum(EPOCH, 1e22)
   for row in table["rows"]:
     assert row["reason"] is None
     assert row["a"] == pytest.approx(a, abs=0.03)
     assert row["a"] + row["b"] == pytest.approx(1, abs=1e-3)
     assert row["N_opt"] == pytest.approx(best.N, rel=0.3)
-    for name in approaches.QUANTITIES:
+    for name in estimators.QUANTITIES:
       low, high = row[f"{name}_interval"]
       assert low <= row[name] <= high
   assert all(row["intervals_overlap"] for row in table["disagreement"])
@@ -292,14 +294,14 @@ def training_curves(law, sizes=40):
   rows = []
   for i, n in enumerate(np.geomspace(1e8, 1e11, sizes)):
     d = np.geomspace(n, 1000 * n, 300)
-    rows.append((f"r{i}", n, d, 6 * n * d, laws.loss(law, n, d)))
+    rows.append((f"r{i}", n, d, 6 * n * d, chinchilla.loss(law, n, d)))
   return fit.make_curves(rows)
 
 
 def test_the_envelope_of_curves_is_the_optimum():
   """On exact curves of finely spaced sizes, the winner at each compute is the optimal size."""
-  front = approaches.envelope(training_curves(EPOCH, sizes=80))
-  best = laws.optimum(EPOCH, front["C"])
+  front = estimators.envelope(training_curves(EPOCH, sizes=80))
+  best = chinchilla.optimum(EPOCH, front["C"])
   assert len(front["C"]) > 50
   assert np.abs(np.log(front["N"] / best.N)).max() < np.log(1e11 / 1e8) / 79
   np.testing.assert_allclose(front["loss"], best.loss, rtol=1e-3)

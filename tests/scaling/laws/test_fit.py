@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from surfaces import TRUTH, grid, isoflop, noisy, options
 
-from scaling import decide, estimate, fit, laws
+from scaling.laws import chinchilla, estimate, fit, questions
 
 
 def test_the_example_in_the_docstring_runs_and_means_what_it_says():
@@ -78,7 +78,7 @@ def test_duplicate_runs_move_nothing_and_narrow_intervals_by_the_root_of_two():
 def test_boundary_is_said_not_hidden():
   """A pure power law has no floor: E ends at 0, and fit.json says so."""
   n, d = grid()
-  loss = laws.loss(TRUTH._replace(E=np.float64(0.0)), n, d) * (n * d) ** -0.02
+  loss = chinchilla.loss(TRUTH._replace(E=np.float64(0.0)), n, d) * (n * d) ** -0.02
   found = fit.fit_runs(fit.make_runs(n, d, loss), options())
   assert found.law.E == 0
   assert min(found.law) >= 0
@@ -100,10 +100,10 @@ def test_what_the_runs_do_not_determine_has_no_interval():
     assert row["loss_interval"] is not None
   assert record["intervals"]["a"] is record["intervals"]["b"] is None
   assert "have no interval" in record["warnings"][0]
-  (answer,) = decide.answers(found, decide.Questions(flops=1e13))
+  (answer,) = questions.answers(found, questions.Questions(flops=1e13))
   assert answer["rows"][0]["N_interval"] is None
   with pytest.raises(ValueError, match="max_tokens=10000: .* ended at the edge"):
-    decide.answers(found, decide.Questions(flops=1e13, max_tokens=1e4))
+    questions.answers(found, questions.Questions(flops=1e13, max_tokens=1e4))
 
 
 def test_copies_of_runs_are_said():
@@ -114,7 +114,7 @@ def test_copies_of_runs_are_said():
 
 
 def test_fit_json_is_complete_and_consistent():
-  compute = laws.Compute(6.0, 150.0)
+  compute = chinchilla.Compute(6.0, 150.0)
   n, d = isoflop(compute=compute, sizes=6)
   c = compute.flops_per_token(n) * d
   found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0), c), options())
@@ -132,7 +132,7 @@ def test_fit_json_is_complete_and_consistent():
   assert record["optimum"][-1]["extrapolation"] == pytest.approx(10)
   assert [row["extrapolated"] for row in record["optimum"]] == [False] * 8
   for row in record["optimum"]:
-    truth = laws.optimum(TRUTH, row["C"], compute)
+    truth = chinchilla.optimum(TRUTH, row["C"], compute)
     assert row["N_opt_interval"][0] < truth.N < row["N_opt_interval"][1]
     assert row["tokens_per_param"] == pytest.approx(row["D_opt"] / row["N_opt"])
     assert compute.flops_per_token(row["N_opt"]) * row["D_opt"] == pytest.approx(row["C"], rel=1e-3)
@@ -146,7 +146,7 @@ def test_fit_json_is_complete_and_consistent():
   assert rows[2]["a"] == record["a"]
   for name in ("alpha", "beta"):
     low, high = record["profile"][name]["interval"]
-    assert low < laws.Chinchilla(**record["params"])._asdict()[name] < high
+    assert low < chinchilla.Chinchilla(**record["params"])._asdict()[name] < high
   assert len(record["influence"]) == 5
   assert {row["id"] for row in record["influence"]} <= set(found.runs.ids)
   assert record["heldout"] is None
@@ -165,21 +165,23 @@ def test_a_minimum_that_was_found_is_not_sought_again(monkeypatch):
 
 def test_cost_of_a_fixed_ratio():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+  found = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   unsure = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options())
-  best = laws.optimum(TRUTH, 1e13)
+  best = chinchilla.optimum(TRUTH, 1e13)
   own = fit.ratio_cost(found, 1e13, best.D / best.N)
   assert own["N"] == pytest.approx(best.N, rel=1e-4)
   assert abs(own["excess"]) < 1e-9
   other = fit.ratio_cost(found, 1e13, 20.0)
   assert other["D"] / other["N"] == pytest.approx(20)
   assert 6 * other["D"] * other["N"] == pytest.approx(1e13)
-  assert other["excess"] == pytest.approx(laws.loss(TRUTH, other["N"], other["D"]) - best.loss)
+  assert other["excess"] == pytest.approx(
+    chinchilla.loss(TRUTH, other["N"], other["D"]) - best.loss
+  )
   low, high = fit.ratio_cost(unsure, 1e13, 100.0)["excess_interval"]
   truth = fit.ratio_cost(found, 1e13, 100.0)["excess"]
   assert 0 <= low < truth < high < 2 * truth
   low, high = fit.ratio_cost(unsure, 1e13, 100.0)["loss_interval"]
-  assert low < laws.loss(TRUTH, other["N"], other["D"] * 0 + other["N"] * 20) < high * 1.1
+  assert low < chinchilla.loss(TRUTH, other["N"], other["D"] * 0 + other["N"] * 20) < high * 1.1
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_cost_of_a_fixed_ratio():
 )
 def test_unidentifiable_designs_are_refused(n, d, reason):
   with pytest.raises(ValueError, match=reason):
-    fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options())
+    fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_unidentifiable_designs_are_refused(n, d, reason):
 def test_options_out_of_range_are_refused(field, value):
   n, d = grid()
   with pytest.raises(ValueError, match=f"fit.{field}="):
-    fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d)), options(**{field: value}))
+    fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options(**{field: value}))
 
 
 def rising(n, d):
@@ -250,17 +252,17 @@ def test_a_million_runs_in_bounded_memory():
 def fit_a_million_runs():
   """Returns what it took of a core [s]."""
   program = """
-from train import host
-host.use_huge_pages()  # as the command does
-host.keep_freed_pages()
+from train.system import process
+process.use_huge_pages()  # as the command does
+process.keep_freed_pages()
 import json, resource
 import numpy as np
 from configs import base
-from scaling import fit, laws
+from scaling.laws import chinchilla, fit
 rng = np.random.default_rng(0)
-law = laws.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
+law = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 N, D = np.exp(rng.uniform(np.log(1e5), np.log(1e8), 10**6)), rng.uniform(1e6, 1e9, 10**6)
-loss = laws.loss(law, N, D) * np.exp(0.01 * rng.standard_normal(10**6))
+loss = chinchilla.loss(law, N, D) * np.exp(0.01 * rng.standard_normal(10**6))
 options = base.get_config().fit
 record = fit.to_json(fit.fit_runs(fit.make_runs(N, D, loss), options))
 # Of this program alone: ru_maxrss begins at what the process that started it had.
@@ -292,7 +294,7 @@ def write_csv(path, rows):
 
 def rows(**changed):
   n, d = grid()
-  loss = laws.loss(TRUTH, n, d)
+  loss = chinchilla.loss(TRUTH, n, d)
   return [
     {"N": i, "D": j, "loss": k} | {name: values[at] for name, values in changed.items()}
     for at, (i, j, k) in enumerate(zip(n.tolist(), d.tolist(), loss.tolist(), strict=True))
@@ -311,7 +313,7 @@ def test_columns_are_mapped_and_a_missing_third_is_derived(tmp_path):
   table = [{"params": r["N"], "flop": 6 * r["N"] * r["D"], "val": r["loss"]} for r in rows()]
   path = write_csv(tmp_path / "runs.csv", table)
   runs = fit.read_runs(path, columns="N=params, C=flop, loss=val")
-  np.testing.assert_allclose(runs.D, fit.make_runs(n, d, laws.loss(TRUTH, n, d)).D)
+  np.testing.assert_allclose(runs.D, fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)).D)
   with pytest.raises(ValueError, match=r"no column 'loss'.*params, flop, val.*--columns=loss="):
     fit.read_runs(path, columns="N=params,C=flop")
   with pytest.raises(ValueError, match=r"no column 'vel' for loss.*--columns=loss=val"):

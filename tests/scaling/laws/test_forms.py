@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, grid, huber_cost, noisy, options
 
-from scaling import fit, forms, laws, solve
-from scaling.forms import FLOOR, FORMS, POWER, SCALE, Form
+from scaling.laws import chinchilla, fit, forms, solve
+from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 
 BASE = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
 KAPLAN = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}  # their table 2
@@ -209,7 +209,7 @@ def test_the_form_that_made_the_runs_forecasts_best():
   below = np.flatnonzero(row["C"] * (1 + 1e-9) >= runs.C)
   above = np.setdiff1d(np.arange(len(runs)), below)
   law = fit.fit_runs(runs.subset(below), options(bootstraps=100)).law
-  error = np.log(runs.loss[above] / laws.loss(law, runs.N[above], runs.D[above]))
+  error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
   assert row["heldout"] == len(above)
   assert row["rms_error"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-3)
   assert row["bias"] == pytest.approx(error.mean(), rel=1e-2, abs=1e-6)

@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, TRUTH, isoflop, noisy, options
 
-from scaling import (
-  decide,
+from scaling import main
+from scaling.laws import (
+  allocation,
+  bootstrap,
+  chinchilla,
   estimate,
-  findings,
   fit,
-  heldout,
-  influence,
-  laws,
-  line,
-  main,
-  optima,
-  refit,
-  results,
-  uncertainty,
-  verify,
+  holdout,
+  one_variable,
+  questions,
+  sensitivity,
 )
+from scaling.report import evidence, records
+from scaling.sweep import refit, seal
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
 DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6, 7, 8]}
@@ -33,7 +31,9 @@ def sweep_of(count, seed, noise=0.005):
 
 
 def quantities(law):
-  return np.array([law.E, law.alpha, law.beta, laws.exponents(law)[0], laws.optimum(law, 1e18).N])
+  return np.array(
+    [law.E, law.alpha, law.beta, chinchilla.exponents(law)[0], chinchilla.optimum(law, 1e18).N]
+  )
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_intervals_of_few_runs_cover(count):
     runs = sweep_of(count, seed)
     design = estimate.design(runs.N, runs.D, runs.loss)
     theta = estimate.minimum(design, 1e-3)[1].theta[0]
-    draws = uncertainty.resample(design, runs, theta, 1e-3, 300, seed)
+    draws = bootstrap.resample(design, runs, theta, 1e-3, 300, seed)
     pairs = zip(
       *(quantities(estimate.to_law(design, t)) for t in (draws.theta, theta)),
       quantities(EPOCH), strict=True,
@@ -70,7 +70,7 @@ def test_few_runs_are_said_and_the_next_run_scatters_by_more_than_what_was_fitte
 def test_five_runs_on_a_line_tell_no_law():
   n = np.geomspace(1e7, 1e10, 5)
   runs = fit.make_runs(n, np.full(5, 1e10), noisy(n, 1e10, 0.002, 0, EPOCH))
-  assert line.along(runs, options(bootstraps=100)) is None
+  assert one_variable.along(runs, options(bootstraps=100)) is None
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.03])
@@ -78,7 +78,7 @@ def test_one_isoflop_profile_tells_no_law_in_compute(jitter):
   n = np.geomspace(1e7, 1e9, 9)
   d = 1e18 / n * np.exp(jitter * np.random.default_rng(1).standard_normal(9))
   runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
-  assert line.along(runs, options()) is None
+  assert one_variable.along(runs, options()) is None
 
 
 def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
   def refuse(*_):
     raise ValueError("too many runs")
 
-  monkeypatch.setattr(line, "along", refuse)
+  monkeypatch.setattr(one_variable, "along", refuse)
   with pytest.raises(ValueError, match="1 distinct sizes N"):
     refit.refit(where, config, str(tables["line"]))
   assert not list(where.iterdir())
@@ -129,7 +129,7 @@ def test_a_decision_far_off_in_tokens_is_marked():
   found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
   C = float(found.runs.C.max())
   few = float(found.runs.D.min()) / 1e4
-  at_flops, constrained = decide.answers(found, decide.Questions(flops=C, max_tokens=few))
+  at_flops, constrained = questions.answers(found, questions.Questions(flops=C, max_tokens=few))
   assert not at_flops["extrapolated"]
   assert constrained["extrapolated"]
 
@@ -142,7 +142,7 @@ def test_a_run_without_which_there_is_no_law_comes_first():
   assert rows[0]["a"] is None
   assert all(row["a"] is not None for row in rows[1:])
   record = type("Record", (), {"fit": fit.to_json(found)})
-  table = next(b for b in findings.certainty(record) if hasattr(b, "rows"))
+  table = next(b for b in evidence.certainty(record) if hasattr(b, "rows"))
   assert table.rows[0][-1] == "no law without it"
 
 
@@ -157,15 +157,15 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   found = flat()
   assert found.unbounded
   with pytest.raises(ValueError, match="the runs do not determine it: there is no optimum to seal"):
-    verify.seal(None, tmp_path, found, [], 0, 0)
+    seal.seal(None, tmp_path, found, [], 0, 0)
   assert not list(tmp_path.iterdir())
   made = fit.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")
   assert row["a"] is None
   assert "the runs do not determine it" in row["reason"]
   (tmp_path / "fit.json").write_text(json.dumps(made))
-  assert results.read(tmp_path).headline.startswith("No law yet: on 28 runs ")
-  assert not results.read(tmp_path).optimum
+  assert records.read(tmp_path).headline.startswith("No law yet: on 28 runs ")
+  assert not records.read(tmp_path).optimum
 
 
 def test_a_form_fitted_to_one_budget_forecasts_nothing():
@@ -178,9 +178,9 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
     else:
       assert row["rms_error"] < 0.1
   two = runs.subset(np.argsort(runs.C)[:18])
-  in_compute = heldout._untold(fit.FORMS["power_law_c"], two)
+  in_compute = holdout._untold(fit.FORMS["power_law_c"], two)
   assert in_compute == "2 distinct C for 3 parameters"
-  assert heldout._untold(fit.FORMS["power_law_c"], runs) is None
+  assert holdout._untold(fit.FORMS["power_law_c"], runs) is None
 
 
 @pytest.mark.parametrize(
@@ -190,16 +190,16 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
 def test_a_minimum_at_the_edge_of_the_trained_sizes(interval, expected):
   cells = [{"N": x, "trained_loss": 3 - x} for x in (0.5, 1.0, 2.0)]
   sealed = {"N": 1.0, "N_interval": interval}
-  assert verify.where_minimum(cells, cells[1], None, sealed) is expected
+  assert seal.where_minimum(cells, cells[1], None, sealed) is expected
   inside = [{"N": x, "trained_loss": abs(x - 0.9)} for x in (0.5, 1.0, 2.0)]
-  assert verify.where_minimum(inside, inside[1], 0.9, sealed) is True
+  assert seal.where_minimum(inside, inside[1], 0.9, sealed) is True
 
 
 def test_what_a_loss_near_the_floor_saves_is_a_share():
   n, d = isoflop(sizes=6)
   found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.004, 0)), options(bootstraps=300))
   near = float(found.law.E + 0.5 * np.std(found.draws.E))
-  (_, served) = decide.answers(found, decide.Questions(loss=near, inference_tokens=1e9))
+  (_, served) = questions.answers(found, questions.Questions(loss=near, inference_tokens=1e9))
   best = served["rows"][0]
   assert None in best["C_interval"]  # some resamples never reach it
   assert None not in best["saved_interval"]
@@ -208,43 +208,43 @@ def test_what_a_loss_near_the_floor_saves_is_a_share():
 
 
 def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
-  enough = float(optima.saturation(EPOCH, 1e9))
-  floor = float(optima.least_loss(EPOCH, 1e9))
-  assert float(optima.data_constrained(EPOCH, enough, 1e9).loss) < floor * 1.0002
+  enough = float(allocation.saturation(EPOCH, 1e9))
+  floor = float(allocation.least_loss(EPOCH, 1e9))
+  assert float(allocation.data_constrained(EPOCH, enough, 1e9).loss) < floor * 1.0002
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e20, 4), sizes=6)
   law = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=100))
   answers = [
-    decide.answers(law, decide.Questions(flops=C, max_tokens=1e9))[1] for C in (1e24, 1e26)
+    questions.answers(law, questions.Questions(flops=C, max_tokens=1e9))[1] for C in (1e24, 1e26)
   ]
   rows = [answer["rows"][0] for answer in answers]
   assert rows[0]["N"] == rows[1]["N"]
   assert rows[0]["C"] == pytest.approx(enough, rel=0.5)
-  said = [b.text for b in findings._notes(answers[0]) if "does not help" in b.text]
+  said = [b.text for b in evidence._notes(answers[0]) if "does not help" in b.text]
   assert said[0].startswith(f"**Compute beyond {rows[0]['C']:.2e}".replace("e+", "e"))
-  less = decide.answers(law, decide.Questions(flops=enough / 30, max_tokens=1e9))[1]
-  assert not [b for b in findings._notes(less) if "does not help" in b.text]
+  less = questions.answers(law, questions.Questions(flops=enough / 30, max_tokens=1e9))[1]
+  assert not [b for b in evidence._notes(less) if "does not help" in b.text]
 
 
 def test_the_gap_is_that_of_the_estimators_that_are_named():
-  from scaling import approaches
+  from scaling.laws import estimators
 
   ends = {"approach1": (0.30, None), "huber": (0.45, [0.44, 0.46]), "mse": (0.5, [0.49, 0.51])}
   rows = [
     {"estimator": name, "reason": None}
-    | dict.fromkeys(approaches.QUANTITIES, value)
-    | {f"{q}_interval": interval for q in approaches.QUANTITIES}
+    | dict.fromkeys(estimators.QUANTITIES, value)
+    | {f"{q}_interval": interval for q in estimators.QUANTITIES}
     for name, (value, interval) in ends.items()
   ]
-  found = {"C": 1e20, "rows": rows, "disagreement": approaches._disagreement(rows)}
+  found = {"C": 1e20, "rows": rows, "disagreement": estimators._disagreement(rows)}
   record = type("Record", (), {"fit": {"estimators": found}})
-  said = [b.text for b in findings.estimators(record) if "disagree" in getattr(b, "text", "")]
+  said = [b.text for b in evidence.estimators(record) if "disagree" in getattr(b, "text", "")]
   assert said[0].startswith("**They disagree** on a by 0.050: 3: Huber and 3: least squares")
 
 
 def test_student_quantiles_at_one_and_two_degrees():
   for freedom, wanted in ((1, 6.314), (2, 2.920), (3, 2.353)):
-    assert uncertainty.t_quantile(0.95, freedom) == pytest.approx(wanted, rel=0.01)
-    assert uncertainty.t_quantile(0.05, freedom) == pytest.approx(-wanted, rel=0.01)
+    assert bootstrap.t_quantile(0.95, freedom) == pytest.approx(wanted, rel=0.01)
+    assert bootstrap.t_quantile(0.05, freedom) == pytest.approx(-wanted, rel=0.01)
 
 
 def test_identifiability_says_what_the_fit_is_refused_for():
@@ -252,4 +252,4 @@ def test_identifiability_says_what_the_fit_is_refused_for():
   runs = fit.make_runs(n, d, np.ones(9))
   with pytest.raises(ValueError, match=r"D follows N\^-1.00") as error:
     fit.fit_runs(runs, options())
-  assert influence.identifiability(runs)["alpha"] in str(error.value)
+  assert sensitivity.identifiability(runs)["alpha"] in str(error.value)

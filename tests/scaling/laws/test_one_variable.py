@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, noisy, options
 
-from scaling import fit, laws, line, main
+from scaling import main
+from scaling.laws import chinchilla, fit, one_variable
 
 N = np.repeat(np.geomspace(1e7, 1e10, 10), 3)
 DESIGNS = {"C": (N, 20 * N), "D": (np.full(30, 1e9), 20 * N), "N": (N, np.full(30, 1e10))}
@@ -18,7 +19,7 @@ def test_a_law_in_the_variable_that_varies(variable):
   runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
   with pytest.raises(ValueError, match="cannot be told"):
     fit.fit_runs(runs, options())
-  found = line.along(runs, options())
+  found = one_variable.along(runs, options())
   assert found["variable"] == variable
   assert {"alpha", "a", "N_opt"} - set(found["refused"]) <= (
     {"alpha"} if variable == "N" else set()
@@ -27,7 +28,7 @@ def test_a_law_in_the_variable_that_varies(variable):
     at = row[variable]
     size = {"C": (at / 120) ** 0.5, "D": 1e9, "N": at}[variable]
     tokens = {"C": 20 * size, "D": at, "N": 1e10}[variable]
-    truth = laws.loss(EPOCH, size, tokens)
+    truth = chinchilla.loss(EPOCH, size, tokens)
     assert row["loss"] == pytest.approx(truth, rel=0.004)
     low, high = row["loss_interval"]
     assert low - 0.002 < truth < high + 0.002
@@ -41,14 +42,14 @@ def test_a_law_in_the_variable_that_varies(variable):
 def test_runs_on_no_line_and_too_few_runs():
   two = np.tile([1e8, 1e9], 10)
   runs = fit.make_runs(two, np.geomspace(1e9, 1e11, 20), np.linspace(4, 2, 20))
-  assert line.along(runs, options()) is None
+  assert one_variable.along(runs, options()) is None
   few = fit.make_runs([1e8] * 3, [1e9, 3e9, 1e10], [4.0, 3.5, 3.0])
-  assert line.along(few, options()) is None
+  assert one_variable.along(few, options()) is None
 
 
 def test_the_command_refuses_and_says_what_can_be_said(tmp_path, capsys):
   n, d = DESIGNS["C"]
-  rows = zip(n, d, laws.loss(EPOCH, n, d), strict=True)
+  rows = zip(n, d, chinchilla.loss(EPOCH, n, d), strict=True)
   table = tmp_path / "runs.csv"
   table.write_text("N,D,loss\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
   code = main.main(["fit", f"--runs={table}", f"--workdir={tmp_path / 'out'}"])

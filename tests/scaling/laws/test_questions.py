@@ -9,27 +9,28 @@ import pytest
 from synthetic import TRUTH
 
 from configs import base
-from scaling import decide, findings, fit, laws, optima, render
+from scaling.laws import allocation, chinchilla, fit, questions
+from scaling.report import evidence, render
 
 # Sardana et al. 2024 (arXiv:2401.00448) use these values of Hoffmann et al.'s law.
-HOFFMANN = laws.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.336, 0.283)))
-WIDE = laws.Compute(6.0, 900.0)  # attention's share of a small model is not small
+HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.336, 0.283)))
+WIDE = chinchilla.Compute(6.0, 900.0)  # attention's share of a small model is not small
 
 
 def bootstrap(law, size=5, noise=0.05):
   rng = np.random.default_rng(0)
-  return laws.Chinchilla(*(value * (1 + noise * rng.uniform(-1, 1, size)) for value in law))
+  return chinchilla.Chinchilla(*(value * (1 + noise * rng.uniform(-1, 1, size)) for value in law))
 
 
-@pytest.mark.parametrize("compute", [optima.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
 @pytest.mark.parametrize("served", [0.0, 1e9, 1e12])
 def test_the_cheapest_model_of_a_quality_against_brute_force(compute, served):
   """Over a fine grid of N, D from the loss: nothing is cheaper, for each law of a bootstrap."""
   many = bootstrap(TRUTH)
-  loss = laws.optimum(TRUTH, 1e15, compute).loss
-  found = optima.cheapest(many, loss, compute, served)
+  loss = chinchilla.optimum(TRUTH, 1e15, compute).loss
+  found = allocation.cheapest(many, loss, compute, served)
   for i, values in enumerate(zip(*many, strict=True)):
-    law = laws.Chinchilla(*values)
+    law = chinchilla.Chinchilla(*values)
     n = np.exp(np.linspace(-5, 8, 400_001)) * found.N[i]
     room = loss - law.E - law.A * n**-law.alpha
     d = np.where(room > 0, (law.B / np.where(room > 0, room, 1)) ** (1 / law.beta), np.inf)
@@ -37,7 +38,7 @@ def test_the_cheapest_model_of_a_quality_against_brute_force(compute, served):
     own = compute.flops_per_token(found.N[i]) * (found.D[i] + served / 3)
     assert own <= total.min() * (1 + 1e-12)
     assert found.N[i] == pytest.approx(n[np.argmin(total)], rel=1e-4)
-    assert laws.loss(law, found.N[i], found.D[i]) == pytest.approx(loss, rel=1e-12)
+    assert chinchilla.loss(law, found.N[i], found.D[i]) == pytest.approx(loss, rel=1e-12)
 
 
 def test_against_scipy():
@@ -52,25 +53,25 @@ def test_against_scipy():
   best = optimize.minimize_scalar(
     total, bounds=(floor + 1e-6, floor + 9), method="bounded", options={"xatol": 1e-12}
   )
-  found = optima.cheapest(TRUTH, loss, inference_tokens=served)
+  found = allocation.cheapest(TRUTH, loss, inference_tokens=served)
   assert np.log(found.N) == pytest.approx(best.x, abs=1e-6)
 
 
-@pytest.mark.parametrize("compute", [optima.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
 def test_the_least_compute_inverts_the_optimum(compute):
   for C in (1e10, 1e15, 1e25):
-    best = laws.optimum(TRUTH, C, compute)
-    found = optima.cheapest(TRUTH, best.loss, compute)
+    best = chinchilla.optimum(TRUTH, C, compute)
+    found = allocation.cheapest(TRUTH, best.loss, compute)
     np.testing.assert_allclose(found, best, rtol=1e-6)
 
 
 def test_examples_of_sardana_et_al():
   """A 13B model to serve 2T tokens: 7B instead saves 1.7e22 FLOPs, 17 % (their figure 1)."""
   n = 13e9
-  d = optima.base_params  # D from N: the inverse of what base_params says
+  d = allocation.base_params  # D from N: the inverse of what base_params says
   tokens = np.geomspace(1e10, 1e13, 200_001)
   tokens = tokens[np.argmin(np.abs(d(HOFFMANN, tokens) - n))]
-  found = optima.cheapest(HOFFMANN, laws.loss(HOFFMANN, n, tokens), inference_tokens=2e12)
+  found = allocation.cheapest(HOFFMANN, chinchilla.loss(HOFFMANN, n, tokens), inference_tokens=2e12)
   costs = [6 * a * b + 2 * a * 2e12 for a, b in ((n, tokens), (found.N, found.D))]
   assert pytest.approx(7e9, rel=0.02) == found.N
   assert costs[0] - costs[1] == pytest.approx(1.7e22, rel=0.02)
@@ -78,7 +79,7 @@ def test_examples_of_sardana_et_al():
 
 
 def test_a_loss_that_nothing_reaches():
-  found = optima.cheapest(bootstrap(TRUTH, 50, 0.2), 1.2)
+  found = allocation.cheapest(bootstrap(TRUTH, 50, 0.2), 1.2)
   reached = bootstrap(TRUTH, 50, 0.2).E < 1.2
   assert 0 < reached.sum() < 50
   np.testing.assert_array_equal(np.isfinite(found.N), reached)
@@ -86,44 +87,46 @@ def test_a_loss_that_nothing_reaches():
 
 def test_effective_counts():
   """One epoch counts fully; the first repeat nearly; no number of them beyond U (1 + R*)."""
-  decay = optima.REPEATED_TOKENS
-  assert optima.effective(100.0, 40.0, decay) == pytest.approx(40)
-  assert optima.effective(100.0, 100.0, decay) == pytest.approx(100)
-  assert optima.effective(100.0, 1e9, decay) == pytest.approx(100 * (1 + decay))
-  slope = (optima.effective(100.0, 500.001, decay) - optima.effective(100.0, 500.0, decay)) / 1e-3
+  decay = allocation.REPEATED_TOKENS
+  assert allocation.effective(100.0, 40.0, decay) == pytest.approx(40)
+  assert allocation.effective(100.0, 100.0, decay) == pytest.approx(100)
+  assert allocation.effective(100.0, 1e9, decay) == pytest.approx(100 * (1 + decay))
+  slope = (
+    allocation.effective(100.0, 500.001, decay) - allocation.effective(100.0, 500.0, decay)
+  ) / 1e-3
   assert slope == pytest.approx(math.exp(-4 / decay), rel=1e-4)
   # Muennighoff et al.: up to four epochs are almost as good as new tokens.
-  assert optima.effective(100.0, 400.0, decay) == pytest.approx(400, rel=0.08)
+  assert allocation.effective(100.0, 400.0, decay) == pytest.approx(400, rel=0.08)
 
 
-@pytest.mark.parametrize("compute", [optima.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
 @pytest.mark.parametrize("share", [0.003, 0.1, 0.9])
 def test_few_data_against_brute_force(compute, share):
   C, many = 1e15, bootstrap(TRUTH)
-  unique = share * laws.optimum(TRUTH, C, compute).D
-  found = optima.data_constrained(many, C, unique, compute)
+  unique = share * chinchilla.optimum(TRUTH, C, compute).D
+  found = allocation.data_constrained(many, C, unique, compute)
   for i, values in enumerate(zip(*many, strict=True)):
-    law = laws.Chinchilla(*values)
+    law = chinchilla.Chinchilla(*values)
     n = np.exp(np.linspace(-9, 9, 100_001)) * found.N[i]
-    loss = optima.repeated_loss(law, n, compute.tokens(n, C), unique, compute)
+    loss = allocation.repeated_loss(law, n, compute.tokens(n, C), unique, compute)
     assert found.loss[i] <= loss.min() + 1e-12
     assert found.N[i] == pytest.approx(n[np.argmin(loss)], rel=1e-3)
 
 
 def test_enough_data_are_no_constraint():
-  best = laws.optimum(TRUTH, 1e15, WIDE)
+  best = chinchilla.optimum(TRUTH, 1e15, WIDE)
   np.testing.assert_allclose(
-    optima.data_constrained(TRUTH, 1e15, 1.01 * best.D, WIDE), best, rtol=1e-5
+    allocation.data_constrained(TRUTH, 1e15, 1.01 * best.D, WIDE), best, rtol=1e-5
   )
-  fewer = optima.data_constrained(TRUTH, 1e15, 0.2 * best.D, WIDE)
+  fewer = allocation.data_constrained(TRUTH, 1e15, 0.2 * best.D, WIDE)
   assert fewer.N < best.N  # more epochs, not a larger model
   assert fewer.loss > best.loss
 
 
 def test_base_params_and_params_for_invert_what_they_say():
-  best = laws.optimum(TRUTH, 1e14, WIDE)
-  assert optima.base_params(TRUTH, best.D, WIDE) == pytest.approx(best.N, rel=1e-6)
-  assert optima.params_for(1e14, best.D, WIDE) == pytest.approx(best.N, rel=1e-9)
+  best = chinchilla.optimum(TRUTH, 1e14, WIDE)
+  assert allocation.base_params(TRUTH, best.D, WIDE) == pytest.approx(best.N, rel=1e-6)
+  assert allocation.params_for(1e14, best.D, WIDE) == pytest.approx(best.N, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +140,13 @@ def test_base_params_and_params_for_invert_what_they_say():
   ],
 )
 def test_compute_in_two_units(text, value):
-  assert decide.parse_flops(text) == pytest.approx(value)
+  assert questions.parse_flops(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["0", "-1e21", "1e21 FLOPs", "PFs-days", "1e", "nan", "inf", "e"])
 def test_other_units_are_refused(text):
   with pytest.raises(ValueError, match=r"target_flops=.*1e21, or petaflop/s-days as 0.5PFs-days"):
-    decide.parse_flops(text)
+    questions.parse_flops(text)
 
 
 @pytest.mark.parametrize(
@@ -158,32 +161,32 @@ def test_other_units_are_refused(text):
 )
 def test_questions_without_an_answer_are_refused(asked, said):
   with pytest.raises(ValueError, match=said):
-    decide.Questions(**asked)
+    questions.Questions(**asked)
 
 
 @pytest.fixture(scope="module")
 def fitted():
   c = np.repeat((3e11, 6e11, 1.2e12, 2.4e12), 6)
-  n = laws.optimum(TRUTH, c).N * np.tile(np.geomspace(1 / 3, 3, 6), 4)
+  n = chinchilla.optimum(TRUTH, c).N * np.tile(np.geomspace(1 / 3, 3, 6), 4)
   d = c / (6 * n)
   noise = np.random.default_rng(0).normal(0, 0.002, len(n))
   options = base.get_config().fit
   options.bootstraps = 300
-  return fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d) * np.exp(noise)), options)
+  return fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
 
 
-ASKED = decide.Questions(flops=1e13, loss=2.2, inference_tokens=1e9, max_tokens=2e6)
+ASKED = questions.Questions(flops=1e13, loss=2.2, inference_tokens=1e9, max_tokens=2e6)
 
 
 def test_every_answer_has_its_interval_and_the_truth_inside(fitted):
-  found = {answer["question"]: answer for answer in decide.answers(fitted, ASKED)}
+  found = {answer["question"]: answer for answer in questions.answers(fitted, ASKED)}
   json.dumps(found, allow_nan=False)
   assert list(found) == ["target_flops", "target_loss", "inference_tokens", "max_tokens"]
-  few = optima.data_constrained(TRUTH, 1e13, 2e6)
+  few = allocation.data_constrained(TRUTH, 1e13, 2e6)
   truths = {
-    "target_flops": laws.optimum(TRUTH, 1e13),
-    "target_loss": optima.cheapest(TRUTH, 2.2),
-    "inference_tokens": optima.cheapest(TRUTH, 2.2, inference_tokens=1e9),
+    "target_flops": chinchilla.optimum(TRUTH, 1e13),
+    "target_loss": allocation.cheapest(TRUTH, 2.2),
+    "inference_tokens": allocation.cheapest(TRUTH, 2.2, inference_tokens=1e9),
     "max_tokens": few,
   }
   for question, truth in truths.items():
@@ -214,21 +217,21 @@ def test_every_answer_has_its_interval_and_the_truth_inside(fitted):
 
 def test_beyond_ten_times_the_largest_budget_is_marked(fitted):
   for factor, beyond in ((9.9, False), (10.1, True)):
-    (answer,) = decide.answers(fitted, decide.Questions(flops=factor * 2.4e12))
+    (answer,) = questions.answers(fitted, questions.Questions(flops=factor * 2.4e12))
     assert answer["extrapolation"] == pytest.approx(factor)
     assert answer["extrapolated"] is beyond
   record = type("Record", (), {"fit": {"decisions": [answer]}})
-  text = render.to_markdown("", list(findings.decisions(record)))
+  text = render.to_markdown("", list(evidence.decisions(record)))
   assert "10 times outside the runs" in text
   assert "say little" in text
 
 
 def test_the_error_of_the_laws_form_widens_what_lies_beyond_the_runs(fitted):
-  within = float(laws.optimum(TRUTH, 1e12).loss)
-  far, near = decide.Questions(loss=1.9), decide.Questions(loss=within)
+  within = float(chinchilla.optimum(TRUTH, 1e12).loss)
+  far, near = questions.Questions(loss=1.9), questions.Questions(loss=within)
 
   def width(law, asked):
-    low, high = decide.answers(law, asked)[0]["rows"][0]["C_interval"]
+    low, high = questions.answers(law, asked)[0]["rows"][0]["C_interval"]
     return np.log(high / low)
 
   wrong, right = (dataclasses.replace(fitted, form_error=e) for e in (0.02, None))
@@ -238,7 +241,7 @@ def test_the_error_of_the_laws_form_widens_what_lies_beyond_the_runs(fitted):
 
 def test_below_the_smallest_budget_is_marked_and_less_sure(fitted):
   wrong = dataclasses.replace(fitted, form_error=0.02)
-  (answer,) = decide.answers(wrong, decide.Questions(flops=3e11 / 20))
+  (answer,) = questions.answers(wrong, questions.Questions(flops=3e11 / 20))
   assert answer["extrapolation"] == pytest.approx(20)
   assert answer["extrapolated"]
   low, high = answer["rows"][0]["loss_interval"]
@@ -246,10 +249,10 @@ def test_below_the_smallest_budget_is_marked_and_less_sure(fitted):
 
 
 def test_the_error_of_the_laws_form_is_in_every_answer_beyond_the_runs(fitted):
-  asked = decide.Questions(flops=2.4e14, inference_tokens=1e10, max_tokens=2e6)
+  asked = questions.Questions(flops=2.4e14, inference_tokens=1e10, max_tokens=2e6)
 
   def widths(error):
-    found = decide.answers(dataclasses.replace(fitted, form_error=error), asked)
+    found = questions.answers(dataclasses.replace(fitted, form_error=error), asked)
     rows = [row for answer in found for row in answer["rows"]]
     assert len(rows) == 7  # among them the 20 tokens per parameter
     return np.array([np.log(np.divide(*row["loss_interval"][::-1])) for row in rows])
@@ -259,44 +262,46 @@ def test_the_error_of_the_laws_form_is_in_every_answer_beyond_the_runs(fitted):
   assert np.all(wide > 1.2 * widths(0.0))
 
 
-@pytest.mark.parametrize("compute", [optima.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
 @pytest.mark.parametrize("share", [0.03, 0.1, 2.0])
 def test_the_least_compute_on_few_data_inverts_the_best_loss_on_them(compute, share):
   many = bootstrap(TRUTH)
-  unique = share * laws.optimum(TRUTH, 1e15, compute).D
-  loss = optima.data_constrained(many, 1e15, unique, compute).loss
-  found = optima.cheapest_constrained(many, loss, unique, compute)
+  unique = share * chinchilla.optimum(TRUTH, 1e15, compute).D
+  loss = allocation.data_constrained(many, 1e15, unique, compute).loss
+  found = allocation.cheapest_constrained(many, loss, unique, compute)
   C = compute.flops_per_token(found.N) * found.D
   np.testing.assert_allclose(C, 1e15, rtol=1e-3)
   np.testing.assert_allclose(
-    optima.repeated_loss(many, found.N, found.D, unique, compute), loss, rtol=1e-9
+    allocation.repeated_loss(many, found.N, found.D, unique, compute), loss, rtol=1e-9
   )
 
 
 def test_a_loss_on_few_data_costs_more_or_is_out_of_reach(fitted):
-  asked = decide.Questions(loss=2.2, max_tokens=5e5)
-  few, unlimited = decide.answers(fitted, asked)[1]["rows"]
+  asked = questions.Questions(loss=2.2, max_tokens=5e5)
+  few, unlimited = questions.answers(fitted, asked)[1]["rows"]
   assert few["loss"] == unlimited["loss"] == 2.2
   assert few["C"] > 1.05 * unlimited["C"]
   assert few["C_interval"][0] < few["C"] < few["C_interval"][1]
   assert 1 < few["epochs"] == pytest.approx(few["D"] / 5e5)
   np.testing.assert_allclose(
-    optima.repeated_loss(fitted.law, few["N"], few["D"], 5e5, fitted.compute), 2.2, rtol=1e-9
+    allocation.repeated_loss(fitted.law, few["N"], few["D"], 5e5, fitted.compute), 2.2, rtol=1e-9
   )
   with pytest.raises(ValueError, match="target_loss=2.2: 1000 unique tokens.* raise max_tokens"):
-    decide.answers(fitted, decide.Questions(loss=2.2, max_tokens=1e3))
+    questions.answers(fitted, questions.Questions(loss=2.2, max_tokens=1e3))
 
 
 def test_a_loss_near_the_floor(fitted):
   """Where some resamples never reach it, the interval has no upper end; below E it is refused."""
   E = float(fitted.law.E)
-  (answer,) = decide.answers(fitted, decide.Questions(loss=E + 0.3 * float(np.std(fitted.draws.E))))
+  (answer,) = questions.answers(
+    fitted, questions.Questions(loss=E + 0.3 * float(np.std(fitted.draws.E)))
+  )
   row = answer["rows"][0]
   assert row["C_interval"][0] < row["C"]
   assert row["C_interval"][1] is None
   json.dumps(answer, allow_nan=False)
   with pytest.raises(ValueError, match=f"target_loss=1: the law's floor is E = {E:.4f}"):
-    decide.answers(fitted, decide.Questions(loss=1.0))
+    questions.answers(fitted, questions.Questions(loss=1.0))
 
 
 @pytest.mark.slow
@@ -305,11 +310,11 @@ def test_the_intervals_of_a_target_loss_cover(fitted):
   options = base.get_config().fit
   options.bootstraps = 200
   n, d = fitted.runs.N, fitted.runs.D
-  truth, inside = optima.cheapest(TRUTH, 2.2), 0
+  truth, inside = allocation.cheapest(TRUTH, 2.2), 0
   for seed in range(40):
     noise = np.random.default_rng((7, seed)).normal(0, 0.002, len(n))
-    law = fit.fit_runs(fit.make_runs(n, d, laws.loss(TRUTH, n, d) * np.exp(noise)), options)
-    row = decide.answers(law, decide.Questions(loss=2.2))[0]["rows"][0]
+    law = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
+    row = questions.answers(law, questions.Questions(loss=2.2))[0]["rows"][0]
     low, high = row["C_interval"]
     inside += low <= 6 * truth.N * truth.D <= (high or math.inf)
   assert inside >= 32

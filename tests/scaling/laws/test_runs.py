@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from synthetic import TRUTH, build
 
-from scaling import choices, expressions, laws, main, refit, report, results, runs
+from scaling import main
+from scaling.laws import chinchilla, conventions, runs
+from scaling.laws.tables import conditions
+from scaling.report import records, report
+from scaling.sweep import refit
 
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(3e4, 5e5, 4), np.geomspace(2e5, 3e6, 4)))
-LOSS = laws.loss(TRUTH, N, D)
+LOSS = chinchilla.loss(TRUTH, N, D)
 
 
 def write(path, rows):
@@ -96,10 +100,10 @@ CASES = [
 @pytest.mark.parametrize(("text", "wanted"), CASES)
 def test_expressions_mean_what_python_means(text, wanted):
   columns = {"x": np.arange(5.0), "y": np.array([1, np.nan, 1, 0.0, -2])}
-  found = expressions.evaluate(text, columns)
+  found = conditions.evaluate(text, columns)
   assert found.tolist() == [bool(w) for w in wanted]
   names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-  assert expressions.names(text) == sorted(names)
+  assert conditions.names(text) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +133,13 @@ def test_expressions_mean_what_python_means(text, wanted):
 def test_nothing_else_is_understood_and_nothing_is_run(tmp_path, monkeypatch, text, said):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match=said) as error:
-    expressions.evaluate(text, {"x": np.ones(2)})
+    conditions.evaluate(text, {"x": np.ones(2)})
   assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
 
 
 def test_powers_do_not_hang():
-  assert not expressions.evaluate("10**10**10**10 < 1", {"x": np.ones(2)}).any()
+  assert not conditions.evaluate("10**10**10**10 < 1", {"x": np.ones(2)}).any()
 
 
 @pytest.mark.parametrize(
@@ -191,8 +195,8 @@ def test_a_sweep_fitted_elsewhere_by_another_count_is_reported_as_it_was_fitted(
 ):
   total = type("Total", (Chosen,), {"params": "total", "bootstraps": 100})
   law = refit.refit(tmp_path, total, str(sweep))
-  found = results.read(tmp_path)
-  np.testing.assert_array_equal(sorted(results.column(found.cells, "N")), sorted(law.runs.N))
+  found = records.read(tmp_path)
+  np.testing.assert_array_equal(sorted(records.column(found.cells, "N")), sorted(law.runs.N))
   said = report.terminal(tmp_path)
   assert f"{len(law.runs)} runs, 1 left out" in said
   assert f"alpha = {law.law.alpha:.4f} [" in said
@@ -248,7 +252,7 @@ class Chosen:
 
 def test_each_choice_is_made_otherwise_once(sweep):
   """By hand: another count of N gives the fit to that column, 6ND the fit to 6 N D."""
-  found = choices.choices(sweep, Chosen, where=["D/N > 2"])
+  found = conventions.choices(sweep, Chosen, where=["D/N > 2"])
   by_name = {(row["choice"], row["value"]): row for row in found}
   assert list(by_name) == [
     ("as chosen", ""), ("N counts", "body"), ("N counts", "total"), ("exclusions", "none"),
@@ -257,7 +261,7 @@ def test_each_choice_is_made_otherwise_once(sweep):
   first = found[0]
   chosen = runs.read_runs(sweep, where=["D/N > 2"])
   assert first["n_runs"] == len(chosen) < by_name["exclusions", "none"]["n_runs"]
-  own = choices._law(runs.read_runs(sweep, params="total", where=["D/N > 2"]), 1e-3)
+  own = conventions._law(runs.read_runs(sweep, params="total", where=["D/N > 2"]), 1e-3)
   assert own.items() <= by_name["N counts", "total"].items()
   assert by_name["N counts", "body"]["a"] > first["a"] + 0.01  # a head weighs on small models
   assert all(row["a"] + row["b"] == pytest.approx(1) for row in found)
@@ -270,7 +274,7 @@ def test_a_choice_without_a_law_says_why(sweep, tmp_path):
   for line in lines[1:]:
     line[column] = "0"
   (tmp_path / "cells.csv").write_text("\n".join(map(",".join, lines)))
-  found = {row["value"]: row for row in choices.choices(tmp_path / "cells.csv", Chosen)}
+  found = {row["value"]: row for row in conventions.choices(tmp_path / "cells.csv", Chosen)}
   assert "column params_body: '0' is not a positive finite number" in found["body"]["reason"]
   assert "a" in found["total"]
 
@@ -303,7 +307,7 @@ def test_the_command_shows_choices_and_reasons(sweep, tmp_path, capsys):
 def test_a_million_runs_in_bounded_memory(tmp_path):
   """Less than 400 bytes a run, all told, in a process of its own."""
   program = (
-    "import re, sys\nfrom scaling import runs\n"
+    "import re, sys\nfrom scaling.laws import runs\n"
     # Of this program alone: ru_maxrss begins at what the process that started it had.
     "status = lambda: open('/proc/self/status').read()\n"
     "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status())[1])\n"
@@ -313,7 +317,7 @@ def test_a_million_runs_in_bounded_memory(tmp_path):
   rng = np.random.default_rng(0)
   n, d = np.exp(rng.uniform(10, 20, 10**6)), np.exp(rng.uniform(15, 25, 10**6))
   path = tmp_path / "runs.csv"
-  table = np.stack([n, d, laws.loss(TRUTH, n, d)], axis=1)
+  table = np.stack([n, d, chinchilla.loss(TRUTH, n, d)], axis=1)
   np.savetxt(path, table, delimiter=",", header="N,D,loss", comments="", fmt="%.9g")
   done = subprocess.run(
     [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True

@@ -12,10 +12,12 @@ import pytest
 from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
 
 from configs import base
-from scaling import compare, laws, listing, report, results, side_by_side
-from scaling import sweep as sweeps
-from scaling.display import Display
-from scaling.render import bracket, ratio
+from scaling.commands import listing
+from scaling.laws import chinchilla
+from scaling.progress import Display
+from scaling.report import compare, records, report, side_by_side
+from scaling.report.render import bracket, ratio
+from scaling.sweep import run as sweeps
 
 TRUTHS = {
   "clm": TRUTH,
@@ -43,7 +45,7 @@ def comparison(folder):
 
 
 def true_ratio(name, C):
-  best = laws.optimum(TRUTHS[name], C, COMPUTE)
+  best = chinchilla.optimum(TRUTHS[name], C, COMPUTE)
   return float(best.D / best.N)
 
 
@@ -109,7 +111,7 @@ def artists(axes, gid):
 
 
 def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
-  sides = compare.read(results.read(finished))
+  sides = compare.read(records.read(finished))
   axes = side_by_side.figure(sides).axes
   assert len(axes) == 2 * 3 + 3
   assert [a.get_title() for a in axes[:6:2]] == [
@@ -119,9 +121,9 @@ def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
     N = np.concatenate([a.get_xdata() for a in artists(top, "runs")])
     assert sorted(N) == pytest.approx(sorted(c["N"] for c in side.record.done("fit")))
     C, loss = artists(middle, "law")[0].get_xydata().T
-    best = laws.optimum(side.law.law, C, side.law.compute)
+    best = chinchilla.optimum(side.law.law, C, side.law.compute)
     np.testing.assert_allclose(loss, best.loss, rtol=1e-6)
-    assert abs(loss[0] - laws.optimum(TRUTHS[side.objective], C[0], COMPUTE).loss) < 0.05
+    assert abs(loss[0] - chinchilla.optimum(TRUTHS[side.objective], C[0], COMPUTE).loss) < 0.05
     held = artists(middle, "heldout")[0].get_offsets()
     np.testing.assert_allclose(held, [(c["C"], c["loss"]) for c in side.record.done("heldout")])
   for side in sides:
@@ -172,7 +174,7 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
   assert found["differences"] == []
   assert found["budgets"] == [*BUDGETS, HELD]
-  fitted = [side for side in compare.read(results.read(workdir)) if side.law]
+  fitted = [side for side in compare.read(records.read(workdir)) if side.law]
   assert len(side_by_side.figure(fitted).axes) == 2 + 3
 
 

@@ -5,10 +5,11 @@ import struct
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from synthetic import TRUTH
-from test_report import edit, markdown
+from synthetic import TRUTH, edit, markdown
 
-from scaling import figures, laws, results, style
+from scaling.laws import chinchilla
+from scaling.report import records
+from scaling.report.figures import style, sweep
 
 
 def artists(axes, gid):
@@ -27,7 +28,7 @@ def legend(figure):
 
 def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
   widths = {"training_curves": 7.0, "residuals": 7.0, "frontier": 7.0}
-  for name in figures.FIGURES:
+  for name in sweep.FIGURES:
     pdf = (finished / "figures" / f"{name}.pdf").read_bytes()
     png = (finished / "figures" / f"{name}.png").read_bytes()
     assert pdf.startswith(b"%PDF-")
@@ -39,8 +40,8 @@ def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
 
 
 def test_profile_markers_sit_at_the_minima_and_on_their_parabolas(workdir):
-  record = results.read(workdir)
-  axes = figures.isoflop_profiles(record).axes[0]
+  record = records.read(workdir)
+  axes = sweep.isoflop_profiles(record).axes[0]
   wanted = [(p["minimum_N"], p["minimum_loss"]) for p in record.profiles]
   np.testing.assert_allclose(points(axes, "minimum"), wanted)
   for line, (N, loss) in zip(artists(axes, "parabola"), wanted, strict=True):
@@ -59,8 +60,8 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
     fit["approach2"]["profiles"][0] |= {"inside": False, "minimum_N": None, "minimum_loss": None}
 
   edit(workdir / "fit.json", change)
-  record = results.read(workdir)
-  figure = figures.isoflop_profiles(record)
+  record = records.read(workdir)
+  figure = sweep.isoflop_profiles(record)
   axes = figure.axes[0]
   first = record.profiles[0]
   low = int(np.argmin(first["loss"]))
@@ -71,8 +72,8 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
 
 
 def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
-  record = results.read(workdir)
-  axes = figures.contours(record).axes[0]
+  record = records.read(workdir)
+  axes = sweep.contours(record).axes[0]
   N, D = points(axes, "frontier").T
   E, A, B, alpha, beta = (float(v) for v in TRUTH)
   np.testing.assert_allclose(alpha * A * N**-alpha, beta * B * D**-beta, rtol=1e-9)
@@ -85,12 +86,12 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
   lines = next(c for c in axes.collections if hasattr(c, "levels") and not c.filled)
   for level, path in zip(lines.levels, lines.get_paths(), strict=True):
     if len(path.vertices):
-      np.testing.assert_allclose(laws.loss(TRUTH, *path.vertices.T), level, rtol=2e-3)
+      np.testing.assert_allclose(chinchilla.loss(TRUTH, *path.vertices.T), level, rtol=2e-3)
 
 
 def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
-  record = results.read(workdir)
-  left, right = figures.frontier(record).axes
+  record = records.read(workdir)
+  left, right = sweep.frontier(record).axes
   best = record.optimum
   np.testing.assert_allclose(points(left, "N_opt"), [(o["C"], o["N_opt"]) for o in best])
   ratios = [(o["C"], o["tokens_per_param"]) for o in best]
@@ -102,10 +103,10 @@ def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
 
 
 def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
-  record = results.read(workdir)
-  for axes, x in zip(figures.residuals(record).axes, "ND", strict=False):
+  record = records.read(workdir)
+  for axes, x in zip(sweep.residuals(record).axes, "ND", strict=False):
     cells = record.done("fit")
-    law = [float(laws.loss(TRUTH, c["N"], c["D"])) for c in cells]
+    law = [float(chinchilla.loss(TRUTH, c["N"], c["D"])) for c in cells]
     wanted = [(c[x], 100 * (c["loss"] / y - 1)) for c, y in zip(cells, law, strict=True)]
     np.testing.assert_allclose(points(axes, "fit"), wanted, rtol=1e-9, atol=1e-9)
     (bars,) = artists(axes, "interval")
@@ -115,8 +116,8 @@ def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
 
 
 def test_predicted_vs_trained_has_predictions_on_x(workdir):
-  record = results.read(workdir)
-  axes = figures.predicted_vs_trained(record).axes[0]
+  record = records.read(workdir)
+  axes = sweep.predicted_vs_trained(record).axes[0]
   held = record.done("heldout")
   sealed = [c["predicted_loss"] for c in record.prediction["cells"]]
   np.testing.assert_allclose(points(axes, "heldout").T, [sealed, [c["loss"] for c in held]])
@@ -126,8 +127,8 @@ def test_predicted_vs_trained_has_predictions_on_x(workdir):
 
 
 def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workdir):
-  record = results.read(workdir)
-  left, right = figures.training_curves(record).axes[:2]
+  record = records.read(workdir)
+  left, right = sweep.training_curves(record).axes[:2]
   cells = record.done("fit")
   np.testing.assert_allclose(points(left, "fit"), [(c["D"], c["loss"]) for c in cells])
   np.testing.assert_allclose(points(right, "fit"), [(c["C"], c["loss"]) for c in cells])
@@ -148,15 +149,15 @@ def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workd
 def test_smoothing_keeps_a_level_and_removes_noise():
   rng = np.random.default_rng(0)
   tokens = np.arange(1, 2001) * 1024.0
-  np.testing.assert_allclose(figures.smooth(tokens, np.full(2000, 3.0), tokens[::50]), 3.0)
-  noise = figures.smooth(tokens, 3 + 0.1 * rng.standard_normal(2000), tokens[500:1500:50])
+  np.testing.assert_allclose(sweep.smooth(tokens, np.full(2000, 3.0), tokens[::50]), 3.0)
+  noise = sweep.smooth(tokens, 3 + 0.1 * rng.standard_normal(2000), tokens[500:1500:50])
   assert abs(noise.mean() - 3) < 0.01
   assert noise.std() < 0.03
 
 
 def test_the_sensitivity_figure_has_every_estimator_and_choice_that_gave_a_law(workdir):
-  record = results.read(workdir)
-  axes = figures.FIGURES["sensitivity"][0](record).axes[0]
+  record = records.read(workdir)
+  axes = sweep.FIGURES["sensitivity"][0](record).axes[0]
   labels = [label.get_text() for label in axes.get_yticklabels()]
   stored = record.fit
   wanted = [stored["a"], *(row["a"] for row in stored["estimators"]["rows"] if row["a"])]
@@ -182,9 +183,9 @@ def test_names_of_budgets_do_not_overlap():
   axes = figure.subplots()
   axes.set(xscale="log", xlim=(1e7, 1e10), ylim=(2, 3))
   points = [(1e18 * 2**i, (1e8, 2.5 + 0.002 * i), "k") for i in range(10)]
-  figures.name_budgets(axes, [*points, (1e17, (1e8, 2.9), "k")])
+  sweep.name_budgets(axes, [*points, (1e17, (1e8, 2.9), "k")])
   figure.draw_without_rendering()
   boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
   middles = [(box.y0 + box.y1) / 2 * 72 / figure.dpi for box in boxes]
-  assert min(np.diff(middles)) > 0.9 * figures.LINE
+  assert min(np.diff(middles)) > 0.9 * sweep.LINE
   assert axes.texts[-1].get_position()[1] == 0  # where there is room it stays

@@ -12,21 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import COLUMNS, params_of
+from synthetic import COLUMNS, edit, markdown, params_of
 
-from scaling import figures, findings, render, report, results
-
-
-def edit(path, change):
-  value = json.loads(path.read_text())
-  change(value)
-  path.write_text(json.dumps(value))
-
-
-def markdown(workdir):
-  record = results.read(workdir)
-  undrawn = {name: record.lacks(*needs) for name, (_, needs) in figures.FIGURES.items()}
-  return render.to_markdown("a sweep", report.blocks(record, undrawn))
+from scaling.report import evidence, records, report
+from scaling.report.figures import sweep
 
 
 class Page(html.parser.HTMLParser):
@@ -82,13 +71,13 @@ def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   text = (finished / "report.md").read_text()
   verdict = json.loads((finished / "verification.json").read_text())["verdict"]
   assert text.split("\n\n")[1] == f"**{verdict}**"
-  assert results.read(finished).headline == verdict
+  assert records.read(finished).headline == verdict
   assert "| alpha | 0.3500 | [0.3150, 0.3850] |" in text
   assert "choosing 20 would cost +0.0012 nats/token" in text
-  assert f"| 5 | {results.si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
+  assert f"| 5 | {records.si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
   assert "--config.sweep.sizes='(1, 3, 5, 8, 11)'" in text or "'--config.sweep.sizes=(1, 3" in text
   assert "c0ffee12" in text
-  spent = sum(c["flops_spent"] for c in results.read(finished).cells)
+  spent = sum(c["flops_spent"] for c in records.read(finished).cells)
   assert f"{spent:.2e}".replace("e+", "e") in text
   assert f"{spent / 8.64e19:.2e}" in text
   lines = report.terminal(finished).splitlines()
@@ -106,7 +95,7 @@ def test_cells_that_were_lost_are_named_with_their_reason(workdir):
   assert "| `fit-s5-blown-up` | diverged |" in text
   assert f"| `{name}` | failed: out of memory |" in text
   assert name in report.terminal(workdir)
-  assert len(results.read(workdir).done("fit")) == 35
+  assert len(records.read(workdir).done("fit")) == 35
 
 
 @pytest.mark.parametrize(("floor", "said"), [(1.15, "None of 42"), (2.2, "`heldout-1.0` (2.14")])
@@ -135,7 +124,7 @@ def test_a_partial_sweep_gets_the_report_it_can_have(
   def copied(_figure, stem):  # to set and print them takes seconds
     shutil.copy(finished / "figures" / f"{stem.name}.png", stem.parent)
 
-  monkeypatch.setattr(figures, "save", copied)
+  monkeypatch.setattr(sweep, "save", copied)
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     if name not in left:
       (workdir / name).unlink()
@@ -161,7 +150,7 @@ def test_nothing_trained_yet(workdir):
   for name in ("fit.json", "prediction.json", "verification.json"):
     (workdir / name).unlink()
   assert report.write(workdir).exists()
-  assert "0 of 43 cells are done" in results.read(workdir).headline
+  assert "0 of 43 cells are done" in records.read(workdir).headline
 
 
 def test_broken_and_missing_folders_are_one_line(tmp_path):
@@ -170,42 +159,42 @@ def test_broken_and_missing_folders_are_one_line(tmp_path):
   assert "\n" not in str(error.value)
   (tmp_path / "fit.json").write_text('{"params": ')
   with pytest.raises(ValueError, match=r"fit\.json") as error:
-    results.read(tmp_path)
+    records.read(tmp_path)
   assert "\n" not in str(error.value)
 
 
 def test_n_and_c_are_counted_as_the_fit_counts_them(workdir):
-  before = results.read(workdir).done("fit")[0]
+  before = records.read(workdir).done("fit")[0]
   planned, fitted = {"params": "body", "flops": "exact"}, {"params": "total", "flops": "6nd"}
   edit(workdir / "sweep.json", lambda sweep: sweep["config"]["fit"].update(planned))
-  after = results.read(workdir).done("fit")[0]
+  after = records.read(workdir).done("fit")[0]
   assert after["N"] == before["params_body"] < before["N"]
   assert after["C"] == before["C"]
   edit(workdir / "fit.json", lambda fit: fit.update(counting=fitted))  # fitted again, otherwise
-  after = results.read(workdir).done("fit")[0]
+  after = records.read(workdir).done("fit")[0]
   assert after["N"] == before["params_total"] > before["N"]
   assert after["C"] == pytest.approx(6 * before["params_total"] * before["D"])
   edit(workdir / "fit.json", lambda fit: fit.update(counting={"params": "given"}))
-  assert results.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
+  assert records.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
 
 
 def test_the_same_records_give_the_same_bytes_anywhere(finished, workdir):
-  command = "import sys; from scaling import report; report.write(sys.argv[1])"
-  root = Path(report.__file__).parents[1]
+  command = "import sys; from scaling.report import report; report.write(sys.argv[1])"
+  root = Path(report.__file__).parents[2]
   environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
   subprocess.run(
     [sys.executable, "-c", command, str(workdir)], check=True, cwd=root, env=environment
   )
-  names = [f"figures/{n}.{kind}" for n in figures.FIGURES for kind in ("pdf", "png")]
+  names = [f"figures/{n}.{kind}" for n in sweep.FIGURES for kind in ("pdf", "png")]
   for name in [*names, "report.md", "report.html"]:
     assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def test_the_report_says_what_stands_behind_the_law(workdir):
-  text, fit_json = markdown(workdir), results.read(workdir).fit
+  text, fit_json = markdown(workdir), records.read(workdir).fit
   for row in fit_json["estimators"]["rows"]:
     line = next(
-      x for x in text.splitlines() if x.startswith(f"| {findings.ESTIMATORS[row['estimator']]} |")
+      x for x in text.splitlines() if x.startswith(f"| {evidence.ESTIMATORS[row['estimator']]} |")
     )
     assert (f"{row['a']:.3f}" if row["a"] else row["reason"]) in line
   for row in fit_json["choices"]:
@@ -235,7 +224,7 @@ def test_the_terminal_stays_short_and_answers(workdir):
 
 def test_estimators_that_disagree_are_named(workdir):
   """The envelope of constant-rate trunks is not that of finished runs: their a differs."""
-  found = results.read(workdir).fit["estimators"]["disagreement"]
+  found = records.read(workdir).fit["estimators"]["disagreement"]
   apart = [row for row in found if row["intervals_overlap"] is False]
   text = markdown(workdir)
   assert text.count("**They disagree** on ") == len(apart) > 0
@@ -259,8 +248,8 @@ def test_someones_runs_have_figures_and_no_sweep(workdir):
   missing = next(line for line in text.splitlines() if line.startswith("**Incomplete.**"))
   assert missing.count("Missing: figure training_curves (there are no training curves).") == 1
   assert "## Cost" not in text
-  drawn = [name for name, why in figures.draw(workdir).items() if not why]
-  assert set(figures.FIGURES) - set(drawn) == {"training_curves"}
+  drawn = [name for name, why in sweep.draw(workdir).items() if not why]
+  assert set(sweep.FIGURES) - set(drawn) == {"training_curves"}
 
 
 def test_cells_chosen_by_the_fit_are_listed_with_their_reason(workdir):

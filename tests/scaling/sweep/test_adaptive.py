@@ -12,16 +12,18 @@ import pytest
 from synthetic import TRUTH
 
 from configs import base
-from scaling import adaptive, design, estimate, fit, influence, laws, main, plan, runs, store
+from scaling import main
+from scaling.laws import chinchilla, estimate, fit, next_run, runs, sensitivity
+from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters
 BUDGETS = (3e11, 6e11, 1.2e12, 2.4e12)
-TEXTBOOK = laws.Compute(6.0)
+TEXTBOOK = chinchilla.Compute(6.0)
 
 
 def isoflop(sizes=5):
   c = np.repeat(BUDGETS, sizes)
-  n = laws.optimum(TRUTH, c).N * np.tile(np.geomspace(1 / 3, 3, sizes), 4)
+  n = chinchilla.optimum(TRUTH, c).N * np.tile(np.geomspace(1 / 3, 3, sizes), 4)
   return n, c / (6 * n)
 
 
@@ -32,20 +34,22 @@ def candidates(sizes=12):
 
 def test_jacobian_against_finite_differences():
   n, d = isoflop()
-  found = design.jacobian(TRUTH, n, d)
+  found = next_run.jacobian(TRUTH, n, d)
   logs = np.log(np.array(TRUTH))
   for i, step in enumerate(1e-6 * np.eye(5)):
-    high, low = (laws.loss(laws.Chinchilla(*np.exp(logs + s)), n, d) for s in (step, -step))
+    high, low = (
+      chinchilla.loss(chinchilla.Chinchilla(*np.exp(logs + s)), n, d) for s in (step, -step)
+    )
     np.testing.assert_allclose(found[:, i], np.log(high / low) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("compute", [TEXTBOOK, laws.Compute(6.0, 500.0)])
+@pytest.mark.parametrize("compute", [TEXTBOOK, chinchilla.Compute(6.0, 500.0)])
 def test_gradient_of_log_n_opt(compute):
   """Against the closed form for C = k N D: (alpha + beta) log N = log(alpha A / beta B) + ..."""
-  found = design.information(TRUTH, *isoflop(), C, compute).gradient
+  found = next_run.information(TRUTH, *isoflop(), C, compute).gradient
   total = TRUTH.alpha + TRUTH.beta
   if compute.q == 0:
-    log_n = float(np.log(laws.optimum(TRUTH, C).N))
+    log_n = float(np.log(chinchilla.optimum(TRUTH, C).N))
     closed = np.array(
       [0, 1, -1, 1 - TRUTH.alpha * log_n, -1 - TRUTH.beta * (log_n - np.log(C / 6))]
     )
@@ -56,9 +60,9 @@ def test_gradient_of_log_n_opt(compute):
 def test_one_more_run_divides_the_variance_as_said():
   """The rank-one update agrees with the information of all runs together."""
   n, d = isoflop()
-  start = design.information(TRUTH, n, d, C, TEXTBOOK)
+  start = next_run.information(TRUTH, n, d, C, TEXTBOOK)
   for new_n, new_d in ((5e5, 4e5), (2e4, 3e7), (n[3], d[3])):
-    whole = design.information(TRUTH, np.append(n, new_n), np.append(d, new_d), C, TEXTBOOK)
+    whole = next_run.information(TRUTH, np.append(n, new_n), np.append(d, new_d), C, TEXTBOOK)
     said = start.shrink(np.array([new_n]), np.array([new_d]))[0]
     assert said == pytest.approx(np.sqrt(whole.variance / start.variance), rel=1e-6)
     assert start.after(new_n, new_d).variance == pytest.approx(whole.variance, rel=1e-6)
@@ -70,17 +74,17 @@ def sampled_sd(n, d, noise, simulations=250):
   found = []
   for seed in range(simulations):
     scatter = np.random.default_rng(seed).normal(0, noise, len(n))
-    points = estimate.design(n, d, laws.loss(TRUTH, n, d) * np.exp(scatter))
-    start = influence.from_law(points, TRUTH)
+    points = estimate.design(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(scatter))
+    start = sensitivity.from_law(points, TRUTH)
     best = estimate.minimise(points, np.ones((1, len(n))), start[None], 10.0)
-    found.append(np.log(laws.optimum(estimate.to_law(points, best.theta[0]), C).N))
+    found.append(np.log(chinchilla.optimum(estimate.to_law(points, best.theta[0]), C).N))
   return np.std(found)
 
 
 def test_predicted_shrink_is_the_realised_one():
   """Over simulated sweeps N_opt scatters as predicted, and by as much less with the best cell."""
   n, d = isoflop()
-  start = design.information(TRUTH, n, d, C, TEXTBOOK)
+  start = next_run.information(TRUTH, n, d, C, TEXTBOOK)
   new_n, new_d, _ = candidates()
   said = start.shrink(new_n, new_d)
   best = np.argmin(said)
@@ -106,16 +110,16 @@ def test_the_proposed_cells_beat_random_ones():
   options.bootstraps = 200
   n, d = isoflop()
   new_n, new_d, cost = candidates()
-  start, budget = design.information(TRUTH, n, d, C, TEXTBOOK), 8e12
+  start, budget = next_run.information(TRUTH, n, d, C, TEXTBOOK), 8e12
 
   def width(at, seed):
     n_all, d_all = np.append(n, new_n[at]), np.append(d, new_d[at])
     noise = np.random.default_rng(seed).normal(0, 0.002, len(n_all))
-    made = fit.make_runs(n_all, d_all, laws.loss(TRUTH, n_all, d_all) * np.exp(noise))
+    made = fit.make_runs(n_all, d_all, chinchilla.loss(TRUTH, n_all, d_all) * np.exp(noise))
     low, high = fit.optimum(fit.fit_runs(made, options), C)["N_opt_interval"]
     return np.log(high / low)
 
-  chosen = design.choose(start, new_n, new_d, cost, budget)
+  chosen = next_run.choose(start, new_n, new_d, cost, budget)
   before, proposed, random = (
     np.mean([width(at(seed), seed) for seed in range(8)])
     for at in (
@@ -129,12 +133,12 @@ def test_the_proposed_cells_beat_random_ones():
 
 def test_the_choice_is_nearly_the_best_there_is():
   """Under a budget for a few cells: within 3 % of the best subset of ten candidates."""
-  start = design.information(TRUTH, *isoflop(), C, TEXTBOOK)
+  start = next_run.information(TRUTH, *isoflop(), C, TEXTBOOK)
   n, d, cost = candidates()
   some = np.random.default_rng(0).choice(len(n), 10, replace=False)
   n, d, cost = n[some], d[some], cost[some]
   for budget in (1.2e12, 3e12, 5e12):
-    chosen = design.choose(start, n, d, cost, budget)
+    chosen = next_run.choose(start, n, d, cost, budget)
     assert cost[[i for i, _ in chosen]].sum() <= budget
     assert len({i for i, _ in chosen}) == len(chosen)
     best = 1.0
@@ -146,13 +150,13 @@ def test_the_choice_is_nearly_the_best_there_is():
             after = after.after(n[i], d[i])
           best = min(best, np.sqrt(after.variance / start.variance))
     assert best * (1 - 1e-9) <= chosen[-1][1] < 1.03 * best
-  assert design.choose(start, n, d, cost, 1e11) == []
+  assert next_run.choose(start, n, d, cost, 1e11) == []
 
 
 def test_a_parameter_at_its_bound_is_held():
   law = TRUTH._replace(E=np.float64(0.0))
   n, d = isoflop()
-  found = design.information(law, n, d, C, TEXTBOOK, held=("E",))
+  found = next_run.information(law, n, d, C, TEXTBOOK, held=("E",))
   assert found.covariance.shape == (4, 4)
   assert np.all((found.shrink(n, d) > 0) & (found.shrink(n, d) <= 1))
 
@@ -176,7 +180,7 @@ def trained(config, cells, off=0.0):
   n, d, c = (np.array([getattr(cell, x) for cell in cells], float) for x in "NDC")
   luck = [np.random.default_rng(list(cell.id.encode())).normal(0, 0.002) for cell in cells]
   law = TRUTH._replace(A=TRUTH.A * np.exp(off))
-  loss = laws.loss(law, n, d) * np.exp(luck)
+  loss = chinchilla.loss(law, n, d) * np.exp(luck)
   return fit.fit_runs(fit.make_runs(n, d, loss, c, [cell.id for cell in cells]), config.fit)
 
 
@@ -205,7 +209,7 @@ def test_cells_that_could_be_trained_next(config):
 def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
   cells = plan.fit_cells(config, 257)
   law = trained(config, cells, off=1.0)  # a surface that wants larger models than there are
-  edges = design.open_edges(fit.isoflop_profiles(law.runs, law.compute)["profiles"])
+  edges = next_run.open_edges(fit.isoflop_profiles(law.runs, law.compute)["profiles"])
   assert edges
   assert all(side == 1 for _, _, side in edges)
   found = adaptive.propose(config, cells, law, 257, 10**9, 3e12)
@@ -222,7 +226,7 @@ def test_profiles_closed_inside_ask_for_nothing():
   profile = {"C": 1.0, "N": [1.0, 2.0, 3.0], "loss": [2.0, 1.0, 2.0], "inside": True}
   left = profile | {"loss": [1.0, 2.0, 3.0], "inside": False}
   bent = profile | {"loss": [1.0, 3.0, 0.9], "inside": False}
-  assert design.open_edges([profile, left, bent]) == [(1.0, 1.0, -1), (1.0, 3.0, 1)]
+  assert next_run.open_edges([profile, left, bent]) == [(1.0, 1.0, -1), (1.0, 3.0, 1)]
 
 
 def rounds(config, workdir, stop_after=None):

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from configs import base
-from scaling import main, plan, runs, store
-from train import data
+from scaling import main
+from scaling.laws import runs
+from scaling.sweep import plan, store
+from train.data import dataset
 
 
 @pytest.fixture
@@ -51,14 +53,14 @@ def config(cache, corpus):
 def test_what_cannot_be_meant_is_refused_in_one_line(config, field, value, said):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=said) as error:
-    plan.check(config, data.prepare(config))
+    plan.check(config, dataset.prepare(config))
   assert "\n" not in str(error.value)
 
 
 def test_what_a_probe_would_need_is_not_asked_without_one(config):
   config.sweep.probe_sizes, config.sweep.probe_factors, config.sweep.probe_tokens = (), (), 0
   config.optim.lr = 0.01
-  plan.check(config, data.prepare(config))
+  plan.check(config, dataset.prepare(config))
   assert {cell.lr for cell in plan.fit_cells(config, 257)} == {0.01}
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from synthetic import build
 
-from scaling import costs, report
+from scaling.report import report
+from scaling.sweep import costs
 
 
 class Hands:

@@ -1,9 +1,9 @@
 """Each objective trains to the least loss there is on a Markov chain, and not below it.
 
-The least loss is computed in two ways: as an expectation over the source (`train.markov`), and here
-on the very tokens that the model is evaluated on, as -log of the exact posterior of what is hidden
-given what is seen. Model and posterior share their text, so that the difference of the two is free
-of the text's own randomness: a leak of the target shows as a negative one.
+The least loss is computed in two ways: as an expectation over the source (`train.data.markov`), and
+here on the very tokens that the model is evaluated on, as -log of the exact posterior of what is
+hidden given what is seen. Model and posterior share their text, so that the difference of the two
+is free of the text's own randomness: a leak of the target shows as a negative one.
 """
 
 import itertools
@@ -14,7 +14,9 @@ import pytest
 
 from configs import base
 from configs.ladders import resolve
-from train import data, markov, objectives, optim, step
+from train import optim, step
+from train.data import dataset, markov
+from train.objectives import registry
 
 EOS = 256
 
@@ -123,18 +125,18 @@ def excess(config):
     loss - least loss on the same validation text, and its standard error; loss, and its standard
     error [nats per predicted token]; number of parameters.
   """
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(config.seed))
-  per_step = objectives.tokens_per_step(config)
+  per_step = registry.tokens_per_step(config)
   steps = round(config.train.tokens / per_step)
-  batches = data.train_batches(tokens, config)
+  batches = dataset.train_batches(tokens, config)
   for i in range(steps):
     lr = optim.learning_rate(config.optim, config.optim.lr, i, steps, per_step)
     state, _ = functions.step(state, next(batches), np.float32(lr), np.uint32(0))
   batches.close()
   gaps, losses, weights = [], [], []
-  for batch in data.validation_batches(tokens, config):
+  for batch in dataset.validation_batches(tokens, config):
     text = [batch[k] for k in ("inputs_BT", "targets_BT", "source_BS") if k in batch]
     # A window in which a document ends is no stretch of the chain (eos also starts a decoder).
     ends = [(part == EOS).sum(axis=1) for part in text]
@@ -185,7 +187,7 @@ def judge(config):
   assert n_params < 500_000
   assert gap < 0.02
   assert gap > -3 * gap_error
-  floor = data.prepare(config).floor  # the expectation, where it has a closed form
+  floor = dataset.prepare(config).floor  # the expectation, where it has a closed form
   assert (floor is None) == (config.objective == "span")
   if floor is not None:
     assert loss > floor - 3 * loss_error

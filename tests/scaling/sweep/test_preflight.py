@@ -8,12 +8,15 @@ import jax
 import pytest
 
 from configs import ladders
-from scaling import plan, store, worker
-from scaling import preflight as planner
-from scaling import sweep as sweeps
-from scaling.display import Display
-from scaling.launch import Pool
-from train import data, files, host, loop, preflight
+from scaling.launch import worker
+from scaling.launch.local import Pool
+from scaling.progress import Display
+from scaling.sweep import plan, store
+from scaling.sweep import preflight as planner
+from scaling.sweep import run as sweeps
+from train import fitting, loop
+from train.data import dataset
+from train.system import files, process
 
 
 @pytest.fixture
@@ -23,13 +26,13 @@ def run(tiny):
   tiny.train.tokens = 40 * 16 * 128
   tiny.optim.warmup_tokens = 4096
   config = ladders.resolve(tiny)
-  return config, data.prepare(config)
+  return config, dataset.prepare(config)
 
 
 def compiled(config, tokens, **fields):
   config = config.copy_and_resolve_references()
   config.sharding.update(fields)
-  return preflight.needs(config, tokens).compiled
+  return fitting.needs(config, tokens).compiled
 
 
 @pytest.mark.slow
@@ -38,7 +41,7 @@ def test_microbatches_are_halved_until_they_fit_and_the_batch_stays(run, tmp_pat
   whole, half, quarter = (compiled(config, tokens, microbatches=n) for n in (1, 2, 4))
   assert whole > half > quarter
   config.sharding.device_memory = (half + quarter) / 2
-  fitted, found = preflight.fitting(config, tokens)
+  fitted, found = fitting.fitting(config, tokens)
   assert (fitted.sharding.microbatches, found.compiled) == (4, quarter)
   assert config.sharding.microbatches == 1
   small = loop.train(config, tmp_path / "small")
@@ -65,14 +68,14 @@ def test_what_cannot_fit_is_refused_with_what_would_help(run, tmp_path):
 
 def test_arithmetic_is_believed_far_from_the_limit(run, monkeypatch):
   config, tokens = run
-  monkeypatch.setattr(preflight, "needs", lambda *_: pytest.fail("it was compiled"))
-  assert preflight.fitting(config, tokens, near=preflight.NEAR) == (config, None)
+  monkeypatch.setattr(fitting, "needs", lambda *_: pytest.fail("it was compiled"))
+  assert fitting.fitting(config, tokens, near=fitting.NEAR) == (config, None)
 
 
 def test_memory_of_this_machine(tiny):
-  alone = preflight.available(tiny)
-  assert 2**28 < alone <= preflight.machine_memory()
-  assert preflight.available(tiny, sharing=4) == pytest.approx(alone / 4, rel=1e-6)
+  alone = fitting.available(tiny)
+  assert 2**28 < alone <= fitting.machine_memory()
+  assert fitting.available(tiny, sharing=4) == pytest.approx(alone / 4, rel=1e-6)
   assert jax.default_backend() == "cpu"
 
 
@@ -86,7 +89,7 @@ def test_a_sweep_is_refused_before_it_trains_where_a_size_does_not_fit(tiny, tmp
     sized = c.copy_and_resolve_references()
     sized.model.size = size
     sized = ladders.resolve(sized)
-    needed.append(compiled(sized, data.prepare(sized)))
+    needed.append(compiled(sized, dataset.prepare(sized)))
   c.sharding.device_memory, c.sharding.halve_microbatches = sum(needed) / 2, False
   display = Display("", io.StringIO())
   with pytest.raises(ValueError, match="1 of 3 sizes do not fit .*preflight_s03: sharding.micro"):
@@ -100,9 +103,9 @@ def test_a_sweep_is_refused_before_it_trains_where_a_size_does_not_fit(tiny, tmp
 @pytest.mark.slow
 def test_each_of_several_processes_brings_its_own_rows(run, monkeypatch):
   config, tokens = run
-  alone = preflight.needs(config, tokens)
-  monkeypatch.setattr(host, "place", lambda: (1, 2))
-  shared = preflight.needs(config, tokens)
+  alone = fitting.needs(config, tokens)
+  monkeypatch.setattr(process, "place", lambda: (1, 2))
+  shared = fitting.needs(config, tokens)
   assert shared.compiled < 0.8 * alone.compiled
   assert shared.evaluating < alone.evaluating
 
@@ -110,15 +113,15 @@ def test_each_of_several_processes_brings_its_own_rows(run, monkeypatch):
 def test_what_evaluation_needs_is_looked_at_too(run):
   config, tokens = run
   config.train.eval_batch_size = 128
-  found = preflight.needs(config, tokens)
+  found = fitting.needs(config, tokens)
   assert found.evaluating > found.compiled
   config.sharding.device_memory = (found.compiled + found.evaluating) / 2
   with pytest.raises(ValueError, match="train.eval_batch_size=128: evaluation needs .*; lower it"):
-    preflight.fitting(config, tokens)
+    fitting.fitting(config, tokens)
 
 
 def test_a_begun_sweep_goes_on_with_what_makes_it_fit_and_with_nothing_else(tiny, tmp_path):
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   store.write_sweep(tmp_path, sweeps.begin(tiny, tmp_path, tokens), [])
   for section, field, value in (
     ("model", "remat", "full"),
@@ -159,7 +162,7 @@ class Rates:
 def test_workers_are_chosen_by_what_was_measured_and_once(
   tiny, tmp_path, monkeypatch, rates, each_core, pack, changed
 ):
-  monkeypatch.setattr(host, "cores", lambda: [0, 1])
+  monkeypatch.setattr(process, "cores", lambda: [0, 1])
   tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
   (tmp_path / "preflight").mkdir()
   said, pool = io.StringIO(), Rates(*rates)
@@ -176,15 +179,15 @@ def test_workers_are_chosen_by_what_was_measured_and_once(
   assert not planner.choose(tiny, tmp_path, *arguments)  # a second start keeps it
   assert planner.chosen(tmp_path) == found
   (tmp_path / "sweep.json").write_text("{}")
-  monkeypatch.setattr(host, "cores", lambda: [0, 1, 2])
+  monkeypatch.setattr(process, "cores", lambda: [0, 1, 2])
   assert planner.chosen(tmp_path) == {"each_core": True, "pack": 1}
-  pool.restart(host.cores())
+  pool.restart(process.cores())
   assert not planner.choose(tiny, tmp_path, *arguments)  # a core each is fastest now
   assert (planner.chosen(tmp_path)["pack"], planner.chosen(tmp_path)["cores"]) == (1, 3)
 
 
 def test_nothing_is_measured_where_it_is_said_or_short_or_begun(tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(host, "cores", lambda: [0, 1])
+  monkeypatch.setattr(process, "cores", lambda: [0, 1])
   tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
 
   def choose(c):
@@ -267,11 +270,11 @@ def test_workers_of_one_accelerator_share_its_memory(monkeypatch, workers, own, 
     monkeypatch.delenv(name, raising=False)
   for name, value in own.items():
     monkeypatch.setenv(name, value)
-  monkeypatch.setattr(host, "has_accelerator", lambda: True)
+  monkeypatch.setattr(process, "has_accelerator", lambda: True)
   env = worker.environment(workers)
   assert env.get("XLA_CLIENT_MEM_FRACTION") == share
   assert env | own == env
-  monkeypatch.setattr(host, "has_accelerator", lambda: False)
+  monkeypatch.setattr(process, "has_accelerator", lambda: False)
   assert worker.environment(workers) == dict(os.environ)
 
 

@@ -7,10 +7,14 @@ import sys
 
 import pytest
 
-from scaling import failures, launch, listing, plan, preflight, report, store
-from scaling import sweep as sweeps
-from scaling.display import Display
-from scaling.growth import LAW, laws
+from scaling.bench.growth import LAW
+from scaling.commands import listing
+from scaling.launch import local
+from scaling.laws import chinchilla
+from scaling.progress import Display
+from scaling.report import report
+from scaling.sweep import plan, preflight, retries, store
+from scaling.sweep import run as sweeps
 
 FIT = preflight.Fit(1, 1)
 
@@ -31,19 +35,19 @@ class Pool:
 
   def run(self, tasks, display, should_stop):
     cells = {cell.id: cell for cell in store.read_sweep(self.workdir)[1]}
-    queue = launch.Queue(tasks)
+    queue = local.Queue(tasks)
     while own := queue.pop():
       for task in own.tasks:
         self.ran.append(task.id)
         fate = next((fate for part, fate in self.fates.items() if part in task.id), "done")
         if fate == "killed":
-          launch._record_failure(task, "its worker died (signal 9)")
+          local._record_failure(task, "its worker died (signal 9)")
           queue.end(task.id, "its worker died (signal 9)")
           continue
         result = {"status": fate, "config": task.config}
         if fate == "done" and task.id in cells:
           cell = cells[task.id]
-          loss = float(laws.loss(LAW, cell.N, cell.D)) + abs(cell.seed - 1) * 1e-3
+          loss = float(chinchilla.loss(LAW, cell.N, cell.D)) + abs(cell.seed - 1) * 1e-3
           result |= {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss}
         task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / "run.json").write_text(json.dumps(result))
@@ -154,8 +158,8 @@ def test_what_its_trunk_did_not_reach_has_diverged_with_it(config, tmp_path):
   )
   (tmp_path / "trunks" / "trunk_s02_seed0" / "run.json").write_text('{"status": "diverged"}')
   for task in sweeps.tasks(config, tmp_path, cells, {2: FIT})[1:]:
-    launch._record_failure(task, "not kept")
-  failures.settle_diverged(tmp_path, cells)
+    local._record_failure(task, "not kept")
+  retries.settle_diverged(tmp_path, cells)
   statuses = [store.outcome(tmp_path, cell)["status"] for cell in cells]
   assert statuses == ["failed", "diverged", "diverged"]
 
@@ -221,12 +225,12 @@ def test_what_a_leaving_worker_saved_another_goes_on_with(tmp_path, monkeypatch,
     return real([sys.executable, "-c", WORKER.replace("CODE", str(code))], **options)
 
   real = subprocess.Popen
-  monkeypatch.setattr(launch.subprocess, "Popen", popen)
+  monkeypatch.setattr(local.subprocess, "Popen", popen)
   tasks = [
-    launch.Task("trunk", tmp_path / "trunk", {}, 2.0, shape=0),
-    launch.Task("cell", tmp_path / "cell", {}, 1.0, needs="trunk", shape=0),
+    local.Task("trunk", tmp_path / "trunk", {}, 2.0, shape=0),
+    local.Task("cell", tmp_path / "cell", {}, 1.0, needs="trunk", shape=0),
   ]
-  pool = launch.Pool(tmp_path, 1)
+  pool = local.Pool(tmp_path, 1)
   try:
     errors = pool.run(tasks, Display("", io.StringIO()), lambda: False)
   finally:

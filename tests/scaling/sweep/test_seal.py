@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from configs import base
-from scaling import growth, plan, refit, store, verify
-from scaling import sweep as sweeps
-from train import data, record
+from scaling.bench import growth
+from scaling.sweep import plan, refit, seal, store
+from scaling.sweep import run as sweeps
+from train import record
+from train.data import dataset
 
 CORPUS = 512, 4_000_000  # V, training tokens
 
@@ -15,7 +17,7 @@ CORPUS = 512, 4_000_000  # V, training tokens
 @pytest.fixture
 def begun(tiny, tmp_path):
   """The config and the text of a begun sweep, and its folder."""
-  tokens = data.prepare(tiny)
+  tokens = dataset.prepare(tiny)
   store.write_sweep(tmp_path, sweeps.begin(tiny, tmp_path, tokens), [])
   return tiny, tokens, tmp_path
 
@@ -76,12 +78,12 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   store.write_sweep(tmp_path, {"config": record.plain(config.to_dict())}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
   law = refit.refit(tmp_path, config.fit)
-  sealed, heldout = verify.seal(config, tmp_path, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
   moved = dataclasses.replace(law, law=law.law._replace(A=8 * law.law.A))
-  again, same = verify.seal(config, tmp_path, moved, cells, *CORPUS)
+  again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)
   assert (again, same) == (sealed, heldout)
   growth.finish(tmp_path, heldout)
-  assert len(verify.verdict(config, tmp_path, moved, again, same)["cells"]) == 3
+  assert len(seal.verdict(config, tmp_path, moved, again, same)["cells"]) == 3
 
 
 def test_only_what_can_be_trained_is_held_out(config):

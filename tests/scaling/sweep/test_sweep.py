@@ -16,9 +16,10 @@ import pytest
 
 from configs import base
 from model import accounting
-from scaling import plan, preflight, store, verify
-from scaling import sweep as sweeps
-from train import data, optim
+from scaling.sweep import plan, preflight, seal, store
+from scaling.sweep import run as sweeps
+from train import optim
+from train.data import dataset
 
 FLAGS = [
   "--config.data.seq_len=32",
@@ -331,9 +332,9 @@ def test_parabola_of_the_probe():
 def test_minimum_of_three():
   n = [1e4, 2e4, 4e4]
   cells = [{"N": x, "trained_loss": (math.log(x / 2.3e4)) ** 2} for x in n]
-  assert verify.trained_minimum(cells) == pytest.approx(2.3e4)
-  assert verify.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
-  assert verify.trained_minimum(cells[:2]) is None
+  assert seal.trained_minimum(cells) == pytest.approx(2.3e4)
+  assert seal.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
+  assert seal.trained_minimum(cells[:2]) is None
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value,
   config.data.source = f"text:{corpus}"
   config.data.max_epochs = 100.0
   config.sweep[field] = value
-  tokens = data.prepare(config)
+  tokens = dataset.prepare(config)
   with pytest.raises(ValueError, match=message) as error:
     plan.check(config, tokens)
   assert "\n" not in str(error.value)
@@ -370,4 +371,4 @@ def test_a_fit_that_would_be_refused_is_refused_before_training(
   config.data.source = f"text:{corpus}"
   config.fit[field] = value
   with pytest.raises(ValueError, match=f"^fit.{field}=.*{value}"):
-    plan.check(config, data.prepare(config))
+    plan.check(config, dataset.prepare(config))

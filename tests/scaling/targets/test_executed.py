@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from configs import base, ladders
-from scaling import executed, hlo, roofline, targets
-from train import ahead, record
+from scaling.targets import catalog, executed, hlo, roofline
+from train import aot, record
 
 
 def compiled(function, *shapes):
@@ -93,7 +93,7 @@ def squares(c):
 def test_an_evaluation_has_the_models_own_flops(scan):
   c = small(scan=scan)
   c.train.eval_batch_size = c.data.batch_size
-  works = executed.read(ahead.lowered(c, 500)["evaluate"].compile().as_text())
+  works = executed.read(aot.lowered(c, 500)["evaluate"].compile().as_text())
   size = record.size_of(c, 500)
   exact = size.flops_per_token * size.tokens_per_step / 3
   assert executed.total(works)["flops"] == pytest.approx(exact + squares(c), rel=1e-6)
@@ -365,12 +365,12 @@ def test_attributes_may_have_several_lines():
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100:2", "h100:2x2"])
 def test_layers_in_shards_for_a_target(name):
   """Each of 6 layers is gathered, multiplied, and its gradient scattered, in bfloat16."""
-  target = targets.parse(name)
+  target = catalog.parse(name)
   try:
-    targets.check_installed(target)
+    catalog.check_installed(target)
   except ValueError as error:
     pytest.skip(str(error))
-  mesh = jax.make_mesh((target.devices,), ("shard",), devices=targets.devices(target))
+  mesh = jax.make_mesh((target.devices,), ("shard",), devices=catalog.devices(target))
   rows = jax.sharding.NamedSharding(mesh, jax.P("shard"))
   columns = jax.sharding.NamedSharding(mesh, jax.P(None, "shard"))
 

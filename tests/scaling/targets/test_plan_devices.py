@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from configs import base, ladders, large
-from scaling import advice, main
+from scaling import main
+from scaling.targets import advice
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
 GIB = 2**30
 
@@ -172,7 +173,7 @@ def test_an_unknown_run_is_refused_with_the_known_ones():
 def test_no_device_is_touched():
   """Even with a platform that does not exist."""
   code = (
-    "from configs import large; from scaling import advice;"
+    "from configs import large; from scaling.targets import advice;"
     "print(advice.run_report(large.get_config('70b'), 512, '80GiB'))"
   )
   done = subprocess.run(

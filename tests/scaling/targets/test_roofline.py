@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 
-from scaling import roofline, targets
-from scaling.executed import Work
+from scaling.targets import catalog, roofline
+from scaling.targets.executed import Work
 
-H100, V5E = targets.parse("h100:8"), targets.parse("v5e:2x4")
+H100, V5E = catalog.parse("h100:8"), catalog.parse("v5e:2x4")
 PEAK, HBM, LINK = 989e12, 3350e9, 450e9
 
 
@@ -95,7 +95,7 @@ def test_the_operands_decide_the_peak():
   ],
 )
 def test_rings_of_a_byte(target, kind, group, seconds):
-  assert targets.parse(target).seconds(kind, 1.0, tuple(group)) == pytest.approx(seconds)
+  assert catalog.parse(target).seconds(kind, 1.0, tuple(group)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_rings_of_a_byte(target, kind, group, seconds):
   ],
 )
 def test_targets_by_name(name, devices, dims):
-  target = targets.parse(name)
+  target = catalog.parse(name)
   assert (target.devices, target.dims) == (devices, dims)
 
 
@@ -130,7 +130,7 @@ def test_targets_by_name(name, devices, dims):
 )
 def test_names_that_are_none(name, line):
   with pytest.raises(ValueError, match="^target=") as caught:
-    targets.parse(name)
+    catalog.parse(name)
   assert line in str(caught.value)
 
 
@@ -138,4 +138,4 @@ def test_a_missing_package_has_its_remedy(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   for name, extra in {"v5e:2x2": "plan-tpu", "h100": "plan-gpu"}.items():
     with pytest.raises(ValueError, match=rf"pip install 'isoflop\[{extra}\]'"):
-      targets.devices(targets.parse(name))
+      catalog.devices(catalog.parse(name))

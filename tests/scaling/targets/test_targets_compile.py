@@ -6,7 +6,7 @@ All of it: `pytest tests/release/test_targets.py`.
 import pytest
 import target_matrix
 
-from scaling import targets
+from scaling.targets import catalog
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ from scaling import targets
 )
 def test_a_row_of_the_matrix_compiles(kind, row, programs):
   (row,) = (r for r in target_matrix.MATRIX if str(r) == row)
-  target = targets.parse(target_matrix.SIZES[kind][row.devices])
+  target = catalog.parse(target_matrix.SIZES[kind][row.devices])
   try:
-    targets.check_installed(target)
+    catalog.check_installed(target)
   except ValueError as error:
     pytest.skip(str(error))
   config = target_matrix.config_of(row, target.devices)

@@ -1,0 +1,1 @@
+"""How fast training is here, and how its cost grows."""

@@ -1,0 +1,1 @@
+"""Tasks, and the workers that run them."""

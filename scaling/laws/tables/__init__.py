@@ -1,0 +1,1 @@
+"""Tables of runs: rows read from files, and conditions on them."""

@@ -1,0 +1,1 @@
+"""Figures, sized and set for a paper."""
