@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
+
 Bound = tuple[Callable[[float], bool], str]  # whether it holds, and what a number must do
 
 COUNT: Bound = (lambda x: 1 <= x < math.inf, "be at least 1")
@@ -48,11 +50,11 @@ BOUNDS: dict[str, dict[Bound, tuple[str, ...]]] = {
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, one line, where a number of a config lies where none may lie."""
+  """Raises ConfigError where a number of a config lies where none may lie."""
   for section, bounds in BOUNDS.items():
     fields = config[section] if section else config
     for (holds, need), names in bounds.items():
       for name in names:
         if not holds(fields[name]):
           field = f"{section}.{name}".lstrip(".")
-          raise ValueError(f"{field}={fields[name]}: must {need}")
+          raise ConfigError(f"{field}={fields[name]}: must {need}")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from configs import bounds
+from configs.errors import ConfigError
 
 
 class Rung(NamedTuple):
@@ -67,10 +68,10 @@ def rungs(ladder: str) -> dict[int, Rung]:
   """Returns the rungs of a ladder by size.
 
   Raises:
-    ValueError: there is no such ladder.
+    ConfigError: there is no such ladder.
   """
   if ladder not in LADDERS:
-    raise ValueError(f"model.ladder={ladder!r}: unknown; choose one of {sorted(LADDERS)}")
+    raise ConfigError(f"model.ladder={ladder!r}: unknown; choose one of {sorted(LADDERS)}")
   return LADDERS[ladder]
 
 
@@ -81,7 +82,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   values, and the depth of an encoder-decoder's encoder from those.
 
   Raises:
-    ValueError: the size is not on the ladder, a number is out of its bounds, or the heads, buckets
+    ConfigError: the size is not on the ladder, a number is out of its bounds, or the heads, buckets
       or positions do not fit.
   """
   bounds.check(config)
@@ -90,7 +91,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if not (m.width and m.depth and m.heads):
     ladder = rungs(m.ladder)
     if m.size not in ladder:
-      raise ValueError(
+      raise ConfigError(
         f"model.size={m.size}: ladder {m.ladder!r} has {min(ladder)} to {max(ladder)}"
       )
     rung = ladder[m.size]
@@ -98,25 +99,25 @@ def resolve(config: ConfigDict) -> ConfigDict:
     m.depth = m.depth or rung.depth
     m.heads = m.heads or rung.heads
   if not m.head_width and m.width % m.heads:
-    raise ValueError(
+    raise ConfigError(
       f"model.heads={m.heads}: does not divide the width {m.width}; choose a divisor, or set "
       "model.head_width"
     )
   m.head_width = m.head_width or m.width // m.heads
   if m.head_width % 2:
-    raise ValueError(f"model.head_width={m.head_width}: heads are of an even width")
+    raise ConfigError(f"model.head_width={m.head_width}: heads are of an even width")
   m.kv_heads = m.kv_heads or m.heads
   if m.heads % m.kv_heads:
-    raise ValueError(
+    raise ConfigError(
       f"model.kv_heads={m.kv_heads}: the {m.heads} heads must divide evenly among them"
     )
   if m.positions == "relative" and not 4 <= m.relative_buckets < 2 * m.relative_distance:
-    raise ValueError(
+    raise ConfigError(
       f"model.relative_buckets={m.relative_buckets}: must be at least 4, and less than twice "
       f"relative_distance={m.relative_distance}"
     )
   if m.positions == "sinusoidal" and m.width % 2:
-    raise ValueError(f"model.width={m.width}: sinusoidal positions need an even one")
+    raise ConfigError(f"model.width={m.width}: sinusoidal positions need an even one")
   if m.family == "encoder_decoder":
     m.encoder_depth = m.encoder_depth or m.depth
   return config

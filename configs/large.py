@@ -11,6 +11,7 @@ isoflop plan --config=configs/large.py:70b --devices=512 --device_memory=80GiB
 from typing import Any
 
 from configs import base
+from configs.errors import ConfigError
 
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
   "1b": {
@@ -41,10 +42,10 @@ def get_config(name: str = ""):
   """Returns one of the runs.
 
   Raises:
-    ValueError: there is no run of that name.
+    ConfigError: there is no run of that name.
   """
   if name not in RUNS:
-    raise ValueError(f"run {name!r}: unknown; write configs/large.py:NAME with one of 1b, 70b")
+    raise ConfigError(f"run {name!r}: unknown; write configs/large.py:NAME with one of 1b, 70b")
   c = base.get_config()
   for section, fields in RUNS[name].items():
     c[section].update(fields)

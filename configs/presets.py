@@ -19,6 +19,7 @@ of a sweep sees its data about once.
 from typing import Any
 
 from configs import base
+from configs.errors import ConfigError
 
 GPT2 = {
   "family": "decoder",
@@ -81,10 +82,10 @@ def get_config(name: str = ""):
   """Returns the complete config with the model's switches set to those of a preset.
 
   Raises:
-    ValueError: there is no preset of that name.
+    ConfigError: there is no preset of that name.
   """
   if name not in PRESETS:
-    raise ValueError(
+    raise ConfigError(
       f"preset {name!r}: unknown; write configs/presets.py:NAME with one of {', '.join(PRESETS)}"
     )
   c = base.get_config()

@@ -11,7 +11,7 @@ carries out a look-up's gradient as a product), the optimizer, and what remateri
 
 In all functions, `model_config` is `config.model`, resolved (`configs.ladders.resolve`);
 `vocab_size` is V, special tokens included; `seq_len` is T and `source_len` S, the tokens of an
-encoder-decoder's encoder (0 in the other families). Each raises ValueError where S is missing, or
+encoder-decoder's encoder (0 in the other families). Each raises ConfigError where S is missing, or
 given to a family that has no use for it.
 """
 
@@ -19,6 +19,8 @@ import math
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from configs.errors import ConfigError
 
 GROUPS = ("embedding", "positions", "body", "head")
 CONVENTIONS = {"body_head": ("body", "head"), "body": ("body",), "total": GROUPS}
@@ -131,10 +133,10 @@ def n_params(groups: dict[str, int], convention: str) -> int:
   """Returns N as `convention` counts it: body_head (every multiplied weight), body, or total.
 
   Raises:
-    ValueError: there is no such convention.
+    ConfigError: there is no such convention.
   """
   if convention not in CONVENTIONS:
-    raise ValueError(f"fit.params={convention!r}: unknown; choose one of {sorted(CONVENTIONS)}")
+    raise ConfigError(f"fit.params={convention!r}: unknown; choose one of {sorted(CONVENTIONS)}")
   return sum(groups[name] for name in CONVENTIONS[convention])
 
 
@@ -177,7 +179,7 @@ def stacks(model_config: ConfigDict, seq_len: int, source_len: int) -> list[Stac
   """Returns the stacks of a model, in the order in which they run."""
   c = model_config
   if (c.family == "encoder_decoder") != (source_len > 0):
-    raise ValueError(
+    raise ConfigError(
       f"model.family={c.family!r}: source_len={source_len}; an encoder_decoder has an encoder's "
       "length, and no other family has"
     )

@@ -66,7 +66,7 @@ def device_bytes(
     passing: what the peak needs beyond these, to gather weights and to reduce gradients.
 
   Raises:
-    ValueError: the devices do not divide as `sharding` asks, or the lengths do not fit the family.
+    UserError: the devices do not divide as `sharding` asks, or the lengths do not fit the family.
   """
   c, strategy = config.model, config.sharding.strategy
   mesh = sharding.mesh_shape(config.sharding, devices)

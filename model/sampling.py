@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from configs.errors import UsageError
 from model.transformer import Source, Stack, Transformer
 
 NO_STOP = -1  # a stop token that is never drawn
@@ -92,7 +93,7 @@ def generate(
     lengths_B: how many they are, without the stop token.
 
   Raises:
-    ValueError: an option is out of range, or prompt and new tokens are longer than the model's
+    UsageError: an option is out of range, or prompt and new tokens are longer than the model's
       context; before any compute.
   """
   prompts_BP, lengths_B = np.asarray(prompts_BP, np.int32), np.asarray(lengths_B, np.int32)
@@ -163,26 +164,26 @@ def _generate(
 
 
 def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-  """Raises ValueError, one line, where an option of sampling is out of range."""
+  """Raises UsageError where an option of sampling is out of range."""
   if max_new_tokens < 1:
-    raise ValueError(f"max_new_tokens={max_new_tokens}: ask for at least one")
+    raise UsageError(f"max_new_tokens={max_new_tokens}: ask for at least one")
   if not 0 <= temperature < float("inf"):
-    raise ValueError(f"temperature={temperature}: use 0 (greedy) or a positive number")
+    raise UsageError(f"temperature={temperature}: use 0 (greedy) or a positive number")
   if top_k < 0:
-    raise ValueError(f"top_k={top_k}: use 0 (all tokens) or a positive number")
+    raise UsageError(f"top_k={top_k}: use 0 (all tokens) or a positive number")
   if not 0 < top_p <= 1:
-    raise ValueError(f"top_p={top_p}: a probability above 0 and up to 1 (all tokens)")
+    raise UsageError(f"top_p={top_p}: a probability above 0 and up to 1 (all tokens)")
 
 
 def _check_prompts(model: Transformer, prompts_BP: np.ndarray, lengths_B: np.ndarray) -> None:
   B, P = prompts_BP.shape
   if lengths_B.shape != (B,) or lengths_B.min() < 1 or lengths_B.max() > P:
-    raise ValueError(f"lengths={lengths_B.tolist()}: one of 1 to {P} for each of {B} prompts")
+    raise UsageError(f"lengths={lengths_B.tolist()}: one of 1 to {P} for each of {B} prompts")
   check_tokens(model, prompts_BP[np.arange(P)[None] < lengths_B[:, None]])
 
 
 def check_length(stack: Stack | None, length: int, context: int, max_new_tokens: int = 0) -> None:
-  """Raises ValueError where a prompt, and what is added to it, is longer than the context.
+  """Raises UsageError where a prompt, and what is added to it, is longer than the context.
 
   Args:
     stack: the encoder or decoder that reads it.
@@ -194,23 +195,23 @@ def check_length(stack: Stack | None, length: int, context: int, max_new_tokens:
   if stack.positions is not None:
     context = min(context, stack.positions.table.shape[0])
   if length > context:
-    raise ValueError(
+    raise UsageError(
       f"prompt: its {length} tokens are more than the model's context of {context}; shorten it"
     )
   room = context - length + 1  # the last token is not read again
   if max_new_tokens > room:
-    raise ValueError(
+    raise UsageError(
       f"max_new_tokens={max_new_tokens}: after a prompt of {length} tokens the model's context of "
       f"{context} has room for {room}; ask for fewer or shorten the prompt"
     )
 
 
 def check_tokens(model: Transformer, tokens: np.ndarray) -> None:
-  """Raises ValueError where an id is not in the vocabulary (a lookup would take another's row)."""
+  """Raises UsageError where an id is not in the vocabulary (a lookup would take another's row)."""
   V = model.embedding.table.shape[0]
   if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= V:
     bad = int(tokens.max()) if tokens.max() >= V else int(tokens.min())
-    raise ValueError(f"prompt: token {bad} is not in the model's vocabulary of {V}")
+    raise UsageError(f"prompt: token {bad} is not in the model's vocabulary of {V}")
 
 
 # --------------------------------------------------------------------------------- masked tokens
@@ -245,14 +246,14 @@ def fill_mask(
     segments_BT: as in `Transformer`; 0: padding.
 
   Raises:
-    ValueError: there is no mask, or the text is longer than the model's context.
+    UsageError: there is no mask, or the text is longer than the model's context.
   """
   tokens_BT = np.asarray(tokens_BT, np.int32)
   check_tokens(model, tokens_BT)
   check_length(model.encoder, tokens_BT.shape[1], context)
   rows_X, positions_X = np.nonzero(tokens_BT == mask_id)
   if not len(rows_X):
-    raise ValueError("prompt: has no mask to fill in")
+    raise UsageError("prompt: has no mask to fill in")
   graphdef, params = nnx.split(model)
   probs_BTK, tokens_BTK = _most_probable(graphdef, params, tokens_BT, segments_BT, mask_id, top)
   at = rows_X, positions_X

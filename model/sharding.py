@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from model import layers
 
 AXES = ("replica", "shard", "tensor")
@@ -62,7 +63,7 @@ def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
   """Returns the mesh of `config` (`config.sharding`) over all devices.
 
   Raises:
-    ValueError: the devices do not divide as asked.
+    ConfigError: the devices do not divide as asked.
   """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(config, len(devices))
@@ -73,27 +74,27 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   """Returns the sizes of `AXES` for a number of devices.
 
   Raises:
-    ValueError: the strategy is unknown, or the devices do not divide as asked.
+    ConfigError: the strategy is unknown, or the devices do not divide as asked.
   """
   if config.strategy not in STRATEGIES:
-    raise ValueError(
+    raise ConfigError(
       f"sharding.strategy={config.strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}"
     )
   if config.tensor < 1 or devices % config.tensor:
-    raise ValueError(
+    raise ConfigError(
       f"sharding.tensor={config.tensor}: must divide the {devices} devices; "
       f"one of {divisors(devices)}"
     )
   data = devices // config.tensor
   if config.strategy != "hybrid":
     if config.shard_factor not in (0, data):
-      raise ValueError(
+      raise ConfigError(
         f"sharding.shard_factor={config.shard_factor}: {config.strategy} shards over all {data} "
         "devices; leave it at 0, or choose sharding.strategy='hybrid'"
       )
     return 1, data, config.tensor
   if config.shard_factor < 1 or data % config.shard_factor:
-    raise ValueError(
+    raise ConfigError(
       f"sharding.shard_factor={config.shard_factor}: must divide the {data} devices that share a "
       f"batch; one of {divisors(data)}"
     )
@@ -101,7 +102,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
 
 def check(config: ConfigDict, devices: int, local: int = 0) -> None:
-  """Raises ValueError, one line, where a run's batches do not divide among its devices.
+  """Raises ConfigError where a run's batches do not divide among its devices.
 
   Args:
     config: the run's.
@@ -110,7 +111,7 @@ def check(config: ConfigDict, devices: int, local: int = 0) -> None:
   """
   replicas, shards, tensor = mesh_shape(config.sharding, devices)
   if local % tensor:
-    raise ValueError(
+    raise ConfigError(
       f"sharding.tensor={tensor}: must divide the {local} devices of each process, which reads the "
       f"batch for its own; one of {divisors(local)}"
     )
@@ -120,7 +121,7 @@ def check(config: ConfigDict, devices: int, local: int = 0) -> None:
     ("train.eval_batch_size", config.train.eval_batch_size, parts),
   ):
     if rows % multiple:
-      raise ValueError(
+      raise ConfigError(
         f"{field}={rows}: must be a multiple of {multiple} ({parts} devices share a batch, "
         f"sharding.microbatches={microbatches}); {multiple * -(-rows // multiple)} would do"
       )

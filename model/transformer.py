@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from model import layers
 from model.attention import View, relative_bucket, rotation
 from model.block import ACTIVATIONS, Block, Cache, Context
@@ -344,7 +345,7 @@ class Transformer(nnx.Module):
     if stack.positions is not None:
       longest = stack.positions.table.shape[0]
       if longest < T:
-        raise ValueError(f"data.seq_len={T}: the model was built with {longest} learned positions")
+        raise ConfigError(f"data.seq_len={T}: the model was built with {longest} learned positions")
       x_BTD += stack.positions(positions_BT)
     if self.sinusoidal:
       x_BTD += sinusoids(positions_BT, x_BTD.shape[-1])
@@ -402,15 +403,15 @@ def _stacked(model_config: ConfigDict, depth: int, cross: bool, rngs: nnx.Rngs) 
 
 
 def check(model_config: ConfigDict) -> None:
-  """Raises ValueError, one line, where a switch of the config has a value that it does not know."""
+  """Raises ConfigError where a switch of the config has a value that it does not know."""
   for field, options in SWITCHES.items():
     if model_config[field] not in options:
-      raise ValueError(
+      raise ConfigError(
         f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
       )
   for field in ("weights", "activations"):
     if model_config[field] == "bfloat16" and model_config.dtype != "bfloat16":
-      raise ValueError(
+      raise ConfigError(
         f"model.{field}='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing "
         f"by it; set model.dtype='bfloat16', or leave model.{field} in float32"
       )
@@ -436,7 +437,7 @@ def build(
       device holds a shard, right before they are used; None: they are whole.
 
   Raises:
-    ValueError: a switch of the config has a value that it does not know.
+    ConfigError: a switch of the config has a value that it does not know.
   """
   check(model_config)
   return Transformer(model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather)

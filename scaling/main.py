@@ -17,6 +17,7 @@ Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` ex
 """
 
 import difflib
+import errno
 import inspect
 import json
 import logging
@@ -28,8 +29,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs.errors import RunError, UsageError, UserError
 from scaling.commands import options
-from scaling.commands.verbs import VERBS, UsageError, from_json
+from scaling.commands.verbs import VERBS, from_json
 from train.system import process
 
 USAGE, INTERRUPTED = 2, 130
@@ -116,13 +118,20 @@ def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
   text = " ".join(str(error).replace("\\n", " ").split())
   # What a config file raises comes with its traceback; its last line says what is wrong.
-  text = re.sub(r"^flag (--\S+): Error whilst .* \w+(?:Error|Exception): ", r"\1: ", text)
+  text = re.sub(r"^flag (--\S+): Error whilst .* [\w.]+(?:Error|Exception): ", r"\1: ", text)
   near = re.search(r"Did you mean \W*(\w+)", text)
   words = re.findall(r"\w+", text)
   if isinstance(error, (AttributeError, KeyError)) and (near or len(words) == 1):
     hint = f"did you mean {near[1]!r}?" if near else "--print_config shows all there are"
     return f"the config has no field {words[0]!r}; {hint}"
   return text or type(error).__name__
+
+
+def of_the_machine(error: RuntimeError | OSError) -> bool:
+  """Tells whether the machine refused: a full disk, a folder that is not ours, device memory."""
+  if isinstance(error, OSError):
+    return error.errno in (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+  return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def print_config(config: ConfigDict) -> None:
@@ -171,7 +180,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     VERBS[verb][0](args)
     return 0
-  except (UsageError, ValueError) as error:
+  except UserError as error:
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
     return USAGE
   except (KeyboardInterrupt, process.Interrupted):
@@ -179,6 +188,8 @@ def main(argv: list[str]) -> int:
     print(f"isoflop: stopped{saved}", file=sys.stderr)
     return INTERRUPTED
   except (RuntimeError, OSError) as error:
+    if not (isinstance(error, RunError) or of_the_machine(error)):
+      raise
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
     return 1
 

@@ -26,7 +26,7 @@ def lowered(
     slots: runs that are trained together (`train.pack`); the step is theirs.
 
   Raises:
-    ValueError: the devices do not divide as `config.sharding` asks.
+    UserError: the devices do not divide as `config.sharding` asks.
   """
   functions = program(config, vocab_size, devices)
   train_rows, eval_rows = config.data.batch_size, config.train.eval_batch_size

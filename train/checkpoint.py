@@ -19,11 +19,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from configs.errors import DataError, RunError
+
 MIN_FREE_BYTES = 64 * 2**20
 ON_DEVICE = 2**20  # elements from which on a checksum is worth a compilation
 
 
-class DamagedCheckpointError(Exception):
+class DamagedCheckpointError(DataError):
   """What was read back is not what was saved."""
 
 
@@ -107,14 +109,14 @@ class Checkpoints:
     """Starts to save `state` as `step`; `close` or the next save waits for it.
 
     Raises:
-      OSError: the disk is nearly full.
+      RunError: the disk is nearly full.
     """
     if step in self._manager.all_steps():
       return
     need = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MIN_FREE_BYTES
     free = shutil.disk_usage(self.folder).free
     if free < need:
-      raise OSError(f"{self.folder}: {free >> 20} MiB free, a checkpoint needs {need >> 20} MiB")
+      raise RunError(f"{self.folder}: {free >> 20} MiB free, a checkpoint needs {need >> 20} MiB")
     parts = _parts(state)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(parts), checksums=ocp.args.JsonSave(_checksums(parts))
@@ -131,7 +133,7 @@ class Checkpoints:
 
     Raises:
       DamagedCheckpointError: it is not whole, or an array differs from what was saved.
-      ValueError: it is the state of another program.
+      DataError: it is the state of another program.
       Exception: memory, permission or storage did not suffice to read it; it may be sound.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
@@ -143,7 +145,7 @@ class Checkpoints:
     except Exception as error:  # orbax raises whatever its storage layers raise
       first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
       if "tree structures do not match" in first_line:  # it is sound
-        raise ValueError(
+        raise DataError(
           f"{self.folder}/{step}: another program's state, not of this model and optimizer; name "
           "another folder, or go on with the version that wrote it"
         ) from None

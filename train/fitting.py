@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import ConfigError
 from model import memory, sharding
 from train.data import dataset
 from train.objectives import registry
@@ -82,7 +83,7 @@ def fitting(
       instead of the needs there is None.
 
   Raises:
-    ValueError: it does not fit.
+    ConfigError: it does not fit.
   """
   if near and _predicted(config, tokens) < near * available(config, sharing):
     return config, None
@@ -92,14 +93,14 @@ def fitting(
   while (found := needs(config, tokens, sharing)).compiled > found.available:
     halved = 2 * config.sharding.microbatches
     if not config.sharding.halve_microbatches or rows % halved:
-      raise ValueError(
+      raise ConfigError(
         f"sharding.microbatches={config.sharding.microbatches}: a step needs "
         f"{found.compiled / 2**20:.4g} MiB of a device's {found.available / 2**20:.4g}; "
         f"{_remedy(config, rows)}"
       )
     config.sharding.microbatches = halved
   if found.evaluating > found.available:
-    raise ValueError(
+    raise ConfigError(
       f"train.eval_batch_size={config.train.eval_batch_size}: evaluation needs "
       f"{found.evaluating / 2**20:.4g} MiB of a device's {found.available / 2**20:.4g}; lower it"
     )
@@ -110,7 +111,7 @@ def record(config: ConfigDict, folder: Path, sharing: int) -> dict:
   """Finds out whether a run fits, and returns that as a record, which is also `folder/fits.json`.
 
   Raises:
-    ValueError: it does not fit.
+    ConfigError: it does not fit.
   """
   config = ladders.resolve(config)
   fitted, found = fitting(config, dataset.prepare(config), sharing)

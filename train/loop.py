@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import ConfigError, UsageError
 from model import sharding
 from train import checkpoint, fitting, optim, record
 from train.data import dataset
@@ -60,7 +61,7 @@ def train(
     report: receives the progress, at most every half second.
 
   Raises:
-    ValueError: the config cannot be trained; nothing was spent.
+    UserError: the config cannot be trained; nothing was spent.
     Interrupted: `should_stop` said so; the state is saved.
   """
   clock = Clock()
@@ -158,7 +159,7 @@ def _steps(
   first_step, state = start(config, checkpoints, functions, head)
   last_step = head["steps"]
   if first_step > last_step:
-    raise ValueError(f"train.stop_at_step={last_step}: the run has come to step {first_step}")
+    raise ConfigError(f"train.stop_at_step={last_step}: the run has come to step {first_step}")
   files.write_json(workdir / "run.json", head | {"status": "running"})
   metrics = Metrics(workdir / "metrics.jsonl", first_step, last_step, columns)
   yield functions, state
@@ -239,7 +240,7 @@ def start(
   """Returns (steps done, state) to go on from: own checkpoint, branch, or initialisation.
 
   Raises:
-    ValueError: `train.branch_from` is of another run, or has no sound checkpoint at the step where
+    UserError: `train.branch_from` is of another run, or has no sound checkpoint at the step where
       the cooldown begins.
   """
   resumed = checkpoints.restore_latest(functions.state)
@@ -251,22 +252,22 @@ def start(
   where = f"train.branch_from={folder}"
   trunk_record = files.read_json(folder.parent / "run.json")
   if not folder.is_dir() or trunk_record is None:
-    raise ValueError(f"{where}: not a run's checkpoints/; name that folder of the trunk")
+    raise UsageError(f"{where}: not a run's checkpoints/; name that folder of the trunk")
   record.refuse_other(trunk_record, head, where, branch=True)
   step = optim.cooldown_start(config.optim, head["scheduled_steps"])
   stays = record.constant_until(trunk_record)
   if step > stays:
-    raise ValueError(
+    raise UsageError(
       f"{where}: its learning rate stays as it is until step {stays}, and this cooldown begins at "
       f"step {step}; name a trunk with optim.schedule='constant'"
     )
   with checkpoint.opened(folder, read_only=True) as trunk:
     if step not in trunk.steps():
-      raise ValueError(
+      raise UsageError(
         f"{where}: this cooldown begins at step {step}, which is not kept there; "
         f"kept steps: {trunk.steps()}"
       )
     try:
       return step, trunk.restore(step, functions.state)
     except checkpoint.DamagedCheckpointError as error:
-      raise ValueError(f"{where}: {error}; train the trunk again") from None
+      raise UsageError(f"{where}: {error}; train the trunk again") from None

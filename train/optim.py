@@ -10,6 +10,8 @@ import jax
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from configs.errors import ConfigError
+
 SCHEDULES = ("constant", "cosine", "wsd")
 
 
@@ -90,8 +92,8 @@ def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.Gradie
 
 
 def check(optim: ConfigDict) -> None:
-  """Raises ValueError where the schedule is unknown."""
+  """Raises ConfigError where the schedule is unknown."""
   if optim.schedule not in SCHEDULES:
-    raise ValueError(
+    raise ConfigError(
       f"optim.schedule={optim.schedule!r}: unknown; choose one of {sorted(SCHEDULES)}"
     )

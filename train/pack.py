@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import ConfigError, UsageError
 from train import loop
 from train.data import dataset
 from train.step import Program, TrainState, program
@@ -117,12 +118,12 @@ def _together(
     return short
   functions = next(iter(begun.values()))[0]
   for i in [i for i, (own, _) in begun.items() if own is not functions]:
-    error = ValueError(f"{runs[i][1]}: another program than the pack's; train it by itself")
+    error = UsageError(f"{runs[i][1]}: another program than the pack's; train it by itself")
     fail([i], error)
     del begun[i]
   if len(jax.devices()) > 1 and slots > 1:
-    error = ValueError(f"sweep.pack: a pack trains on 1 device, there are {len(jax.devices())}")
-    fail(begun, error)
+    message = f"sweep.pack: a pack trains on 1 device, there are {len(jax.devices())}"
+    fail(begun, ConfigError(message))
     return short
   try:
     stack = joined(functions, {i: state for i, (_, state) in begun.items()}, slots)

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.errors import ConfigError, UsageError
 from model import accounting, transformer
 from train import optim
 from train.data import dataset
@@ -64,24 +65,24 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises ValueError, one line, where a resolved config cannot be trained, whatever the text."""
+  """Raises UserError where a resolved config cannot be trained, whatever the text."""
   transformer.check(config.model)
   registry.check(config)
   optim.check(config.optim)
   if config.train.branch_from and config.optim.schedule != "wsd":
-    raise ValueError(
+    raise ConfigError(
       f"optim.schedule={config.optim.schedule!r}: a branch is the cooldown of a trunk; set 'wsd', "
       "or leave train.branch_from empty"
     )
 
 
 def check(config: ConfigDict, tokens: dataset.TokenData) -> None:
-  """Raises ValueError, one line, where a resolved config cannot be trained on these tokens."""
+  """Raises UserError where a resolved config cannot be trained on these tokens."""
   check_config(config)
   dataset.check(config, tokens)
   size = size_of(config, tokens.vocab_size)
   if size.groups["body"] < size.groups["embedding"]:
-    raise ValueError(
+    raise ConfigError(
       f"model.size={config.model.size}: its body ({size.groups['body']:,} parameters) is smaller "
       f"than its embedding ({size.groups['embedding']:,}); use a larger size or a smaller "
       "vocabulary"
@@ -89,7 +90,7 @@ def check(config: ConfigDict, tokens: dataset.TokenData) -> None:
   start = optim.cooldown_start(config.optim, size.steps)
   warmup = config.optim.warmup_tokens / size.tokens_per_step
   if config.optim.schedule == "wsd" and start < warmup:
-    raise ValueError(
+    raise ConfigError(
       f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, "
       f"within the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
     )
@@ -165,7 +166,7 @@ _SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fracti
 
 
 def refuse_other(found: dict, wanted: dict, where: str, branch: bool = False) -> None:
-  """Raises ValueError where a record is of another run than is wanted.
+  """Raises UserError where a record is of another run than is wanted.
 
   Args:
     found: the record that is there.
@@ -187,12 +188,12 @@ def refuse_other(found: dict, wanted: dict, where: str, branch: bool = False) ->
   old, new = numbers(found), numbers(wanted)
   for name, value in new.items():
     if old.get(name) != value:
-      raise ValueError(
+      raise UsageError(
         f"{where}: holds a run with {name}={old.get(name)!r}, asked {value!r}; name another folder"
       )
   for name in ("fingerprint", "tokenizer"):
     if found["data"][name] != wanted["data"][name]:
-      raise ValueError(f"{where}: holds a run on other data ({name}); name another folder")
+      raise UsageError(f"{where}: holds a run on other data ({name}); name another folder")
 
 
 def constant_until(record: dict) -> float:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from configs import base, ladders
+from configs.errors import ConfigError, UsageError
 from model import transformer
 from model.transformer import Transformer
 from train import checkpoint, step
@@ -51,16 +52,16 @@ def find(path: str) -> tuple[Path, dict]:
     path: the folder, or the checkpoints/ in it.
 
   Raises:
-    ValueError: it is neither.
+    UserError: it is neither.
   """
   if not path:
-    raise ValueError("--checkpoint is missing; name a run's folder, --checkpoint=runs/one")
+    raise UsageError("--checkpoint is missing; name a run's folder, --checkpoint=runs/one")
   folder = Path(path).expanduser().absolute()
   if folder.name == "checkpoints":
     folder = folder.parent
   record = files.read_json(folder / "run.json") if folder.is_dir() else None
   if record is None or not (folder / "checkpoints").is_dir():
-    raise ValueError(
+    raise UsageError(
       f"checkpoint={path}: no run.json with checkpoints/ beside it; name the folder of a run"
     )
   return folder, record
@@ -75,7 +76,7 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
     config: the config in it.
 
   Raises:
-    ValueError: there is no sound checkpoint, or no tokenizer.
+    UserError: there is no sound checkpoint, or no tokenizer.
   """
   config = ladders.resolve(config)
   config.sharding = base.sharding()  # whole, on one device
@@ -108,11 +109,11 @@ def _state(folder: Path, config: ConfigDict, tokenizer_vocab_size: int) -> step.
   )
   with checkpoint.opened(folder / "checkpoints", read_only=True) as checkpoints:
     if not checkpoints.steps():
-      raise ValueError(f"checkpoint={folder}: the run has not saved one yet")
+      raise UsageError(f"checkpoint={folder}: the run has not saved one yet")
     try:
       return checkpoints.restore(checkpoints.steps()[-1], like)
     except checkpoint.DamagedCheckpointError as error:
-      raise ValueError(f"checkpoint={folder}: {error}; train the run again") from None
+      raise UsageError(f"checkpoint={folder}: {error}; train the run again") from None
 
 
 # --------------------------------------------------------------------------------- tokens as text
@@ -124,7 +125,7 @@ def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
   The ids are those of `train/objectives.py`; an encoded text has eos where training had it.
 
   Raises:
-    ValueError: the corpus that it was trained on is another one now.
+    UserError: the corpus that it was trained on is another one now.
   """
   library = _bytes() if config.data.tokenizer == "bytes" else _bpe(config, record)
   sentinels = [sentinel(i) for i in reversed(range(config.corruption.sentinels))]
@@ -157,7 +158,7 @@ def _bpe(config: ConfigDict, record: dict) -> Tokenizer:
   """Returns the BPE that was trained for the run, from the cache, or trained again."""
   serialized = (dataset.prepare(config).path / tokenizer.FILE).read_text("utf-8")
   if hashlib.sha256(serialized.encode()).hexdigest() != record["data"]["tokenizer"]:
-    raise ValueError(
+    raise ConfigError(
       f"data.source={config.data.source!r}: its text is another one than this run's, and so is "
       f"{config.data.tokenizer}; restore the text"
     )

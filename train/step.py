@@ -71,7 +71,7 @@ def program(
       None: all of this machine's.
 
   Raises:
-    ValueError: the devices do not divide as `config.sharding` asks.
+    UserError: the devices do not divide as `config.sharding` asks.
   """
   return _program(
     FrozenConfigDict(config.model),

@@ -35,6 +35,7 @@ Why these numbers:
 import math
 
 from configs import base, ladders
+from configs.errors import ConfigError
 
 FAMILIES = {"clm": "decoder", "mlm": "encoder", "span": "encoder_decoder"}
 SIZES = (3, 4, 5, 6, 7, 8, 9)  # of the ladder `standard`: 2.1, 4.2, 7.5, 12, 19, 27 and 38M
@@ -44,7 +45,7 @@ def get_config(argument: str = "1"):
   """Returns the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
 
   Raises:
-    ValueError: the scale is not in (0, 1], or there is no such objective.
+    ConfigError: the scale is not in (0, 1], or there is no such objective.
   """
   number, _, objective = argument.partition(",")
   objective = objective or "clm"
@@ -53,7 +54,7 @@ def get_config(argument: str = "1"):
   except ValueError:
     scale = math.nan
   if not 0 < scale <= 1 or objective not in FAMILIES:
-    raise ValueError(
+    raise ConfigError(
       f"h200.py:{argument}: write SCALE or SCALE,OBJECTIVE, as 1 or 0.01,mlm; SCALE at most 1, "
       f"OBJECTIVE one of {', '.join(FAMILIES)}"
     )

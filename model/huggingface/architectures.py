@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from model.accounting import GATED
 
 REQUIRED = object()  # in place of a default
@@ -72,9 +73,9 @@ class Architecture(NamedTuple):
 
 
 def refuse(field: str, value: Any, only: Any) -> None:
-  """Raises ValueError where a field of theirs has another value than the only one of ours."""
+  """Raises ConfigError where a field of theirs has another value than the only one of ours."""
   if value != only:
-    raise ValueError(f"{field}={value!r}: not supported; our model has {only!r} only")
+    raise ConfigError(f"{field}={value!r}: not supported; our model has {only!r} only")
 
 
 def _dense(name: str, path: str, biases: bool) -> Iterator[Weight]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
+from configs.errors import ConfigError, DataError, UserError
 from model import transformer
 from model.accounting import mlp_width
 from model.huggingface.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
@@ -61,7 +62,7 @@ def import_folder(path: str | Path) -> Imported:
     path: a folder with config.json and model.safetensors, or its shards and their index.
 
   Raises:
-    ValueError: a file is missing or damaged, the config has a feature that our model lacks, a
+    UserError: a file is missing or damaged, the config has a feature that our model lacks, a
       weight has no home, a home no weight, or a weight the wrong shape.
   """
   folder = Path(path)
@@ -78,10 +79,10 @@ def import_folder(path: str | Path) -> Imported:
     for weight in weights:
       params |= _take(weight, theirs, shapes)
     if theirs:
-      raise ValueError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
+      raise DataError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
     _check(params, shapes)
-  except ValueError as error:
-    raise ValueError(f"{folder}: {error}") from None
+  except UserError as error:
+    raise DataError(f"{folder}: {error}") from None
   tokenizer = folder / TOKENIZER
   text = tokenizer.read_text() if tokenizer.exists() else None
   return Imported(model_config, params, vocab_size, seq_len, text)
@@ -110,12 +111,12 @@ def export_folder(
     token_ids: further fields of config.json, such as {"eos_token_id": 256}.
 
   Raises:
-    ValueError: the folder has something in it, the architecture lacks what the model has (the
+    UserError: the folder has something in it, the architecture lacks what the model has (the
       message names the field), or the parameters are not those of the config.
   """
   folder = Path(path)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise ValueError(f"{folder}: exists; an export wants a new folder")
+    raise DataError(f"{folder}: exists; an export wants a new folder")
   family, config = _write(architecture, model_config, vocab_size, seq_len)
   shapes = _shapes(model_config, vocab_size, seq_len)
   _check(params, shapes)
@@ -136,13 +137,13 @@ def _find(config: Mapping) -> Architecture:
   """Returns the architecture of a config.json.
 
   Raises:
-    ValueError: it is none of ours.
+    UserError: it is none of ours.
   """
   for architecture in ARCHITECTURES.values():
     if architecture.model_type == config.get("model_type"):
       return architecture
   known = ", ".join(sorted({a.model_type for a in ARCHITECTURES.values()}))
-  raise ValueError(f"model_type={config.get('model_type')!r}: unknown; it must be one of {known}")
+  raise DataError(f"model_type={config.get('model_type')!r}: unknown; it must be one of {known}")
 
 
 def _read(
@@ -159,7 +160,7 @@ def _read(
     The resolved model config, V, and T (the longest sequence [tokens]).
 
   Raises:
-    ValueError: a field is missing, or has a value that our model cannot express.
+    UserError: a field is missing, or has a value that our model cannot express.
   """
   for field, value in {"quantization_config": None, **architecture.only}.items():
     refuse(field, config.get(field, value), value)
@@ -168,10 +169,10 @@ def _read(
     value = config.get(field)
     ours[our_field] = default if value is None else value
     if ours[our_field] is REQUIRED:
-      raise ValueError(f"{field}: missing; a {architecture.model_type} has it")
+      raise ConfigError(f"{field}: missing; a {architecture.model_type} has it")
   activations = {name: mlp for mlp, all_ in architecture.activations.items() for name in all_}
   if ours["mlp"] not in activations:
-    raise ValueError(f"activation {ours['mlp']!r}: unknown; known are {', '.join(activations)}")
+    raise DataError(f"activation {ours['mlp']!r}: unknown; known are {', '.join(activations)}")
   ours["mlp"] = activations[ours["mlp"]]
   architecture.read(config, ours, names)
   vocab_size, seq_len = ours.pop("vocab_size"), ours.pop("seq_len")
@@ -189,16 +190,16 @@ def _write(
   """Returns an architecture and the config.json of a model of ours: the reverse of `read`.
 
   Raises:
-    ValueError: there is no such architecture, or it lacks something that the model has; by field.
+    UserError: there is no such architecture, or it lacks something that the model has; by field.
   """
   if name not in ARCHITECTURES:
-    raise ValueError(f"architecture {name!r}: unknown; choose one of {', '.join(ARCHITECTURES)}")
+    raise DataError(f"architecture {name!r}: unknown; choose one of {', '.join(ARCHITECTURES)}")
   architecture, c = ARCHITECTURES[name], model_config
   family = presets.PRESETS[architecture.preset]["family"]
   if c.family != family:
-    raise ValueError(_misfit(name, "family", c.family, family))
+    raise DataError(_misfit(name, "family", c.family, family))
   if c.mlp not in architecture.activations:
-    raise ValueError(_misfit(name, "mlp", c.mlp, " or ".join(architecture.activations)))
+    raise DataError(_misfit(name, "mlp", c.mlp, " or ".join(architecture.activations)))
   values = dict(c) | {"vocab_size": vocab_size, "seq_len": seq_len, "mlp_width": mlp_width(c)}
   values["mlp"] = architecture.activations[c.mlp][0]
   config: dict[str, Any] = {
@@ -213,7 +214,7 @@ def _write(
     actual = mlp_width(c) if field == "mlp_width" else c[field]
     used = field not in FREE and c.positions == ONLY_WITH.get(field, c.positions)
     if used and actual != value:
-      raise ValueError(_misfit(name, field, actual, value))
+      raise DataError(_misfit(name, field, actual, value))
   return architecture, config
 
 
@@ -228,11 +229,11 @@ def _json(path: Path) -> dict:
   try:
     found = json.loads(path.read_text())
   except FileNotFoundError:
-    raise ValueError(f"{path.name}: missing; choose the folder that holds it") from None
+    raise DataError(f"{path.name}: missing; choose the folder that holds it") from None
   except ValueError as error:
-    raise ValueError(f"{path.name}: not JSON ({error})") from None
+    raise DataError(f"{path.name}: not JSON ({error})") from None
   if not isinstance(found, dict):
-    raise ValueError(f"{path.name}: holds a {type(found).__name__}, not an object")
+    raise DataError(f"{path.name}: holds a {type(found).__name__}, not an object")
   return found
 
 
@@ -242,16 +243,16 @@ def _load(folder: Path) -> Arrays:
   if (folder / INDEX).exists():
     places = _json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict):
-      raise ValueError(f"{INDEX}: has no weight_map; choose the folder that holds whole weights")
+      raise DataError(f"{INDEX}: has no weight_map; choose the folder that holds whole weights")
     files = sorted(set(places.values()))
   theirs: Arrays = {}
   for file in files:
     try:
       theirs |= load_file(folder / file)
     except FileNotFoundError:
-      raise ValueError(f"{file}: missing; weights are read from safetensors only") from None
+      raise DataError(f"{file}: missing; weights are read from safetensors only") from None
     except SafetensorError as error:
-      raise ValueError(f"{file}: damaged ({error})") from None
+      raise DataError(f"{file}: damaged ({error})") from None
   return theirs
 
 
@@ -271,7 +272,7 @@ def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str])
   """Returns the weights without those that only repeat another one.
 
   Raises:
-    ValueError: a repetition differs.
+    UserError: a repetition differs.
   """
   theirs = dict(theirs)
   for copy, name in architecture.copies.items():
@@ -279,7 +280,7 @@ def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str])
       continue
     weight = theirs.pop(copy)
     if not np.array_equal(weight, theirs.setdefault(name, weight)):
-      raise ValueError(f"weight {copy}: differs from {name}, to which the config ties it")
+      raise DataError(f"weight {copy}: differs from {name}, to which the config ties it")
   return theirs
 
 
@@ -310,10 +311,10 @@ def _take(weight: Weight, theirs: Arrays, shapes: Mapping) -> Arrays:
   layers = []
   for name in _names(weight, shapes):
     if name not in theirs:
-      raise ValueError(f"weight {name}: missing; {weight.paths[0]} needs it")
+      raise DataError(f"weight {name}: missing; {weight.paths[0]} needs it")
     layer = theirs.pop(name)
     if layer.shape != shape:
-      raise ValueError(f"weight {name}: shape {layer.shape}; the config asks for {shape}")
+      raise DataError(f"weight {name}: shape {layer.shape}; the config asks for {shape}")
     layer = layer.T if weight.transposed else layer
     layers.append(np.ascontiguousarray(layer, np.float32))
   whole = np.stack(layers) if layered else layers[0]
@@ -334,10 +335,10 @@ def _give(weight: Weight, params: Mapping[str, np.ndarray], shapes: Mapping) -> 
 def _check(params: Mapping[str, np.ndarray], shapes: Mapping) -> None:
   for path in sorted(params.keys() | shapes.keys()):
     if path not in params:
-      raise ValueError(f"parameter {path}: missing; the config asks for it")
+      raise DataError(f"parameter {path}: missing; the config asks for it")
     if path not in shapes:
-      raise ValueError(f"parameter {path}: the config does not ask for it")
+      raise DataError(f"parameter {path}: the config does not ask for it")
     if params[path].shape != shapes[path]:
-      raise ValueError(
+      raise DataError(
         f"parameter {path}: shape {params[path].shape}; the config asks for {shapes[path]}"
       )

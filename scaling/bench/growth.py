@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base, ladders
+from configs.errors import RunError, UsageError
 from scaling.bench import steps
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
 from scaling.laws import chinchilla, fit
@@ -93,13 +94,13 @@ def growth(
     say: receives each curve as it is there.
 
   Raises:
-    ValueError: an unknown panel, or no round.
+    UsageError: an unknown panel, or no round.
   """
   panels = list(panels)
   if unknown := [name for name in panels if name not in PANELS]:
-    raise ValueError(f"growth={unknown[0]!r}: unknown; choose from {', '.join(PANELS)}")
+    raise UsageError(f"growth={unknown[0]!r}: unknown; choose from {', '.join(PANELS)}")
   if rounds < 1:
-    raise ValueError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
+    raise UsageError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
   files.make_folder(workdir)
   measured = []
   for panel in panels:
@@ -205,7 +206,7 @@ def _elsewhere(config: ConfigDict, rounds: int, processes: int, devices: int) ->
     said = [process.communicate() for process in running]
   if any(process.returncode for process in running):
     last = (said[0][1].strip().splitlines() or ["no message"])[-1]
-    raise RuntimeError(f"{processes} processes with {devices} devices each: {last}")
+    raise RunError(f"{processes} processes with {devices} devices each: {last}")
   return json.loads(said[0][0].splitlines()[-1])["step_seconds"]
 
 

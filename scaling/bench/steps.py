@@ -27,6 +27,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import UsageError
 from model import sharding, transformer
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
 from scaling.commands.listing import grid, text
@@ -76,7 +77,7 @@ def cases(
     vary: each FIELD=VALUE is measured beside every combination without it.
 
   Raises:
-    ValueError: a name is unknown, a case comes twice, or a model cannot be trained so.
+    UsageError: a name is unknown, a case comes twice, or a model cannot be trained so.
   """
   shapes = {size: _shape(size) for size in _split("sizes", sizes)}
   names = _split("families", families, OBJECTIVES)
@@ -97,7 +98,7 @@ def cases(
     registry.check(c)
     length = registry.lengths(c).text
     if tokens and tokens < length:
-      raise ValueError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")
+      raise UsageError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")
     c.data.batch_size = tokens // length or c.data.batch_size
     c.train.tokens = registry.tokens_per_step(c)
     sharding.check(c, len(jax.devices()))
@@ -105,7 +106,7 @@ def cases(
     if same := [case.name for case in found if case.config == c]:
       flag = f"vary={change}" if change else f"sizes={sizes}"
       over = " (--tokens sets the batch)" if tokens and "batch_size" in change else ""
-      raise ValueError(f"{flag}: {name!r} is {same[0]!r} again{over}; leave one of them out")
+      raise UsageError(f"{flag}: {name!r} is {same[0]!r} again{over}; leave one of them out")
     found.append(Case(name, c))
   return found
 
@@ -115,22 +116,22 @@ def _set(config: ConfigDict, change: str) -> None:
   try:
     config.update_from_flattened_dict({field: ast.literal_eval(text)})
   except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
-    raise ValueError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
+    raise UsageError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
 
 
 def _split(flag: str, listed: str, known: Iterable[str] = ()) -> list[str]:
   names = [name.strip() for name in listed.split(",")] if listed else []
   for name in names:
     if known and name not in known:
-      raise ValueError(f"{flag}={name!r}: unknown; choose from {', '.join(known)}")
+      raise UsageError(f"{flag}={name!r}: unknown; choose from {', '.join(known)}")
     if names.count(name) > 1:
-      raise ValueError(f"{flag}={listed}: {name} comes twice; name it once")
+      raise UsageError(f"{flag}={listed}: {name} comes twice; name it once")
   return names
 
 
 def _shape(size: str) -> dict[str, int]:
   if not (numbers := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)(?:/([1-9]\d*))?", size)):
-    raise ValueError(f"sizes={size!r}: write width/layers or width/layers/heads, as 64/2,128/4/4")
+    raise UsageError(f"sizes={size!r}: write width/layers or width/layers/heads, as 64/2,128/4/4")
   width, depth, heads = (int(number or 0) for number in numbers.groups())
   heads = heads or max(1, width // HEAD_WIDTH)
   derived = dict.fromkeys(("head_width", "kv_heads", "mlp_width", "encoder_depth"), 0)
@@ -187,10 +188,10 @@ def bench(
     stream: receives the progress.
 
   Raises:
-    ValueError: there is no round, or a case cannot be trained here.
+    UsageError: there is no round, or a case cannot be trained here.
   """
   if rounds < 1:
-    raise ValueError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
+    raise UsageError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
   prepared = [dataset.prepare(case.config) for case in measured]
   for case, tokens in zip(measured, prepared, strict=True):
     dataset.check(case.config, tokens)

@@ -46,7 +46,7 @@ def training(
       each must take as many as the others.
 
   Raises:
-    ValueError: it does not fit, or there is not enough text for it.
+    UserError: it does not fit, or there is not enough text for it.
   """
   dataset.check(config, tokens)
   program(config, tokens.vocab_size)  # and the imports of the first batch: not the compiler's time

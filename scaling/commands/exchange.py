@@ -12,6 +12,7 @@ from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from configs import base, ladders, presets
+from configs.errors import UsageError
 from model import accounting
 from model.huggingface import convert
 from train import checkpoint, optim, record, step
@@ -24,7 +25,7 @@ def export_run(run: Restored, architecture: str, output: Path) -> None:
   """Writes a run's newest checkpoint as config.json, model.safetensors and tokenizer.json.
 
   Raises:
-    ValueError: the architecture lacks something that the model has, or the folder is not new.
+    UsageError: the architecture lacks something that the model has, or the folder is not new.
   """
   ids = {
     "bos_token_id": run.start,
@@ -49,19 +50,19 @@ def import_run(source: Path, workdir: Path) -> dict:
   """Makes a run of a folder: run.json and a checkpoint at step 0. Returns the record.
 
   Raises:
-    ValueError: `model.huggingface.convert` cannot read it, or there is something in the workdir.
+    UsageError: `model.huggingface.convert` cannot read it, or there is something in the workdir.
   """
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise ValueError(f"workdir={workdir}: exists; an import wants a new folder")
+    raise UsageError(f"workdir={workdir}: exists; an import wants a new folder")
   if not source.is_dir():
-    raise ValueError(f"input={source}: no such folder")
+    raise UsageError(f"input={source}: no such folder")
   imported = convert.import_folder(source)
   theirs = json.loads((source / convert.CONFIG).read_text())
   config = _config(imported)
   specials = registry.vocab_size(config, 0)
   tokenizer_vocab_size = imported.vocab_size - specials
   if tokenizer_vocab_size < 1:
-    raise ValueError(f"input={source}: its vocabulary is smaller than {specials} special ids")
+    raise UsageError(f"input={source}: its vocabulary is smaller than {specials} special ids")
   state = step.program(config, tokenizer_vocab_size).init(np.uint32(0))
   params = traverse_util.unflatten_dict(imported.params, sep="/")
   state = state._replace(params=jax.tree.map(jnp.asarray, params))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from configs.errors import UsageError
 from model import sampling
 from model.transformer import Source
 from train import restore
@@ -31,11 +32,11 @@ class Options(NamedTuple):
 
 
 def check(prompts: Sequence[str], options: Options) -> None:
-  """Raises ValueError, one line, where these cannot be used with any model."""
+  """Raises UsageError where these cannot be used with any model."""
   if not prompts:
-    raise ValueError("--prompt is missing; write one, --prompt='Once upon'")
+    raise UsageError("--prompt is missing; write one, --prompt='Once upon'")
   if options.samples < 1:
-    raise ValueError(f"num_samples={options.samples}: ask for at least one")
+    raise UsageError(f"num_samples={options.samples}: ask for at least one")
   sampling.check_options(
     options.max_new_tokens or NEW_TOKENS, options.temperature, options.top_k, options.top_p
   )
@@ -45,11 +46,11 @@ def texts(run: Restored, prompts: Sequence[str], options: Options) -> list[str]:
   """Returns a text for each prompt and sample, of whatever kind the model makes.
 
   Raises:
-    ValueError: a prompt is too long, or lacks the blanks that the model would fill.
+    UsageError: a prompt is too long, or lacks the blanks that the model would fill.
   """
   check(prompts, options)
   if run.tokenizer is None:
-    raise ValueError("checkpoint: the run came without a tokenizer.json; put it in its folder")
+    raise UsageError("checkpoint: the run came without a tokenizer.json; put it in its folder")
   verbs = {"decoder": _continued, "encoder": _unmasked, "encoder_decoder": _filled}
   return verbs[run.config.model.family](run, run.tokenizer, prompts, options)
 
@@ -60,7 +61,7 @@ def _continued(
   start = [] if run.start is None else [run.start]
   rows = [tokenizer.encode(prompt).ids or start for prompt in prompts]
   if not all(rows):
-    raise ValueError("prompt: is empty, and this model has no id to start from; write some text")
+    raise UsageError("prompt: is empty, and this model has no id to start from; write some text")
   new = _generate(run, rows, options)
   rows = _repeated(rows, options.samples)
   return [tokenizer.decode(row + more) for row, more in zip(rows, new, strict=True)]
@@ -104,18 +105,18 @@ def _filled(
   for prompt in prompts:
     numbers = [int(number) for number in BLANK.findall(prompt)]
     if numbers != list(range(len(numbers))):
-      raise ValueError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
+      raise UsageError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
     row = tokenizer.encode(BLANK.sub(lambda match: restore.sentinel(int(match[1])), prompt)).ids
     rows.append(_mode(run, tokenizer, prompt) + row)
     if len(rows[-1]) > run.source_context:
-      raise ValueError(
+      raise UsageError(
         f"prompt: its {len(rows[-1])} tokens are more than the encoder's {run.source_context}; "
         "shorten it"
       )
   source_BS, real_BS = _padded(_repeated(rows, options.samples))
   source = Source(jnp.asarray(source_BS), jnp.asarray(real_BS, jnp.int32))
   if run.start is None:
-    raise ValueError("checkpoint: its config names no id for the decoder to start from")
+    raise UsageError("checkpoint: its config names no id for the decoder to start from")
   new = _generate(run, [[run.start]] * len(prompts), options, source)
   ids = (tokenizer.token_to_id(restore.sentinel(i)) for i in range(run.vocab_size))
   sentinels = [token for token in ids if token is not None]
@@ -162,7 +163,7 @@ def _generate(
 def _id(tokenizer: Tokenizer, token: str) -> int:
   found = tokenizer.token_to_id(token)
   if found is None:
-    raise ValueError(f"checkpoint: its tokenizer.json has no {token}")
+    raise UsageError(f"checkpoint: its tokenizer.json has no {token}")
   return found
 
 
@@ -181,4 +182,4 @@ def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _need_blanks(prompts: Sequence[str], has: Callable[[int], bool], blank: str) -> None:
   for i, prompt in enumerate(prompts):
     if not has(i):
-      raise ValueError(f"prompt {prompt!r}: has no blank; this model fills in {blank}")
+      raise UsageError(f"prompt {prompt!r}: has no blank; this model fills in {blank}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import base
+from configs.errors import UsageError
 from model import accounting, memory
 from scaling.laws import fit, runs
 from scaling.progress import duration
@@ -72,7 +73,7 @@ def planned(config: ConfigDict, workdir: Path | None) -> Planned:
   """Plans a sweep; its held-out cells too, as far as is known where they will be.
 
   Raises:
-    ValueError: the sweep cannot be run.
+    UsageError: the sweep cannot be run.
   """
   tokens = dataset.prepare(config)
   plan.check(config, tokens)
@@ -111,7 +112,7 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   sealed prediction, else at the middle size, as their sizes are known only after the fit.
 
   Raises:
-    ValueError: the sweep cannot be run.
+    UsageError: the sweep cannot be run.
   """
   if config.sweep.objectives:
     return "\n\n".join(
@@ -181,7 +182,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
     budget: what they may cost together [FLOPs]; 0: as much as its largest cell.
 
   Raises:
-    ValueError: there are no cells yet, or they do not identify a law.
+    UsageError: there are no cells yet, or they do not identify a law.
   """
   if config.sweep.objectives:
     return "\n\n".join(
@@ -201,7 +202,7 @@ def runs_table(workdir: Path) -> str:
   """Returns the table of a sweep's cells, or of the runs in a folder's subfolders.
 
   Raises:
-    ValueError: there are no runs.
+    UsageError: there are no runs.
   """
   records = []
   if (workdir / "sweep.json").exists():
@@ -216,7 +217,7 @@ def runs_table(workdir: Path) -> str:
     for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
       records.append((path.parent.name, files.read_json(path)))
   if not records:
-    raise ValueError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
+    raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
   table = grid("run status N D C D/N lr loss stderr bits/byte seconds")
   columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
   columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs.errors import RunError, UsageError
+
 if TYPE_CHECKING:
   from train.restore import Restored
-
-
-class UsageError(Exception):
-  """The command line cannot be understood."""
 
 
 def train(args: flags.FlagValues) -> None:
@@ -37,7 +35,7 @@ def train(args: flags.FlagValues) -> None:
       config, workdir, should_stop, lambda event: display.update_one(str(workdir), event)
     )
   if record["status"] != "done":
-    raise RuntimeError(f"{workdir}: the run {record['status']}; see metrics.jsonl")
+    raise RunError(f"{workdir}: the run {record['status']}; see metrics.jsonl")
   print(
     f"{workdir}: loss {record['loss']:.4f} ± {record['loss_stderr']:.4f} nats per token, "
     f"{record['bits_per_byte']:.3f} bits per byte; N = {record['N']:,}, D = {record['D']:,}, "
@@ -134,7 +132,7 @@ def report(args: flags.FlagValues) -> None:
 
   workdir = folder(args, exists=True)
   if not any((workdir / name).exists() for name in ("sweep.json", "fit.json")):
-    raise ValueError(f"workdir={workdir}: no sweep.json and no fit.json there; nothing to report")
+    raise UsageError(f"workdir={workdir}: no sweep.json and no fit.json there; nothing to report")
   print(reports.write(workdir))
 
 
@@ -256,7 +254,7 @@ def folder(args: flags.FlagValues, exists: bool = False) -> Path:
     raise UsageError("--workdir is missing; name a folder, --workdir=runs/quick for instance")
   path = Path(args.workdir).expanduser().absolute()
   if exists and not path.is_dir():
-    raise ValueError(f"workdir={path}: no such folder")
+    raise UsageError(f"workdir={path}: no such folder")
   return path
 
 
@@ -275,7 +273,7 @@ def from_json(tree: dict) -> ConfigDict:
   """Returns a stored config, under today's schema.
 
   Raises:
-    ValueError: the schema has not all its fields, or another type for one.
+    UsageError: the schema has not all its fields, or another type for one.
   """
   from configs import base
 
@@ -289,7 +287,7 @@ def from_json(tree: dict) -> ConfigDict:
     config.update(tuples(tree))
   except (AttributeError, KeyError, TypeError) as error:
     said = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
-    raise ValueError(
+    raise UsageError(
       f"the stored config is of another version of isoflop ({said}); use the one that wrote it"
     ) from None
   return config

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.errors import RunError
 from scaling.launch.worker import environment
 from scaling.progress import Display
 from train import fitting, pack
@@ -379,7 +380,7 @@ class Pool:
         queue.end(task.id, error)
         display.ended(task, "failed", None, error)
     elif not worker.ready and not stopping:
-      raise RuntimeError(f"a worker could not start (exit code {code}); see {self._log}")
+      raise RunError(f"a worker could not start (exit code {code}); see {self._log}")
     worker.close()
     i = self._workers.index(worker)
     if stopping:

@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from configs.errors import ConfigError
 from scaling.laws import estimate
 from scaling.laws.runs import Runs
 
@@ -99,11 +100,11 @@ def resample(
     in 78 to 93 of 100, where resamples cover in 23 to 82.
 
   Raises:
-    ValueError: stratified, and budgets of one run each, which have nothing to draw from.
+    ConfigError: stratified, and budgets of one run each, which have nothing to draw from.
   """
   strata = [np.arange(len(runs))] if resampling == "pairs" else budgets(runs.C)
   if alone := sum(len(stratum) == 1 for stratum in strata):
-    raise ValueError(
+    raise ConfigError(
       f"fit.resampling='stratified': {alone} of {len(strata)} budgets hold a single run; "
       "choose pairs"
     )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from configs.errors import UserError
 from scaling.laws import chinchilla, estimate
 from scaling.laws.parametric import at_edge, bound_names, unbounded
 from scaling.laws.runs import PARAMS, Runs, check_identifiable, read_runs
@@ -54,7 +55,7 @@ def choices(
     try:
       other = read_runs(path, columns, **(chosen | changed)) if changed else runs
       return found | _law(other, delta)
-    except ValueError as error:
+    except UserError as error:
       return found | {"reason": str(error)}
 
   runs = read_runs(path, columns, options.params, options.flops, where, exclude)

@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 
+from configs.errors import ConfigError
 from scaling.laws.chinchilla import Chinchilla
 
 # Of E, log A', log B' (in units of the loss), alpha, beta: E may vanish, the powers may not.
@@ -231,7 +232,7 @@ def minimum(runs: Design, delta: float) -> tuple[Solution, Solution]:
     n k / 2 of its least.
 
   Raises:
-    ValueError: no start found a minimum.
+    ConfigError: no start found a minimum.
   """
   bits = b"".join(np.asarray(value).tobytes() for value in vars(runs).values())
   key = delta, hashlib.sha256(bits).digest()
@@ -259,7 +260,7 @@ def _minimum(runs: Design, delta: float) -> tuple[Solution, Solution]:
     cost = _cost(_evaluate(runs, best.theta)[3], ones, delta)
     best = dataclasses.replace(best, cost=cost)
   if not best.converged[0]:
-    raise ValueError(
+    raise ConfigError(
       f"fit.delta={delta}: no minimum found from {len(grid)} starts on {n} runs; "
       "look for outliers in loss, or raise delta"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, estimate
 from scaling.laws.bootstrap import WIDEST, interval, isolated
 from scaling.laws.parametric import Fit, at_edge, bound_names, unbounded
@@ -54,17 +55,15 @@ def make_curves(rows: Iterable[tuple[str, float, ArrayLike, ArrayLike, ArrayLike
   """Returns curves from rows (id, N, tokens [t], flops [t], loss [t]).
 
   Raises:
-    ValueError: a curve is empty, of unequal lengths, or not of positive finite numbers.
+    DataError: a curve is empty, of unequal lengths, or not of positive finite numbers.
   """
   ids, sizes, columns = [], [], []
   for name, size, *arrays in rows:
     curve = [np.asarray(values, float) for values in arrays]
     if len({values.shape for values in curve}) != 1 or not curve[0].size:
-      raise ValueError(
-        f"curve {name}: tokens, flops, loss must be as long as each other, not empty"
-      )
+      raise DataError(f"curve {name}: tokens, flops, loss must be as long as each other, not empty")
     if not all(np.all(np.isfinite(values) & (values > 0)) for values in [np.array(size), *curve]):
-      raise ValueError(f"curve {name}: a value is not a positive finite number; remove its row")
+      raise DataError(f"curve {name}: a value is not a positive finite number; remove its row")
     order = np.argsort(curve[1], kind="stable")
     ids.append(name)
     sizes.append(size)
@@ -306,7 +305,7 @@ def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
   design = estimate.design(fit.runs.N, fit.runs.D, fit.runs.loss)
   try:
     found = estimate.minimum(design, delta)[1]
-  except ValueError as error:
+  except UserError as error:
     return _row(name, None, None, fit.level, str(error))
   best, bound = found.theta[0], unbounded(bound_names(found.at_bound[0]))
   draws = bootstrap.resample(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import DataError
 from scaling.laws import solve
 from scaling.laws.bootstrap import budgets
 from scaling.laws.forms import FORMS, Form
@@ -35,16 +36,16 @@ def compare_forms(
     minimum).
 
   Raises:
-    ValueError: an unknown form, or one whose variables the runs lack, or runs of one budget.
+    DataError: an unknown form, or one whose variables the runs lack, or runs of one budget.
   """
   for name in forms:
     if name not in FORMS:
-      raise ValueError(f"form={name!r}: unknown; choose from {', '.join(sorted(FORMS))}")
+      raise DataError(f"form={name!r}: unknown; choose from {', '.join(sorted(FORMS))}")
   if len(runs) > MOST_COMPARED:
     part = np.random.default_rng(seed).choice(len(runs), MOST_COMPARED, replace=False)
     runs = runs.subset(np.sort(part))
   if not cuts(runs):
-    raise ValueError(
+    raise DataError(
       f"compare_forms: {len(runs)} runs at one budget C leave none above it to be held out; train "
       "at another budget too"
     )

@@ -25,7 +25,7 @@ def along(runs: Runs, options: Options) -> dict[str, Any] | None:
     such line, or are too few to say.
 
   Raises:
-    ValueError: too many runs.
+    UserError: too many runs.
   """
   if len(runs) < LEAST:
     return None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, chinchilla, estimate
 from scaling.laws.bootstrap import interval, seed_noise
 from scaling.laws.runs import Runs, check_identifiable
@@ -84,7 +85,7 @@ def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
 
 
 def check(options: Options) -> None:
-  """Raises ValueError, one line, where an option of a fit is out of range."""
+  """Raises UserError where an option of a fit is out of range."""
   known = ", ".join(bootstrap.RESAMPLINGS)
   for name, valid, remedy in (
     ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
@@ -93,13 +94,13 @@ def check(options: Options) -> None:
     ("resampling", options.resampling in bootstrap.RESAMPLINGS, f"one of {known}"),
   ):
     if not valid:
-      raise ValueError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+      raise ConfigError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
 
 
 def check_sealable(fit: Fit) -> None:
-  """Raises ValueError, one line, where the runs determine no optimum that could be sealed."""
+  """Raises UserError where the runs determine no optimum that could be sealed."""
   if fit.unbounded:
-    raise ValueError(
+    raise DataError(
       f"fit: {at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more sizes or "
       "budgets"
     )
@@ -122,7 +123,7 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
     The fit.
 
   Raises:
-    ValueError: the runs do not identify the law, or an option is out of range.
+    UserError: the runs do not identify the law, or an option is out of range.
   """
   check(options)
   check_identifiable(runs)
@@ -182,7 +183,7 @@ def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
       check_identifiable(some := runs.subset(below))
       design = estimate.design(some.N, some.D, some.loss)
       law = estimate.to_law(design, estimate.minimum(design, delta)[1].theta[0])
-    except ValueError:
+    except UserError:
       continue
     error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
     excess += np.sum(error**2 - scatter)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import UsageError
 from model import accounting
 from scaling.laws import allocation, chinchilla
 from scaling.laws.allocation import cheapest
@@ -41,10 +42,10 @@ class Questions:
     for name, value in dataclasses.asdict(self).items():
       flag = f"target_{name}" if name in ("flops", "loss") else name
       if not 0 <= value < np.inf:
-        raise ValueError(f"{flag}={value:g}: must be a positive number")
+        raise UsageError(f"{flag}={value:g}: must be a positive number")
     for name in ("inference_tokens", "max_tokens"):
       if getattr(self, name) and not (self.flops or self.loss):
-        raise ValueError(
+        raise UsageError(
           f"{name}={getattr(self, name):g}: of which model? add --target_flops=C (the best one for "
           "that compute) or --target_loss=L"
         )
@@ -57,7 +58,7 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
   """Returns a compute in FLOPs, from "1e21" (FLOPs) or "0.5PFs-days" (petaflop/s-days); "": 0.
 
   Raises:
-    ValueError: it is neither.
+    UsageError: it is neither.
   """
   if not text:
     return 0.0
@@ -67,7 +68,7 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
   except ValueError:
     value = np.nan
   if not 0 < value < np.inf:
-    raise ValueError(f"{flag}={text}: write FLOPs as 1e21, or petaflop/s-days as 0.5PFs-days")
+    raise UsageError(f"{flag}={text}: write FLOPs as 1e21, or petaflop/s-days as 0.5PFs-days")
   return value / accounting.petaflop_s_days(1.0) if parts and parts[2] else value
 
 
@@ -83,19 +84,19 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
     Decisions: the question, the answer's row, rows to compare it with, how far it extrapolates.
 
   Raises:
-    ValueError: the loss asked for lies below the law's floor, or below what so few tokens allow; or
+    UsageError: the loss asked for lies below the law's floor, or below what so few tokens allow; or
       the runs determine no optimum, and more is asked than a loss for a budget.
   """
   asked = questions
   for name in ("loss", "inference_tokens", "max_tokens"):
     if fit.unbounded and (value := getattr(asked, name)):
       flag = "target_loss" if name == "loss" else name
-      raise ValueError(
+      raise UsageError(
         f"{flag}={value:g}: {at_edge(fit.unbounded)}, and no best model; train cells at more sizes "
         "or budgets"
       )
   if asked.loss and asked.loss <= fit.law.E:
-    raise ValueError(
+    raise UsageError(
       f"target_loss={asked.loss:g}: the law's floor is E = {float(fit.law.E):.4f}; no compute "
       "reaches less: ask for more"
     )
@@ -245,7 +246,7 @@ def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the least compute that reaches a loss, on few data and on any number."""
   unique, floor = asked.max_tokens, allocation.least_loss(fit.law, asked.max_tokens, fit.compute)
   if asked.loss <= floor:
-    raise ValueError(
+    raise UsageError(
       f"target_loss={asked.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
       f"less than {float(floor):.4f}: ask for more, or raise max_tokens"
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from configs.errors import ConfigError, DataError, UserError
 from scaling.laws.tables import conditions, rows
 
 COLUMNS = ("id", "N", "D", "C", "loss", "loss_stderr")
@@ -27,7 +28,7 @@ MIN_RUNS = 6  # one more than the law has parameters
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
 
-class UnidentifiableError(ValueError):
+class UnidentifiableError(DataError):
   """The law's parameters cannot be told from these runs."""
 
 
@@ -90,7 +91,7 @@ def make_runs(
   """Returns runs from arrays [n]; C defaults to 6 N D. They are put into a canonical order.
 
   Raises:
-    ValueError: a value is not a positive finite number, or N, D or C below 1; the message names its
+    UserError: a value is not a positive finite number, or N, D or C below 1; the message names its
       run and column.
   """
   flops = "6nd" if C is None else "exact"
@@ -103,13 +104,13 @@ def make_runs(
   for name, values in columns.items():
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
-      raise ValueError(
+      raise DataError(
         f"run {ids[bad[0]]}, column {name}: {values[bad[0]]} is not a positive finite number; "
         "correct the run or remove it"
       )
     if name in "NDC" and (values < 1).any():
       i = int(np.argmin(values))
-      raise ValueError(
+      raise DataError(
         f"run {ids[i]}, column {name}: {name} is {values[i]:.4g}: in billions? N counts "
         "parameters, D tokens and C FLOPs; multiply the column"
       )
@@ -126,11 +127,11 @@ def make_runs(
 
 
 def check_counts(params: str, flops: str) -> None:
-  """Raises ValueError where what N or C counts is unknown; see `read_runs`."""
+  """Raises UserError where what N or C counts is unknown; see `read_runs`."""
   if params not in PARAMS:
-    raise ValueError(f"fit.params={params!r}: unknown; choose one of {sorted(PARAMS)}")
+    raise ConfigError(f"fit.params={params!r}: unknown; choose one of {sorted(PARAMS)}")
   if flops not in ("exact", "6nd"):
-    raise ValueError(f"fit.flops={flops!r}: unknown; choose exact or 6nd")
+    raise ConfigError(f"fit.flops={flops!r}: unknown; choose exact or 6nd")
 
 
 def read_runs(
@@ -158,7 +159,7 @@ def read_runs(
     The runs, with those that were left out in `excluded` and the conditions in `filters`.
 
   Raises:
-    ValueError: no such file or column, or a value that is not a positive finite number in a run
+    UserError: no such file or column, or a value that is not a positive finite number in a run
       that no condition left out (the message names its line and column), or an unknown choice.
   """
   check_counts(params, flops)
@@ -183,7 +184,7 @@ def read_runs(
     ids, index, excluded, values = _columns(table, names["id"], sources, ours)
   if not ids and not excluded:
     kind = "row of kind 'fit' (kind and status make it a sweep's table)" if ours else "row"
-    raise ValueError(f"runs={path}: no {kind} in it; name a table of trained runs")
+    raise DataError(f"runs={path}: no {kind} in it; name a table of trained runs")
   with np.errstate(all="ignore"):  # what is not a number then is named below
     if "N" not in values:
       values["N"] = values["C"] / (6 * values["D"])
@@ -194,7 +195,7 @@ def read_runs(
   kept = np.ones(len(ids), bool)
   for name in read & values.keys():
     if ids and np.isnan(values[name]).all():
-      raise ValueError(f"runs={path}, column {name}: a condition reads it, and has no number there")
+      raise DataError(f"runs={path}, column {name}: a condition reads it, and has no number there")
   for each in filters:
     dropped = kept & ~each.holds(values)
     excluded += [(ids[i], str(each)) for i in np.flatnonzero(dropped)]
@@ -205,7 +206,7 @@ def read_runs(
       bad &= ~np.isnan(values[name])
     if bad.any():
       place, seen = rows.cell(path, index[np.argmax(bad)], sources[name])
-      raise ValueError(
+      raise DataError(
         f"runs={path}, {place}, column {sources[name]}: {seen!r} is not a positive finite number; "
         f"correct the row, or leave it out with --where='{name} > 0 and {name} < 1e99'"
       )
@@ -236,15 +237,15 @@ class Filter:
     """The columns that it reads."""
     try:
       return conditions.names(self.text)
-    except ValueError as error:
-      raise ValueError(f"--{self.kind}={error}") from None
+    except UserError as error:
+      raise DataError(f"--{self.kind}={error}") from None
 
   def holds(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns which runs it keeps [n]."""
     try:
       return conditions.evaluate(self.text, values) == (self.kind == "where")
-    except ValueError as error:
-      raise ValueError(f"--{self.kind}={error}") from None
+    except UserError as error:
+      raise DataError(f"--{self.kind}={error}") from None
 
 
 def _table_of(path: str | os.PathLike) -> Path:
@@ -256,7 +257,7 @@ def _table_of(path: str | os.PathLike) -> Path:
     return path / "cells.csv"
   several = sorted(str(table.parent) for table in path.glob("*/cells.csv"))
   hint = f"name one of {', '.join(several)}" if several else "name a sweep's folder or a file"
-  raise ValueError(f"runs={path}: a folder without cells.csv; {hint}")
+  raise DataError(f"runs={path}: a folder without cells.csv; {hint}")
 
 
 def _columns(
@@ -287,16 +288,16 @@ def _parse_columns(columns: str) -> dict[str, str]:
   pairs = [pair.partition("=") for pair in columns.split(",") if pair.strip()]
   for name, equals, column in pairs:
     if name.strip() not in (*COLUMNS, *EXTRAS) or not equals or not column.strip():
-      raise ValueError(
+      raise DataError(
         f"columns={columns!r}: {name.strip()!r} is not of the form NAME=COLUMN "
         f"with a NAME from {', '.join((*COLUMNS, *EXTRAS))}"
       )
   return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def _missing(path: str | os.PathLike, column: str, name: str, header: Sequence[str]) -> ValueError:
+def _missing(path: str | os.PathLike, column: str, name: str, header: Sequence[str]) -> DataError:
   close = difflib.get_close_matches(column, header, n=1) or ["COLUMN"]
-  return ValueError(
+  return DataError(
     f"runs={path}: no column {column!r} for {name}; the file has {', '.join(header) or 'none'}; "
     f"name it with --columns={name}={close[0]}"
   )

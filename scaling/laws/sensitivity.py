@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import DataError
 from scaling.laws import bootstrap, chinchilla, estimate
 from scaling.laws.parametric import Fit
 from scaling.laws.runs import Runs, faults
@@ -27,11 +28,11 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
     A run without which there is no law has None for these, and comes first.
 
   Raises:
-    ValueError: more than 2,000 runs, of which none could matter alone.
+    DataError: more than 2,000 runs, of which none could matter alone.
   """
   runs, n = fit.runs, len(fit.runs)
   if n > MOST_LEFT_OUT:
-    raise ValueError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
+    raise DataError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
   C = float(runs.C.max()) if C is None else C
   design = estimate.design(runs.N, runs.D, runs.loss)
   without = bootstrap.refit(design, 1 - np.eye(n), from_law(design, fit.law), fit.delta)

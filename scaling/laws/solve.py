@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from configs.errors import ConfigError, DataError
 from scaling.laws.forms import FLAGS, Form, evaluate
 
 MAX_STEPS = 200
@@ -80,23 +81,23 @@ def fit_form(
     The fit, from the start that ended lowest.
 
   Raises:
-    ValueError: a variable is missing, not positive and finite or of another length; fewer runs than
+    UserError: a variable is missing, not positive and finite or of another length; fewer runs than
       parameters; delta is not positive; resamples of too many runs; or no start found a minimum.
   """
   problem = make_problem(form, variables, loss)
   n, size = problem.y.shape[0], len(form.kinds)
   if n <= size:
-    raise ValueError(f"form={form.name}: {n} runs for {size} parameters; train more")
+    raise DataError(f"form={form.name}: {n} runs for {size} parameters; train more")
   if not delta > 0:
-    raise ValueError(f"fit.delta={delta}: must be a positive number, 1e-3 for instance")
+    raise ConfigError(f"fit.delta={delta}: must be a positive number, 1e-3 for instance")
   rng = np.random.default_rng(seed)
   if n > MANY and resamples:
-    raise ValueError(f"resamples={resamples}: for {MANY} runs at most, not {n}; choose 0 or a part")
+    raise DataError(f"resamples={resamples}: for {MANY} runs at most, not {n}; choose 0 or a part")
   some = part(problem, rng)
   ones = np.ones((starts, some.y.shape[0]))
   theta, costs, converged = minimise(some, ones, draw(form, starts, rng), delta)
   if not converged.any():
-    raise ValueError(f"form={form.name}: none of {starts} starts found a minimum on {n} runs")
+    raise DataError(f"form={form.name}: none of {starts} starts found a minimum on {n} runs")
   best = theta[np.argmin(np.where(converged, costs, np.inf))]
   if n > MANY:
     best = minimise(problem, np.ones((1, n)), best[None], delta)[0][0]
@@ -135,19 +136,19 @@ def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike
   columns = {"loss": loss}
   for name in form.variables:
     if name not in variables:
-      raise ValueError(
+      raise DataError(
         f"form={form.name}: needs {', '.join(form.variables)}, and there is no {name}; give it"
       )
     columns[name] = np.asarray(variables[name], float)
     if columns[name].shape != loss.shape:
-      raise ValueError(
+      raise DataError(
         f"form={form.name}: {columns[name].size} values of {name} for {loss.size} losses"
       )
   for name, values in columns.items():
     least = -1e-300 if name in FLAGS else 0.0
     bad = np.flatnonzero(~(np.isfinite(values) & (values > least)))
     if len(bad):
-      raise ValueError(
+      raise DataError(
         f"form={form.name}, run {bad[0]}, {name}: {values[bad[0]]} is not a positive finite number"
       )
   units = {k: 1.0 if k in FLAGS else float(np.exp(np.log(v).mean())) for k, v in columns.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from scaling.laws import chinchilla, fit, runs
 from scaling.report import records
 from scaling.report.records import Record
@@ -33,14 +34,14 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   in what `config.sweep.overrides` gives it for itself.
 
   Raises:
-    ValueError: an objective or an override cannot be used.
+    ConfigError: an objective or an override cannot be used.
   """
   s = config.sweep
   names = tuple(s.objectives)
   if len(set(names)) < len(names):
-    raise ValueError(f"sweep.objectives={names}: one of them is there twice; name each once")
+    raise ConfigError(f"sweep.objectives={names}: one of them is there twice; name each once")
   if s.design != "isoflop":
-    raise ValueError(
+    raise ConfigError(
       f"sweep.design={s.design!r}: objectives are compared at equal budgets; choose isoflop, or "
       "sweep.objectives=()"
     )
@@ -56,7 +57,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
     field, equals, text = override.partition("=")
     name, _, field = field.partition(".")
     if name not in configs or not equals:
-      raise ValueError(
+      raise ConfigError(
         f"sweep.overrides: {override!r} is not OBJECTIVE.FIELD=VALUE with an objective from {names}"
       )
     try:
@@ -66,7 +67,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
     try:
       configs[name].update_from_flattened_dict({field: value})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise ValueError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
+      raise ConfigError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
   return configs
 
 
@@ -100,7 +101,7 @@ def read(record: Record) -> list[Side]:
   """Returns the sweeps of a folder, in the order of `sweep.objectives`.
 
   Raises:
-    ValueError: a record in one of their folders is broken.
+    ConfigError: a record in one of their folders is broken.
   """
   return [_side(name, record.workdir / name) for name in record.objectives]
 

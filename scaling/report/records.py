@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import DataError
 from scaling.laws import chinchilla
 from scaling.laws.parametric import at_edge, unbounded
 from scaling.laws.runs import Runs
@@ -124,11 +125,11 @@ def read(workdir: str | Path) -> Record:
   """Reads the records of a sweep, of which any may be missing.
 
   Raises:
-    ValueError: there is no such folder, or a record in it is broken.
+    DataError: there is no such folder, or a record in it is broken.
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
-    raise ValueError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
+    raise DataError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
   cells: list[Cell] = []
   tables = [workdir / name for name in ("cells.csv", "runs.csv") if (workdir / name).exists()]
   if tables:

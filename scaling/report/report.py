@@ -333,7 +333,7 @@ def terminal(workdir: str | Path) -> str:
   """Returns the outcome for the terminal: headline, law, warnings, optima, held-out cells.
 
   Raises:
-    ValueError: there is no such folder, or a record in it is broken.
+    UserError: there is no such folder, or a record in it is broken.
   """
   record = records.read(workdir)
   if record.objectives:
@@ -376,7 +376,7 @@ def write(workdir: str | Path, undrawn: dict[str, str] | None = None) -> Path:
     The path of report.html.
 
   Raises:
-    ValueError: there is no such folder, or a record in it is broken.
+    UserError: there is no such folder, or a record in it is broken.
   """
   record = records.read(workdir)
   if record.objectives:

@@ -280,7 +280,7 @@ def write(record: Record) -> list[Block]:
     The blocks of its report.
 
   Raises:
-    ValueError: a record in the folder of an objective is broken.
+    UserError: a record in the folder of an objective is broken.
   """
   sides = compare.read(record)
   found = compare.to_json(sides)

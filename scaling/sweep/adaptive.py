@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError, UsageError
 from model import accounting
 from scaling.laws import fit, next_run, runs
 from scaling.report.records import si
@@ -91,16 +92,16 @@ def check(config: ConfigDict, workdir: Path, asked: bool) -> None:
   """Refuses adaptive rounds, if they are asked for, that cannot be.
 
   Raises:
-    ValueError: there is no compute for them, or the sweep's prediction is sealed already.
+    UserError: there is no compute for them, or the sweep's prediction is sealed already.
   """
   allowed = config.sweep.adaptive_flops
   if asked and not allowed > 0:
-    raise ValueError(
+    raise ConfigError(
       f"sweep.adaptive_flops={allowed:g}: --adaptive needs compute to spend; set it, to 1e12 for "
       "instance"
     )
   if asked and _read(workdir)["flops"] != allowed and (workdir / "prediction.json").exists():
-    raise ValueError(
+    raise UsageError(
       f"workdir={workdir}: its prediction is sealed, on the cells that there are; adaptive cells "
       "come before that: use another workdir"
     )
@@ -110,7 +111,7 @@ def begin(config: ConfigDict, workdir: Path, asked: bool) -> None:
   """Writes down that a sweep has adaptive rounds, if that is asked, and how much they may spend.
 
   Raises:
-    ValueError: see `check`.
+    UserError: see `check`.
   """
   check(config, workdir, asked)
   if asked:

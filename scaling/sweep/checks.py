@@ -6,23 +6,24 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import ConfigError
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, one line, where a field of `config.sweep` cannot be, or wastes compute."""
+  """Raises ConfigError where a field of `config.sweep` cannot be, or wastes compute."""
   s = config.sweep
   if s.design not in ("isoflop", "grid"):
-    raise ValueError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
+    raise ConfigError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
   axis = "budgets" if s.design == "isoflop" else "token_counts"
   for name in ("sizes", axis, "seed_sizes", "seed_budgets", "probe_sizes"):
     again = [value for i, value in enumerate(s[name]) if value in s[name][:i]]
     if again:
-      raise ValueError(
+      raise ConfigError(
         f"sweep.{name}={tuple(s[name])}: {again[0]} comes twice (a flag that is given again adds "
         "to the first); name it once"
       )
   if len(s.sizes) < 2 or len(s[axis]) < 2:
-    raise ValueError(
+    raise ConfigError(
       f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at "
       "least two of each"
     )
@@ -30,9 +31,9 @@ def check(config: ConfigDict) -> None:
     known = ladders.rungs(config.model.ladder) if name == "probe_sizes" else s.sizes
     wrong = [size for size in s[name] if size not in known]
     if wrong:
-      raise ValueError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
+      raise ConfigError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
   if set(s.seed_budgets) - set(s.budgets):
-    raise ValueError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
+    raise ConfigError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
   ascending = list(s.probe_factors) == sorted(set(s.probe_factors))
   for name, holds, need in (
     (axis, _positive(s[axis]), "be positive, every value of it"),
@@ -51,14 +52,14 @@ def check(config: ConfigDict) -> None:
   ):
     if not holds:
       value = tuple(s[name]) if isinstance(s[name], tuple) else s[name]
-      raise ValueError(f"sweep.{name}={value}: must {need}")
+      raise ConfigError(f"sweep.{name}={value}: must {need}")
   if config.train.stop_at_step:
-    raise ValueError(
+    raise ConfigError(
       f"train.stop_at_step={config.train.stop_at_step}: a sweep's runs go to their ends; leave it "
       "at 0"
     )
   if s.probe_sizes and config.optim.lr:
-    raise ValueError(
+    raise ConfigError(
       f"optim.lr={config.optim.lr}: a sweep with probes takes its learning rates from them; "
       "leave it at 0, or set sweep.probe_sizes=() to train every size at this rate"
     )

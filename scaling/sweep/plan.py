@@ -16,6 +16,7 @@ from typing import cast
 from ml_collections import ConfigDict
 
 from configs import ladders
+from configs.errors import ConfigError, UserError
 from model import accounting, sharding
 from scaling.laws import parametric, runs
 from scaling.sweep import checks
@@ -257,7 +258,7 @@ def heldout_cells(
     budget: the held-out compute [FLOPs].
 
   Raises:
-    ValueError: too few rungs can be trained.
+    ConfigError: too few rungs can be trained.
   """
   wanted = config.sweep.heldout_sizes
   options = heldout_options(config, vocab_size, budget)
@@ -265,7 +266,7 @@ def heldout_cells(
   free = [cell for cell in options if not reasons[cell.id]]
   if len(free) < len(wanted):
     why = next(reason for reason in reasons.values() if reason)
-    raise ValueError(
+    raise ConfigError(
       f"sweep.heldout_sizes={tuple(wanted)}: at {budget:.3g} FLOPs {len(free)} sizes of "
       f"model.ladder={config.model.ladder!r} can be trained, {len(wanted)} are needed ({why}); "
       "raise data.max_epochs, which a begun sweep may, or begin one with a smaller held-out budget"
@@ -309,7 +310,7 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
   )
   try:
     record.check(run_config(config, cell), cast(TokenData, corpus))
-  except ValueError as error:
+  except UserError as error:
     return str(error)
   return ""
 
@@ -339,11 +340,11 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises ValueError, one line, where a sweep cannot be run, whatever the text."""
+  """Raises ConfigError where a sweep cannot be run, whatever the text."""
   checks.check(config)
   shape = [name for name in ("width", "heads") if config.model[name]]
   if shape:
-    raise ValueError(
+    raise ConfigError(
       f"model.{shape[0]}={config.model[shape[0]]}: a sweep takes its shapes from model.ladder; "
       "leave it at 0"
     )
@@ -355,17 +356,17 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict, tokens: TokenData) -> None:
-  """Raises ValueError, one line, where the sweep cannot be run or could not identify a law."""
+  """Raises ConfigError where the sweep cannot be run or could not identify a law."""
   check_config(config)
   s = config.sweep
   cells = fit_cells(config, tokens.vocab_size)
   if not cells:
-    raise ValueError(
+    raise ConfigError(
       f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
       f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
     )
   if 0 < s.heldout_budget < (largest := _largest(config, cells)):
-    raise ValueError(
+    raise ConfigError(
       f"sweep.heldout_budget={s.heldout_budget:.4g}: lies within what is fitted, up to "
       f"{largest:.4g} FLOPs; ask for more, or leave it at 0"
     )
@@ -376,18 +377,18 @@ def check(config: ConfigDict, tokens: TokenData) -> None:
     probe = cell.kind == "probe"
     if cell.id in names:
       field = "probe_factors" if probe else axis
-      raise ValueError(
+      raise ConfigError(
         f"sweep.{field}={tuple(s[field])}: two of them are one cell, {cell.id}; keep them "
         "a percent apart, or leave one out"
       )
     names.add(cell.id)
     if cell.steps < MIN_STEPS:
       remedy = "more sweep.probe_tokens" if probe else "more compute, a smaller size"
-      raise ValueError(
+      raise ConfigError(
         f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
         f"give it {remedy}, or a smaller data.batch_size ({MIN_STEPS} steps at least)"
       )
     try:
       record.check(run_config(config, cell), tokens)
-    except ValueError as error:
-      raise ValueError(f"{error} ({cell.id})") from None
+    except UserError as error:
+      raise ConfigError(f"{error} ({cell.id})") from None

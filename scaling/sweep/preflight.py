@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from scaling.launch.local import Pool, Task, power_of_two
 from scaling.progress import Display
 from scaling.sweep import plan
@@ -42,7 +43,7 @@ def pack(config: ConfigDict, size: int, found: dict, on_cpu: int = 1) -> int:
     on_cpu: how many on a CPU.
 
   Raises:
-    ValueError: `sweep.pack` runs need more memory than there is.
+    ConfigError: `sweep.pack` runs need more memory than there is.
   """
   if found.get("devices", 0) != 1:
     return 1
@@ -51,7 +52,7 @@ def pack(config: ConfigDict, size: int, found: dict, on_cpu: int = 1) -> int:
   asked = config.sweep.pack and power_of_two(config.sweep.pack)
   if asked > max(1, fits):
     most, room = power_of_two(max(1, fits)), found["available"]
-    raise ValueError(
+    raise ConfigError(
       f"sweep.pack={config.sweep.pack}: {asked} runs of size {size} and one more, of "
       f"{each / 2**20:.4g} MiB each, do not fit {room / 2**20:.4g} MiB; ask for at most {most}"
     )
@@ -137,7 +138,7 @@ def look(
   workers, with which `config.sharding` and `model.remat`. Elsewhere a size is looked at again.
 
   Raises:
-    ValueError: sizes do not fit.
+    ConfigError: sizes do not fit.
     KeyboardInterrupt: `should_stop` said so.
   """
   first = {cell.size: cell for cell in reversed(cells)}
@@ -164,7 +165,7 @@ def look(
     if task.done():
       files.write_json(task.record, files.read_json(task.record) | {"setting": setting})
   if errors:
-    raise ValueError(
+    raise ConfigError(
       f"{len(errors)} of {len(tasks)} sizes do not fit their device: "
       + "; ".join(f"{name}: {error.removeprefix('ValueError: ')}" for name, error in errors.items())
     )

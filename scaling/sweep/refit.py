@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from configs.errors import UsageError, UserError
 from scaling.laws import conventions, fit
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.runs import Runs, UnidentifiableError, read_runs
@@ -53,10 +54,10 @@ def refit(
     compare_forms: whether other forms are held against it, by held-out error; up to a minute.
 
   Raises:
-    ValueError: the runs cannot be read or do not identify the law, or a question has no answer.
+    UsageError: the runs cannot be read or do not identify the law, or a question has no answer.
   """
   if path and (workdir / "sweep.json").exists():
-    raise ValueError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")
+    raise UsageError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")
   if not path:
     store.read_sweep(workdir)
   source = path or workdir
@@ -70,7 +71,7 @@ def refit(
 
     for name in ("fit.json", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
-    with contextlib.suppress(ValueError):  # the runs are refused either way
+    with contextlib.suppress(UserError):  # the runs are refused either way
       if found := one_variable.along(runs, options):
         files.write_json(workdir / "line.json", found)
     raise

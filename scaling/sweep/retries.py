@@ -7,6 +7,7 @@ One that failed was stopped by an error or a kill, on which no law should depend
 from collections.abc import Iterable
 from pathlib import Path
 
+from configs.errors import RunError
 from scaling.sweep import plan, store
 from scaling.sweep.plan import Cell
 from train.system import files
@@ -40,13 +41,13 @@ def refuse(workdir: Path, cells: Iterable[Cell]) -> list[str]:
   """Returns a line about each failed cell that is not waited for any more.
 
   Raises:
-    RuntimeError: others have failed, at fewer than `MOST` starts.
+    RunError: others have failed, at fewer than `MOST` starts.
   """
   records = failed(workdir, cells)
   again = [name for name, record in records.items() if record.get("failures", 1) < MOST]
   if again:
     names = ", ".join(again[:3]) + (f" and {len(again) - 3} more" if len(again) > 3 else "")
-    raise RuntimeError(
+    raise RunError(
       f"workdir={workdir}: {len(again)} of its runs failed ({names}); `isoflop runs "
       f"--workdir={workdir}` says why. The same command tries them again, and goes on without what "
       f"has failed at {MOST} starts"

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.errors import RunError, UsageError, UserError
 from scaling.launch.local import Pool, Task
 from scaling.laws import chinchilla, fit
 from scaling.progress import Display
@@ -50,10 +51,10 @@ def sweep(
   Its time counts from `began` on, by `time.perf_counter`; None: from now on.
 
   Raises:
-    ValueError: the config or the folder cannot be used, and nothing was spent; or the runs that
+    UsageError: the config or the folder cannot be used, and nothing was spent; or the runs that
       were trained determine no law.
     KeyboardInterrupt: `should_stop` said so; running cells have saved their state.
-    RuntimeError: runs failed, which the next start tries again, or no probe trained.
+    RunError: runs failed, which the next start tries again, or no probe trained.
   """
   if config.sweep.objectives:
     return _several(config, workdir, display, should_stop, adapt)
@@ -204,13 +205,13 @@ def _several(
       display.title = own.sweep.name
       try:
         sweep(own, workdir / name, display, should_stop, adapt)
-      except (RuntimeError, ValueError) as error:  # the others can still be measured
+      except (RunError, UserError) as error:  # the others can still be measured
         failed[name] = error
         display.say(f"FAILED {name}: {error}")
       report.write(workdir)
     if failed:
       said = "; ".join(f"{name}: {error}" for name, error in failed.items())
-      raise RuntimeError(f"{workdir}: {len(failed)} of {len(configs)} sweeps failed ({said})")
+      raise RunError(f"{workdir}: {len(failed)} of {len(configs)} sweeps failed ({said})")
     return files.read_json(workdir / "comparison.json")
 
 
@@ -218,7 +219,7 @@ def begin(config: ConfigDict, workdir: Path, tokens: dataset.TokenData) -> dict:
   """Returns the head of sweep.json: of the sweep that the folder holds, or a new one.
 
   Raises:
-    ValueError: the folder holds another sweep.
+    UsageError: the folder holds another sweep.
   """
   described = record.describe(plan.at_size(config, config.sweep.sizes[0]), tokens, "")
   config_json = record.plain(config.to_dict())
@@ -229,7 +230,7 @@ def begin(config: ConfigDict, workdir: Path, tokens: dataset.TokenData) -> dict:
     is_sealed = (workdir / "prediction.json").exists()
     for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
       if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law
-        raise ValueError(
+        raise UsageError(
           f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
           f"asked {new.get(name)!r}; name another workdir"
         )
@@ -238,7 +239,7 @@ def begin(config: ConfigDict, workdir: Path, tokens: dataset.TokenData) -> dict:
       ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
     ):
       if found["corpus"][key] != getattr(tokens, key):
-        raise ValueError(
+        raise UsageError(
           f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
         )
     del found["cells"]
@@ -328,7 +329,7 @@ def probe(
       own = [c for c in cells if c.size == size]
       loss = [losses[c.id].get("loss", math.inf) for c in own]
       if not math.isfinite(min(loss)):
-        raise RuntimeError(f"no learning-rate probe of size {size} trained; see workers.log")
+        raise RunError(f"no learning-rate probe of size {size} trained; see workers.log")
       best[size], beyond = best_factor(factors[size], loss)
       if beyond:
         factors[size] = sorted([*factors[size], beyond])

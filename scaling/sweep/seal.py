@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.errors import UsageError
 from scaling.laws import fit, runs
 from scaling.sweep import plan, refit, store
 from train.system import files
@@ -18,7 +19,7 @@ def check(workdir: Path, options: refit.Options) -> None:
   """Refuses to fit a sweep anew whose prediction is sealed on other runs than it has now.
 
   Raises:
-    ValueError: the runs differ.
+    UsageError: the runs differ.
   """
   if sealed := files.read_json(workdir / "prediction.json"):
     _refuse_other(sealed, workdir, runs.read_runs(workdir, "", options.params, options.flops))
@@ -27,7 +28,7 @@ def check(workdir: Path, options: refit.Options) -> None:
 def _refuse_other(sealed: dict, workdir: Path, found: runs.Runs) -> None:
   input_hash = runs.input_hash(found)
   if sealed["input_hash"] != input_hash:
-    raise ValueError(
+    raise UsageError(
       f"{workdir}/prediction.json: sealed on other runs (hash {sealed['input_hash'][:12]}, now "
       f"{input_hash[:12]}); a sealed prediction is not replaced: use another workdir"
     )
@@ -61,7 +62,7 @@ def seal(
     train_tokens: of the corpus.
 
   Raises:
-    ValueError: a prediction was sealed on other runs, these determine no optimum, or too few cells
+    UsageError: a prediction was sealed on other runs, these determine no optimum, or too few cells
       could test this one.
   """
   if sealed := files.read_json(workdir / "prediction.json"):

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UsageError
 from scaling.sweep.plan import Cell, Trunk
 from train.system import files
 
@@ -93,11 +94,11 @@ def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
   """Returns sweep.json without its cells, and the cells.
 
   Raises:
-    ValueError: the folder holds no sweep.
+    UsageError: the folder holds no sweep.
   """
   head = files.read_json(workdir / "sweep.json")
   if head is None:
-    raise ValueError(f"workdir={workdir}: no sweep.json there; `isoflop sweep` makes one")
+    raise UsageError(f"workdir={workdir}: no sweep.json there; `isoflop sweep` makes one")
   names = {field.name for field in dataclasses.fields(Cell)}
   planned = head.pop("cells")
   return head, [Cell(**{k: v for k, v in cell.items() if k in names}) for cell in planned]
@@ -107,14 +108,14 @@ def unknown(workdir: Path, cells: list[Cell], new: list[Cell]) -> list[Cell]:
   """Returns the new cells that are not among the sweep's.
 
   Raises:
-    ValueError: one has the name of another cell that differs.
+    UsageError: one has the name of another cell that differs.
   """
   known = {cell.id: cell for cell in cells}
   for cell in new:
     if (old := known.get(cell.id, cell)) != cell:
       names = (field.name for field in dataclasses.fields(Cell))
       name = next(name for name in names if getattr(old, name) != getattr(cell, name))
-      raise ValueError(
+      raise UsageError(
         f"workdir={workdir}: holds {cell.id} with {name}={getattr(old, name)!r}, planned now with "
         f"{getattr(cell, name)!r}; name another workdir, or go on with the version that began it"
       )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs import base, ladders
+from configs.errors import UsageError
 from model import accounting, memory, sharding, transformer
 from scaling.commands.listing import grid, text
 from scaling.report import compare
@@ -55,11 +56,11 @@ def parse_bytes(size: str) -> int:
   """Returns a number of bytes written as 80GiB, 80GB or 24e9.
 
   Raises:
-    ValueError: it is no such number, or not positive.
+    UsageError: it is no such number, or not positive.
   """
   found = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?i?B)?", size.strip())
   if not found or not 0 < float(found[1]) < math.inf or (found[2] or "") not in UNITS:
-    raise ValueError(f"device_memory={size!r}: write a size as 80GiB, 80GB or 24e9")
+    raise UsageError(f"device_memory={size!r}: write a size as 80GiB, 80GB or 24e9")
   return round(float(found[1]) * UNITS[found[2] or ""])
 
 
@@ -99,7 +100,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     device_memory: of each, as in `parse_bytes`; "": nothing is said about what fits.
 
   Raises:
-    ValueError: the config is not consistent, or its batch does not divide among the devices.
+    UsageError: the config is not consistent, or its batch does not divide among the devices.
   """
   config = checked(config, devices)
   limit = parse_bytes(device_memory) if device_memory else 0
@@ -218,10 +219,10 @@ def checked(config: ConfigDict, devices: int) -> ConfigDict:
   """Returns a config resolved.
 
   Raises:
-    ValueError: it is not consistent, or its batch does not divide among the devices.
+    UsageError: it is not consistent, or its batch does not divide among the devices.
   """
   if devices < 1:
-    raise ValueError(f"devices={devices}: must be at least 1")
+    raise UsageError(f"devices={devices}: must be at least 1")
   config = ladders.resolve(config)
   transformer.check(config.model)
   registry.check(config)

@@ -11,6 +11,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from configs.errors import UsageError
+
 if TYPE_CHECKING:
   import jax
 
@@ -151,13 +153,13 @@ def parse(name: str) -> Target:
   """Returns the target of a name.
 
   Raises:
-    ValueError: there is none.
+    UsageError: there is none.
   """
   kind, _, size = name.partition(":")
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind.lower(), CHIPS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of"
-    raise ValueError(f"target={name!r}: unknown; {hint} ({', '.join(CHIPS)})")
+    raise UsageError(f"target={name!r}: unknown; {hint} ({', '.join(CHIPS)})")
   chip = CHIPS[kind]
   axes = 2 if chip.gpu or chip.wrap == 16 else 3
   least = 1 if chip.gpu else axes
@@ -167,16 +169,16 @@ def parse(name: str) -> Target:
     like = (
       f"{kind}:8, or {kind}:2x8 for two hosts" if chip.gpu else f"{kind}:{'x'.join('224'[-axes:])}"
     )
-    raise ValueError(f"target={name!r}: write {like}")
+    raise UsageError(f"target={name!r}: write {like}")
   dims = [int(n) for n in size.split("x")] if size else []
   return Target(name, chip, tuple([1] * (axes - len(dims)) + dims))
 
 
 def check_installed(target: Target) -> None:
-  """Raises ValueError, with the remedy, where the packages that describe a target are missing."""
+  """Raises UsageError, with the remedy, where the packages that describe a target are missing."""
   extra, packages = ("plan-tpu", ("libtpu",)) if target.tpu else ("plan-gpu", GPU_PACKAGES)
   if not any(importlib.util.find_spec(package) for package in packages):
-    raise ValueError(
+    raise UsageError(
       f"target={target.name!r}: {' or '.join(packages)} is not installed; "
       f"pip install 'isoflop[{extra}]'"
     )
@@ -186,7 +188,7 @@ def devices(target: Target) -> "list[jax.Device]":
   """Returns a target's devices, which programs can be compiled for.
 
   Raises:
-    ValueError: the packages that describe it are missing, or they have no such topology.
+    UsageError: the packages that describe it are missing, or they have no such topology.
   """
   from jax.experimental import topologies
 
@@ -211,5 +213,5 @@ def devices(target: Target) -> "list[jax.Device]":
         chip.gpu["name"], "cuda", target_config=text, topology=f"1x{shape}"
       )
   except Exception as error:  # jax's errors are of many types
-    raise ValueError(f"target={target.name!r}: XLA does not describe it ({error})") from None
+    raise UsageError(f"target={target.name!r}: XLA does not describe it ({error})") from None
   return list(topology.devices)

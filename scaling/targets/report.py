@@ -55,7 +55,7 @@ def report(config: ConfigDict, name: str, workdir: Path | None, stream: TextIO =
     stream: receives progress.
 
   Raises:
-    ValueError: there is no such target, its packages are missing, or the config cannot be trained
+    UserError: there is no such target, its packages are missing, or the config cannot be trained
       on it.
   """
   target = catalog.parse(name)

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from train.data import sources as corpora
 from train.data import tokenizer as tokenizers
 from train.objectives import corruption, registry
@@ -91,13 +92,13 @@ def prepare(config: ConfigDict) -> TokenData:
   Any number of processes may call this at once: one prepares, the others wait for it.
 
   Raises:
-    ValueError: the source, the tokenizer or the cache cannot be used.
+    ConfigError: the source, the tokenizer or the cache cannot be used.
   """
   name = config.data.tokenizer
   tokenizers.size(name)
   corpus = corpora.open_source(config)
   if corpus.name == "markov" and name != "bytes":
-    raise ValueError(f"data.tokenizer={name!r}: {corpus.name} is not text; use 'bytes'")
+    raise ConfigError(f"data.tokenizer={name!r}: {corpus.name} is not text; use 'bytes'")
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
@@ -107,13 +108,13 @@ def prepare(config: ConfigDict) -> TokenData:
     try:
       _prepare(path, corpus, fingerprint, name, config.data.validation_percent)
     except OSError as error:
-      raise ValueError(
+      raise ConfigError(
         f"data.cache={str(folder.parent)!r}: cannot prepare the corpus there ({error}); "
         "set data.cache or ISOFLOP_CACHE to a writable folder with space"
       ) from error
     data = _open(path, corpus, fingerprint, name)
   if data is None:
-    raise ValueError(f"data.cache: {path} does not read back as written; is the disk healthy?")
+    raise ConfigError(f"data.cache: {path} does not read back as written; is the disk healthy?")
   return data
 
 
@@ -162,7 +163,7 @@ def _tokenise(
       count += len(group)
       for ids in tokenizer.encode(group):
         if len(ids) and int(ids.max()) >= tokenizer.eos:
-          raise ValueError(
+          raise ConfigError(
             f"data.tokenizer={tokenizer.name!r}: id {ids.max()}, text has 0 to {tokenizer.eos - 1}"
           )
         file.write(ids.astype(dtype).tobytes())
@@ -264,19 +265,19 @@ def check(config: ConfigDict, data: TokenData) -> None:
   """Refuses a run that its data cannot feed.
 
   Raises:
-    ValueError: a sequence is longer than the training split, nothing is left to evaluate, or D
+    ConfigError: a sequence is longer than the training split, nothing is left to evaluate, or D
       repeats the data more than `data.max_epochs` times.
   """
   text, count = registry.lengths(config).text, data.train_token_count
   if not 0 < text <= count:
-    raise ValueError(
+    raise ConfigError(
       f"data.seq_len={config.data.seq_len:,}: must be 1 to {count:,}, the training tokens of "
       f"{data.source}"
     )
   eval_token_count(data, config)
   epochs = config.train.tokens / count
   if epochs > config.data.max_epochs:
-    raise ValueError(
+    raise ConfigError(
       f"train.tokens={config.train.tokens:,}: {epochs:.1f} epochs of the {count:,} training tokens "
       f"of {data.source}, more than data.max_epochs={config.data.max_epochs:g}; "
       "train on fewer tokens or add text"
@@ -299,7 +300,7 @@ def train_batches(
     what the objective makes of the windows: see `train.objectives.registry`.
 
   Raises:
-    ValueError: n does not divide B.
+    ConfigError: n does not divide B.
   """
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
@@ -346,12 +347,12 @@ def eval_token_count(data: TokenData, config: ConfigDict) -> int:
   An objective that cuts its text across documents evaluates whole windows.
 
   Raises:
-    ValueError: `train.eval_tokens` is not enough for a window.
+    ConfigError: `train.eval_tokens` is not enough for a window.
   """
   count = min(config.train.eval_tokens, data.validation_token_count)
   lengths = registry.lengths(config)
   if lengths.source and count < lengths.text:
-    raise ValueError(
+    raise ConfigError(
       f"train.eval_tokens={config.train.eval_tokens}: of {data.validation_token_count:,} there "
       f"are, and objective={config.objective!r} evaluates whole sequences of {lengths.text:,}; "
       "allow more, hold out more, or shorten data.seq_len"
@@ -362,7 +363,7 @@ def eval_token_count(data: TokenData, config: ConfigDict) -> int:
 def _rows(field: str, batch_size: int, process_index: int, process_count: int) -> slice:
   """Returns this process's contiguous share of a batch."""
   if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f"{field}={batch_size}: must be a positive multiple of {process_count} hosts")
+    raise ConfigError(f"{field}={batch_size}: must be a positive multiple of {process_count} hosts")
   share = batch_size // process_count
   return slice(process_index * share, (process_index + 1) * share)
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError, DataError
 from train.data import markov
 
 SOURCES = "python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov"
@@ -57,7 +58,7 @@ def open_source(config: ConfigDict) -> Corpus:
   """Opens `config.data.source`.
 
   Raises:
-    ValueError: the source is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a
+    UserError: the source is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a
       row without its field) raises when the documents are first read.
   """
   data = config.data
@@ -71,7 +72,7 @@ def open_source(config: ConfigDict) -> Corpus:
       return _text(argument, data.text_field)
     case "tfds" if argument:
       return _tfds(argument, data.text_field)
-  raise ValueError(f"data.source={data.source!r}: unknown; choose {SOURCES}")
+  raise ConfigError(f"data.source={data.source!r}: unknown; choose {SOURCES}")
 
 
 def progress(items: Iterable[_Item], what: str) -> Iterator[_Item]:
@@ -110,9 +111,9 @@ def _markov(config: ConfigDict) -> Corpus:
   tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
   if not 2 <= symbols <= 256:
-    raise ValueError(f"data.markov_symbols={symbols}: must be 2 to 256, as a symbol is a byte")
+    raise ConfigError(f"data.markov_symbols={symbols}: must be 2 to 256, as a symbol is a byte")
   if count < 2:
-    raise ValueError(
+    raise ConfigError(
       f"data.markov_tokens={tokens:,}: two documents of {markov.DOCUMENT:,} symbols are the least; "
       f"use {2 * markov.DOCUMENT:,} or more"
     )
@@ -141,7 +142,7 @@ def _python_stdlib() -> Corpus:
   folder = sysconfig.get_paths()["stdlib"]
   paths = [path for path in _walk(folder, skip) if path.suffix == ".py"]
   if not paths:
-    raise ValueError(
+    raise ConfigError(
       f"data.source='python_stdlib': no .py files in {folder}; use text:PATH with a folder of yours"
     )
   fingerprint = _fingerprint("python_stdlib", sorted(_digest(path) for path in paths))
@@ -157,14 +158,14 @@ def _text(argument: str, field: str) -> Corpus:
   elif root.is_dir():
     paths = list(_walk(str(root), lambda name: name.startswith(".")))
   else:
-    raise ValueError(f"{name}: no such file or folder: {root.absolute()}")
+    raise DataError(f"{name}: no such file or folder: {root.absolute()}")
   paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
   if not paths:
-    raise ValueError(f"{name}: no file ends in {', '.join(SUFFIXES)}")
+    raise DataError(f"{name}: no file ends in {', '.join(SUFFIXES)}")
   if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
-    raise ValueError(f"{name}: cannot read {unreadable[0]}; check its permissions")
+    raise DataError(f"{name}: cannot read {unreadable[0]}; check its permissions")
   if not any(path.stat().st_size for path in paths):
-    raise ValueError(f"{name}: empty ({len(paths)} file(s) of 0 bytes); add text")
+    raise DataError(f"{name}: empty ({len(paths)} file(s) of 0 bytes); add text")
 
   def whole() -> Iterator[bytes]:
     for path in paths:
@@ -190,16 +191,16 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
       try:
         row = json.loads(line)
       except ValueError as error:
-        raise ValueError(f"data.source: {path} line {number} is not JSON: {error}") from error
+        raise ConfigError(f"data.source: {path} line {number} is not JSON: {error}") from error
       if not isinstance(row, dict) or field not in row:
         found = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
-        raise ValueError(f"{where} has no such field; {found}")
+        raise DataError(f"{where} has no such field; {found}")
       if not isinstance(row[field], str):
-        raise ValueError(f"{where} holds {type(row[field]).__name__}, not text")
+        raise DataError(f"{where} holds {type(row[field]).__name__}, not text")
       try:
         yield row[field].encode()
       except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise ValueError(f"{where} is not valid Unicode: {error}") from error
+        raise DataError(f"{where} is not valid Unicode: {error}") from error
 
 
 def _tfds(argument: str, field: str) -> Corpus:
@@ -220,17 +221,17 @@ def _tfds(argument: str, field: str) -> Corpus:
     sources = [builder.as_data_source(split=split) for split in splits]
   except Exception as error:  # whatever a dataset's own code raises
     reason = next(iter(str(error).strip().splitlines()), "")
-    raise ValueError(f"{where}: {type(error).__name__}: {reason}") from error
+    raise DataError(f"{where}: {type(error).__name__}: {reason}") from error
   features = builder.info.features
   if field not in features:
-    raise ValueError(f"data.text_field={field!r}: {argument} has the fields {sorted(features)}")
+    raise ConfigError(f"data.text_field={field!r}: {argument} has the fields {sorted(features)}")
 
   def whole() -> Iterator[bytes]:
     for split, source in zip(splits, sources, strict=True):
       for i, text in enumerate(_values(source, field)):
         if not isinstance(text, bytes):
           kind = type(text).__name__
-          raise ValueError(f"data.text_field={field!r}: {argument} holds {kind}, not text")
+          raise ConfigError(f"data.text_field={field!r}: {argument} holds {kind}, not text")
         yield _utf8(text, f"{where}: example {i} of {split}")
 
   shards = [
@@ -248,7 +249,7 @@ def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
     text.decode()
   except UnicodeDecodeError as error:
     at = f"byte {text[error.start]:#04x} at offset {offset + error.start:,}"
-    raise ValueError(f"{where}: invalid UTF-8, {at}; convert it to UTF-8") from error
+    raise DataError(f"{where}: invalid UTF-8, {at}; convert it to UTF-8") from error
   return text
 
 
@@ -286,10 +287,10 @@ def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
   """Writes a corpus as a TFDS dataset (array_record) with the splits train and validation.
 
   Raises:
-    ValueError: fewer than two different documents, or the source changed meanwhile.
+    UserError: fewer than two different documents, or the source changed meanwhile.
   """
   if not 0 < validation_percent < 100:
-    raise ValueError(f"data.validation_percent={validation_percent}: must be between 0 and 100")
+    raise ConfigError(f"data.validation_percent={validation_percent}: must be between 0 and 100")
 
   def digests() -> Iterator[tuple[bytes, bytes]]:
     for document in corpus.documents():
@@ -298,7 +299,7 @@ def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
 
   found = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
   if len(found) < 2:
-    raise ValueError(
+    raise ConfigError(
       f"data.source={corpus.name!r}: too small; {len(found)} different document(s) of at least "
       f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
     )
@@ -314,7 +315,9 @@ def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
         missing.remove(digest)
         yield digest.hex(), {"text": document}
     if missing:
-      raise ValueError(f"data.source={corpus.name!r}: changed while it was being read; start again")
+      raise ConfigError(
+        f"data.source={corpus.name!r}: changed while it was being read; start again"
+      )
 
   _write({split: examples(split) for split in parts}, folder)
 

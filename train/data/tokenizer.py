@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.errors import ConfigError
+
 FILE = "tokenizer.json"
 EOS = "<|eos|>"
 SMALLEST = 257  # the 256 bytes and eos
@@ -61,15 +63,15 @@ def size(name: str) -> int:
   """Returns the vocabulary size that `data.tokenizer` asks for.
 
   Raises:
-    ValueError: the tokenizer is unknown or too small for every text.
+    ConfigError: the tokenizer is unknown or too small for every text.
   """
   kind, _, number = name.partition(":")
   if name == "bytes":
     return SMALLEST
   if kind != "bpe" or not (number.isascii() and number.isdigit()):
-    raise ValueError(f"data.tokenizer={name!r}: unknown; choose bytes | bpe:SIZE, as in bpe:4096")
+    raise ConfigError(f"data.tokenizer={name!r}: unknown; choose bytes | bpe:SIZE, as in bpe:4096")
   if int(number) < SMALLEST:
-    raise ValueError(
+    raise ConfigError(
       f"data.tokenizer={name!r}: too small; {SMALLEST} (256 bytes and {EOS}) is the least"
     )
   return int(number)
@@ -79,7 +81,7 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   """Returns the tokenizer `name`; BPE is trained on the documents.
 
   Raises:
-    ValueError: the name is not valid, or the documents have too few different words for BPE.
+    ConfigError: the name is not valid, or the documents have too few different words for BPE.
   """
   vocab_size = size(name)
   if name == "bytes":
@@ -99,7 +101,7 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   library.train_from_iterator((_text(name, document) for document in documents), trainer)
   library.add_special_tokens([EOS])
   if library.get_vocab_size() < vocab_size:
-    raise ValueError(
+    raise ConfigError(
       f"data.tokenizer={name!r}: the corpus has only {library.get_vocab_size()} tokens to learn; "
       f"use bpe:{library.get_vocab_size()} or a larger corpus"
     )
@@ -153,6 +155,6 @@ def _text(name: str, document: bytes | str) -> str:
   try:
     return document.decode()
   except UnicodeDecodeError as error:
-    raise ValueError(
+    raise ConfigError(
       f"data.tokenizer={name!r}: a document is not UTF-8 text; use data.tokenizer='bytes'"
     ) from error

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.errors import ConfigError
 from train.objectives import corruption
 from train.objectives.corruption import span_counts, span_lengths
 
@@ -280,10 +281,10 @@ def get(name: str) -> Objective:
   """Returns the objective of that name.
 
   Raises:
-    ValueError: there is none.
+    ConfigError: there is none.
   """
   if name not in OBJECTIVES:
-    raise ValueError(f"objective={name!r}: unknown; choose one of {sorted(OBJECTIVES)}")
+    raise ConfigError(f"objective={name!r}: unknown; choose one of {sorted(OBJECTIVES)}")
   return OBJECTIVES[name]
 
 
@@ -310,10 +311,10 @@ def tokens_per_step(config: ConfigDict) -> int:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, one line, where the objective cannot be trained as the config says."""
+  """Raises ConfigError where the objective cannot be trained as the config says."""
   objective, c, data = get(config.objective), config.corruption, config.data
   if config.model.family not in objective.families:
-    raise ValueError(
+    raise ConfigError(
       f"model.family={config.model.family!r}: objective={config.objective!r} trains an "
       f"{objective.families[0]}; set model.family={objective.families[0]!r}"
     )
@@ -327,7 +328,7 @@ def check(config: ConfigDict) -> None:
     ("denoisers", 0 < len(c.denoisers) == len({*c.denoisers} & {*DENOISERS}), "some of r, s, x"),
   ):
     if not holds:
-      raise ValueError(f"corruption.{field}={c[field]}: must be {need}")
+      raise ConfigError(f"corruption.{field}={c[field]}: must be {need}")
   if "encoder_decoder" in objective.families:
     _check_spans(config, data)
 
@@ -335,20 +336,20 @@ def check(config: ConfigDict) -> None:
 def _check_spans(config: ConfigDict, data: ConfigDict) -> None:
   ul2 = config.objective == "ul2"
   if data.isolate_documents:
-    raise ValueError(
+    raise ConfigError(
       f"data.isolate_documents=True: objective={config.objective!r} cuts its text across "
       "documents; set it to False"
     )
   shortest = 16 if ul2 else 3
   if data.seq_len < shortest:
-    raise ValueError(
+    raise ConfigError(
       f"data.seq_len={data.seq_len}: objective={config.objective!r} needs {shortest} at least"
     )
   c, text = config.corruption, lengths(config).text
   settings = [s for _, s, _ in _mixture(config) if s] if ul2 else [(c.span_density, c.span_length)]
   spans = max((span_counts(text, *setting)[1] for setting in settings), default=1)
   if spans > c.sentinels:
-    raise ValueError(
+    raise ConfigError(
       f"corruption.sentinels={c.sentinels}: {text} tokens of text have {spans} spans; set it to "
       f"{spans} or more"
     )

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from configs.errors import ConfigError, UsageError
 
-class FolderInUseError(ValueError):
+
+class FolderInUseError(UsageError):
   """Another process works in this folder."""
 
 
@@ -33,14 +35,14 @@ def read_json(path: Path) -> Any:
   """Returns a file's JSON, or None where there is no such file.
 
   Raises:
-    ValueError: the file is not JSON.
+    ConfigError: the file is not JSON.
   """
   try:
     return json.loads(path.read_text())
   except FileNotFoundError:
     return None
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path}: not JSON ({error}); remove it to have it made again") from None
+    raise ConfigError(f"{path}: not JSON ({error}); remove it to have it made again") from None
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -60,7 +62,7 @@ def make_folder(path: Path, flag: str = "workdir") -> None:
   """Makes a folder and checks that it can be written to.
 
   Raises:
-    ValueError: it cannot.
+    ConfigError: it cannot.
   """
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def make_folder(path: Path, flag: str = "workdir") -> None:
     probe.touch()
     probe.unlink()
   except OSError as error:
-    raise ValueError(
+    raise ConfigError(
       f"{flag}={path}: cannot write there ({error.strerror}); name a folder that you own"
     ) from None
 

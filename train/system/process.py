@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.errors import ConfigError, RunError
+
 # When the command began, by `time.perf_counter`, but for 0.2 s before this is imported. The age of
 # the process would not do: a shell that has installed all this can become the command.
 BEGAN = time.perf_counter()
@@ -97,13 +99,13 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     process: which one this is, from 0.
 
   Raises:
-    ValueError: the arguments do not fit together.
-    RuntimeError: the others did not come, or there are fewer of them than were started.
+    ConfigError: the arguments do not fit together.
+    RunError: the others did not come, or there are fewer of them than were started.
   """
   expected = processes or int(os.environ.get("SLURM_NTASKS", "1"))
   if coordinator:
     if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
-      raise ValueError(
+      raise ConfigError(
         f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
         "of the first process, how many there are (2 or more), and which this is (from 0)"
       )
@@ -114,7 +116,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
       coordinator, processes, process, heartbeat_timeout_seconds=SILENT_SECONDS
     )
   elif processes or process >= 0:
-    raise ValueError("--coordinator is missing; name HOST:PORT of the first process")
+    raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
   elif expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
     _leave_guard()
     import jax
@@ -123,7 +125,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
   import jax
 
   if jax.process_count() < expected:
-    raise RuntimeError(
+    raise RunError(
       f"{expected} processes were started and {jax.process_count()} joined; give each its GPUs and "
       "one task per process (srun --ntasks-per-node), or pass --coordinator"
     )
@@ -177,7 +179,7 @@ def census() -> str:
   """Returns who takes part, in a line: processes and their devices.
 
   Raises:
-    RuntimeError: the processes have different numbers of devices.
+    RunError: the processes have different numbers of devices.
   """
   import jax
   import numpy as np
@@ -188,7 +190,7 @@ def census() -> str:
   if jax.process_count() > 1:
     counts = multihost_utils.process_allgather(np.array(own)).tolist()
   if len(set(counts)) > 1:
-    raise RuntimeError(f"the processes have {counts} devices; give each the same number")
+    raise RunError(f"the processes have {counts} devices; give each the same number")
   kind = jax.devices()[0].device_kind
   return f"{len(counts)} process(es) with {own} device(s) each ({kind})"
 

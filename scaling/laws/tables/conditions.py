@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import DataError
+
 MAX_LENGTH = 1000  # of an expression [characters]
 ARITHMETIC: dict[type, Any] = {
   ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide,
@@ -28,7 +30,7 @@ def names(text: str) -> list[str]:
   """Returns the columns that an expression reads, in the order of their names.
 
   Raises:
-    ValueError: it is not an expression of this language.
+    DataError: it is not an expression of this language.
   """
   tree = _parse(text)
   found = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
@@ -40,7 +42,7 @@ def evaluate(text: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
   """Returns where an expression holds [n], from columns of n numbers; nan compares as false.
 
   Raises:
-    ValueError: it is not a condition, or reads a column that is not there.
+    DataError: it is not a condition, or reads a column that is not there.
   """
   return _condition(text, _parse(text), columns)
 
@@ -48,11 +50,11 @@ def evaluate(text: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 def _parse(text: str) -> ast.expr:
   try:
     if len(text) > MAX_LENGTH:
-      raise ValueError(f"more than {MAX_LENGTH} characters")
+      raise DataError(f"more than {MAX_LENGTH} characters")
     return ast.parse(text.strip(), mode="eval").body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     reason = error.msg if isinstance(error, SyntaxError) else error
-    raise ValueError(
+    raise DataError(
       f"{text[:80]!r}: not an expression ({reason}); write one like D/N > 5 and loss < 4"
     ) from None
 
@@ -63,7 +65,7 @@ def _condition(text: str, tree: ast.expr, columns: Mapping[str, np.ndarray]) -> 
     with np.errstate(all="ignore"):
       value = _boolean(tree, columns)
   except _NotUnderstoodError as error:
-    raise ValueError(f"{text!r}: {error}; write one like D/N > 5 and loss < 4") from None
+    raise DataError(f"{text!r}: {error}; write one like D/N > 5 and loss < 4") from None
   return np.broadcast_to(value, size)
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.errors import DataError
+
 BATCH_ROWS = 10_000  # of a Parquet file, in memory at once
 
 
@@ -30,7 +32,7 @@ def opened(path: str | os.PathLike) -> Iterator[Table]:
   its header has most of: commas, semicolons or tabs; spaces beside them do not count.
 
   Raises:
-    ValueError: two columns have one name, or the file cannot be read as what its name says it is;
+    DataError: two columns have one name, or the file cannot be read as what its name says it is;
       the message names the line.
   """
   suffix = Path(path).suffix.lower()
@@ -50,12 +52,12 @@ def opened(path: str | os.PathLike) -> Iterator[Table]:
         yield _named_once(path, Table(header, rows))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     kind = {".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL"}.get(suffix, "CSV")
-    raise ValueError(f"runs={path}: cannot be read as {kind} ({error})") from error
+    raise DataError(f"runs={path}: cannot be read as {kind} ({error})") from error
 
 
 def _named_once(path, table: Table) -> Table:
   if twice := [name for name in table.header if name and table.header.count(name) > 1]:
-    raise ValueError(f"runs={path}: {table.header.count(twice[0])} columns are named {twice[0]!r}; "
+    raise DataError(f"runs={path}: {table.header.count(twice[0])} columns are named {twice[0]!r}; "
                      "rename all but one")  # fmt: skip
   return table
 
@@ -67,9 +69,9 @@ def _jsonl(path, file) -> Table:
         try:
           row = json.loads(line)
         except json.JSONDecodeError as error:
-          raise ValueError(f"runs={path}, line {i}: not JSON ({error})") from None
+          raise DataError(f"runs={path}, line {i}: not JSON ({error})") from None
         if not isinstance(row, dict):
-          raise ValueError(f"runs={path}, line {i}: not a JSON object of one run")
+          raise DataError(f"runs={path}, line {i}: not a JSON object of one run")
         yield f"line {i}", row
 
   every = rows()
@@ -83,7 +85,7 @@ def _parquet(path) -> Table:
   try:
     file = parquet.ParquetFile(path)
   except ArrowInvalid as error:
-    raise ValueError(f"runs={path}: cannot be read as Parquet ({error})") from None
+    raise DataError(f"runs={path}: cannot be read as Parquet ({error})") from None
   batches = file.iter_batches(batch_size=BATCH_ROWS)
   rows = (row for batch in batches for row in batch.to_pylist())
   return Table(file.schema_arrow.names, ((f"row {i}", row) for i, row in enumerate(rows, start=1)))

@@ -346,7 +346,7 @@ def draw(workdir: str | Path) -> dict[str, str]:
     By figure, "" if it was drawn, or else what is missing.
 
   Raises:
-    ValueError: there is no such folder, or a record in it is broken.
+    UserError: there is no such folder, or a record in it is broken.
   """
   record = read(workdir)
   stem = record.workdir / "figures"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, TRUTH, isoflop, noisy, options
 
+from configs.errors import DataError
 from scaling import main
 from scaling.laws import (
   allocation,
@@ -94,7 +95,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
   assert {"fit.json", "runs.csv"} <= {path.name for path in where.iterdir()}
 
   def refuse(*_):
-    raise ValueError("too many runs")
+    raise DataError("too many runs")
 
   monkeypatch.setattr(one_variable, "along", refuse)
   with pytest.raises(ValueError, match="1 distinct sizes N"):
