@@ -29,8 +29,9 @@ from configs import base, ladders
 from configs.errors import RunError, UsageError
 from scaling.bench import steps
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
+from scaling.formats import si
 from scaling.laws import chinchilla, fit
-from scaling.report import records, report
+from scaling.report import report
 from scaling.sweep import plan, refit, store
 from train import pack, record
 from train.data import dataset
@@ -115,7 +116,7 @@ def growth(
 
 def line(curve: Curve) -> str:
   """Returns a curve as people read it."""
-  points = ", ".join(f"{records.si(x)}: {s:.4g} s" for x, s in zip(*curve[2:], strict=True))
+  points = ", ".join(f"{si(x)}: {s:.4g} s" for x, s in zip(*curve[2:], strict=True))
   slopes = f"slope {curve.slope:.2f}, at the end {curve.last_slope:.2f}"
   return f"{curve.panel}, {curve.name}: {points}; {slopes}"
 

@@ -30,9 +30,8 @@ from configs import ladders
 from configs.errors import UsageError
 from model import sharding, transformer
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
-from scaling.commands.listing import grid, text
+from scaling.formats import empty_table, gib, table_text
 from scaling.progress import duration
-from scaling.targets.advice import gib
 from scaling.targets.catalog import CHIPS
 from train import record
 from train.data import dataset
@@ -290,7 +289,7 @@ def progress(stream: TextIO) -> Callable[[int, int, str], None]:
 
 def table(result: dict[str, Any]) -> str:
   """Returns the record as people read it."""
-  shown = grid(
+  shown = empty_table(
     "case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak paired nominal "
     "ratio"
   )
@@ -317,7 +316,7 @@ def table(result: dict[str, Any]) -> str:
   m = result["machine"]
   peaks = ", ".join(f"{d} {rate:.3g}" for d, rate in result["peak_flops_per_second"].items())
   lines = [
-    text(shown),
+    table_text(shown),
     "",
     f"medians of {result['rounds']} rounds; peak: of a product's best rate, {peaks} FLOP/s;",
     "paired: of a product's best rate in the same round;",

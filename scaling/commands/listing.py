@@ -1,6 +1,5 @@
 """What `isoflop plan` and `isoflop runs` print. Trains nothing."""
 
-import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from configs import base
 from configs.errors import UsageError
 from model import accounting, memory
+from scaling.formats import empty_table, table_text
 from scaling.laws import fit, runs
 from scaling.progress import duration
 from scaling.report import compare
@@ -28,21 +26,6 @@ from train.system import files, process
 STEP_EFFICIENCY = 0.35
 SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
 SECONDS_PER_SHAPE = 6.0  # compiling, once per size
-
-
-def text(table: Table, width: int = 200) -> str:
-  """Returns a table as lines."""
-  stream = io.StringIO()
-  Console(file=stream, width=width, highlight=False).print(table)
-  return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
-
-
-def grid(columns: str) -> Table:
-  """Returns an empty table of columns, the first of them aligned to the left."""
-  table = Table(box=None, pad_edge=False, padding=(0, 1))
-  for i, name in enumerate(columns.split()):
-    table.add_column(name, justify="left" if i == 0 else "right")
-  return table
 
 
 def matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
@@ -126,7 +109,7 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
     for width in sorted({cell.width for cell in cells})
   }
   workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
-  table = grid(
+  table = empty_table(
     "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   )
   lengths = registry.lengths(config)
@@ -160,7 +143,7 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
     )
   alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
   lines = [
-    text(table),
+    table_text(table),
     "",
     f"{len(probes)} probe, {len(fitted)} fit and {len(heldout)} held-out cells on "
     f"{tokens.train_token_count:,} training tokens of {config.data.source}",
@@ -218,7 +201,7 @@ def runs_table(workdir: Path) -> str:
       records.append((path.parent.name, files.read_json(path)))
   if not records:
     raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
-  table = grid("run status N D C D/N lr loss stderr bits/byte seconds")
+  table = empty_table("run status N D C D/N lr loss stderr bits/byte seconds")
   columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
   columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
   for name, run in records:
@@ -229,4 +212,4 @@ def runs_table(workdir: Path) -> str:
       run["status"] + (f": {run['error']}" if run["status"] == "failed" else ""),
       *(f"{run[key]:{shown}}" if key in run else "" for key, shown in columns.items()),
     )
-  return text(table)
+  return table_text(table)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scaling.report.records import Record, si
+from scaling.formats import si
+from scaling.report.records import Record
 from scaling.report.render import DASH, Block, Heading, Table, Text, flops, nats, number, ratio
 
 ESTIMATORS = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
+from scaling.formats import si
 from scaling.laws import chinchilla
 from scaling.laws.parametric import at_edge, unbounded
 from scaling.laws.runs import Runs
@@ -179,14 +180,3 @@ def column(cells: list[Cell], name: str) -> np.ndarray:
 def extrapolated(optimum: dict[str, Any]) -> bool:
   """Returns whether an optimum lies outside the runs that were fitted."""
   return optimum.get("extrapolation", 1.0) > 1.05
-
-
-def si(value: float, _: Any = None) -> str:
-  """Returns a count in three digits with an SI letter: 90_432 -> "90.4k"."""
-  if not math.isfinite(value):
-    return "–"
-  value = float(f"{value:.3g}")
-  for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-    if abs(value) >= scale:
-      return f"{value / scale:.3g}{letter}"
-  return f"{value:.3g}"

@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from scaling.formats import si
 from scaling.progress import duration
 from scaling.report import compare, evidence, records
-from scaling.report.records import Cell, Record, si
+from scaling.report.records import Cell, Record
 from scaling.report.render import (
   DASH,
   Block,

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from scaling.formats import si
 from scaling.laws import fit
 from scaling.progress import duration
 from scaling.report import compare
@@ -29,7 +30,7 @@ from scaling.report.figures.style import (
   tex_flops,
 )
 from scaling.report.figures.sweep import profile_panel, save
-from scaling.report.records import Record, column, extrapolated, si
+from scaling.report.records import Record, column, extrapolated
 from scaling.report.render import (
   Block,
   Heading,

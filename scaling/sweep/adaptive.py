@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UsageError
 from model import accounting
+from scaling.formats import si
 from scaling.laws import fit, next_run, runs
-from scaling.report.records import si
 from scaling.report.render import Table, flops, to_text
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell

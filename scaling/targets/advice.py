@@ -16,7 +16,7 @@ from rich.table import Table
 from configs import base, ladders
 from configs.errors import UsageError
 from model import accounting, memory, sharding, transformer
-from scaling.commands.listing import grid, text
+from scaling.formats import empty_table, gib, table_text
 from scaling.report import compare
 from scaling.sweep import plan
 from train import record
@@ -74,12 +74,6 @@ def is_sweep(config: ConfigDict) -> bool:
   return config.sweep.to_dict() != base.sweep().to_dict()
 
 
-def gib(size: float) -> str:
-  """Returns bytes for people."""
-  unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
-  return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"
-
-
 def held(config: ConfigDict, devices: int) -> dict[str, int]:
   """Returns `memory.device_bytes` of a resolved config.
 
@@ -106,7 +100,9 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   limit = parse_bytes(device_memory) if device_memory else 0
   size = record.size_of(config, tokenizer.size(config.data.tokenizer))
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
-  table = grid("strategy shards microbatches " + " ".join(PARTS) + (" fits" if limit else ""))
+  table = empty_table(
+    "strategy shards microbatches " + " ".join(PARTS) + (" fits" if limit else "")
+  )
   own = config.sharding
   for strategy, factor in _strategies(config, devices):
     row = _with(config, strategy, factor, own.microbatches)
@@ -124,7 +120,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     "",
     f"bytes per device (of {devices}), remat={config.model.remat}, dtype={config.model.dtype}, "
     f"weights={config.model.weights} (*: as configured)",
-    text(table),
+    table_text(table),
     LEGEND,
   ]
   return "\n".join(lines + (["", *advise(config, devices, limit)] if limit else []))
@@ -141,7 +137,7 @@ def sweep_report(config: ConfigDict, devices: int, device_memory: str) -> str:
       for name, own in compare.split(config).items()
     )
   limit = parse_bytes(device_memory) if device_memory else 0
-  table = grid("size N " + " ".join(PARTS) + (" fits" if limit else ""))
+  table = empty_table("size N " + " ".join(PARTS) + (" fits" if limit else ""))
   lines = []
   for size in sorted({*config.sweep.probe_sizes, *config.sweep.sizes}):
     sized = checked(plan.at_size(config, size), devices)
@@ -149,7 +145,7 @@ def sweep_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     if not _add_row(table, [str(size), f"{n_params:,}"], sized, devices, limit):
       lines += ["", f"size {size}:", *advise(sized, devices, limit)]
   heading = f"bytes per device (of {devices}), sharding.strategy={config.sharding.strategy}"
-  return "\n".join([heading, text(table), *lines])
+  return "\n".join([heading, table_text(table), *lines])
 
 
 def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:

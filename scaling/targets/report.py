@@ -11,13 +11,12 @@ from typing import Any, NamedTuple, TextIO
 from ml_collections import ConfigDict
 
 from scaling.commands import listing
+from scaling.formats import empty_table, gib, si, table_text
 from scaling.launch.local import power_of_two
 from scaling.launch.worker import FRACTION, TAKEN
 from scaling.progress import duration
-from scaling.report.records import si
 from scaling.sweep import plan
 from scaling.targets import advice, catalog, compiled
-from scaling.targets.advice import gib
 from train import record
 from train.data import tokenizer
 from train.system import files
@@ -158,7 +157,7 @@ def _lines(
     f"{si(chip.peaks['bfloat16'])}FLOP/s bfloat16, {si(chip.hbm)}B/s; {links} {si(chip.link)}B/s"
   )
   columns = "program fits held arguments temporaries FLOPs bytes sent time products memory waiting"
-  table = listing.grid(f"{columns} share tokens/s compiled")
+  table = empty_table(f"{columns} share tokens/s compiled")
   for row in rows:
     label = f"{row['case']} {row['program']}"
     if "error" in row:
@@ -174,7 +173,7 @@ def _lines(
       f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
       f"{row['compile_seconds']:.0f} s",
     )
-  yield listing.text(table)
+  yield table_text(table)
   for row in rows:
     if row["program"] == "step" and row.get("collectives"):
       sent = (

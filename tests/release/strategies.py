@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import base, ladders
+from scaling.formats import gib
 from scaling.targets import advice, catalog, compiled
 from train import record
 from train.system import files
@@ -112,7 +113,7 @@ def table(found: list[dict[str, Any]]) -> str:
         continue
       cells = [cell(own.get(name)) for name in SLICES]
       sent = next((r["sent"] for r in reversed([*own.values()]) if r["fits"]), {})
-      total = ", ".join(f"{kind} {advice.gib(n)}" for kind, n in sent.items() if n > 2**20)
+      total = ", ".join(f"{kind} {gib(n)}" for kind, n in sent.items() if n > 2**20)
       lines.append(f"| {model} | {strategy} | {' | '.join(cells)} | {total} |")
   return "\n".join(lines)
 

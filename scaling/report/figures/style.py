@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from scaling.report.records import si
+from scaling.formats import si
 
 SINGLE, DOUBLE = 3.4, 7.0  # widths of one and two columns [in]
 STYLE: dict[Any, Any] = {
