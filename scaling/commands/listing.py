@@ -1,9 +1,7 @@
 """What `isoflop plan` and `isoflop runs` print. Trains nothing."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,9 +13,8 @@ from scaling.formats import empty_table, table_text
 from scaling.laws import fit, runs
 from scaling.progress import duration
 from scaling.report import compare
-from scaling.sweep import adaptive, plan, seal, store
-from scaling.sweep import run as sweeps
-from train.data import dataset
+from scaling.sweep import adaptive, plan, store
+from scaling.sweep.design import Design, designs, with_rule
 from train.objectives import registry
 from train.system import files, process
 
@@ -41,53 +38,6 @@ def matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
   return 8.0 * tokens * width * width / best
 
 
-class Planned(NamedTuple):
-  """A sweep's cells."""
-
-  config: ConfigDict  # with the learning-rate rule of its folder, if that has one
-  tokens: dataset.TokenData
-  probes: list[plan.Cell]
-  fitted: list[plan.Cell]
-  heldout: list[plan.Cell]
-  sealed: bool  # else the held-out cells are placed at the middle size
-
-
-def planned(config: ConfigDict, workdir: Path | None) -> Planned:
-  """Plans a sweep; its held-out cells too, as far as is known where they will be.
-
-  Raises:
-    UsageError: the sweep cannot be run.
-  """
-  tokens = dataset.prepare(config)
-  plan.check(config, tokens)
-  head = files.read_json(workdir / "sweep.json") if workdir else None
-  probes = [
-    cell
-    for size in config.sweep.probe_sizes
-    for cell in plan.probe_cells(config, tokens.vocab_size, size, config.sweep.probe_factors)
-  ]
-  if head and "lr_rule" in head:
-    config = sweeps.with_rule(config, head["lr_rule"])
-  fitted = plan.fit_cells(config, tokens.vocab_size)
-  sealed = files.read_json(workdir / "prediction.json") if workdir else None
-  middle = float(np.median([cell.params(config.fit.params) for cell in fitted]))
-  if sealed:
-    heldout = seal.sealed_cells(config, tokens.vocab_size, sealed)
-  else:
-    corpus = tokens.vocab_size, tokens.train_token_count
-    heldout = plan.heldout_cells(config, *corpus, middle, plan.heldout_budget(config, fitted))
-  return Planned(config, tokens, probes, fitted, heldout, bool(sealed))
-
-
-def planned_arms(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Planned]]:
-  """Yields the plan of each objective of a sweep by its name; of a single one by ""."""
-  if not config.sweep.objectives:
-    yield "", planned(config, workdir)
-  else:
-    for name, own in compare.split(config).items():
-      yield name, planned(own, workdir and workdir / name)
-
-
 def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   """Returns the table of a sweep's cells and its totals.
 
@@ -97,13 +47,15 @@ def plan_table(config: ConfigDict, workdir: Path | None) -> str:
   Raises:
     UsageError: the sweep cannot be run.
   """
-  if config.sweep.objectives:
-    return "\n\n".join(
-      f"{name}\n\n{plan_table(own, workdir and workdir / name)}"
-      for name, own in compare.split(config).items()
-    )
-  config, tokens, probes, fitted, heldout, sealed = planned(config, workdir)
-  cells = [*probes, *fitted, *heldout]
+  return "\n\n".join(
+    (f"{name}\n\n" if name else "") + _design_table(planned)
+    for name, planned in designs(config, workdir)
+  )
+
+
+def _design_table(planned: Design) -> str:
+  config, tokens, probes, fitted, heldout, sealed = planned
+  cells = planned.cells
   rates = {
     width: STEP_EFFICIENCY * matmul_flops_per_second(width)
     for width in sorted({cell.width for cell in cells})
@@ -174,7 +126,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
     )
   head, cells = store.read_sweep(workdir)
   if "lr_rule" in head:
-    config = sweeps.with_rule(config, head["lr_rule"])
+    config = with_rule(config, head["lr_rule"])
   trained = runs.read_runs(workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops)
   law = fit.fit_runs(trained, config.fit)
   fitted = [cell for cell in cells if cell.kind == "fit"]

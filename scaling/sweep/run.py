@@ -18,7 +18,7 @@ from scaling.launch.local import Pool, Task
 from scaling.laws import chinchilla, fit
 from scaling.progress import Display
 from scaling.report import compare, report
-from scaling.sweep import adaptive, costs, plan, preflight, refit, retries, seal, store
+from scaling.sweep import adaptive, costs, design, plan, preflight, refit, retries, seal, store
 from scaling.sweep.plan import Cell
 from train import optim, record
 from train.data import dataset
@@ -139,7 +139,7 @@ def _sweep(
   # ---- Learning rate ----
   if rule := head.get("lr_rule") or probe(config, vocab_size, workdir, train):
     head["lr_rule"] = rule
-    config = with_rule(config, rule)
+    config = design.with_rule(config, rule)
     display.say(f"learning rate = {rule['lr_ref']:.2e} (N / {rule['lr_ref_params']:,})^"
                 f"{rule['lr_exponent']:.2f}")  # fmt: skip
 
@@ -368,11 +368,3 @@ def best_factor(factors: list[float], losses: list[float]) -> tuple[float, float
   c2, c1, _ = np.polyfit(x - x[1], losses[i - 1 : i + 2], 2)
   shift = -c1 / (2 * c2) if c2 > 0 else 0.0
   return float(factors[i] * np.exp(np.clip(shift, x[0] - x[1], x[2] - x[1]))), None
-
-
-def with_rule(config: ConfigDict, rule: dict) -> ConfigDict:
-  """Returns the config with the learning-rate rule that a probe found."""
-  config = config.copy_and_resolve_references()
-  config.optim.lr_ref = rule["lr_ref"]
-  config.optim.lr_exponent = rule["lr_exponent"]
-  return config

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
-from scaling.commands import listing
 from scaling.formats import empty_table, gib, si, table_text
 from scaling.launch.local import power_of_two
 from scaling.launch.worker import FRACTION, TAKEN
 from scaling.progress import duration
 from scaling.sweep import plan
+from scaling.sweep.design import designs
 from scaling.targets import advice, catalog, compiled
 from train import record
 from train.data import tokenizer
@@ -95,16 +95,16 @@ def _cases(config: ConfigDict, workdir: Path | None, target: catalog.Target) -> 
     every = config.train.eval_every_steps
     yield Case("run", config, vocab_size, steps, 1 + (steps // every if every else 0))
     return
-  for arm, planned in listing.planned_arms(config, workdir):
+  for arm, design in designs(config, workdir):
     sizes: dict[int, list[plan.Cell]] = {}
-    for cell in (*planned.probes, *planned.fitted, *planned.heldout):
+    for cell in design.cells:
       sizes.setdefault(cell.size, []).append(cell)
     slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
     for size, cells in sorted(sizes.items()):
-      sized = advice.checked(plan.at_size(planned.config, size), target.devices)
+      sized = advice.checked(plan.at_size(design.config, size), target.devices)
       spent = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in cells)
       name = f"{arm} size {size}".strip()
-      yield Case(name, sized, planned.tokens.vocab_size, spent, len(cells), slots)
+      yield Case(name, sized, design.tokens.vocab_size, spent, len(cells), slots)
 
 
 def _figures(case: Case, target: catalog.Target, row: dict, step: dict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base, large
 from scaling import main
-from scaling.commands import listing
+from scaling.sweep.design import designs
 from scaling.targets import catalog, compiled, report
 from train import record
 
@@ -127,8 +127,8 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   config.sweep.probe_sizes, config.data.max_epochs = (0,), 1000.0
   config.optim.warmup_tokens = 0
   report.report(config, "h100", None, io.StringIO())
-  plan = listing.planned(config, None)
-  cells = (*plan.probes, *plan.fitted, *plan.heldout)
+  ((_, design),) = designs(config, None)
+  cells = design.cells
   assert [task["case"] for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
