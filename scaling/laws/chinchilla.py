@@ -6,6 +6,7 @@ in nats per token.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,21 @@ def exponents(law: Chinchilla) -> tuple[np.ndarray, np.ndarray]:
   """Returns (a, b): N_opt grows as C^a, D_opt as C^b (Hoffmann et al. 2022, eq. 4)."""
   total = law.alpha + law.beta
   return law.beta / total, law.alpha / total
+
+
+def bound_names(mask: np.ndarray) -> list[str]:
+  """Names the parameters at the edge of their range, from a mask [5]."""
+  return [name for name, at in zip(Chinchilla._fields, mask, strict=True) if at]
+
+
+def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
+  """Selects, of the parameters at the edge of their range, those that set the optimum: not E."""
+  return tuple(name for name in at_bound if name != "E")
+
+
+def at_edge(names: Sequence[str]) -> str:
+  """Says of parameters that ended at the edge of their range that the runs do not determine it."""
+  return f"{', '.join(names)} ended at the edge of what is allowed: the runs do not determine it"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.errors import UserError
 from scaling.laws import chinchilla, estimate
-from scaling.laws.parametric import at_edge, bound_names, unbounded
+from scaling.laws.chinchilla import at_edge, bound_names, unbounded
 from scaling.laws.runs import PARAMS, Runs, check_identifiable, read_runs
 
 DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": 1e-8, "MSE": 10.0}  # Huber's threshold on log loss

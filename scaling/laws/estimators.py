@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, estimate
 from scaling.laws.bootstrap import WIDEST, interval, isolated
-from scaling.laws.parametric import Fit, at_edge, bound_names, unbounded
+from scaling.laws.chinchilla import at_edge, bound_names, unbounded
+from scaling.laws.parametric import Fit
 from scaling.laws.runs import Runs
 from scaling.laws.sensitivity import LEAST_SQUARES
 

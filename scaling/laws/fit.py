@@ -29,6 +29,7 @@ import numpy as np
 
 from scaling.laws import chinchilla
 from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.chinchilla import at_edge
 from scaling.laws.estimators import Curves, isoflop_profiles, make_curves, side_by_side
 from scaling.laws.forms import FORMS, Form, evaluate
 from scaling.laws.holdout import compare_forms
@@ -36,7 +37,6 @@ from scaling.laws.parametric import (
   OPEN,
   Fit,
   Options,
-  at_edge,
   check_sealable,
   fit_runs,
   new_run_noise,

@@ -6,7 +6,7 @@ the time of day enters, so a fit is recomputed rather than stored.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +66,7 @@ class Fit:
   @property
   def unbounded(self) -> tuple[str, ...]:
     """Parameters at the edge of their range without which no optimum can be told: not E."""
-    return unbounded(self.convergence["at_bound"])
+    return chinchilla.unbounded(self.convergence["at_bound"])
 
   def outside(self, C: float, N: float, D: float) -> float:
     """Returns how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
@@ -77,11 +77,6 @@ class Fit:
     N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
     pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
     return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
-
-
-def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
-  """Returns those of the parameters at the edge of their range that an optimum hangs on: not E."""
-  return tuple(name for name in at_bound if name != "E")
 
 
 def check(options: Options) -> None:
@@ -101,14 +96,9 @@ def check_sealable(fit: Fit) -> None:
   """Raises UserError where the runs determine no optimum that could be sealed."""
   if fit.unbounded:
     raise DataError(
-      f"fit: {at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more sizes or "
-      "budgets"
+      f"fit: {chinchilla.at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
+      "sizes or budgets"
     )
-
-
-def at_edge(names: Sequence[str]) -> str:
-  """Returns what is to be said of parameters that ended at the edge of their range."""
-  return f"{', '.join(names)} ended at the edge of what is allowed: the runs do not determine it"
 
 
 def fit_runs(runs: Runs, options: Options) -> Fit:
@@ -151,7 +141,7 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
       "start_converged": found.converged.tolist(),
       "start_cost": [float(cost) if np.isfinite(cost) else None for cost in found.cost],
       "cost": float(best.cost[0]),
-      "at_bound": bound_names(best.at_bound[0]),
+      "at_bound": chinchilla.bound_names(best.at_bound[0]),
       "resamples_converged": float(draws.converged.mean()),
       "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
     },
@@ -197,11 +187,6 @@ def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
   last = len(groups) - 1
   at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
   return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
-
-
-def bound_names(mask: np.ndarray) -> list[str]:
-  """Returns the names of the parameters at the edge of their range, from a mask [5]."""
-  return [name for name, at in zip(chinchilla.Chinchilla._fields, mask, strict=True) if at]
 
 
 def new_run_noise(fit: Fit) -> np.ndarray:

@@ -14,9 +14,10 @@ from configs.errors import UsageError
 from model import accounting
 from scaling.laws import allocation, chinchilla
 from scaling.laws.allocation import cheapest
+from scaling.laws.chinchilla import at_edge
 from scaling.laws.estimators import FEWEST_DRAWS
 from scaling.laws.fit import Fit, interval, known, optimum, ratio_cost
-from scaling.laws.parametric import at_edge, far, form_noise
+from scaling.laws.parametric import far, form_noise
 
 NEVER = 1e60  # stands for what is beyond all reach
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached

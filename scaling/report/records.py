@@ -12,7 +12,7 @@ import numpy as np
 from configs.errors import DataError
 from scaling.formats import si
 from scaling.laws import chinchilla
-from scaling.laws.parametric import at_edge, unbounded
+from scaling.laws.chinchilla import at_edge, unbounded
 from scaling.laws.runs import Runs
 from scaling.report.render import bracket, flops, nats
 from train.system import files
