@@ -12,8 +12,7 @@ from model import accounting, memory
 from scaling.formats import empty_table, table_text
 from scaling.laws import fit, runs
 from scaling.progress import duration
-from scaling.report import compare
-from scaling.sweep import adaptive, plan, store
+from scaling.sweep import adaptive, arms, plan, store
 from scaling.sweep.design import Design, designs, with_rule
 from train.objectives import registry
 from train.system import files, process
@@ -122,7 +121,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   if config.sweep.objectives:
     return "\n\n".join(
       f"{name}\n\n{next_table(own, workdir / name, budget)}"
-      for name, own in compare.split(config).items()
+      for name, own in arms.split(config).items()
     )
   head, cells = store.read_sweep(workdir)
   if "lr_rule" in head:

@@ -5,7 +5,6 @@ side by side here is read back from those folders; their laws are fitted again, 
 law, because the bootstrap behind an interval is not stored.
 """
 
-import ast
 import dataclasses
 import itertools
 import math
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.errors import ConfigError
 from scaling.laws import chinchilla, fit, runs
 from scaling.report import records
 from scaling.report.records import Record
@@ -25,50 +23,6 @@ from train.objectives import registry
 
 VERSION = 1  # of comparison.json
 EXPONENTS = ("alpha", "beta", "a")  # what can be compared: losses of two objectives cannot
-
-
-def split(config: ConfigDict) -> dict[str, ConfigDict]:
-  """Returns the sweep of each of `config.sweep.objectives`, by objective.
-
-  It differs from `config` in the objective, in the family of models that the objective trains, and
-  in what `config.sweep.overrides` gives it for itself.
-
-  Raises:
-    ConfigError: an objective or an override cannot be used.
-  """
-  s = config.sweep
-  names = tuple(s.objectives)
-  if len(set(names)) < len(names):
-    raise ConfigError(f"sweep.objectives={names}: one of them is there twice; name each once")
-  if s.design != "isoflop":
-    raise ConfigError(
-      f"sweep.design={s.design!r}: objectives are compared at equal budgets; choose isoflop, or "
-      "sweep.objectives=()"
-    )
-  configs = {}
-  for name in names:
-    own = config.copy_and_resolve_references()
-    own.objective = name
-    own.model.family = registry.get(name).families[0]
-    own.sweep.name = f"{s.name}, {name}"
-    own.sweep.objectives = own.sweep.overrides = ()
-    configs[name] = own
-  for override in s.overrides:
-    field, equals, text = override.partition("=")
-    name, _, field = field.partition(".")
-    if name not in configs or not equals:
-      raise ConfigError(
-        f"sweep.overrides: {override!r} is not OBJECTIVE.FIELD=VALUE with an objective from {names}"
-      )
-    try:
-      value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      value = text
-    try:
-      configs[name].update_from_flattened_dict({field: value})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise ConfigError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
-  return configs
 
 
 @dataclasses.dataclass(frozen=True)

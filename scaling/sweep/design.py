@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling.report import compare
-from scaling.sweep import plan, seal
+from scaling.sweep import arms, plan, seal
 from train.data import dataset
 from train.system import files
 
@@ -38,7 +37,7 @@ def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Des
   Raises:
     UserError: a sweep cannot be run.
   """
-  configs = compare.split(config) if config.sweep.objectives else {"": config}
+  configs = arms.split(config) if config.sweep.objectives else {"": config}
   for name, own_config in configs.items():
     yield name, _design(own_config, workdir and workdir / name)
 

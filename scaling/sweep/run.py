@@ -17,8 +17,19 @@ from configs.errors import RunError, UsageError, UserError
 from scaling.launch.local import Pool, Task
 from scaling.laws import chinchilla, fit
 from scaling.progress import Display
-from scaling.report import compare, report
-from scaling.sweep import adaptive, costs, design, plan, preflight, refit, retries, seal, store
+from scaling.report import report
+from scaling.sweep import (
+  adaptive,
+  arms,
+  costs,
+  design,
+  plan,
+  preflight,
+  refit,
+  retries,
+  seal,
+  store,
+)
 from scaling.sweep.plan import Cell
 from train import optim, record
 from train.data import dataset
@@ -188,7 +199,7 @@ def _several(
   should_stop: Callable[[], bool],
   adapt: bool,
 ) -> dict:
-  configs = compare.split(config)
+  configs = arms.split(config)
   files.make_folder(workdir)
   with files.owned(workdir):
     tokens = dataset.prepare(config)

@@ -17,8 +17,7 @@ from configs import base, ladders
 from configs.errors import UsageError
 from model import accounting, memory, sharding, transformer
 from scaling.formats import empty_table, gib, table_text
-from scaling.report import compare
-from scaling.sweep import plan
+from scaling.sweep import arms, plan
 from train import record
 from train.data import tokenizer
 from train.objectives import registry
@@ -134,7 +133,7 @@ def sweep_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   if config.sweep.objectives:
     return "\n\n".join(
       f"{name}\n\n{sweep_report(own, devices, device_memory)}"
-      for name, own in compare.split(config).items()
+      for name, own in arms.split(config).items()
     )
   limit = parse_bytes(device_memory) if device_memory else 0
   table = empty_table("size N " + " ".join(PARTS) + (" fits" if limit else ""))

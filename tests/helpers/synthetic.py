@@ -9,8 +9,9 @@ import numpy as np
 from configs import base, ladders
 from scaling.laws import chinchilla, conventions, questions, runs
 from scaling.laws import fit as fits
-from scaling.report import compare, records, render, report
+from scaling.report import records, render, report
 from scaling.report.figures import sweep
+from scaling.sweep import arms
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = chinchilla.Compute(k=6.0)
@@ -222,7 +223,7 @@ def build_several(folder: Path, truths: dict[str, chinchilla.Chinchilla]) -> Pat
   head = {"name": "synthetic", "config": config.to_dict(), "cells": [], "config_diff": {}}
   (folder / "sweep.json").write_text(json.dumps(head))
   rng = np.random.default_rng(0)
-  for (name, own), truth in zip(compare.split(config).items(), truths.values(), strict=True):
+  for (name, own), truth in zip(arms.split(config).items(), truths.values(), strict=True):
     (folder / name).mkdir()
     _write_sweep(folder / name, own, truth, rng)
   return folder

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
 
-from configs import base
 from scaling.commands import listing
 from scaling.laws import chinchilla
 from scaling.progress import Display
@@ -196,51 +195,6 @@ def test_the_same_records_give_the_same_bytes(finished, workdir):
     report.write(workdir)
   for name in names:
     assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
-
-
-# --------------------------------------------------------------------------------- the config
-
-
-@pytest.fixture
-def config():
-  c = base.get_config()
-  c.sweep.objectives = ("clm", "mlm", "span")
-  c.data.isolate_documents = False
-  return c
-
-
-def test_every_objective_has_its_family_and_its_overrides(config):
-  config.sweep.overrides = ("mlm.optim.lr_ref=0.25", "span.sweep.sizes=(0, 2)")
-  configs = compare.split(config)
-  assert {name: own.model.family for name, own in configs.items()} == {
-    "clm": "decoder", "mlm": "encoder", "span": "encoder_decoder"
-  }  # fmt: skip
-  for name, own in configs.items():
-    assert own.objective == name
-    assert own.sweep.objectives == ()
-    assert own.optim.lr_ref == (0.25 if name == "mlm" else config.optim.lr_ref)
-    assert own.sweep.sizes == ((0, 2) if name == "span" else config.sweep.sizes)
-  assert config.objective == "clm"
-  assert config.optim.lr_ref != 0.25
-
-
-@pytest.mark.parametrize(
-  ("field", "value", "message"),
-  [
-    ("objectives", ("clm", "clm"), "twice"),
-    ("objectives", ("clm", "bert"), "bert"),
-    ("design", "grid", "choose isoflop"),
-    ("overrides", ("mlm.optim.lr_reff=1.0",), "lr_reff"),
-    ("overrides", ("mlm.optim.lr_ref='fast'",), "lr_ref"),
-    ("overrides", ("ul2.optim.lr_ref=1.0",), "not OBJECTIVE.FIELD=VALUE"),
-    ("overrides", ("mlm.optim.lr_ref",), "not OBJECTIVE.FIELD=VALUE"),
-  ],
-)
-def test_what_cannot_be_used_is_refused_in_one_line(config, field, value, message):
-  config.sweep[field] = value
-  with pytest.raises(ValueError, match=message) as error:
-    compare.split(config)
-  assert "\n" not in str(error.value)
 
 
 # --------------------------------------------------------------------------------- for real
