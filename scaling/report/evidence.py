@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scaling.formats import si
+from scaling.formats import DASH, flops, nats, number, ratio, si
 from scaling.report.records import Record
-from scaling.report.render import DASH, Block, Heading, Table, Text, flops, nats, number, ratio
+from scaling.report.render import Block, Heading, Table, Text
 
 ESTIMATORS = {
   "approach1": "1: envelope of curves",

@@ -3,18 +3,15 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.errors import DataError
-from scaling.formats import si
+from scaling.formats import bracket, flops, nats, si
 from scaling.laws import chinchilla
 from scaling.laws.chinchilla import at_edge, unbounded
-from scaling.laws.runs import Runs
-from scaling.report.render import bracket, flops, nats
 from train.system import files
 
 COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
@@ -146,30 +143,6 @@ def read(workdir: str | Path) -> Record:
   for cell in cells:
     cell["tokens_per_param"] = cell["D"] / cell["N"]
   return Record(workdir, cells=cells, **records)
-
-
-def curves(workdir: Path, runs: Runs) -> Iterator[tuple[str, float, Any, Any, Any]]:
-  """Yields the training curves of a sweep's cells: id, N, and tokens, FLOPs, loss, arrays [t].
-
-  A cell that was branched from a trunk begins with the trunk's curve up to its branch.
-  """
-  sweep = files.read_json(workdir / "sweep.json") or {}
-  trunks = {cell["id"]: cell.get("trunk") for cell in sweep.get("cells", [])}
-  for name, N, D, C in zip(runs.ids, runs.N, runs.D, runs.C, strict=True):
-    table = train_losses(workdir / "cells" / name)
-    if trunks.get(name) and table.size:
-      stem = train_losses(workdir / "trunks" / trunks[name])
-      table = np.concatenate([stem[:, stem[0] < table[0, 0]], table], axis=1)
-    if table.size:
-      yield name, N, table[0], table[0] * C / D, table[1]
-
-
-def train_losses(folder: Path) -> np.ndarray:
-  """Returns (tokens, train_loss) [2, t] of a run."""
-  rows = files.read_rows(folder / "metrics.jsonl")
-  pairs = [(r["tokens"], r["train_loss"]) for r in rows if r.get("train_loss") is not None]
-  table = np.array(pairs, float).reshape(-1, 2).T
-  return table[:, np.isfinite(table[1]) & (table[0] > 0)]
 
 
 def column(cells: list[Cell], name: str) -> np.ndarray:

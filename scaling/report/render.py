@@ -1,15 +1,12 @@
-"""A report as a list of blocks, rendered as Markdown, as HTML and for the terminal; its numbers."""
+"""A report as a list of blocks, rendered as Markdown and as HTML."""
 
 import base64
 import html
-import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-DASH = "–"  # what is not known
+from typing import NamedTuple
 
 
 class Heading(NamedTuple):
@@ -45,47 +42,6 @@ class Image(NamedTuple):
 
 
 Block = Heading | Text | Code | Table | Image
-
-
-def number(value: Any, form: str) -> str:
-  """Returns a number in a format, and a dash where there is none."""
-  return DASH if value is None or not math.isfinite(value) else f"{value:{form}}"
-
-
-def nats(value: Any) -> str:
-  """Returns a loss."""
-  return number(value, ".4f")
-
-
-def flops(value: Any) -> str:
-  """Returns a compute."""
-  return number(value, ".2e").replace("e+", "e")
-
-
-def ratio(value: Any) -> str:
-  """Returns tokens per parameter, and whatever else is known to three digits."""
-  return number(value, ".3g")
-
-
-def bracket(interval: Sequence[float] | None, text: Callable[[Any], str] = nats) -> str:
-  """Returns an interval."""
-  return f"[{text(interval[0])}, {text(interval[1])}]" if interval else DASH
-
-
-def yes_no(value: bool | None) -> str:
-  """Returns an answer, of which "no" is to be seen."""
-  return {True: "yes", False: "NO", None: DASH}[value]
-
-
-def to_text(table: Table) -> str:
-  """Renders a table for the terminal."""
-  lines = [[cell.replace("`", "") for cell in row] for row in (table.columns, *table.rows)]
-  width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = []
-  for name, *values in lines:
-    cells = [value.rjust(w) for value, w in zip(values, width[1:], strict=True)]
-    text.append("  ".join([name.ljust(width[0]), *cells]).rstrip())
-  return "\n".join(text)
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -10,28 +10,11 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from scaling.formats import si
+from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, text_table, yes_no
 from scaling.progress import duration
 from scaling.report import compare, evidence, records
 from scaling.report.records import Cell, Record
-from scaling.report.render import (
-  DASH,
-  Block,
-  Code,
-  Heading,
-  Image,
-  Table,
-  Text,
-  bracket,
-  flops,
-  nats,
-  number,
-  ratio,
-  to_html,
-  to_markdown,
-  to_text,
-  yes_no,
-)
+from scaling.report.render import Block, Code, Heading, Image, Table, Text, to_html, to_markdown
 from scaling.sweep import costs
 from train.system import files
 
@@ -347,12 +330,12 @@ def terminal(workdir: str | Path) -> str:
     said = record.headline
     found = [*_optimum(record, MOST_BUDGETS), *_heldout(record), *_unused(record)]
     asked = list(evidence.decisions(record))
-  tables = [to_text(block) for block in found if isinstance(block, Table)]
+  tables = [text_table(*block) for block in found if isinstance(block, Table)]
   for block in asked:
     if isinstance(block, Heading):
       tables.append(block.text)
     elif isinstance(block, Table):
-      tables[-1] += "\n" + to_text(block)
+      tables[-1] += "\n" + text_table(*block)
   law = [_law_line(record.fit)] if record.fit and not record.objectives else []
   return "\n\n".join([said, *law, *tables])
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from scaling.formats import si
+from scaling.formats import bracket, flops, nats, number, ratio, si, yes_no
 from scaling.laws import fit
 from scaling.progress import duration
 from scaling.report import compare
@@ -31,19 +31,7 @@ from scaling.report.figures.style import (
 )
 from scaling.report.figures.sweep import profile_panel, save
 from scaling.report.records import Record, column, extrapolated
-from scaling.report.render import (
-  Block,
-  Heading,
-  Image,
-  Table,
-  Text,
-  bracket,
-  flops,
-  nats,
-  number,
-  ratio,
-  yes_no,
-)
+from scaling.report.render import Block, Heading, Image, Table, Text
 from train.system import files
 
 NAME = "objectives"  # of the figure

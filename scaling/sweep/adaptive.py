@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UsageError
 from model import accounting
-from scaling.formats import si
+from scaling.formats import flops, si, text_table
 from scaling.laws import fit, next_run, runs
-from scaling.report.render import Table, flops, to_text
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell
 from train.system import files
@@ -200,5 +199,5 @@ def table(config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit,
   return (
     f"{at}; its interval in log N would shrink to {found[-1].shrink:.0%} of what it is, for "
     f"{flops(spent)} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days:\n\n"
-    + to_text(Table(names, rows))
+    + text_table(names, rows)
   )

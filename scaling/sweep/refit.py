@@ -15,7 +15,7 @@ from configs.errors import UsageError, UserError
 from scaling.laws import conventions, fit
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.runs import Runs, UnidentifiableError, read_runs
-from scaling.report import records
+from scaling.laws.tables import curves
 from scaling.sweep import store
 from train.system import files
 
@@ -75,8 +75,8 @@ def refit(
       if found := one_variable.along(runs, options):
         files.write_json(workdir / "line.json", found)
     raise
-  curves = None if path else fit.make_curves(records.curves(workdir, law.runs))
-  record = fit.to_json(law, curves, compare_forms) | {
+  trained = None if path else fit.make_curves(curves.read_curves(workdir, law.runs))
+  record = fit.to_json(law, trained, compare_forms) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
     "choices": conventions.choices(source, options, columns, where, exclude),
     "decisions": answers(law, questions, options.target_tokens_per_param),

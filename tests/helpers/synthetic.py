@@ -9,6 +9,7 @@ import numpy as np
 from configs import base, ladders
 from scaling.laws import chinchilla, conventions, questions, runs
 from scaling.laws import fit as fits
+from scaling.laws.tables import curves
 from scaling.report import records, render, report
 from scaling.report.figures import sweep
 from scaling.sweep import arms
@@ -197,7 +198,7 @@ def reported(folder: Path) -> Path:
   options.bootstraps = 200
   asked = questions.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
   law = fits.fit_runs(runs.read_runs(folder), options)
-  made = fits.to_json(law, fits.make_curves(records.curves(folder, law.runs)))
+  made = fits.to_json(law, fits.make_curves(curves.read_curves(folder, law.runs)))
   held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
   behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
     "choices": conventions.choices(folder, options),

@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from scaling.laws import chinchilla
+from scaling.laws.tables import curves
 from scaling.report.figures import sensitivity
 from scaling.report.figures.style import (
   ACCENT,
@@ -34,7 +35,7 @@ from scaling.report.figures.style import (
   log_axis,
   tex_flops,
 )
-from scaling.report.records import Cell, Record, column, extrapolated, read, train_losses
+from scaling.report.records import Cell, Record, column, extrapolated, read
 
 LINE = 8.0  # of text, its height [points]
 MOST_STEPS = 200  # in which names are moved apart
@@ -73,12 +74,12 @@ def training_curves(record: Record) -> Figure:
 
   trunks = {c["id"]: c.get("trunk") for c in record.sweep.get("cells", [])}
   for cell in cells:
-    rows = train_losses(record.workdir / "cells" / cell["cell"])
+    rows = curves.train_losses(record.workdir / "cells" / cell["cell"])
     trunk = trunks.get(cell["cell"])
     stem, branch = rows, constant * cell["D"]
     if trunk and rows.size:
-      stem, branch = train_losses(record.workdir / "trunks" / trunk), rows[0, 0]
-      rows = np.concatenate([stem[:, stem[0] < branch], rows], axis=1)
+      stem, branch = curves.train_losses(record.workdir / "trunks" / trunk), rows[0, 0]
+      rows = curves.join(stem, rows)
     if (trunk or cell["cell"]) not in seen:
       curve(stem, 0, math.inf if trunk else branch, cell, lw=0.7, alpha=0.5, gid="constant")
       seen.add(trunk or cell["cell"])

@@ -12,10 +12,10 @@ import pytest
 from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
 
 from scaling.commands import listing
+from scaling.formats import bracket, ratio
 from scaling.laws import chinchilla
 from scaling.progress import Display
 from scaling.report import compare, records, report, side_by_side
-from scaling.report.render import bracket, ratio
 from scaling.sweep import run as sweeps
 
 TRUTHS = {
