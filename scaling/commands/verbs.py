@@ -52,26 +52,24 @@ def plan(args: flags.FlagValues) -> None:
   v5e, v5p, v6e; h100:2x8 is two hosts, v5e:16x16 a slice), and says whether they fit, what they
   send, and how fast they could be at best; with --workdir, also its plan.json.
   """
-  from scaling.commands import listing
+  from scaling.commands import devices, listing
   from scaling.laws import questions
-  from scaling.targets import advice
+  from scaling.targets import layouts
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
     raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
   if args.target:
-    from scaling.targets import report
-
     workdir = folder(args) if args.workdir else None
-    print(report.report(args.config, args.target, workdir))
+    print(devices.target_report(args.config, args.target, workdir))
   elif args.next:
     flops, workdir = questions.parse_flops(args.next_flops, "next_flops"), folder(args, exists=True)
     print(listing.next_table(args.config, workdir, flops))
-  elif advice.is_sweep(args.config):
+  elif devices.is_sweep(args.config):
     print(listing.plan_table(args.config, folder(args) if args.workdir else None))
     if args.devices > 1 or args.device_memory:
-      print("\n" + advice.sweep_report(args.config, args.devices, args.device_memory))
+      print("\n" + devices.sweep_memory(args.config, args.devices, args.device_memory))
   else:
-    print(advice.run_report(args.config, args.devices, args.device_memory))
+    print(layouts.run_report(args.config, args.devices, args.device_memory))
 
 
 def sweep(args: flags.FlagValues) -> None:

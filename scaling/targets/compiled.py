@@ -13,6 +13,9 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, TextIO
 
+from ml_collections import ConfigDict
+
+from configs.errors import UserError
 from scaling.progress import duration
 from scaling.targets import catalog, executed, roofline
 from train.system import process
@@ -24,45 +27,50 @@ ROOT = Path(__file__).parents[2]
 
 
 def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) -> list[dict]:
-  """Returns the rows of all tasks, in their order: one for each program.
+  """Compiles tasks and returns their rows, in the tasks' order: one for each program.
 
   Args:
     tasks: each with "case", "config" (resolved), "vocab_size", "target" (its name), "slots" (runs
       that are trained together), "programs".
-    stream: receives progress, where it takes longer than 2 s.
+    stream: receives progress, where it takes longer than 2 s, and what a process that failed
+      printed.
   """
   began, done = time.monotonic(), 0
   with futures.ThreadPoolExecutor(len(process.cores())) as pool:
-    waiting = {pool.submit(_in_process, task): task for task in tasks}
-    results = [*waiting]
-    while waiting:
-      finished, _ = futures.wait(waiting, TELL_SECONDS, futures.FIRST_COMPLETED)
-      for future in finished:
-        del waiting[future]
-      end = "\r\033[K" if stream.isatty() else "\n"
-      if (stream.isatty() or len(tasks) - len(waiting) > done) and waiting:
-        done = len(tasks) - len(waiting)
-        passed = duration(time.monotonic() - began)
+    results = [pool.submit(_in_process, task, stream) for task in tasks]
+    pending = {*results}
+    while pending:
+      _, pending = futures.wait(pending, TELL_SECONDS, futures.FIRST_COMPLETED)
+      finished = len(tasks) - len(pending)
+      if pending and (stream.isatty() or finished > done):
+        done, passed = finished, duration(time.monotonic() - began)
+        end = "\r\033[K" if stream.isatty() else "\n"
         print(f"compiling: {done}/{len(tasks)}, {passed}", end=end, file=stream, flush=True)
   return [row for future in results for row in future.result()]
 
 
-def _in_process(task: dict[str, Any]) -> list[dict]:
-  """A task's rows, from a process of its own: a compiler that fails may end it."""
-  environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
-  if not catalog.parse(task["target"]).tpu:
+def environment(target: catalog.Target) -> dict[str, str]:
+  """Returns the environment of a process that compiles for a target, and uses no device."""
+  variables = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
+  if not target.tpu:
     flags = " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items())
-    environment["XLA_FLAGS"] = f"{flags} {environment.get('XLA_FLAGS', '')}"
+    variables["XLA_FLAGS"] = f"{flags} {variables.get('XLA_FLAGS', '')}"
+  return variables
+
+
+def _in_process(task: dict[str, Any], stream: TextIO) -> list[dict]:
+  """A task's rows, from a process of its own: a compiler that fails may end it."""
   finished = subprocess.run(
     [sys.executable, "-m", "scaling.targets.compiled"],
     input=json.dumps(task),
-    env=environment,
+    env=environment(catalog.parse(task["target"])),
     cwd=ROOT,
     capture_output=True,
     text=True,
   )
   if finished.returncode == 0:
     return json.loads(finished.stdout.splitlines()[-1])
+  print(finished.stderr, end="", file=stream, flush=True)
   last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
   head = {"case": task["case"], "error": f"the compiler ended: {last[:300]}"}
   return [head | {"program": name} for name in task["programs"]]
@@ -70,12 +78,13 @@ def _in_process(task: dict[str, Any]) -> list[dict]:
 
 def rows(task: dict[str, Any]) -> list[dict]:
   """Compiles a task's programs and returns what each needs (see `compile_all`)."""
-  from ml_collections import ConfigDict
+  import jax
 
   from train import aot
 
   target, config = catalog.parse(task["target"]), ConfigDict(task["config"])
-  found, programs = [], None
+  causal = config.model.family == "decoder"
+  answers, programs = [], None
   for name in task["programs"]:
     head, began = {"case": task["case"], "program": name}, time.monotonic()
     try:
@@ -83,14 +92,19 @@ def rows(task: dict[str, Any]) -> list[dict]:
         devices = catalog.devices(target)
         programs = aot.lowered(config, task["vocab_size"], devices, task["slots"])
       compiled = programs[name].compile()
-    except Exception as error:  # whatever the compiler raises is the answer
-      lines = str(error).strip().splitlines() or [""]
-      message = lines[-1] if "Traceback" in lines[0] else lines[0]
-      found.append(head | {"error": f"{type(error).__name__}: {message[:400]}"})
-      continue
-    causal, seconds = config.model.family == "decoder", time.monotonic() - began
-    found.append(head | needs(compiled, target, causal, seconds))
-  return found
+    except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+      answers.append(head | {"error": message_of(error)})
+    else:
+      seconds = time.monotonic() - began
+      answers.append(head | needs(compiled, target, causal, seconds))
+  return answers
+
+
+def message_of(error: Exception) -> str:
+  """Returns the line of a compiler's error that says what is wrong, after the error's type."""
+  lines = str(error).strip().splitlines() or [""]
+  line = lines[-1] if "Traceback" in lines[0] else lines[0]
+  return f"{type(error).__name__}: {line[:400]}"
 
 
 def needs(
@@ -104,7 +118,6 @@ def needs(
     causal: as in `executed.read`.
     seconds: that it took to compile.
   """
-  held = compiled.memory_analysis()
   works = executed.read(compiled.as_text(), target.tpu, causal)
   sums, times = executed.total(works), roofline.times(works, target)
   sent: dict[str, dict[str, Any]] = {}
@@ -115,11 +128,12 @@ def needs(
       of_kind["times"] += count
       of_kind["async"] += count * work.is_async
       of_kind["dtypes"] = sorted({*of_kind["dtypes"], work.dtype})
+  memory = compiled.memory_analysis()
   parts = {
-    "arguments": held.argument_size_in_bytes,
-    "temporaries": held.temp_size_in_bytes,
-    "outputs": held.output_size_in_bytes,
-    "donated": held.alias_size_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "outputs": memory.output_size_in_bytes,
+    "donated": memory.alias_size_in_bytes,
   }
   return parts | {
     "held": sum(parts.values()) - 2 * parts["donated"],

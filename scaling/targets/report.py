@@ -1,28 +1,28 @@
-"""What `isoflop plan --target` says of a run or a sweep on devices that this machine has not."""
+"""The report of `isoflop plan --target`: what each program needs of devices that are not here."""
 
 import importlib.metadata
-import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
 from scaling.formats import empty_table, gib, si, table_text
-from scaling.launch.local import power_of_two
 from scaling.launch.worker import FRACTION, TAKEN
 from scaling.progress import duration
-from scaling.sweep import plan
-from scaling.sweep.design import designs
-from scaling.targets import advice, catalog, compiled
+from scaling.targets import compiled, layouts
+from scaling.targets.catalog import Target
 from train import record
-from train.data import tokenizer
 from train.system import files
 
 SHOWN = 5  # of the slowest instructions
 MOST = 0.95  # of a GPU's memory that jax can be told to take
+COLUMNS = (
+  "program fits held arguments temporaries FLOPs bytes sent time products memory waiting share "
+  "tokens/s compiled"
+)
 LEGEND = """\
 held: arguments, temporaries and outputs, without what is donated; FLOPs: of the products executed;
 time: a bound that the program permits, not a forecast. Each instruction takes the longer of its
@@ -44,74 +44,64 @@ class Case(NamedTuple):
   slots: int = 1  # runs that are trained together
 
 
-def report(config: ConfigDict, name: str, workdir: Path | None, stream: TextIO = sys.stderr) -> str:
-  """Returns the tables; with a workdir, also writes all figures to its plan.json.
+def report(
+  cases: Sequence[Case], target: Target, workdir: Path | None, stream: TextIO = sys.stderr
+) -> str:
+  """Compiles the programs of all cases and returns the tables; writes figures to plan.json.
 
   Args:
-    config: a run's, or a sweep's.
-    name: of the target (`scaling.targets.catalog`).
-    workdir: a folder, made if need be; the sweep's, if it has begun.
+    cases: of a run, one; of a sweep, one for each size.
+    target: what they are compiled for.
+    workdir: gets plan.json, made if need be; None: nothing is written.
     stream: receives progress.
-
-  Raises:
-    UserError: there is no such target, its packages are missing, or the config cannot be trained
-      on it.
   """
-  target = catalog.parse(name)
-  catalog.check_installed(target)
-  cases = list(_cases(config, workdir, target))
   if workdir:
     files.make_folder(workdir)
-  tasks = [
-    {
-      "case": case.name,
-      "config": json.loads(json.dumps(case.config.to_dict())),
-      "vocab_size": case.vocab_size,
-      "target": name,
-      "slots": case.slots,
-      "programs": programs,
-    }
-    for case in cases
-    for programs in ((["step"], ["evaluate", "init"]) if len(cases) == 1 else [compiled.PROGRAMS])
-  ]
-  rows = compiled.compile_all(tasks, stream)
+  groups = (("step",), ("evaluate", "init")) if len(cases) == 1 else (compiled.PROGRAMS,)
+  rows = compiled.compile_all(
+    [
+      {
+        "case": case.name,
+        "config": case.config.to_dict(),
+        "vocab_size": case.vocab_size,
+        "target": target.name,
+        "slots": case.slots,
+        "programs": programs,
+      }
+      for case in cases
+      for programs in groups
+    ],
+    stream,
+  )
+  by_case = {case.name: [row for row in rows if row["case"] == case.name] for case in cases}
   for case in cases:
-    own = {row["program"]: row for row in rows if row["case"] == case.name}
-    for row in own.values():
-      row |= _figures(case, target, row, own["step"])
+    step = next(row for row in by_case[case.name] if row["program"] == "step")
+    for row in by_case[case.name]:
+      row |= _figures(case, target, row, step)
   hours = _hours(cases, rows)
   if workdir:
-    chip = target.chip._asdict() | {"name": name, "devices": target.devices}
+    chip = target.chip._asdict() | {"name": target.name, "devices": target.devices}
     head = {"target": chip, "jax": importlib.metadata.version("jax"), "hours": hours}
     files.write_json(workdir / "plan.json", head | {"programs": rows})
-  return "\n".join(_lines(cases, rows, target, hours))
+  lines = [_target_line(target), _table(rows), *_collective_lines(rows)]
+  for case in cases:
+    lines += _problem_lines(case, target, by_case[case.name])
+  if len(cases) == 1 and "slowest" in rows[0]:
+    lines += _slowest_lines(rows[0])
+  if hours is not None:
+    packs = "" if all(c.slots == 1 for c in cases) else f" in packs of {cases[0].slots}"
+    lines.append(
+      f"at least {duration(3600 * hours)}, {target.devices * hours:.3g} device hours, for "
+      f"{sum(c.steps for c in cases):,.0f} steps{packs} and all evaluations"
+    )
+  return "\n".join([*lines, "", LEGEND.rstrip()])
 
 
-def _cases(config: ConfigDict, workdir: Path | None, target: catalog.Target) -> Iterator[Case]:
-  if not advice.is_sweep(config):
-    config = advice.checked(config, target.devices)
-    vocab_size = tokenizer.size(config.data.tokenizer)
-    steps = record.size_of(config, vocab_size).steps
-    every = config.train.eval_every_steps
-    yield Case("run", config, vocab_size, steps, 1 + (steps // every if every else 0))
-    return
-  for arm, design in designs(config, workdir):
-    sizes: dict[int, list[plan.Cell]] = {}
-    for cell in design.cells:
-      sizes.setdefault(cell.size, []).append(cell)
-    slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
-    for size, cells in sorted(sizes.items()):
-      sized = advice.checked(plan.at_size(design.config, size), target.devices)
-      spent = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in cells)
-      name = f"{arm} size {size}".strip()
-      yield Case(name, sized, design.tokens.vocab_size, spent, len(cells), slots)
-
-
-def _figures(case: Case, target: catalog.Target, row: dict, step: dict) -> dict[str, Any]:
-  """What a row amounts to: whether it fits, the share of the peak, tokens per second."""
+def _figures(case: Case, target: Target, row: dict, step: dict) -> dict[str, Any]:
+  """Derives from a row whether it fits, the share of the peak, and tokens per second."""
   if "error" in row:
-    short = "RESOURCE_EXHAUSTED" in row["error"]
-    return {"fits": "no" if short else "does not compile"}
+    too_large = "RESOURCE_EXHAUSTED" in row["error"]
+    return {"fits": "no" if too_large else "does not compile"}
   room = target.chip.memory if target.tpu else int(TAKEN * target.chip.memory)
   held = row["held"]
   if row["program"] == "evaluate" and "arguments" in step:  # the optimizer's state stays
@@ -119,21 +109,20 @@ def _figures(case: Case, target: catalog.Target, row: dict, step: dict) -> dict[
   fits = "yes" if held <= room else "no"
   if room < held <= MOST * target.chip.memory:
     fits = f"with {FRACTION}={MOST}"
-  found: dict[str, Any] = {"fits": fits, "held": held}
+  figures: dict[str, Any] = {"fits": fits, "held": held}
   if row["program"] == "init":
-    return found
+    return figures
   size = record.size_of(case.config, case.vocab_size)
   per_token, tokens = size.flops_per_token, case.slots * size.tokens_per_step
   if row["program"] == "evaluate":
     rows = case.config.train.eval_batch_size / case.config.data.batch_size
     per_token, tokens = per_token / 3, size.tokens_per_step * rows
-  operands = case.config.model.dtype
-  peak = target.devices * target.chip.peaks[operands]
-  found["share_of_peak"] = per_token * tokens / peak / row["seconds"]
-  return found | {"tokens_per_second": tokens / row["seconds"], "slots": case.slots}
+  peak = target.devices * target.chip.peaks[case.config.model.dtype]
+  figures["share_of_peak"] = per_token * tokens / peak / row["seconds"]
+  return figures | {"tokens_per_second": tokens / row["seconds"], "slots": case.slots}
 
 
-def _hours(cases: list[Case], rows: list[dict]) -> float | None:
+def _hours(cases: Sequence[Case], rows: list[dict]) -> float | None:
   """The least time of all steps and evaluations [hours]; None: a program has none."""
   seconds = {(row["case"], row["program"]): row.get("seconds") for row in rows}
   total = 0.0
@@ -148,16 +137,16 @@ def _hours(cases: list[Case], rows: list[dict]) -> float | None:
   return total / 3600
 
 
-def _lines(
-  cases: list[Case], rows: list[dict], target: catalog.Target, hours: float | None
-) -> Iterator[str]:
+def _target_line(target: Target) -> str:
   chip, links = target.chip, "each link" if target.tpu else "NVLink"
-  yield (
+  return (
     f"{target.name}: {target.devices} x {chip.kind}, {gib(chip.memory)}, "
     f"{si(chip.peaks['bfloat16'])}FLOP/s bfloat16, {si(chip.hbm)}B/s; {links} {si(chip.link)}B/s"
   )
-  columns = "program fits held arguments temporaries FLOPs bytes sent time products memory waiting"
-  table = empty_table(f"{columns} share tokens/s compiled")
+
+
+def _table(rows: list[dict]) -> str:
+  table = empty_table(COLUMNS)
   for row in rows:
     label = f"{row['case']} {row['program']}"
     if "error" in row:
@@ -173,43 +162,40 @@ def _lines(
       f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
       f"{row['compile_seconds']:.0f} s",
     )
-  yield table_text(table)
+  return table_text(table)
+
+
+def _collective_lines(rows: list[dict]) -> Iterator[str]:
   for row in rows:
     if row["program"] == "step" and row.get("collectives"):
-      sent = (
+      sent = ", ".join(
         f"{kind} {gib(of['bytes'])} {'/'.join(of['dtypes'])} in {of['times']} ({of['async']} async)"
         for kind, of in row["collectives"].items()
       )
-      alone = row["seconds_alone"]
-      hidden = f"{_ms(alone['links'])}, of which {_ms(alone['waiting'])} are waited for"
-      yield f"{row['case']} step sends {', '.join(sent)}: {hidden}"
-  for case in cases:
-    own = [row for row in rows if row["case"] == case.name]
-    yield from (f"{case.name} {row['program']}: {row['error']}" for row in own if "error" in row)
-    if any(row["fits"] == "no" for row in own):
-      yield from (f"{case.name}: {line}" for line in _remedies(case, target, own))
-  if len(cases) == 1 and "slowest" in rows[0]:
-    yield "slowest instructions of a step:"
-    for one in rows[0]["slowest"][:SHOWN]:
-      share = one["seconds"] / rows[0]["seconds"]
-      yield f"  {share:4.1%} {one['times']} x {one['name']} ({one['bound']}): {one['source'][-80:]}"
-  if hours is not None:
-    packs = "" if all(c.slots == 1 for c in cases) else f" in packs of {cases[0].slots}"
-    yield (
-      f"at least {duration(3600 * hours)}, {target.devices * hours:.3g} device hours, for "
-      f"{sum(c.steps for c in cases):,.0f} steps{packs} and all evaluations"
-    )
-  yield ""
-  yield LEGEND.rstrip()
+      links, waiting = (_ms(row["seconds_alone"][part]) for part in ("links", "waiting"))
+      yield f"{row['case']} step sends {sent}: {links}, of which {waiting} are waited for"
 
 
-def _remedies(case: Case, target: catalog.Target, rows: list[dict]) -> list[str]:
-  """What would fit, by the arithmetic of `model.memory`, held to what the compiler says."""
-  predicted = advice.held(case.config, target.devices)["total"]
-  needed = max([row["held"] for row in rows if "held" in row] + [target.chip.memory])
-  return advice.advise(
-    case.config, target.devices, int(target.chip.memory * min(1.0, predicted / needed))
-  )
+def _problem_lines(case: Case, target: Target, rows: list[dict]) -> Iterator[str]:
+  """Yields the errors of a case's rows, and what would fit where one does not.
+
+  That is by the arithmetic of `layouts`, held to what the compiler says.
+  """
+  yield from (f"{case.name} {row['program']}: {row['error']}" for row in rows if "error" in row)
+  if any(row["fits"] == "no" for row in rows):
+    memory = target.chip.memory
+    predicted = layouts.device_bytes(case.config, target.devices)["total"]
+    needed = max([memory, *(row["held"] for row in rows if "held" in row)])
+    limit = int(memory * min(1.0, predicted / needed))
+    for line in layouts.advise(case.config, target.devices, limit):
+      yield f"{case.name}: {line}"
+
+
+def _slowest_lines(step: dict) -> Iterator[str]:
+  yield "slowest instructions of a step:"
+  for one in step["slowest"][:SHOWN]:
+    share = one["seconds"] / step["seconds"]
+    yield f"  {share:4.1%} {one['times']} x {one['name']} ({one['bound']}): {one['source'][-80:]}"
 
 
 def _ms(seconds: float) -> str:

@@ -146,7 +146,7 @@ class Compiler:
   """Compiles in a process of its own, which is started anew where the compiler ended it."""
 
   def __init__(self, kind: str):
-    self.gpu, self.process = kind == "h100", None
+    self.kind, self.process = kind, None
 
   def __call__(self, task: dict) -> list[dict]:
     """Returns a row of each program, or one row that has "refused": the message."""
@@ -161,12 +161,9 @@ class Compiler:
     return [{"program": p, "error": f"exit code {code}: {last}"} for p in task["programs"]]
 
   def _start(self):
-    from train.system import process
+    from scaling.targets import catalog, compiled
 
-    environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    environment["XLA_FLAGS"] = (
-      " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items()) if self.gpu else ""
-    )
+    environment = compiled.environment(catalog.parse(self.kind)) | {"PYTHONPATH": str(ROOT)}
     self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- as long as the process
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
     self.process = subprocess.Popen([sys.executable, __file__], env=environment, text=True, **pipes)
@@ -185,12 +182,12 @@ def answer(task: dict) -> list[dict]:
   """Compiles the programs of a task."""
   from ml_collections import ConfigDict
 
-  from scaling.targets import advice, catalog
+  from scaling.targets import catalog, compiled, layouts
   from train import aot
 
   target, rows, lowered = catalog.parse(task["target"]), [], {}
   try:
-    config = advice.checked(ConfigDict(task["config"]), target.devices)
+    config = layouts.resolve(ConfigDict(task["config"]), target.devices)
   except ValueError as error:
     return [{"refused": str(error)}]
   arguments = config, task["vocab_size"], catalog.devices(target)
@@ -201,19 +198,17 @@ def answer(task: dict) -> list[dict]:
         lowered["sample"] = sampler(*arguments)
       elif "step" not in lowered:
         lowered |= aot.lowered(*arguments, task["slots"])
-      compiled = lowered[name].compile()
+      program = lowered[name].compile()
     except Exception as error:  # whatever the compiler raises is the answer
-      lines = str(error).strip().splitlines() or [""]
-      message = lines[-1] if "Traceback" in lines[0] else lines[0]
-      rows.append(row | {"error": f"{type(error).__name__}: {message[:400]}"})
+      rows.append(row | {"error": compiled.message_of(error)})
       continue
     row["seconds"] = round(time.monotonic() - began, 1)
-    held = compiled.memory_analysis()
+    memory = program.memory_analysis()
     for part in ("argument", "temp", "output", "alias"):
-      row[part] = getattr(held, f"{part}_size_in_bytes")
+      row[part] = getattr(memory, f"{part}_size_in_bytes")
     if task["texts"]:
       row["text"] = f"{task['texts']}.{name}.txt"
-      Path(row["text"]).write_text(compiled.as_text())
+      Path(row["text"]).write_text(program.as_text())
     rows.append(row)
   return rows
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from configs import base, ladders
 from scaling.formats import gib
-from scaling.targets import advice, catalog, compiled
+from scaling.targets import catalog, compiled, layouts
 from train import record
 from train.system import files
 
@@ -87,7 +87,7 @@ def rows(models: list[str]) -> list[dict[str, Any]]:
 def step(model: str, strategy: str, target: catalog.Target) -> dict[str, Any]:
   """Returns what is kept of a step's program."""
   config = config_of(model, strategy, target.devices)
-  predicted = advice.held(config, target.devices)["total"]
+  predicted = layouts.device_bytes(config, target.devices)["total"]
   if predicted > 2 * target.chip.memory:
     return {"fits": False, "predicted": predicted}
   task = {"case": model, "config": json.loads(json.dumps(config.to_dict())), "slots": 1}

@@ -21,7 +21,7 @@ from configs import ladders, large
 from scaling.bench import steps, timing
 from scaling.launch.local import Queue, Task
 from scaling.laws import bootstrap, estimate, fit
-from scaling.targets import advice
+from scaling.targets import layouts
 from train.data import dataset
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,9 @@ def test_seventy_billion_parameters_are_quick_to_count():
 def test_a_plan_on_imagined_devices_is_quick():
   """And touches none of this machine's."""
   code = (
-    "import time; from configs import large; from scaling.targets import advice;"
+    "import time; from configs import large; from scaling.targets import layouts;"
     "start = time.time();"
-    "advice.run_report(large.get_config('70b'), 512, '80GiB'); print(time.time() - start)"
+    "layouts.run_report(large.get_config('70b'), 512, '80GiB'); print(time.time() - start)"
   )
   environment = {"PATH": "", "JAX_PLATFORMS": "nowhere", "PYTHONPATH": str(ROOT)}
   assert float(script(code, env=environment)) < 1.0
@@ -60,7 +60,7 @@ def test_a_plan_on_imagined_devices_is_quick():
 def test_a_search_that_finds_nothing_is_quick():
   config = ladders.resolve(large.get_config("70b"))
   began = time.perf_counter()
-  assert advice.advise(config, 64, 2**30)[-1].startswith("nothing fits 1.0 GiB")
+  assert layouts.advise(config, 64, 2**30)[-1].startswith("nothing fits 1.0 GiB")
   assert time.perf_counter() - began < 2.0
 
 

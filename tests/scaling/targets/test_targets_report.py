@@ -9,8 +9,9 @@ import pytest
 
 from configs import base, large
 from scaling import main
+from scaling.commands import devices
 from scaling.sweep.design import designs
-from scaling.targets import catalog, compiled, report
+from scaling.targets import catalog, compiled, layouts
 from train import record
 
 LARGE = Path(large.__file__)
@@ -79,7 +80,7 @@ def test_a_run_is_its_three_programs_and_their_hours(capsys, compiler, tmp_path)
   plan = json.loads((tmp_path / "plan.json").read_text())
   step = next(row for row in plan["programs"] if row["program"] == "step")
   config = compiler[0][0]["config"]
-  size = record.size_of(report.advice.checked(large.get_config("1b"), 8), 32_000)
+  size = record.size_of(layouts.resolve(large.get_config("1b"), 8), 32_000)
   assert config["model"]["width"] == 2048
   exact = size.flops_per_token * size.tokens_per_step
   assert step["share_of_peak"] == pytest.approx(exact / (8 * 67e12))  # its products are float32
@@ -126,13 +127,13 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   config.sweep.sizes, config.sweep.budgets = (0, 1, 2), (2e9, 4e9)
   config.sweep.probe_sizes, config.data.max_epochs = (0,), 1000.0
   config.optim.warmup_tokens = 0
-  report.report(config, "h100", None, io.StringIO())
+  devices.target_report(config, "h100", None, io.StringIO())
   ((_, design),) = designs(config, None)
   cells = design.cells
   assert [task["case"] for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
-  cases = list(report._cases(config, None, catalog.parse("h100")))
+  cases = [*devices.cases(config, None, catalog.parse("h100"))]
   assert sum(case.evaluations for case in cases) == len(cells)
   spent = sum(cell.flops_spent for cell in cells)
   flops = {cell.size: cell.flops_per_token * cell.tokens_per_step for cell in cells}
@@ -161,7 +162,7 @@ def test_a_runs_flops_and_bytes_on_a_target(name):
   c = base.get_config()
   c.model.update({"width": 256, "depth": 2, "heads": 4, "dtype": "bfloat16", "remat": "dots"})
   c.data.seq_len, c.data.batch_size, c.data.isolate_documents = 256, 8 * target.devices, False
-  c = report.advice.checked(c, target.devices)
+  c = layouts.resolve(c, target.devices)
   task = {"case": "run", "config": c.to_dict(), "vocab_size": 8000, "target": name, "slots": 1}
   (row,) = compiled.rows(json.loads(json.dumps(task | {"programs": ["step"]})))
   size = record.size_of(c, 8000)

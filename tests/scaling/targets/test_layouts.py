@@ -8,7 +8,8 @@ import pytest
 
 from configs import base, ladders, large
 from scaling import main
-from scaling.targets import advice
+from scaling.commands import devices
+from scaling.targets import layouts
 
 ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
@@ -32,15 +33,15 @@ def run(capsys, *argv):
   ],
 )
 def test_sizes_are_read(size, bytes_):
-  assert advice.parse_bytes(size) == bytes_
+  assert layouts.parse_bytes(size) == bytes_
 
 
-@pytest.mark.parametrize("size", ["80G", "lots", "-1", "0GiB", "80 GiB free", "1e999", "80gb", ""])
+@pytest.mark.parametrize("size", ["80G", "lots", "-1", "0GiB", "80 GiB free", "1e999", "80gb"])
 def test_sizes_that_are_none_are_refused(size):
   with pytest.raises(
     ValueError, match=r"^device_memory='.*': write a size as 80GiB, 80GB or 24e9$"
   ):
-    advice.parse_bytes(size)
+    layouts.parse_bytes(size)
 
 
 def billion(**fields):
@@ -53,7 +54,7 @@ def billion(**fields):
 
 def limit_for(bytes_):
   """The memory of a device whose free share leaves room for just so many bytes."""
-  return bytes_ / (1 - advice.FREE) + 1
+  return bytes_ / (1 - layouts.FREE) + 1
 
 
 def test_what_sends_least_is_chosen_first():
@@ -62,10 +63,10 @@ def test_what_sends_least_is_chosen_first():
   order = ["ddp", "zero1", "zero2", "hybrid", "zero3"]
   chosen = []
   for limit in range(40 * GIB, 2 * GIB, -GIB // 4):
-    choice = advice.cheapest(config, 64, limit)
+    choice = layouts.cheapest(config, 64, limit)
     if choice is None:
       break
-    assert choice.held["total"] <= (1 - advice.FREE) * limit
+    assert choice.held["total"] <= (1 - layouts.FREE) * limit
     chosen.append(choice.strategy)
   assert chosen == sorted(chosen, key=order.index)
   assert {chosen[0], chosen[-1]} == {"ddp", "zero3"}
@@ -73,28 +74,28 @@ def test_what_sends_least_is_chosen_first():
 
 def test_the_largest_microbatch_that_fits_is_chosen():
   config = billion()
-  choice = advice.cheapest(config, 8, 80 * GIB)
+  choice = layouts.cheapest(config, 8, 80 * GIB)
   assert choice.strategy == "ddp"
   config.sharding.microbatches = choice.microbatches // 2
-  assert advice.held(config, 8)["total"] > (1 - advice.FREE) * 80 * GIB
+  assert layouts.device_bytes(config, 8)["total"] > (1 - layouts.FREE) * 80 * GIB
   config.sharding.microbatches = choice.microbatches
-  assert advice.held(config, 8) == choice.held
+  assert layouts.device_bytes(config, 8) == choice.held
 
 
 def test_a_limit_is_met_to_the_byte():
   config = billion(microbatches=32)
-  total = advice.held(config, 8)["total"]
-  assert advice.cheapest(config, 8, limit_for(total)).strategy == "ddp"
-  assert advice.cheapest(config, 8, limit_for(total) - 3).strategy == "zero1"
+  total = layouts.device_bytes(config, 8)["total"]
+  assert layouts.cheapest(config, 8, limit_for(total)).strategy == "ddp"
+  assert layouts.cheapest(config, 8, limit_for(total) - 3).strategy == "zero1"
 
 
 def test_the_least_number_of_devices_is_the_least():
   config = ladders.resolve(large.get_config("70b"))
-  more, choice = advice.least_devices(config, 8, 80 * GIB)
+  more, choice = layouts.least_devices(config, 8, 80 * GIB)
   assert choice.held["total"] <= 0.9 * 80 * GIB
   assert more == 32
-  assert advice.cheapest(config, 16, 80 * GIB) is None
-  assert advice.least_devices(config, 31, 80 * GIB) == (more, choice)
+  assert layouts.cheapest(config, 16, 80 * GIB) is None
+  assert layouts.least_devices(config, 31, 80 * GIB) == (more, choice)
 
 
 def test_what_would_help_is_said_and_helps(capsys):
@@ -134,14 +135,14 @@ def test_without_a_memory_nothing_is_said_about_what_fits(capsys):
 
 def test_a_sweep_has_a_row_for_each_size():
   c = base.get_config()
-  assert not advice.is_sweep(c)
+  assert not devices.is_sweep(c)
   c.sweep.sizes, c.sweep.probe_sizes = (2, 9), (5,)
   c.data.batch_size = c.train.eval_batch_size = 64
-  assert advice.is_sweep(c)
-  text = advice.sweep_report(c, 64, "80GiB")
+  assert devices.is_sweep(c)
+  text = devices.sweep_memory(c, 64, "80GiB")
   rows = [line.split() for line in text.splitlines() if line.endswith("yes")]
   assert [row[0] for row in rows] == ["2", "5", "9"]
-  text = advice.sweep_report(c, 64, "2MiB")
+  text = devices.sweep_memory(c, 64, "2MiB")
   assert "size 9:" in text
 
 
@@ -173,8 +174,8 @@ def test_an_unknown_run_is_refused_with_the_known_ones():
 def test_no_device_is_touched():
   """Even with a platform that does not exist."""
   code = (
-    "from configs import large; from scaling.targets import advice;"
-    "print(advice.run_report(large.get_config('70b'), 512, '80GiB'))"
+    "from configs import large; from scaling.targets import layouts;"
+    "print(layouts.run_report(large.get_config('70b'), 512, '80GiB'))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],

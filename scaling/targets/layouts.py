@@ -1,4 +1,4 @@
-"""Will it fit, and what would: the memory of runs on imagined devices. Touches none.
+"""Which layouts (strategy, shards, microbatches) fit a device's memory, by arithmetic alone.
 
 Strategies are tried in the order of what they send (Rajbhandari et al. 2020, arXiv:1910.02054,
 section 7): ddp, zero1 and zero2 send each gradient once and each weight once, or twice the
@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from rich.table import Table
 
-from configs import base, ladders
+from configs import ladders
 from configs.errors import UsageError
 from model import accounting, memory, sharding, transformer
 from scaling.formats import empty_table, gib, table_text
-from scaling.sweep import arms, plan
 from train import record
 from train.data import tokenizer
 from train.objectives import registry
@@ -45,36 +43,42 @@ class Choice(NamedTuple):
   held: dict[str, int]
 
   def __str__(self) -> str:
-    fields = {"strategy": self.strategy, "shard_factor": self.shard_factor}
-    fields["microbatches"] = self.microbatches
-    flags = flags_of("sharding", {name: value for name, value in fields.items() if value})
+    fields = {name: getattr(self, name) for name in self._fields[:3]}
+    flags = _flags("sharding", {name: value for name, value in fields.items() if value})
     return f"{flags} ({gib(self.held['total'])} a device)"
 
 
 def parse_bytes(size: str) -> int:
-  """Returns a number of bytes written as 80GiB, 80GB or 24e9.
+  """Parses a number of bytes written as 80GiB, 80GB or 24e9; "" is 0, for a limit not known.
 
   Raises:
     UsageError: it is no such number, or not positive.
   """
-  found = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?i?B)?", size.strip())
-  if not found or not 0 < float(found[1]) < math.inf or (found[2] or "") not in UNITS:
+  if not size:
+    return 0
+  match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?i?B)?", size.strip())
+  if not match or not 0 < float(match[1]) < math.inf or (match[2] or "") not in UNITS:
     raise UsageError(f"device_memory={size!r}: write a size as 80GiB, 80GB or 24e9")
-  return round(float(found[1]) * UNITS[found[2] or ""])
+  return round(float(match[1]) * UNITS[match[2] or ""])
 
 
-def flags_of(section: str, fields: Mapping[str, Any]) -> str:
-  """Returns fields of a config as they are written on the command line."""
-  return " ".join(f"--config.{section}.{name}={value}" for name, value in fields.items())
+def resolve(config: ConfigDict, devices: int) -> ConfigDict:
+  """Resolves a config, and checks that it can be trained on so many devices.
+
+  Raises:
+    UsageError: it is not consistent, or its batch does not divide among the devices.
+  """
+  if devices < 1:
+    raise UsageError(f"devices={devices}: must be at least 1")
+  config = ladders.resolve(config)
+  transformer.check(config.model)
+  registry.check(config)
+  sharding.check(config, devices)
+  return config
 
 
-def is_sweep(config: ConfigDict) -> bool:
-  """Returns whether a config means a sweep: it changes something in `config.sweep`."""
-  return config.sweep.to_dict() != base.sweep().to_dict()
-
-
-def held(config: ConfigDict, devices: int) -> dict[str, int]:
-  """Returns `memory.device_bytes` of a resolved config.
+def device_bytes(config: ConfigDict, devices: int) -> dict[str, int]:
+  """Predicts each device's memory in a run of a resolved config (`memory.device_bytes`).
 
   A run in bfloat16 is taken to be one on a GPU, whose attention does not store its weights.
   """
@@ -85,7 +89,7 @@ def held(config: ConfigDict, devices: int) -> dict[str, int]:
 
 
 def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
-  """Returns what one run costs, what each strategy holds, and which fits.
+  """Reports what one run costs, what each device holds by strategy, and what fits.
 
   Args:
     config: the run's.
@@ -95,21 +99,18 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   Raises:
     UsageError: the config is not consistent, or its batch does not divide among the devices.
   """
-  config = checked(config, devices)
-  limit = parse_bytes(device_memory) if device_memory else 0
+  config, limit = resolve(config, devices), parse_bytes(device_memory)
   size = record.size_of(config, tokenizer.size(config.data.tokenizer))
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
-  table = empty_table(
-    "strategy shards microbatches " + " ".join(PARTS) + (" fits" if limit else "")
-  )
-  own = config.sharding
+  layout = config.sharding
+  configured = (layout.strategy.replace("fsdp", "zero3"), layout.shard_factor)
+  table = empty_table("strategy shards microbatches " + _columns(limit))
   for strategy, factor in _strategies(config, devices):
-    row = _with(config, strategy, factor, own.microbatches)
-    mine = strategy == own.strategy.replace("fsdp", "zero3") and factor == own.shard_factor
-    shards = sharding.mesh_shape(row.sharding, devices)[1] if strategy != "ddp" else 1
-    _add_row(
-      table, [strategy + "*" * mine, str(shards), str(own.microbatches)], row, devices, limit
-    )
+    changed = _with_layout(config, strategy, factor, layout.microbatches)
+    shards = sharding.mesh_shape(changed.sharding, devices)[1] if strategy != "ddp" else 1
+    mark = "*" * ((strategy, factor) == configured)
+    cells = _cells(device_bytes(changed, devices), limit)
+    table.add_row(strategy + mark, str(shards), str(layout.microbatches), *cells)
   lines = [
     f"{size.groups['total']:,} parameters ({groups}); N = {size.n_params:,} (body + head)",
     f"D = {size.tokens:,} tokens = {size.tokens / size.n_params:.1f} N, "
@@ -125,30 +126,29 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   return "\n".join(lines + (["", *advise(config, devices, limit)] if limit else []))
 
 
-def sweep_report(config: ConfigDict, devices: int, device_memory: str) -> str:
-  """Returns what each size of a sweep holds, and what fits where it does not.
+def sizes_report(configs: Mapping[int, ConfigDict], devices: int, device_memory: str) -> str:
+  """Reports what each device holds by size of a sweep, and what fits where a size does not.
 
-  The arguments, and what is raised, are those of `run_report`.
+  Args:
+    configs: by size.
+    devices: as in `run_report`, whose errors it raises.
+    device_memory: likewise.
   """
-  if config.sweep.objectives:
-    return "\n\n".join(
-      f"{name}\n\n{sweep_report(own, devices, device_memory)}"
-      for name, own in arms.split(config).items()
-    )
-  limit = parse_bytes(device_memory) if device_memory else 0
-  table = empty_table("size N " + " ".join(PARTS) + (" fits" if limit else ""))
-  lines = []
-  for size in sorted({*config.sweep.probe_sizes, *config.sweep.sizes}):
-    sized = checked(plan.at_size(config, size), devices)
-    n_params = record.size_of(sized, tokenizer.size(config.data.tokenizer)).n_params
-    if not _add_row(table, [str(size), f"{n_params:,}"], sized, devices, limit):
-      lines += ["", f"size {size}:", *advise(sized, devices, limit)]
+  limit = parse_bytes(device_memory)
+  table, advice = empty_table("size N " + _columns(limit)), list[str]()
+  for size, config in configs.items():
+    config = resolve(config, devices)
+    n_params = record.size_of(config, tokenizer.size(config.data.tokenizer)).n_params
+    bytes_ = device_bytes(config, devices)
+    table.add_row(str(size), f"{n_params:,}", *_cells(bytes_, limit))
+    if limit and not _fits(bytes_, limit):
+      advice += ["", f"size {size}:", *advise(config, devices, limit)]
   heading = f"bytes per device (of {devices}), sharding.strategy={config.sharding.strategy}"
-  return "\n".join([heading, table_text(table), *lines])
+  return "\n".join([heading, table_text(table), *advice])
 
 
 def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:
-  """Returns lines: the layout that fits in `limit` bytes a device, or what would make one fit."""
+  """Says which layout fits in `limit` bytes a device, or what would make one fit, in lines."""
   room = f"{gib(limit)}, of which {FREE:.0%} stay free"
   if choice := cheapest(config, devices, limit):
     rows = config.data.batch_size // (devices // config.sharding.tensor * choice.microbatches)
@@ -163,27 +163,27 @@ def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:
     changed = config.copy_and_resolve_references()
     changed.model.update(remedy)
     if choice := cheapest(changed, devices, limit):
-      lines.append(f"  {flags_of('model', remedy)} {choice}")
+      lines.append(f"  {_flags('model', remedy)} {choice}")
   if more := least_devices(config, devices, limit):
     lines.append(f"  --devices={more[0]} {more[1]}")
   return lines if len(lines) > 1 else [f"nothing fits {room}, on any number of devices"]
 
 
 def cheapest(config: ConfigDict, devices: int, limit: int) -> Choice | None:
-  """Returns the first strategy that fits, with its largest microbatch; None: none does."""
+  """Finds the first strategy that fits, with its largest microbatch; None: none does."""
   data = devices // config.sharding.tensor
   if config.data.batch_size % data:
     return None
   for strategy, factor in _strategies(config, devices):
     for microbatches in sharding.divisors(config.data.batch_size // data):
-      bytes_ = held(_with(config, strategy, factor, microbatches), devices)
+      bytes_ = device_bytes(_with_layout(config, strategy, factor, microbatches), devices)
       if _fits(bytes_, limit):
         return Choice(strategy, factor, microbatches, bytes_)
   return None
 
 
 def least_devices(config: ConfigDict, devices: int, limit: int) -> tuple[int, Choice] | None:
-  """Returns the least number of devices above `devices` that fits, and how; None: none does."""
+  """Finds the least number of devices above `devices` that fits, and how; None: none does."""
   for data in sharding.divisors(config.data.batch_size):
     more = data * config.sharding.tensor
     if more > devices and (choice := cheapest(config, more, limit)):
@@ -202,37 +202,27 @@ def _strategies(config: ConfigDict, devices: int) -> Iterator[tuple[str, int]]:
     yield "zero3", 0
 
 
-def _with(config: ConfigDict, strategy: str, factor: int, microbatches: int) -> ConfigDict:
+def _with_layout(config: ConfigDict, strategy: str, factor: int, microbatches: int) -> ConfigDict:
   changed = config.copy_and_resolve_references()
-  changed.sharding.update(
-    {"strategy": strategy, "shard_factor": factor, "microbatches": microbatches}
-  )
+  layout = {"strategy": strategy, "shard_factor": factor, "microbatches": microbatches}
+  changed.sharding.update(layout)
   return changed
 
 
-def checked(config: ConfigDict, devices: int) -> ConfigDict:
-  """Returns a config resolved.
-
-  Raises:
-    UsageError: it is not consistent, or its batch does not divide among the devices.
-  """
-  if devices < 1:
-    raise UsageError(f"devices={devices}: must be at least 1")
-  config = ladders.resolve(config)
-  transformer.check(config.model)
-  registry.check(config)
-  sharding.check(config, devices)
-  return config
+def _flags(section: str, fields: Mapping[str, Any]) -> str:
+  """Writes fields of a config as on the command line."""
+  return " ".join(f"--config.{section}.{name}={value}" for name, value in fields.items())
 
 
 def _fits(bytes_: dict[str, int], limit: int) -> bool:
   return bytes_["total"] <= (1 - FREE) * limit
 
 
-def _add_row(table: Table, first: list[str], config: ConfigDict, devices: int, limit: int) -> bool:
-  """Adds a config's bytes to a table; returns whether they fit, True where no limit is known."""
-  bytes_ = held(config, devices)
-  fits = not limit or _fits(bytes_, limit)
-  last = ["yes" if fits else "no"] if limit else []
-  table.add_row(*first, *(gib(bytes_[part]) for part in PARTS), *last)
-  return fits
+def _columns(limit: int) -> str:
+  return " ".join(PARTS) + (" fits" if limit else "")
+
+
+def _cells(bytes_: dict[str, int], limit: int) -> list[str]:
+  """Formats the columns `_columns`: each part of the bytes, and whether they fit."""
+  fits = ["yes" if _fits(bytes_, limit) else "no"] if limit else []
+  return [gib(bytes_[part]) for part in PARTS] + fits

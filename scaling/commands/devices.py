@@ -1,0 +1,74 @@
+"""What `isoflop plan` says of devices that are not here: --devices, --device_memory, --target."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from ml_collections import ConfigDict
+
+from configs import base
+from scaling.launch.local import power_of_two
+from scaling.sweep import arms, plan
+from scaling.sweep.design import designs
+from scaling.targets import catalog, layouts, report
+from train import record
+from train.data import tokenizer
+
+
+def is_sweep(config: ConfigDict) -> bool:
+  """Tells whether a config means a sweep: it changes something in `config.sweep`."""
+  return config.sweep.to_dict() != base.sweep().to_dict()
+
+
+def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
+  """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by objective."""
+  if config.sweep.objectives:
+    return "\n\n".join(
+      f"{name}\n\n{sweep_memory(arm, devices, device_memory)}"
+      for name, arm in arms.split(config).items()
+    )
+  sizes = sorted({*config.sweep.probe_sizes, *config.sweep.sizes})
+  configs = {size: plan.at_size(config, size) for size in sizes}
+  return layouts.sizes_report(configs, devices, device_memory)
+
+
+def target_report(
+  config: ConfigDict, name: str, workdir: Path | None, stream: TextIO = sys.stderr
+) -> str:
+  """Compiles a run's or a sweep's programs for a target and reports what each needs.
+
+  Args:
+    config: a run's, or a sweep's.
+    name: of the target (`scaling.targets.catalog`).
+    workdir: gets all figures in its plan.json; a folder, made if need be; the sweep's, if it has
+      begun.
+    stream: receives progress.
+
+  Raises:
+    UserError: there is no such target, its packages are missing, or the config cannot be trained
+      on it.
+  """
+  target = catalog.parse(name)
+  catalog.check_installed(target)
+  return report.report([*cases(config, workdir, target)], target, workdir, stream)
+
+
+def cases(
+  config: ConfigDict, workdir: Path | None, target: catalog.Target
+) -> Iterator[report.Case]:
+  """Yields what is compiled: the programs of a run, or of each size of a sweep."""
+  if not is_sweep(config):
+    config = layouts.resolve(config, target.devices)
+    vocab_size = tokenizer.size(config.data.tokenizer)
+    steps, every = record.size_of(config, vocab_size).steps, config.train.eval_every_steps
+    yield report.Case("run", config, vocab_size, steps, 1 + (steps // every if every else 0))
+    return
+  for arm, design in designs(config, workdir):
+    slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
+    for size in sorted({cell.size for cell in design.cells}):
+      of_size = [cell for cell in design.cells if cell.size == size]
+      steps = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in of_size)
+      sized = layouts.resolve(plan.at_size(design.config, size), target.devices)
+      name = f"{arm} size {size}".strip()
+      yield report.Case(name, sized, design.tokens.vocab_size, steps, len(of_size), slots)
