@@ -61,8 +61,8 @@ def cases(
   if not is_sweep(config):
     config = layouts.resolve(config, target.devices)
     vocab_size = tokenizer.size(config.data.tokenizer)
-    steps, every = record.size_of(config, vocab_size).steps, config.train.eval_every_steps
-    yield report.Case("run", config, vocab_size, steps, 1 + (steps // every if every else 0))
+    total, every = record.size_of(config, vocab_size).steps, config.train.eval_every_steps
+    yield report.Case("run", config, vocab_size, total, 1 + (total // every if every else 0))
     return
   for arm, design in designs(config, workdir):
     slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
