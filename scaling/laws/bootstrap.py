@@ -18,6 +18,7 @@ RESAMPLINGS = ("pairs", "stratified")
 SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
 FEWEST = 9  # distinct (N, D): resamples of fewer hold too few to scatter as the estimate does
+FEWEST_DRAWS = 20  # resamples with an answer, for an interval
 MOST_SHARE = 20.0  # log A' and log B' of a draw, in units of the loss
 
 

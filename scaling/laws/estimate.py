@@ -19,6 +19,8 @@ from scaling.laws.chinchilla import Chinchilla
 LOWER = np.array([0.0, np.log(1e-6), np.log(1e-6), 1e-3, 1e-3])
 UPPER = np.array([np.inf, np.inf, np.inf, 4.0, 4.0])
 START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of the grid of starts
+LEAST_SQUARES = 10.0  # Huber's threshold on log loss: beyond every residual
+LEAST_ABSOLUTE = 1e-8  # likewise: below every residual
 COARSE = 1e-4  # least threshold at which all starts are tried; the best then goes on to delta
 MANY = 20_000  # of more runs a random part decides between the starts
 KINKS = (1e-7, 1e-6, 1e-5)  # thresholds where rounding stops Newton's steps at kinks of sum |r|
@@ -62,6 +64,15 @@ def to_law(runs: Design, theta: np.ndarray) -> Chinchilla:
   unit, alpha, beta = np.exp(runs.y0), alpha / runs.sx, beta / runs.sz
   scale_a, scale_b = np.exp(a + alpha * runs.x0), np.exp(b + beta * runs.z0)
   return Chinchilla(e * unit, scale_a * unit, scale_b * unit, alpha, beta)
+
+
+def from_law(runs: Design, law: Chinchilla) -> np.ndarray:
+  """Returns the solver's parameters [5] of a law: the inverse of `to_law`."""
+  scale_a = np.log(law.A) - law.alpha * runs.x0 - runs.y0
+  scale_b = np.log(law.B) - law.beta * runs.z0 - runs.y0
+  return np.array(
+    [law.E * np.exp(-runs.y0), scale_a, scale_b, law.alpha * runs.sx, law.beta * runs.sz]
+  )
 
 
 def starts(runs: Design) -> np.ndarray:

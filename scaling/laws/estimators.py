@@ -14,15 +14,13 @@ from numpy.typing import ArrayLike
 
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, estimate
-from scaling.laws.bootstrap import WIDEST, interval, isolated
+from scaling.laws.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
 from scaling.laws.chinchilla import at_edge, bound_names, unbounded
+from scaling.laws.estimate import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.parametric import Fit
 from scaling.laws.runs import Runs
-from scaling.laws.sensitivity import LEAST_SQUARES
 
-LEAST_ABSOLUTE = 1e-8  # Huber's threshold: below every residual of log loss
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with
-FEWEST_DRAWS = 20  # resamples with an answer, for an interval
 BIN = 0.1  # width of the envelope's steps in log C
 QUANTITIES = ("a", "b", "N_opt", "D_opt")
 

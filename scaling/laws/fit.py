@@ -44,8 +44,8 @@ from scaling.laws.parametric import (
   predict_loss,
   ratio_cost,
 )
-from scaling.laws.runs import Runs, input_hash, make_runs, read_runs
-from scaling.laws.sensitivity import MOST_LEFT_OUT, identifiability, jackknife, profile_intervals
+from scaling.laws.runs import Runs, identifiability, input_hash, make_runs, read_runs
+from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
 from scaling.laws.solve import FormFit, fit_form
 
 VERSION = 2  # of fit.json

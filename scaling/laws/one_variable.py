@@ -7,8 +7,7 @@ import numpy as np
 from scaling.laws.bootstrap import interval
 from scaling.laws.forms import FORMS, evaluate
 from scaling.laws.parametric import Options
-from scaling.laws.runs import MIN_SPREAD, Runs
-from scaling.laws.sensitivity import identifiability
+from scaling.laws.runs import MIN_SPREAD, Runs, identifiability
 from scaling.laws.solve import fit_form
 
 LEAST = 6  # distinct values: of fewer, resamples hold too few to scatter as the estimate does

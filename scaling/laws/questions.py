@@ -14,8 +14,8 @@ from configs.errors import UsageError
 from model import accounting
 from scaling.laws import allocation, chinchilla
 from scaling.laws.allocation import cheapest
+from scaling.laws.bootstrap import FEWEST_DRAWS
 from scaling.laws.chinchilla import at_edge
-from scaling.laws.estimators import FEWEST_DRAWS
 from scaling.laws.fit import Fit, interval, known, optimum, ratio_cost
 from scaling.laws.parametric import far, form_noise
 

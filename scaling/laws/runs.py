@@ -347,6 +347,20 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
   return found
 
 
+def identifiability(runs: Runs) -> dict[str, str | None]:
+  """Returns, for each quantity, why a design of runs cannot tell it; None where it can.
+
+  Quantities are E, A, B, alpha, beta, a, N_opt and D_opt. What remains to be said of a design that
+  tells no surface is a law in one variable: see `forms.FORMS`, power_law_n, power_law_d and
+  power_law_c.
+  """
+  names = ("E", "A", "B", "alpha", "beta", "a", "N_opt", "D_opt")
+  reasons: dict[str, str | None] = dict.fromkeys(names)
+  for affected, reason, _ in faults(runs):  # the last is the most particular
+    reasons |= dict.fromkeys(affected, reason)
+  return reasons
+
+
 def check_identifiable(runs: Runs) -> None:
   """Refuses runs from which the law's parameters cannot be told.
 

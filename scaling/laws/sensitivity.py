@@ -1,18 +1,30 @@
-"""What a fit hangs on: single runs (jackknife), each exponent (profile), and the design itself."""
+"""How far the answer moves: without a run (jackknife), along an exponent, under other choices.
 
-from typing import Any
+A law depends on what N counts, what C counts, which runs were left out, and how outliers weigh.
+Each of these is made otherwise, one at a time, and the law fitted again.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws.chinchilla import at_edge, bound_names, unbounded
 from scaling.laws.parametric import Fit
-from scaling.laws.runs import Runs, faults
+from scaling.laws.runs import PARAMS, Runs, check_identifiable, faults, read_runs
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
 PROFILE_STEPS = 60  # at most: 25 times as far
-LEAST_SQUARES = 10.0  # Huber's threshold: beyond every residual of log loss
+DELTAS = {
+  "1e-2": 1e-2,
+  "1e-3": 1e-3,
+  "LAD": estimate.LEAST_ABSOLUTE,
+  "MSE": estimate.LEAST_SQUARES,
+}
 
 
 def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
@@ -35,7 +47,7 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
     raise DataError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
   C = float(runs.C.max()) if C is None else C
   design = estimate.design(runs.N, runs.D, runs.loss)
-  without = bootstrap.refit(design, 1 - np.eye(n), from_law(design, fit.law), fit.delta)
+  without = bootstrap.refit(design, 1 - np.eye(n), estimate.from_law(design, fit.law), fit.delta)
   law = estimate.to_law(design, without.theta)
   n_opt, whole = (
     chinchilla.optimum(law, C, fit.compute).N,
@@ -59,15 +71,6 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   return rows
 
 
-def from_law(design: estimate.Design, law: chinchilla.Chinchilla) -> np.ndarray:
-  """Returns the solver's parameters [5] of a law: the inverse of `estimate.to_law`."""
-  scale_a = np.log(law.A) - law.alpha * design.x0 - design.y0
-  scale_b = np.log(law.B) - law.beta * design.z0 - design.y0
-  return np.array(
-    [law.E * np.exp(-design.y0), scale_a, scale_b, law.alpha * design.sx, law.beta * design.sz]
-  )
-
-
 def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
   """Returns profile-likelihood intervals of alpha and beta.
 
@@ -82,10 +85,10 @@ def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
   """
   runs = fit.runs
   design = estimate.design(runs.N, runs.D, runs.loss)
-  best = estimate.minimum(design, LEAST_SQUARES)[1]
+  best = estimate.minimum(design, estimate.LEAST_SQUARES)[1]
   theta, freedom = best.theta[0], len(runs) - len(fit.law)
   limit = bootstrap.t_quantile((1 + fit.level) / 2, freedom)
-  _, hessian = estimate.scores(design, theta, LEAST_SQUARES)
+  _, hessian = estimate.scores(design, theta, estimate.LEAST_SQUARES)
   variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / freedom
   found = {}
   for name, index, unit in (("alpha", 3, design.sx), ("beta", 4, design.sz)):
@@ -115,7 +118,7 @@ def _profile(design, theta, index, least, allowed, reach):
   for step in range(1, PROFILE_STEPS + 1):
     offset = reach * (step / STEPS_TO_REACH) ** 2
     at[:, index] = np.clip(theta[index] + np.array([-offset, offset]), low, high)
-    solved = estimate.minimise(design, ones, at, LEAST_SQUARES, held=index)
+    solved = estimate.minimise(design, ones, at, estimate.LEAST_SQUARES, held=index)
     at = solved.theta
     values.append(at[:, index].copy())
     distances.append(np.sqrt(np.maximum(solved.cost / max(least, 1e-300) - 1, 0)))
@@ -126,16 +129,74 @@ def _profile(design, theta, index, least, allowed, reach):
   return np.array(ends), [bool(end <= np.sqrt(allowed)) for end in way[-1]]
 
 
-def identifiability(runs: Runs) -> dict[str, str | None]:
-  """Returns, for each quantity, why a design of runs cannot tell it; None where it can.
+class Choices(Protocol):
+  """The fields of `config.fit` that are choices."""
 
-  Quantities are E, A, B, alpha, beta, a, N_opt and D_opt. What remains to be said of a design that
-  tells no surface is a law in one variable: see `forms.FORMS`, power_law_n, power_law_d and
-  power_law_c.
+  params: str
+  flops: str
+  delta: float
+
+
+def vary_choices(
+  path: str | os.PathLike,
+  options: Choices,
+  columns: str = "",
+  where: Sequence[str] = (),
+  exclude: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+  """Fits the runs of a table as chosen, and again with one choice made otherwise at a time.
+
+  Other counts of N and C are tried where the table has them: in our cells.csv.
+
+  Args:
+    path: the table, with `columns`, `where` and `exclude` as in `scaling.laws.runs.read_runs`.
+    options: `config.fit`.
+    columns: names that differ.
+    where: conditions that every run meets.
+    exclude: conditions that no run meets.
+
+  Returns:
+    Rows, the first as chosen: the choice and its value, n_runs, a, b, and tokens_per_param at C,
+    the largest budget of those runs; or the reason why there is no law.
   """
-  reasons: dict[str, str | None] = dict.fromkeys(
-    ("E", "A", "B", "alpha", "beta", "a", "N_opt", "D_opt")
-  )
-  for names, reason, _ in faults(runs):  # the last is the most particular
-    reasons |= dict.fromkeys(names, reason)
-  return reasons
+  chosen = {"params": options.params, "flops": options.flops, "where": where, "exclude": exclude}
+
+  def row(choice: str, value: str, delta: float = options.delta, **changed: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"choice": choice, "value": value}
+    try:
+      runs_otherwise = read_runs(path, columns, **(chosen | changed)) if changed else runs
+      return found | _summary(runs_otherwise, delta)
+    except UserError as error:
+      return found | {"reason": str(error)}
+
+  runs = read_runs(path, columns, options.params, options.flops, where, exclude)
+  rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options.delta)]
+  ours = runs.params != "given"
+  for params in PARAMS if ours else ():
+    if params != options.params:
+      rows.append(row("N counts", params, params=params))
+  textbook = np.allclose(runs.C, 6 * runs.N * runs.D, rtol=1e-6)
+  if runs.flops == "exact" and not textbook:
+    rows.append(row("C counts", "6nd", flops="6nd"))
+  elif runs.flops == "6nd" and ours:
+    rows.append(row("C counts", "exact", flops="exact"))
+  if runs.filters:
+    rows.append(row("exclusions", "none", where=(), exclude=()))
+  for name, delta in DELTAS.items():
+    if delta != options.delta:
+      rows.append(row("delta", name, delta))
+  return rows
+
+
+def _summary(runs: Runs, delta: float) -> dict[str, Any]:
+  """Fits a law and says what a row of `vary_choices` says of it."""
+  check_identifiable(runs)
+  design = estimate.design(runs.N, runs.D, runs.loss)
+  _, best = estimate.minimum(design, delta)
+  if bound := unbounded(bound_names(best.at_bound[0])):
+    return {"n_runs": len(runs), "reason": at_edge(bound)}
+  law, C = estimate.to_law(design, best.theta[0]), float(runs.C.max())
+  a, b = chinchilla.exponents(law)
+  optimum = chinchilla.optimum(law, C, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
+  ratio = float(optimum.D / optimum.N)
+  return {"n_runs": len(runs), "a": float(a), "b": float(b), "C": C, "tokens_per_param": ratio}

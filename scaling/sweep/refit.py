@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from configs.errors import UsageError, UserError
-from scaling.laws import conventions, fit
+from scaling.laws import fit, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.runs import Runs, UnidentifiableError, read_runs
 from scaling.laws.tables import curves
@@ -22,7 +22,7 @@ from train.system import files
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
-class Options(conventions.Options, fit.Options, Protocol):
+class Options(sensitivity.Choices, fit.Options, Protocol):
   """The fields of `config.fit`."""
 
   target_tokens_per_param: float
@@ -78,7 +78,7 @@ def refit(
   trained = None if path else fit.make_curves(curves.read_curves(workdir, law.runs))
   record = fit.to_json(law, trained, compare_forms) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
-    "choices": conventions.choices(source, options, columns, where, exclude),
+    "choices": sensitivity.vary_choices(source, options, columns, where, exclude),
     "decisions": answers(law, questions, options.target_tokens_per_param),
   }
   files.write_json(workdir / "fit.json", record)

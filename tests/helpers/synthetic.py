@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, ladders
-from scaling.laws import chinchilla, conventions, questions, runs
+from scaling.laws import chinchilla, questions, runs, sensitivity
 from scaling.laws import fit as fits
 from scaling.laws.tables import curves
 from scaling.report import records, render, report
@@ -201,7 +201,7 @@ def reported(folder: Path) -> Path:
   made = fits.to_json(law, fits.make_curves(curves.read_curves(folder, law.runs)))
   held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
   behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
-    "choices": conventions.choices(folder, options),
+    "choices": sensitivity.vary_choices(folder, options),
     "decisions": questions.answers(law, asked),
     "heldout": [
       held | {"form": "chinchilla", "rms_error": 0.0021},

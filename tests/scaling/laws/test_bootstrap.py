@@ -7,7 +7,6 @@ import pytest
 from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options
 
 from scaling.laws import bootstrap, chinchilla, estimate, fit
-from scaling.laws.sensitivity import from_law
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
@@ -212,7 +211,7 @@ def test_profile_intervals_are_where_the_sum_of_squares_says():
     assert row["open"] == [False, False]
     assert row["interval"][0] < row["value"] < row["interval"][1]
     for end in row["interval"]:
-      start = from_law(design, whole._replace(**{name: np.float64(end)}))[None]
+      start = estimate.from_law(design, whole._replace(**{name: np.float64(end)}))[None]
       one = np.ones((1, len(n)))
       cost = estimate.minimise(design, one, start, 10.0, 500, held=index).cost[0]
       assert np.sqrt((cost / best.cost[0] - 1) * freedom) == pytest.approx(1.714, rel=0.02)

@@ -16,7 +16,6 @@ from surfaces import (
 )
 
 from scaling.laws import bootstrap, chinchilla, estimate, estimators, fit
-from scaling.laws.sensitivity import from_law
 
 HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.28)))
 
@@ -42,7 +41,7 @@ def test_published_refit_of_chinchilla(published):
 
 def test_least_absolute_deviations_of_chinchilla_to_every_printed_digit(published):
   design = estimate.design(published.N, published.D, published.loss)
-  best = estimate.minimum(design, estimators.LEAST_ABSOLUTE)[1]
+  best = estimate.minimum(design, estimate.LEAST_ABSOLUTE)[1]
   law = estimate.to_law(design, best.theta[0])
   printed = [f"{law.A:.2f}", f"{law.B:.2f}", *(f"{p:.5f}" for p in (law.E, law.alpha, law.beta))]
   assert printed == ["482.01", "2085.43", "1.81686", "0.34781", "0.36585"]
@@ -54,7 +53,7 @@ def test_small_sweeps_have_least_absolute_deviations():
   for seed in (8, 9, 10):  # of the tenth, Newton's steps end nowhere
     design = estimate.design(n, d, noisy(n, d, 0.004, seed))
     costs = []
-    for delta in (estimators.LEAST_ABSOLUTE, 1e-6):
+    for delta in (estimate.LEAST_ABSOLUTE, 1e-6):
       best = estimate.minimum(design, delta)[1]
       assert best.converged[0]
       costs.append(np.abs(estimate._evaluate(design, best.theta)[3]).sum())
@@ -81,7 +80,7 @@ def test_standard_errors_of_chinchilla():
 def test_early_stop_is_not_a_minimum(published):
   """A start at Hoffmann et al.'s published values leaves them, for the minimum of all others."""
   design = estimate.design(published.N, published.D, published.loss)
-  start = from_law(design, HOFFMANN)[None]
+  start = estimate.from_law(design, HOFFMANN)[None]
   np.testing.assert_allclose(estimate.to_law(design, start[0]), HOFFMANN)
   ones = np.ones((1, len(published)))
   stopped = estimate.minimise(design, ones, start, 1e-3, max_iterations=3)

@@ -17,7 +17,6 @@ from scaling.laws import (
   holdout,
   one_variable,
   questions,
-  sensitivity,
 )
 from scaling.report import evidence, records
 from scaling.sweep import refit, seal
@@ -253,4 +252,4 @@ def test_identifiability_says_what_the_fit_is_refused_for():
   runs = fit.make_runs(n, d, np.ones(9))
   with pytest.raises(ValueError, match=r"D follows N\^-1.00") as error:
     fit.fit_runs(runs, options())
-  assert sensitivity.identifiability(runs)["alpha"] in str(error.value)
+  assert fit.identifiability(runs)["alpha"] in str(error.value)

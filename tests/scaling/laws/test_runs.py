@@ -10,7 +10,7 @@ import pytest
 from synthetic import TRUTH, build
 
 from scaling import main
-from scaling.laws import chinchilla, conventions, runs
+from scaling.laws import chinchilla, runs, sensitivity
 from scaling.laws.tables import conditions
 from scaling.report import records, report
 from scaling.sweep import refit
@@ -252,7 +252,7 @@ class Chosen:
 
 def test_each_choice_is_made_otherwise_once(sweep):
   """By hand: another count of N gives the fit to that column, 6ND the fit to 6 N D."""
-  found = conventions.choices(sweep, Chosen, where=["D/N > 2"])
+  found = sensitivity.vary_choices(sweep, Chosen, where=["D/N > 2"])
   by_name = {(row["choice"], row["value"]): row for row in found}
   assert list(by_name) == [
     ("as chosen", ""), ("N counts", "body"), ("N counts", "total"), ("exclusions", "none"),
@@ -261,7 +261,7 @@ def test_each_choice_is_made_otherwise_once(sweep):
   first = found[0]
   chosen = runs.read_runs(sweep, where=["D/N > 2"])
   assert first["n_runs"] == len(chosen) < by_name["exclusions", "none"]["n_runs"]
-  own = conventions._law(runs.read_runs(sweep, params="total", where=["D/N > 2"]), 1e-3)
+  own = sensitivity._summary(runs.read_runs(sweep, params="total", where=["D/N > 2"]), 1e-3)
   assert own.items() <= by_name["N counts", "total"].items()
   assert by_name["N counts", "body"]["a"] > first["a"] + 0.01  # a head weighs on small models
   assert all(row["a"] + row["b"] == pytest.approx(1) for row in found)
@@ -274,7 +274,7 @@ def test_a_choice_without_a_law_says_why(sweep, tmp_path):
   for line in lines[1:]:
     line[column] = "0"
   (tmp_path / "cells.csv").write_text("\n".join(map(",".join, lines)))
-  found = {row["value"]: row for row in conventions.choices(tmp_path / "cells.csv", Chosen)}
+  found = {row["value"]: row for row in sensitivity.vary_choices(tmp_path / "cells.csv", Chosen)}
   assert "column params_body: '0' is not a positive finite number" in found["body"]["reason"]
   assert "a" in found["total"]
 

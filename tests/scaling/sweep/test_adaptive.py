@@ -13,7 +13,7 @@ from synthetic import TRUTH
 
 from configs import base
 from scaling import main
-from scaling.laws import chinchilla, estimate, fit, next_run, runs, sensitivity
+from scaling.laws import chinchilla, estimate, fit, next_run, runs
 from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters
@@ -75,7 +75,7 @@ def sampled_sd(n, d, noise, simulations=250):
   for seed in range(simulations):
     scatter = np.random.default_rng(seed).normal(0, noise, len(n))
     points = estimate.design(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(scatter))
-    start = sensitivity.from_law(points, TRUTH)
+    start = estimate.from_law(points, TRUTH)
     best = estimate.minimise(points, np.ones((1, len(n))), start[None], 10.0)
     found.append(np.log(chinchilla.optimum(estimate.to_law(points, best.theta[0]), C).N))
   return np.std(found)
