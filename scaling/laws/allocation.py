@@ -100,17 +100,21 @@ def data_constrained(
   The minimum over N is found on a grid that closes in on its lowest point, for every law [R].
   """
   column = Chinchilla(*(np.asarray(value, float)[..., None] for value in law))
-  middle = np.log(chinchilla.optimum(column, C, compute).N)  # repeats and excess move it from here
-  width = 10.0
-  for _ in range(7):
-    log_n = middle + np.linspace(-width, width, 81)
-    n = np.exp(log_n)
-    loss = repeated_loss(column, n, compute.tokens(n, C), unique, compute)
-    lowest = np.argmin(loss, axis=-1)[..., None]
-    middle, width = np.take_along_axis(log_n, lowest, -1), width / 20
-  n = np.exp(middle[..., 0])
-  d = compute.tokens(n, C)
-  return Optimum(N=n, D=d, loss=np.take_along_axis(loss, lowest, -1)[..., 0])
+
+  def loss(n):
+    return repeated_loss(column, n, compute.tokens(n, C), unique, compute)
+
+  n = _cheapest_n(loss, chinchilla.optimum(column, C, compute).N, width=10.0, steps=40, rounds=7)
+  return Optimum(N=n[..., 0], D=compute.tokens(n, C)[..., 0], loss=loss(n)[..., 0])
+
+
+def _cheapest_n(cost, n, width: float, steps: int, rounds: int) -> np.ndarray:
+  """Minimises a cost of N from n [..., 1] on, on a grid of log N that closes in on its least."""
+  for _ in range(rounds):
+    grid = np.log(n) + np.linspace(-width, width, 2 * steps + 1)
+    lowest = np.argmin(cost(np.exp(grid)), axis=-1)[..., None]
+    n, width = np.exp(np.take_along_axis(grid, lowest, -1)), width / 20
+  return n
 
 
 def least_loss(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:
@@ -140,17 +144,18 @@ def cheapest_constrained(
   reached = least_loss(law, unique, compute) < loss
   column = Chinchilla(*(np.asarray(value, float)[..., None] for value in law))
   target, base = np.asarray(loss, float)[..., None], base_params(column, unique, compute)
-  middle, width = np.log(base), 20.0
-  for _ in range(8):
-    n = np.exp(middle + np.linspace(-width, width, 161))
+
+  def tokens(n):  # of which n parameters reach the loss; nan: none do
     room = target - column.E - column.A * effective(base, n, EXCESS_PARAMS) ** -column.alpha
     worth = (column.B / np.where(room > 0, room, np.nan)) ** (1 / column.beta)
     repeats = -REPEATED_TOKENS * np.log1p(-np.maximum(0, worth / unique - 1) / REPEATED_TOKENS)
-    d = unique * (1 + repeats)
-    cost = np.nan_to_num(compute.flops_per_token(n) * d, nan=np.inf)
-    lowest = np.argmin(cost, axis=-1)[..., None]
-    middle, width = np.take_along_axis(np.log(n), lowest, -1), width / 20
-  n, d = (np.take_along_axis(v, lowest, -1)[..., 0] for v in (n, d))
+    return unique * (1 + repeats)
+
+  def cost(n):
+    return np.nan_to_num(compute.flops_per_token(n) * tokens(n), nan=np.inf)
+
+  n = _cheapest_n(cost, base, width=20.0, steps=80, rounds=8)
+  n, d = n[..., 0], tokens(n)[..., 0]
   few = unique < free.D
   return Optimum(
     N=np.where(reached, np.where(few, n, free.N), np.inf),

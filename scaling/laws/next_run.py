@@ -37,6 +37,10 @@ class Information:
     """The variance of log N_opt(C), over that of one run's log loss."""
     return float(self.gradient @ self.covariance @ self.gradient)
 
+  def sd_relative_to(self, start: "Information") -> float:
+    """Returns the standard deviation of log N_opt(C), over that at the start."""
+    return float(np.sqrt(self.variance / start.variance))
+
   def shrink(self, N: np.ndarray, D: np.ndarray) -> np.ndarray:
     """Returns by how much one more run of N [m] and D [m] divides the SD of log N_opt(C) [m].
 
@@ -120,7 +124,7 @@ def choose(
       gain = -np.log(np.maximum(now.shrink(N, D), 1e-9)) / price
       i = int(np.argmax(np.where(affordable, gain, -1.0)))
       now, left = now.after(N[i], D[i]), left - cost[i]
-      chosen.append((i, float(np.sqrt(now.variance / start.variance))))
+      chosen.append((i, now.sd_relative_to(start)))
       open_m[i] = False
     lists.append(chosen)
   return min(lists, key=lambda chosen: chosen[-1][1] if chosen else 1.0)

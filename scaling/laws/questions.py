@@ -25,7 +25,7 @@ GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a lo
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """What is asked of a law; 0: not asked.
+  """What is asked of a law; 0: not q.
 
   Attributes:
     flops: training compute [FLOPs].
@@ -74,11 +74,11 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
 
 
 def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> list[dict[str, Any]]:
-  """Returns one decision for each thing asked, with intervals; JSON of plain numbers.
+  """Answers each question by a decision, with intervals; JSON of plain numbers.
 
   Args:
     fit: the law.
-    questions: what is asked.
+    questions: what is q.
     tokens_per_param: the rule of thumb to compare with.
 
   Returns:
@@ -88,43 +88,44 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
     UsageError: the loss asked for lies below the law's floor, or below what so few tokens allow; or
       the runs determine no optimum, and more is asked than a loss for a budget.
   """
-  asked = questions
+  q = questions
   for name in ("loss", "inference_tokens", "max_tokens"):
-    if fit.unbounded and (value := getattr(asked, name)):
+    if fit.unbounded and (value := getattr(q, name)):
       flag = "target_loss" if name == "loss" else name
       raise UsageError(
         f"{flag}={value:g}: {at_edge(fit.unbounded)}, and no best model; train cells at more sizes "
         "or budgets"
       )
-  if asked.loss and asked.loss <= fit.law.E:
+  if q.loss and q.loss <= fit.law.E:
     raise UsageError(
-      f"target_loss={asked.loss:g}: the law's floor is E = {float(fit.law.E):.4f}; no compute "
+      f"target_loss={q.loss:g}: the law's floor is E = {float(fit.law.E):.4f}; no compute "
       "reaches less: ask for more"
     )
-  found = []
-  if asked.flops:
-    found.append(_at_flops(fit, asked.flops, tokens_per_param))
-  if asked.loss:
-    found.append(_decision(fit, "target_loss", asked.loss, [_reaching(fit, asked)]))
-  if asked.inference_tokens:
-    found.append(_decision(fit, "inference_tokens", asked.inference_tokens, _serving(fit, asked)))
-  if asked.max_tokens:
-    rows = _constrained(fit, asked) if asked.flops else _reaching_on_few(fit, asked)
+  decisions = []
+  if q.flops:
+    rows = _at_flops(fit, q.flops, tokens_per_param)
+    decisions.append(_decision(fit, "target_flops", q.flops, rows))
+  if q.loss:
+    decisions.append(_decision(fit, "target_loss", q.loss, [_reaching(fit, q)]))
+  if q.inference_tokens:
+    decisions.append(_decision(fit, "inference_tokens", q.inference_tokens, _serving(fit, q)))
+  if q.max_tokens:
+    rows = _constrained(fit, q) if q.flops else _reaching_on_few(fit, q)
     published = {
       "R_D": allocation.REPEATED_TOKENS,
       "R_N": allocation.EXCESS_PARAMS,
       "source": "arXiv:2305.16264",
     }
-    decision = _decision(fit, "max_tokens", asked.max_tokens, rows)
-    found.append(decision | {"published": published})
-  return found
+    decision = _decision(fit, "max_tokens", q.max_tokens, rows)
+    decisions.append(decision | {"published": published})
+  return decisions
 
 
-def _decision(fit: Fit, question: str, asked: float, rows: list[dict]) -> dict[str, Any]:
+def _decision(fit: Fit, question: str, value: float, rows: list[dict]) -> dict[str, Any]:
   farthest = max(fit.outside(row["C"], row["N"], row["D"]) for row in rows)
   return {
     "question": question,
-    "asked": asked,
+    "asked": value,
     "rows": rows,
     "extrapolation": farthest,
     "extrapolated": far(farthest),
@@ -170,71 +171,66 @@ def _model(fit: Fit, N: np.ndarray, D: np.ndarray) -> dict[str, np.ndarray]:
     return {"N": N, "D": D, "tokens_per_param": D / N, "C": fit.compute.flops_per_token(N) * D}
 
 
-def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
+def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any]]:
+  """Returns the rows of the best model for a compute, and of a fixed ratio D/N."""
   best, rule = known(optimum(fit, C)), ratio_cost(fit, C, tokens_per_param)
   row: dict[str, Any] = {"name": "optimum", "C": C}
-  for ours, theirs in (("N", "N_opt"), ("D", "D_opt")):
-    row |= {ours: best[theirs], f"{ours}_interval": best[f"{theirs}_interval"]}
-  for key in ("tokens_per_param", "loss"):
-    row |= {key: best[key], f"{key}_interval": best[f"{key}_interval"]}
+  names = {"N": "N_opt", "D": "D_opt", "tokens_per_param": "tokens_per_param", "loss": "loss"}
+  for key, name in names.items():
+    row |= {key: best[name], f"{key}_interval": best[f"{name}_interval"]}
   rule["name"] = f"{tokens_per_param:g} tokens per parameter"
-  for each in (row, rule):
-    each["petaflop_s_days"] = accounting.petaflop_s_days(C)
-  return _decision(fit, "target_flops", C, [row, rule])
+  return [each | {"petaflop_s_days": accounting.petaflop_s_days(C)} for each in (row, rule)]
 
 
-def _targets(fit: Fit, asked: Questions) -> tuple[np.ndarray, np.ndarray]:
+def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:
   """Returns the loss to reach, as the law sees it and as each of its bootstrap does [R].
 
   Beyond the fitted runs the law's form errs by some share of the loss: so does the loss that the
   law must be asked for. The quality of the best model for a budget is what each law says it is.
   """
-  if not asked.loss:
+  if not q.loss:
     value, draws = (
-      chinchilla.optimum(law, asked.flops, fit.compute).loss for law in (fit.law, fit.draws)
+      chinchilla.optimum(law, q.flops, fit.compute).loss for law in (fit.law, fit.draws)
     )
     return value, draws
-  model = _model(fit, *cheapest(fit.law, asked.loss, fit.compute)[:2])
-  return np.array(asked.loss), asked.loss / _form(fit, model)
+  model = _model(fit, *cheapest(fit.law, q.loss, fit.compute)[:2])
+  return np.array(q.loss), q.loss / _form(fit, model)
 
 
-def _reaching(fit: Fit, asked: Questions) -> dict[str, Any]:
+def _reaching(fit: Fit, q: Questions) -> dict[str, Any]:
   """Returns the row of the cheapest model to train of a quality."""
 
   def answer(law, target):
     best = cheapest(law, target, fit.compute)
-    return _model(fit, best.N, best.D) | {"loss": asked.loss}
+    return _model(fit, best.N, best.D) | {"loss": q.loss}
 
-  value, draws = _targets(fit, asked)
+  value, draws = _targets(fit, q)
   return _row(fit, "optimum", answer(fit.law, value), answer(fit.draws, draws))
 
 
-def _serving(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
+def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the cheapest model of a quality, counting inference and not."""
 
   @np.errstate(invalid="ignore")  # 0 x inf, where no model reaches the loss
-  def answer(law, target, counted):
-    both = [cheapest(law, target, fit.compute, i) for i in (asked.inference_tokens, 0.0)]
-    models = [_model(fit, best.N, best.D) for best in both]
-    forward, loss = asked.inference_tokens / 3, asked.loss or target
-    totals = [fit.compute.flops_per_token(m["N"]) * (m["D"] + forward) for m in models]
-    if counted:
-      return models[0] | {
-        "loss": loss,
-        "total_flops": totals[0],
-        "saved": 1 - totals[0] / totals[1],
-      }
-    return models[1] | {"loss": loss, "total_flops": totals[1]}
+  def both(law, target):
+    models = []
+    for tokens in (q.inference_tokens, 0.0):
+      best = cheapest(law, target, fit.compute, tokens)
+      served = best.D + q.inference_tokens / 3
+      total = {"total_flops": fit.compute.flops_per_token(best.N) * served}
+      models.append(_model(fit, best.N, best.D) | {"loss": q.loss or target} | total)
+    models[0]["saved"] = 1 - models[0]["total_flops"] / models[1]["total_flops"]
+    return models
 
-  value, draws = _targets(fit, asked)
-  rows = []
-  for name, counted in (("optimum", True), ("not counting inference", False)):
-    sample = answer(fit.draws, draws, counted)
-    if not asked.loss:
-      best = chinchilla.optimum(fit.law, asked.flops, fit.compute)
-      sample["loss"] = draws * _form(fit, _model(fit, best.N, best.D))
-    rows.append(_row(fit, name, answer(fit.law, value, counted), sample))
-  return rows
+  value, draws = _targets(fit, q)
+  samples = both(fit.draws, draws)
+  if not q.loss:
+    best = chinchilla.optimum(fit.law, q.flops, fit.compute)
+    loss = draws * _form(fit, _model(fit, best.N, best.D))
+    samples = [sample | {"loss": loss} for sample in samples]
+  names = ("optimum", "not counting inference")
+  rows = zip(names, both(fit.law, value), samples, strict=True)
+  return [_row(fit, *row) for row in rows]
 
 
 def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
@@ -243,41 +239,41 @@ def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
   return {"epochs": epochs, "worth": worth}
 
 
-def _reaching_on_few(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
+def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the least compute that reaches a loss, on few data and on any number."""
-  unique, floor = asked.max_tokens, allocation.least_loss(fit.law, asked.max_tokens, fit.compute)
-  if asked.loss <= floor:
+  unique, floor = q.max_tokens, allocation.least_loss(fit.law, q.max_tokens, fit.compute)
+  if q.loss <= floor:
     raise UsageError(
-      f"target_loss={asked.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
+      f"target_loss={q.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
       f"less than {float(floor):.4f}: ask for more, or raise max_tokens"
     )
 
   def answer(law, target):
     best = allocation.cheapest_constrained(law, target, unique, fit.compute)
-    return _model(fit, best.N, best.D) | {"loss": asked.loss} | _epochs(best.D, unique)
+    return _model(fit, best.N, best.D) | {"loss": q.loss} | _epochs(best.D, unique)
 
-  values = answer(fit.law, asked.loss)
-  draws = answer(fit.draws, asked.loss / _form(fit, values))
+  values = answer(fit.law, q.loss)
+  draws = answer(fit.draws, q.loss / _form(fit, values))
   return [
     _row(fit, "optimum", values, draws),
-    _reaching(fit, asked) | {"name": "unlimited data"},
+    _reaching(fit, q) | {"name": "unlimited data"},
   ]
 
 
-def _constrained(fit: Fit, asked: Questions) -> list[dict[str, Any]]:
+def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Returns the rows of the best model for a compute on few data, and what it compares with.
 
-  Beyond the `optima.saturation` of so few data it is the model that saturates them: the loss of
+  Beyond the `allocation.saturation` of so few data it is the model that saturates them: the loss of
   larger ones differs by rounding.
   """
-  C, unique = asked.flops, asked.max_tokens
+  C, unique = q.flops, q.max_tokens
   enough = min(C, float(allocation.saturation(fit.law, unique, fit.compute)))
 
   def repeated(law):
     best = allocation.data_constrained(law, enough, unique, fit.compute)
     excess = best.loss - chinchilla.optimum(law, C, fit.compute).loss
-    found = {"loss": best.loss, "excess": excess} | _epochs(best.D, unique)
-    return _model(fit, best.N, best.D) | found
+    worth = {"loss": best.loss, "excess": excess} | _epochs(best.D, unique)
+    return _model(fit, best.N, best.D) | worth
 
   def once(law):
     n = allocation.params_for(C, unique, fit.compute)

@@ -46,10 +46,10 @@ def propose(
   train_tokens: int,
   budget: float,
 ) -> list[Proposal]:
-  """Returns the cells that would shrink the interval of N_opt at the held-out budget most.
+  """Proposes the cells that would shrink the interval of N_opt at the held-out budget most.
 
   An isoFLOP profile whose lowest loss is at the edge of its sizes asks for the cell beyond it
-  first; what is left of the budget goes to the c-optimal choice (`design.choose`).
+  first; what is left of the budget goes to the c-optimal choice (`next_run.choose`).
 
   Args:
     config: the sweep's config, with its learning-rate rule.
@@ -60,62 +60,63 @@ def propose(
     budget: what may be spent [FLOPs].
   """
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
-  n, d, cost = (
-    np.array([value(cell) for cell in options], float)
-    for value in (lambda c: c.params(config.fit.params), lambda c: c.D, lambda c: c.C)
-  )
-  target, runs = plan.heldout_budget(config, cells), law.runs
-  held = law.convergence["at_bound"]
-  start = now = next_run.information(law.law, runs.N, runs.D, target, law.compute, held)
-  found, left = [], budget
-  for C, edge, side in next_run.open_edges(fit.isoflop_profiles(runs, law.compute)["profiles"]):
+  n = np.array([cell.params(config.fit.params) for cell in options], float)
+  d, cost = (np.array([getattr(cell, name) for cell in options], float) for name in "DC")
+  trained, held = law.runs, law.convergence["at_bound"]
+  target = plan.heldout_budget(config, cells)
+  start = now = next_run.information(law.law, trained.N, trained.D, target, law.compute, held)
+  proposals, left = list[Proposal](), budget
+  taken = np.zeros(len(options), bool)
+  for C, edge, side in next_run.open_edges(fit.isoflop_profiles(trained, law.compute)["profiles"]):
     near = [
       i for i, cell in enumerate(options)
       if cell.budget and abs(math.log(cell.budget / C)) < 0.1 and side * (n[i] - edge) > 0.01 * edge
     ]  # fmt: skip
     i = min(near, key=lambda i: abs(math.log(n[i] / edge)), default=None)
     if i is not None and cost[i] <= left:
-      now, left = now.after(n[i], d[i]), left - cost[i]
-      shrink = math.sqrt(now.variance / start.variance)
+      now, left, taken[i] = now.after(n[i], d[i]), left - cost[i], True
       reason = f"the lowest loss at {flops(C)} is at its {'largest' if side > 0 else 'smallest'} N"
-      found.append(Proposal(options[i], shrink, reason))
-  taken = [proposal.cell for proposal in found]
-  free = np.array([i for i, cell in enumerate(options) if cell not in taken], int)
-  so_far = math.sqrt(now.variance / start.variance)
+      proposals.append(Proposal(options[i], now.sd_relative_to(start), reason))
+  free, so_far = np.flatnonzero(~taken), now.sd_relative_to(start)
   for i, shrink in next_run.choose(now, n[free], d[free], cost[free], left):
-    found.append(Proposal(options[free[i]], so_far * shrink, "tells most about N_opt"))
-  return found
+    proposals.append(Proposal(options[free[i]], so_far * shrink, "tells most about N_opt"))
+  return proposals
 
 
-def check(config: ConfigDict, workdir: Path, asked: bool) -> None:
-  """Refuses adaptive rounds, if they are asked for, that cannot be.
+def check_rounds(config: ConfigDict, workdir: Path, adapt: bool) -> None:
+  """Refuses adaptive rounds that cannot be.
+
+  Args:
+    config: the sweep's.
+    workdir: its folder.
+    adapt: whether they are wanted (--adaptive); else nothing is refused.
 
   Raises:
     UserError: there is no compute for them, or the sweep's prediction is sealed already.
   """
   allowed = config.sweep.adaptive_flops
-  if asked and not allowed > 0:
+  if adapt and not allowed > 0:
     raise ConfigError(
       f"sweep.adaptive_flops={allowed:g}: --adaptive needs compute to spend; set it, to 1e12 for "
       "instance"
     )
-  if asked and _read(workdir)["flops"] != allowed and (workdir / "prediction.json").exists():
+  if adapt and _read(workdir)["flops"] != allowed and (workdir / "prediction.json").exists():
     raise UsageError(
       f"workdir={workdir}: its prediction is sealed, on the cells that there are; adaptive cells "
       "come before that: use another workdir"
     )
 
 
-def begin(config: ConfigDict, workdir: Path, asked: bool) -> None:
-  """Writes down that a sweep has adaptive rounds, if that is asked, and how much they may spend.
+def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
+  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend.
 
   Raises:
-    UserError: see `check`.
+    UserError: see `check_rounds`.
   """
-  check(config, workdir, asked)
-  if asked:
-    flops = config.sweep.adaptive_flops
-    files.write_json(workdir / "adaptive.json", _read(workdir) | {"flops": flops})
+  check_rounds(config, workdir, adapt)
+  if adapt:
+    record = _read(workdir) | {"flops": config.sweep.adaptive_flops}
+    files.write_json(workdir / "adaptive.json", record)
 
 
 def next_round(
@@ -149,31 +150,30 @@ def next_round(
   if left <= 0 or (workdir / "prediction.json").exists():
     return []
   for budget in (left / 2, left):
-    if found := propose(config, cells, law, vocab_size, train_tokens, budget):
+    if proposals := propose(config, cells, law, vocab_size, train_tokens, budget):
       record["rounds"].append(
         {
           "input_hash": runs.input_hash(law.runs),
           "target": plan.heldout_budget(config, cells),
-          "cells": [dataclasses.asdict(proposal.cell) for proposal in found],
-          "shrink": [proposal.shrink for proposal in found],
-          "reasons": [proposal.reason for proposal in found],
+          "cells": [dataclasses.asdict(proposal.cell) for proposal in proposals],
+          "shrink": [proposal.shrink for proposal in proposals],
+          "reasons": [proposal.reason for proposal in proposals],
         }
       )
       files.write_json(workdir / "adaptive.json", record)
-      return [proposal.cell for proposal in found]
+      return [proposal.cell for proposal in proposals]
   return []
 
 
 def _read(workdir: Path) -> dict[str, Any]:
-  return files.read_json(workdir / "adaptive.json") or {
-    "version": VERSION,
-    "flops": 0.0,
-    "rounds": [],
-  }
+  empty = {"version": VERSION, "flops": 0.0, "rounds": []}
+  return files.read_json(workdir / "adaptive.json") or empty
 
 
-def table(config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit, budget: float):
-  """Returns what `isoflop plan --next` prints: the proposed cells and what they would tell.
+def table(
+  config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit, budget: float
+) -> str:
+  """Says what `isoflop plan --next` prints: the proposed cells and what they would tell.
 
   Args:
     config: the sweep's config, with its learning-rate rule.
@@ -183,21 +183,20 @@ def table(config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit,
     budget: what may be spent [FLOPs]; 0: as much as its largest cell cost.
   """
   budget = budget or max(cell.C for cell in cells)
-  found = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
+  proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
   target = fit.optimum(law, plan.heldout_budget(config, cells))
   low, high = target["N_opt_interval"]
   at = f"N_opt at {flops(target['C'])} FLOPs is {si(target['N_opt'])} [{si(low)}, {si(high)}]"
-  if not found:
+  if not proposals:
     return f"{at}; no cell can be had for {flops(budget)} FLOPs: raise --next_flops"
+  columns = ("cell", "N", "D", "C [FLOPs]", "width of log N_opt", "reason")
   rows = [
-    (p.cell.id, si(p.cell.params(config.fit.params)), si(p.cell.D), flops(p.cell.C),
-     f"{p.shrink:.3f}", p.reason)
-    for p in found
-  ]  # fmt: skip
-  names = ("cell", "N", "D", "C [FLOPs]", "width of log N_opt", "reason")
-  spent = sum(p.cell.C for p in found)
+    (cell.id, si(cell.params(config.fit.params)), si(cell.D), flops(cell.C), f"{shrink:.3f}", why)
+    for cell, shrink, why in proposals
+  ]
+  spent = sum(cell.C for cell, *_ in proposals)
   return (
-    f"{at}; its interval in log N would shrink to {found[-1].shrink:.0%} of what it is, for "
+    f"{at}; its interval in log N would shrink to {proposals[-1].shrink:.0%} of what it is, for "
     f"{flops(spent)} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days:\n\n"
-    + text_table(names, rows)
+    + text_table(columns, rows)
   )

@@ -205,7 +205,7 @@ def _several(
     tokens = dataset.prepare(config)
     for name, own in configs.items():  # refused before any of them is begun
       plan.check(own, tokens)
-      adaptive.check(own, workdir / name, adapt)
+      adaptive.check_rounds(own, workdir / name, adapt)
     head = begin(config, workdir, tokens) | {"objective": ", ".join(configs)}
     store.write_sweep(workdir, head, [])
     failed = {}

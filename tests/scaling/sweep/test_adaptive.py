@@ -232,7 +232,7 @@ def test_profiles_closed_inside_ask_for_nothing():
 def rounds(config, workdir, stop_after=None):
   """The rounds of a sweep, trained on a known surface; `stop_after`: killed as one begins."""
   cells = plan.fit_cells(config, 257)
-  adaptive.begin(config, workdir, asked=stop_after != "resumed")
+  adaptive.begin(config, workdir, adapt=stop_after != "resumed")
   began = 0
   while more := adaptive.next_round(config, workdir, cells, trained(config, cells), 257, 10**9):
     began += 1
@@ -268,12 +268,12 @@ def test_a_budget_for_one_cell_buys_it(config, tmp_path):
 
 def test_adaptive_cells_come_before_the_seal(config, tmp_path):
   with pytest.raises(ValueError, match=r"sweep\.adaptive_flops=0: --adaptive needs compute"):
-    adaptive.begin(config, tmp_path, asked=True)
+    adaptive.begin(config, tmp_path, adapt=True)
   config.sweep.adaptive_flops = 1e12
   (tmp_path / "prediction.json").write_text("{}")
   with pytest.raises(ValueError, match="its prediction is sealed"):
-    adaptive.begin(config, tmp_path, asked=True)
-  adaptive.begin(config, tmp_path, asked=False)
+    adaptive.begin(config, tmp_path, adapt=True)
+  adaptive.begin(config, tmp_path, adapt=False)
   assert not (tmp_path / "adaptive.json").exists()
 
 
