@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train.data import dataset
+from train.data.batches import eval_token_count, validation_batches
 from train.objectives import registry
 from train.objectives.registry import Batch
 from train.step import Program, TrainState
@@ -27,9 +28,9 @@ def validation_set(
   evaluated = (tokens.fingerprint, tokens.tokenizer_hash, train.eval_tokens, train.eval_batch_size)
   key = repr((*decides, *evaluated, process_index, process_count))
   if key not in _kept:
-    batches = dataset.validation_batches(tokens, config, process_index, process_count)
+    batches = validation_batches(tokens, config, process_index, process_count)
     first = next(batches)
-    windows = dataset.eval_token_count(tokens, config) / registry.lengths(config).text
+    windows = eval_token_count(tokens, config) / registry.lengths(config).text
     n_bytes = sum(x.nbytes for x in first.values()) * windows / train.eval_batch_size
     if n_bytes > KEPT_BYTES:
       return itertools.chain([first], batches)

@@ -13,6 +13,7 @@ from configs import ladders
 from configs.errors import ConfigError
 from model import memory, sharding
 from train.data import dataset
+from train.data.batches import train_batches, validation_batches
 from train.objectives import registry
 from train.step import program
 from train.system import files, process
@@ -57,11 +58,11 @@ def machine_memory() -> int:
 def needs(config: ConfigDict, tokens: dataset.TokenData, sharing: int = 1) -> Needs:
   """Returns what a resolved config's training needs; its programs are compiled, and not run."""
   functions = program(config, tokens.vocab_size)
-  batches = dataset.train_batches(tokens, config, 0, *process.place())
+  batches = train_batches(tokens, config, 0, *process.place())
   batch = functions.place(next(batches))
   batches.close()
   compiled = _bytes(functions.step, functions.state, batch, np.float32(0), np.uint32(0))
-  batch = functions.place(next(dataset.validation_batches(tokens, config, *process.place())))
+  batch = functions.place(next(validation_batches(tokens, config, *process.place())))
   beside = _held(functions.state) - _held(functions.state.params)
   evaluating = beside + _bytes(functions.evaluate, functions.state.params, batch)
   return Needs(_predicted(config, tokens), compiled, evaluating, available(config, sharing))

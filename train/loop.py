@@ -19,6 +19,7 @@ from configs.errors import ConfigError, UsageError
 from model import sharding
 from train import checkpoint, fitting, optim, record
 from train.data import dataset
+from train.data.batches import train_batches
 from train.evaluate import evaluate
 from train.metrics import Metrics
 from train.step import Program, TrainState, program
@@ -167,7 +168,7 @@ def _steps(
 
   # ---- Train: dispatch a step, place the next one's batch, look at what others returned ----
   alone = jax.process_count() == 1
-  batches = dataset.train_batches(tokens, config, first_step, *process.place())
+  batches = train_batches(tokens, config, first_step, *process.place())
 
   def placed() -> Any:
     with clock("data"):

@@ -21,6 +21,7 @@ from configs import ladders
 from configs.errors import ConfigError, UsageError
 from train import loop
 from train.data import dataset
+from train.data.batches import train_batches
 from train.step import Program, TrainState, program
 from train.system.clock import Clock
 
@@ -166,7 +167,7 @@ def rate(config: ConfigDict, slots: int, seconds: float) -> float:
   config = ladders.resolve(config)
   tokens = dataset.prepare(config)
   functions = program(config, tokens.vocab_size)
-  with closing(dataset.train_batches(tokens, config)) as batches:
+  with closing(train_batches(tokens, config)) as batches:
     seed, still = np.uint32(config.seed), np.float32(0)  # the weights stay; as much arithmetic
     states = {i: functions.init(seed) for i in range(slots)}
     stack, count = joined(functions, states, slots), 0
@@ -194,7 +195,7 @@ def compile_ahead(config: ConfigDict, slots: int) -> None:
   config = ladders.resolve(config)
   tokens = dataset.prepare(config)
   functions = program(config, tokens.vocab_size)
-  with closing(dataset.train_batches(tokens, config)) as batches:
+  with closing(train_batches(tokens, config)) as batches:
     batch = next(batches)
   lr, seed = np.float32(0), np.uint32(0)
   if slots == 1:

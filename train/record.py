@@ -13,6 +13,7 @@ from configs.errors import ConfigError, UsageError
 from model import accounting, transformer
 from train import optim
 from train.data import dataset
+from train.data.batches import check_tokens
 from train.objectives import registry
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -79,7 +80,7 @@ def check_config(config: ConfigDict) -> None:
 def check(config: ConfigDict, tokens: dataset.TokenData) -> None:
   """Raises UserError where a resolved config cannot be trained on these tokens."""
   check_config(config)
-  dataset.check(config, tokens)
+  check_tokens(config, tokens)
   size = size_of(config, tokens.vocab_size)
   if size.groups["body"] < size.groups["embedding"]:
     raise ConfigError(

@@ -35,6 +35,7 @@ from scaling.progress import duration
 from scaling.targets.catalog import CHIPS
 from train import record
 from train.data import dataset
+from train.data.batches import check_tokens
 from train.objectives import registry
 from train.system import files, process
 
@@ -193,7 +194,7 @@ def bench(
     raise UsageError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
   prepared = [dataset.prepare(case.config) for case in measured]
   for case, tokens in zip(measured, prepared, strict=True):
-    dataset.check(case.config, tokens)
+    check_tokens(case.config, tokens)
   files.make_folder(workdir)
   tell, known = progress(stream), machine()
   names = [case.name for case in measured]

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from model import layers
 from train import fitting, record
 from train.data import dataset
+from train.data.batches import check_tokens, train_batches
 from train.objectives import registry
 from train.step import program
 from train.system import process
@@ -48,16 +49,16 @@ def training(
   Raises:
     UserError: it does not fit, or there is not enough text for it.
   """
-  dataset.check(config, tokens)
+  check_tokens(config, tokens)
   program(config, tokens.vocab_size)  # and the imports of the first batch: not the compiler's time
-  dataset.train_batches(tokens, config).close()
+  train_batches(tokens, config).close()
   began = time.perf_counter()
   config, needs = fitting.fitting(config, tokens)
   compile_seconds = time.perf_counter() - began
   assert needs is not None
   functions = program(config, tokens.vocab_size)
   size = record.size_of(config, tokens.vocab_size)
-  batches = dataset.train_batches(tokens, config, 0, *process.place())
+  batches = train_batches(tokens, config, 0, *process.place())
   state = functions.init(np.uint32(config.seed))
   seed, lr = np.uint32(config.seed), np.float32(0)  # the weights stay, the arithmetic is the same
 

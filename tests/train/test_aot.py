@@ -9,6 +9,7 @@ from configs import ladders
 from model import layers
 from train import aot, step
 from train.data import dataset
+from train.data.batches import train_batches
 
 FAMILIES = {"mlm": "encoder", "span": "encoder_decoder", "ul2": "encoder_decoder"}
 
@@ -19,7 +20,7 @@ def test_a_batch_that_is_imagined_has_the_shapes_of_one_that_is_read(tiny, objec
   tiny.data.isolate_documents = False
   config = ladders.resolve(tiny)
   tokens = dataset.prepare(config)
-  batches = dataset.train_batches(tokens, config)
+  batches = train_batches(tokens, config)
   real = next(batches)
   batches.close()
   imagined = aot.abstract_batch(config, tokens.vocab_size, config.data.batch_size)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import base
+from train.data import batches as batches_lib
 from train.data import dataset as data_lib
 from train.data import sources as corpora
 from train.data import tokenizer as tokenizers
@@ -260,16 +261,16 @@ def test_unwritable_cache_is_one_clear_line(folder, tmp_path):
 
 
 def test_a_batch_is_a_function_of_seed_and_step(config, data):
-  batches = take(12, data_lib.train_batches(data, config))
-  assert same(batches[7:], take(5, data_lib.train_batches(data, config, start_step=7)))
+  batches = take(12, batches_lib.train_batches(data, config))
+  assert same(batches[7:], take(5, batches_lib.train_batches(data, config, start_step=7)))
   config.seed = 1
-  assert not same(batches, take(12, data_lib.train_batches(data, config)))
+  assert not same(batches, take(12, batches_lib.train_batches(data, config)))
 
 
 def test_windows_are_the_stream_shifted_by_one(config, data):
   stream = np.asarray(data.train_tokens).astype(np.int32)
   windows = {stream[i : i + 65].tobytes() for i in range(0, len(stream) - 64, 64)}
-  for batch in take(5, data_lib.train_batches(data, config)):
+  for batch in take(5, batches_lib.train_batches(data, config)):
     for inputs, targets in zip(batch["inputs_BT"], batch["targets_BT"], strict=True):
       assert np.append(inputs, targets[-1]).tobytes() in windows
       assert np.array_equal(inputs[1:], targets[:-1])
@@ -287,29 +288,29 @@ def test_each_epoch_is_every_window_once_in_another_order(folder):
   config = make(folder, batch_size=1, seq_len=2048)
   data = data_lib.prepare(config)
   n = data.train_token_count // 2048
-  rows = [b["inputs_BT"].tobytes() for b in take(2 * n, data_lib.train_batches(data, config))]
+  rows = [b["inputs_BT"].tobytes() for b in take(2 * n, batches_lib.train_batches(data, config))]
   assert n > 50
   assert len(set(rows[:n])) == n
   assert set(rows[:n]) == set(rows[n:])
   assert rows[:n] != rows[n:]
   config.data.batch_size = 2 * n  # a batch may hold several epochs
-  (batch,) = take(1, data_lib.train_batches(data, config))
+  (batch,) = take(1, batches_lib.train_batches(data, config))
   assert [row.tobytes() for row in batch["inputs_BT"]] == rows
 
 
 def test_hosts_get_contiguous_rows_of_the_same_batch(config, data):
-  whole = take(3, data_lib.train_batches(data, config))
-  parts = [take(3, data_lib.train_batches(data, config, 0, i, 4)) for i in range(4)]
+  whole = take(3, batches_lib.train_batches(data, config))
+  parts = [take(3, batches_lib.train_batches(data, config, 0, i, 4)) for i in range(4)]
   joined = [
     {k: np.concatenate([part[step][k] for part in parts]) for k in whole[step]} for step in range(3)
   ]
   assert same(whole, joined)
-  whole = list(data_lib.validation_batches(data, config))
-  parts = [list(data_lib.validation_batches(data, config, i, 2)) for i in range(2)]
+  whole = list(batches_lib.validation_batches(data, config))
+  parts = [list(batches_lib.validation_batches(data, config, i, 2)) for i in range(2)]
   joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
   assert same(whole, joined)
   with pytest.raises(ValueError, match="data.batch_size=8: must be a positive multiple of 3 hosts"):
-    next(data_lib.train_batches(data, config, 0, 0, 3))
+    next(batches_lib.train_batches(data, config, 0, 0, 3))
 
 
 @pytest.mark.parametrize("isolate", [True, False])
@@ -318,7 +319,7 @@ def test_segments_and_positions_restart_at_documents(folder, isolate):
   data = data_lib.prepare(config)
   boundaries = 0
   epoch = data.train_token_count // 700 // config.data.batch_size + 1
-  for batch in take(epoch, data_lib.train_batches(data, config)):  # one window starts with eos
+  for batch in take(epoch, batches_lib.train_batches(data, config)):  # one window starts with eos
     for inputs, segments, positions in zip(
       batch["inputs_BT"], batch["segments_BT"], batch["positions_BT"], strict=True
     ):
@@ -339,7 +340,7 @@ def test_validation_is_the_same_tokens_for_any_shape(folder, seq_len, batch_size
   config.train.eval_batch_size = batch_size
   data = data_lib.prepare(config)
   targets = []
-  for batch in data_lib.validation_batches(data, config):
+  for batch in batches_lib.validation_batches(data, config):
     assert batch["inputs_BT"].shape == (batch_size, seq_len)
     counted = batch["weights_BT"] == 1
     assert np.array_equal(counted, batch["segments_BT"] > 0)
@@ -347,22 +348,22 @@ def test_validation_is_the_same_tokens_for_any_shape(folder, seq_len, batch_size
     targets.append(batch["targets_BT"][counted])
   expected = np.asarray(data.validation_tokens)[1:10_008]
   assert np.array_equal(np.concatenate(targets), expected)
-  assert data_lib.eval_token_count(data, config) == 10_007
+  assert batches_lib.eval_token_count(data, config) == 10_007
 
 
 def test_a_short_validation_split_is_used_whole(config, data):
   config.train.eval_tokens = 10**9
-  count = sum(batch["weights_BT"].sum() for batch in data_lib.validation_batches(data, config))
-  assert count == data.validation_token_count == data_lib.eval_token_count(data, config)
+  count = sum(batch["weights_BT"].sum() for batch in batches_lib.validation_batches(data, config))
+  assert count == data.validation_token_count == batches_lib.eval_token_count(data, config)
 
 
 def test_check_refuses_what_the_data_cannot_feed(config, data):
   config.train.tokens = 4 * data.train_token_count
-  data_lib.check(config, data)
+  batches_lib.check_tokens(config, data)
   config.train.tokens += 1
   with pytest.raises(ValueError, match=r"4\.0 epochs of .* more than data.max_epochs=4"):
-    data_lib.check(config, data)
+    batches_lib.check_tokens(config, data)
   config.train.tokens = 1000
   config.data.seq_len = data.train_token_count + 1
   with pytest.raises(ValueError, match="data.seq_len=.*must be 1 to"):
-    data_lib.check(config, data)
+    batches_lib.check_tokens(config, data)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from train.data import dataset
+from train.data.batches import eval_token_count, train_batches, validation_batches
 from train.objectives import corruption, registry
 
 V = 257
@@ -300,21 +301,21 @@ def same(a, b):
 def test_batches_are_a_function_of_seed_and_step_for_any_host_count(corpus, objective):
   config, tokens = prepared(corpus, objective)
   registry.check(config)
-  whole = take(4, dataset.train_batches(tokens, config))
-  assert same(whole[2:], take(2, dataset.train_batches(tokens, config, 2)))
+  whole = take(4, train_batches(tokens, config))
+  assert same(whole[2:], take(2, train_batches(tokens, config, 2)))
   for hosts in (2, 8):
-    parts = [take(4, dataset.train_batches(tokens, config, 0, i, hosts)) for i in range(hosts)]
+    parts = [take(4, train_batches(tokens, config, 0, i, hosts)) for i in range(hosts)]
     joint = [{k: np.concatenate([p[s][k] for p in parts]) for k in whole[s]} for s in range(4)]
     assert same(whole, joint)
   config.seed = 1
-  assert not same(whole, take(4, dataset.train_batches(tokens, config)))
+  assert not same(whole, take(4, train_batches(tokens, config)))
 
 
 @pytest.mark.parametrize("objective", ["mlm", "span", "ul2", "prefix"])
 def test_each_epoch_hides_something_else(corpus, objective):
   config, tokens = prepared(corpus, objective, batch_size=1)
   windows = tokens.train_token_count // registry.lengths(config).text
-  epochs = take(2 * windows, dataset.train_batches(tokens, config))
+  epochs = take(2 * windows, train_batches(tokens, config))
   seen = {"mlm": ("inputs_BT",), "prefix": ("inputs_BT", "prefix_BT")}
   first, second = (
     {b"".join(b[k].tobytes() for k in seen.get(objective, ("source_BS",))) for b in epoch}
@@ -330,14 +331,14 @@ def test_validation_is_the_same_for_every_seed_host_and_batch_size(corpus, objec
   rows = {}
   for seed, size, hosts in ((0, 32, 1), (7, 4, 1), (0, 8, 2)):
     config.seed, config.train.eval_batch_size = seed, size
-    parts = [list(dataset.validation_batches(tokens, config, i, hosts)) for i in range(hosts)]
+    parts = [list(validation_batches(tokens, config, i, hosts)) for i in range(hosts)]
     ordered = [part for group in zip(*parts, strict=True) for part in group]
     whole = {k: np.concatenate([b[k] for b in ordered]) for k in ordered[0]}
     weighed = whole["weights_BT"].any(axis=1)
     rows[size] = {k: array[weighed] for k, array in whole.items()}
   assert same([rows[32]], [rows[4]])
   assert same([rows[32]], [rows[8]])
-  count = dataset.eval_token_count(tokens, config)
+  count = eval_token_count(tokens, config)
   if objective in ("span", "ul2"):  # whole windows
     assert len(rows[32]["weights_BT"]) * registry.lengths(config).text == count
 
@@ -345,7 +346,7 @@ def test_validation_is_the_same_for_every_seed_host_and_batch_size(corpus, objec
 def test_special_ids_have_no_bytes_and_text_keeps_its_own(corpus):
   """What bits per byte divides by: the bytes of the predicted text."""
   config, tokens = prepared(corpus, "span")
-  (batch, *_) = dataset.validation_batches(tokens, config)
+  (batch, *_) = validation_batches(tokens, config)
   targets = batch["targets_BT"][batch["weights_BT"] == 1]
   noise, spans = corruption.span_counts(registry.lengths(config).text, 0.15, 3.0)
   sequences = int(batch["weights_BT"].any(axis=1).sum())

@@ -18,6 +18,7 @@ from configs.ladders import resolve
 from model import accounting
 from train import checkpoint, evaluate, loop, metrics, optim, step
 from train.data import dataset
+from train.data.batches import train_batches, validation_batches
 from train.objectives import registry
 from train.system import clock, files
 
@@ -99,7 +100,7 @@ def test_compiling_is_a_phase_of_its_own_wherever_it_happens(monkeypatch):
 def test_the_validation_set_is_made_once_and_is_the_one_of_its_config(tiny, cache, monkeypatch):
   config, tokens = resolve(tiny), dataset.prepare(tiny)
   kept = evaluate.validation_set(tokens, config)
-  made = list(dataset.validation_batches(tokens, config))
+  made = list(validation_batches(tokens, config))
   jax.tree.map(np.testing.assert_array_equal, kept, made)
   config.seed, config.optim.lr = 5, 1.0
   assert evaluate.validation_set(tokens, config) is kept
@@ -144,7 +145,7 @@ def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monke
     loop.train(config, tmp_path)
     config.train.stop_at_step = 0
     files.write_json(tmp_path / "run.json", files.read_json(tmp_path / "run.json") | {"status": ""})
-  expected = list(itertools.islice(dataset.train_batches(tokens, config), 5))
+  expected = list(itertools.islice(train_batches(tokens, config), 5))
   end_interval = metrics.Metrics.end_interval
   monkeypatch.setattr(
     metrics.Metrics, "end_interval", lambda self, n: log.append(n) or end_interval(self, n)
@@ -264,7 +265,7 @@ def test_one_program_serves_every_rate_schedule_and_length(tiny, cache):
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batches = dataset.train_batches(tokens, config, start_step=0)
+  batches = train_batches(tokens, config, start_step=0)
   for lr in (1e-3, 3e-3, 0.0):
     state, _ = functions.step(state, next(batches), np.float32(lr), np.uint32(0))
   batches.close()
@@ -281,7 +282,7 @@ def test_loss_is_a_sum_over_a_weight(tiny, cache):
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batch = next(dataset.train_batches(tokens, config, start_step=0))
+  batch = next(train_batches(tokens, config, start_step=0))
   nll_B, weight_B = functions.evaluate(state.params, batch)
   masked = dict(batch)
   masked["weights_BT"] = batch["weights_BT"].copy()
@@ -302,7 +303,7 @@ def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
   """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
   tokens = dataset.prepare(tiny)
   config = resolve(tiny)
-  batch, grad_norm = next(dataset.train_batches(tokens, config)), {}
+  batch, grad_norm = next(train_batches(tokens, config)), {}
   for z_loss in (0.0, 1.0):
     config.optim.z_loss = z_loss
     functions = step.program(config, tokens.vocab_size)
@@ -320,7 +321,7 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
   config = resolve(tiny)
   config.model.depth, config.model.dropout = 1, 0.3
   functions = step.program(config, tokens.vocab_size)
-  batch = next(dataset.train_batches(tokens, config))
+  batch = next(train_batches(tokens, config))
 
   def second_loss(seed, steps=1):
     state = functions.init(np.uint32(0))
@@ -367,9 +368,7 @@ def test_bits_per_byte_count_the_text_that_is_predicted(tiny, cache):
   config, tokens = resolve(tiny), dataset.prepare(tiny)
   functions = step.program(config, tokens.vocab_size)
   result = loop.evaluate(functions, functions.init(np.uint32(0)), tokens, config)
-  targets = [
-    b["targets_BT"][b["weights_BT"] == 1] for b in dataset.validation_batches(tokens, config)
-  ]
+  targets = [b["targets_BT"][b["weights_BT"] == 1] for b in validation_batches(tokens, config)]
   targets = np.concatenate(targets)
   assert result["eval_tokens"] == len(targets)
   assert result["loss"] == pytest.approx(math.log(257 + 8), rel=1e-6)
@@ -385,7 +384,7 @@ def test_state_is_donated(tiny, cache):
   config = resolve(tiny)
   functions = step.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(0))
-  batch = next(dataset.train_batches(tokens, config, start_step=0))
+  batch = next(train_batches(tokens, config, start_step=0))
   functions.step(state, batch, np.float32(1e-3), np.uint32(0))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 

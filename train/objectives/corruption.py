@@ -4,6 +4,8 @@ Chance comes in as numbers in [0, 1), some for each sequence (`uniform`), so tha
 here is pure and works on a whole batch at once.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -94,6 +96,7 @@ def span_lengths(length: int, density: float, span_length: float) -> tuple[int, 
   return length - noise + spans + 1, noise + spans + 1
 
 
+@functools.cache
 def text_length(input_length: int, density: float, span_length: float) -> int:
   """Returns the longest text [tokens] whose inputs are no longer than `input_length`."""
   length = 1

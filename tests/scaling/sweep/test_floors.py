@@ -16,6 +16,7 @@ from configs import base
 from configs.ladders import resolve
 from train import optim, step
 from train.data import dataset, markov
+from train.data.batches import train_batches, validation_batches
 from train.objectives import registry
 
 EOS = 256
@@ -130,13 +131,13 @@ def excess(config):
   state = functions.init(np.uint32(config.seed))
   per_step = registry.tokens_per_step(config)
   steps = round(config.train.tokens / per_step)
-  batches = dataset.train_batches(tokens, config)
+  batches = train_batches(tokens, config)
   for i in range(steps):
     lr = optim.learning_rate(config.optim, config.optim.lr, i, steps, per_step)
     state, _ = functions.step(state, next(batches), np.float32(lr), np.uint32(0))
   batches.close()
   gaps, losses, weights = [], [], []
-  for batch in dataset.validation_batches(tokens, config):
+  for batch in validation_batches(tokens, config):
     text = [batch[k] for k in ("inputs_BT", "targets_BT", "source_BS") if k in batch]
     # A window in which a document ends is no stretch of the chain (eos also starts a decoder).
     ends = [(part == EOS).sum(axis=1) for part in text]

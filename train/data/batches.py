@@ -1,0 +1,137 @@
+"""Batches, each a pure function of (seed, step), and the fixed validation set."""
+
+import functools
+import itertools
+from collections.abc import Generator, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.errors import ConfigError
+from train.data.dataset import TokenData
+from train.objectives import corruption, registry
+from train.objectives.registry import Batch
+
+# Streams of random numbers of one seed (see `corruption.uniform`); from SHUFFLE on, one an epoch.
+TRAINING, VALIDATION, SHUFFLE = 0, 1, 2
+
+
+def check_tokens(config: ConfigDict, data: TokenData) -> None:
+  """Refuses a run that its data cannot feed.
+
+  Raises:
+    ConfigError: a sequence is longer than the training split, nothing is left to evaluate, or D
+      repeats the data more than `data.max_epochs` times.
+  """
+  text, count = registry.lengths(config).text, data.train_token_count
+  if not 0 < text <= count:
+    raise ConfigError(
+      f"data.seq_len={config.data.seq_len:,}: must be 1 to {count:,}, the training tokens of "
+      f"{data.source}"
+    )
+  eval_token_count(data, config)
+  epochs = config.train.tokens / count
+  if epochs > config.data.max_epochs:
+    raise ConfigError(
+      f"train.tokens={config.train.tokens:,}: {epochs:.1f} epochs of the {count:,} training tokens "
+      f"of {data.source}, more than data.max_epochs={config.data.max_epochs:g}; "
+      "train on fewer tokens or add text"
+    )
+
+
+def train_batches(
+  data: TokenData,
+  config: ConfigDict,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Generator[Batch, None, None]:
+  """Yields the batch of each step from `start_step` on, without end.
+
+  The stream is cut into windows, one a sequence, which are shuffled anew in each epoch. Process i
+  of n gets rows [i B/n, (i+1) B/n) of what the objective makes of a step's B windows.
+
+  Raises:
+    ConfigError: n does not divide B.
+  """
+  batch_size = config.data.batch_size
+  rows = _rows("data.batch_size", batch_size, process_index, process_count)
+  windows = data.train_token_count // registry.lengths(config).text
+
+  @functools.lru_cache(maxsize=1)
+  def order(epoch: int) -> np.ndarray:  # 8 bytes a window
+    uniform_1W = corruption.uniform(config.seed, SHUFFLE + epoch, 0, 1, windows)
+    return np.argsort(uniform_1W[0], kind="stable")
+
+  def batch(step: int) -> Batch:
+    first = step * batch_size + rows.start
+    epochs_B, index_B = np.divmod(first + np.arange(rows.stop - rows.start), windows)
+    parts = [order(epoch)[index_B[epochs_B == epoch]] for epoch in np.unique(epochs_B).tolist()]
+    chance = (config.seed, TRAINING, first)
+    count = data.train_token_count
+    return _batch(data.train_tokens, count, np.concatenate(parts), config, data.vocab_size, chance)
+
+  return (batch(step) for step in itertools.count(start_step))
+
+
+def validation_batches(
+  data: TokenData, config: ConfigDict, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+  """Yields the validation set: the first tokens of the validation stream, always in this order.
+
+  There are `eval_token_count` tokens of text, whatever the batch and the sequence length; what
+  fills up the last batch has weight 0. What is hidden of them is the same for every seed.
+  """
+  size, count = config.train.eval_batch_size, eval_token_count(data, config)
+  rows = _rows("train.eval_batch_size", size, process_index, process_count)
+  for first in range(0, -(-count // registry.lengths(config).text), size):
+    windows_B = np.arange(first + rows.start, first + rows.stop)
+    chance = (0, VALIDATION, first + rows.start)
+    yield _batch(data.validation_tokens, count, windows_B, config, data.vocab_size, chance)
+
+
+def eval_token_count(data: TokenData, config: ConfigDict) -> int:
+  """Returns the tokens of text that are evaluated: `train.eval_tokens`, or all if there are fewer.
+
+  An objective that cuts its text across documents evaluates whole windows.
+
+  Raises:
+    ConfigError: `train.eval_tokens` is not enough for a window.
+  """
+  count = min(config.train.eval_tokens, data.validation_token_count)
+  lengths = registry.lengths(config)
+  if lengths.source and count < lengths.text:
+    raise ConfigError(
+      f"train.eval_tokens={config.train.eval_tokens}: of {data.validation_token_count:,} there "
+      f"are, and objective={config.objective!r} evaluates whole sequences of {lengths.text:,}; "
+      "allow more, hold out more, or shorten data.seq_len"
+    )
+  return count - count % lengths.text if lengths.source else count
+
+
+def _rows(field: str, batch_size: int, process_index: int, process_count: int) -> slice:
+  """Returns this process's contiguous rows of a batch."""
+  if batch_size < 1 or batch_size % process_count:
+    raise ConfigError(f"{field}={batch_size}: must be a positive multiple of {process_count} hosts")
+  share = batch_size // process_count
+  return slice(process_index * share, (process_index + 1) * share)
+
+
+def _batch(
+  stream: np.ndarray,
+  count: int,
+  windows_B: np.ndarray,
+  config: ConfigDict,
+  vocab_size: int,
+  chance: tuple[int, int, int],
+) -> Batch:
+  """Makes the objective's batch of windows of a stream's first `count` tokens.
+
+  One more token of the stream is the last target. `chance` is the seed, the stream of random
+  numbers and the number of the first sequence.
+  """
+  objective, text = registry.get(config.objective), registry.lengths(config).text
+  index_BN1 = windows_B[:, None] * text + np.arange(text + 1)
+  text_BN1 = np.asarray(stream)[np.minimum(index_BN1, count)].astype(np.int32)
+  uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))
+  return objective.batch(text_BN1, index_BN1[:, 1:] <= count, uniform_BU, config, vocab_size)
