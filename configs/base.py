@@ -9,6 +9,8 @@ A 0 in `model.width`, `model.depth` or `model.heads` means: take it from the lad
 
 from ml_collections import ConfigDict
 
+from configs.errors import UsageError
+
 
 def model() -> ConfigDict:
   """The transformer. Shape by one dial (`size`), or by hand (`width`, `depth`, `heads`)."""
@@ -189,3 +191,26 @@ def get_config() -> ConfigDict:
   c.sweep = sweep()
   c.fit = fit()
   return c.lock()
+
+
+def from_json(tree: dict) -> ConfigDict:
+  """Returns the config that a run or a sweep has stored, under today's schema.
+
+  Raises:
+    UsageError: a field of it is not in the schema, or has another type there.
+  """
+
+  def with_tuples(value):
+    if isinstance(value, dict):
+      return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  config = get_config()
+  try:
+    config.update(with_tuples(tree))
+  except (AttributeError, KeyError, TypeError) as error:
+    reason = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
+    raise UsageError(
+      f"the stored config is of another version of isoflop ({reason}); use the one that wrote it"
+    ) from None
+  return config

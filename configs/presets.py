@@ -18,6 +18,8 @@ of a sweep sees its data about once.
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from configs import base
 from configs.errors import ConfigError
 
@@ -90,5 +92,11 @@ def get_config(name: str = ""):
     )
   c = base.get_config()
   c.model.update(PRESETS[name])
-  c.objective = OBJECTIVES[c.model.family]
+  set_family(c, c.model.family)
   return c
+
+
+def set_family(config: ConfigDict, family: str) -> None:
+  """Sets a family of models and the objective that it is trained with."""
+  config.model.family, config.objective = family, OBJECTIVES[family]
+  config.data.isolate_documents &= family != "encoder_decoder"  # spans are cut across documents

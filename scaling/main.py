@@ -1,16 +1,4 @@
-"""The `isoflop` command.
-
-    isoflop train   --config=configs/clm.py --workdir=runs/one        train one model
-    isoflop plan    --config=configs/sweeps/quick.py                  what a sweep or run would cost
-    isoflop sweep   --config=configs/sweeps/quick.py --workdir=DIR    plan, train, fit, verify
-    isoflop fit     --workdir=DIR  |  --runs=FILE.csv --workdir=DIR   the law of some runs
-    isoflop verify  --workdir=DIR                                     train the sealed prediction
-    isoflop report  --workdir=DIR                                     its report and figures
-    isoflop runs    --workdir=DIR                                     the runs of a folder
-    isoflop bench   --config=configs/clm.py --workdir=DIR             how fast training is here
-    isoflop sample  --checkpoint=DIR --prompt="Once upon"             text from a trained model
-    isoflop export  --checkpoint=DIR --architecture=gpt2 --output=DIR a Hugging Face folder of it
-    isoflop import  --input=DIR --workdir=DIR                         a run from such a folder
+"""The `isoflop` command: measures scaling laws.
 
 Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` explains a verb;
 `--print_config` shows the resolved config and what differs from the defaults, and does no more.
@@ -18,113 +6,171 @@ Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` ex
 
 import difflib
 import errno
-import inspect
 import json
 import logging
 import os
 import re
+import runpy
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import base
 from configs.errors import RunError, UsageError, UserError
-from scaling.commands import options
-from scaling.commands.verbs import VERBS, from_json
+from scaling.commands import (
+  bench,
+  export,
+  fit,
+  import_,
+  plan,
+  report,
+  runs,
+  sample,
+  sweep,
+  train,
+  verify,
+)
+from scaling.commands.arguments import Flag
 from train.system import process
 
-USAGE, INTERRUPTED = 2, 130
-CONTINUING = ("train", "sweep", "verify")  # verbs that go on where they were stopped
+COMMANDS: dict[str, ModuleType] = {
+  # Docstring: the verb's help. FLAGS: its flags. CONFIG: its default config, if it takes one.
+  # RESUMABLE: the same command continues what was stopped. run(args): what the verb does.
+  "train": train,
+  "plan": plan,
+  "sweep": sweep,
+  "fit": fit,
+  "verify": verify,
+  "report": report,
+  "runs": runs,
+  "bench": bench,
+  "sample": sample,
+  "export": export,
+  "import": import_,
+}
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 ROOT = Path(__file__).parents[1]
+PRINT_CONFIG: Flag = ("print_config", False, "Prints the resolved config and what it changes.")
+DEFINE: dict[type, Callable] = {
+  bool: flags.DEFINE_bool,
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  list: flags.DEFINE_multi_string,
+}
 
 
-def flag_values(verb: str, argv: list[str]) -> flags.FlagValues:
-  """Returns the flags that a verb takes.
-
-  The default config of `fit` and `plan --next` is that of the workdir's sweep.
-  """
-  values = flags.FlagValues()
-  default_config = VERBS[verb][1]
-  options.define(verb, values)
-  if default_config:
-    help_text = "Config file; --config.FIELD=VALUE overrides one of its fields."
-    of_sweep = verb == "fit" or any(arg.split("=")[0] in ("--next", "-next") for arg in argv)
-    stored = stored_config(argv) if of_sweep else None
-    if stored:
-      if any(arg.split("=")[0] == "--config" for arg in argv):
-        raise UsageError(
-          "--config: the sweep in --workdir has a config; leave this out, or change fields of that "
-          "one, as in --config.fit.delta=1e-2"
-        )
-      config_flags.DEFINE_config_dict(
-        "config", stored, help_text, flag_values=values, sys_argv=argv
-      )
-    else:
-      config_flags.DEFINE_config_file(
-        "config", str(ROOT / default_config), help_text, flag_values=values, sys_argv=argv
-      )
-    flags.DEFINE_bool(
-      "print_config",
-      False,
-      "Prints the resolved config and its difference from the defaults.",
-      flag_values=values,
-    )
-  return values
+def overview() -> str:
+  """Returns the help of `isoflop`: each verb with the first line of its docstring."""
+  head, _, rest = (__doc__ or "").partition("\n")
+  verbs = [
+    f"  isoflop {verb:7}{(command.__doc__ or '').splitlines()[0]}"
+    for verb, command in COMMANDS.items()
+  ]
+  return "\n".join([head, "", *verbs, rest.rstrip()])
 
 
-def stored_config(argv: list[str]) -> ConfigDict | None:
-  """Returns the config of the sweep in --workdir, or None."""
-  from train.system import files
+def explain(verb: str) -> str:
+  """Returns a verb's help: its docstring, and its flags."""
+  rows = sorted(flags_of(COMMANDS[verb]))
+  lines = [f"  --{name}: {text} (default: {default!r})" for name, default, text in rows]
+  return "\n".join([f"isoflop {verb}: {COMMANDS[verb].__doc__}", *lines])
 
-  own = flags.FlagValues()
-  own.set_gnu_getopt(True)  # reads on behind the value of a flag that is not its own
-  flags.DEFINE_string("workdir", "", "", flag_values=own)
-  own(["isoflop", *argv], known_only=True)
-  if not own.workdir:
-    return None
-  sweep_json = files.read_json(Path(own.workdir).expanduser() / "sweep.json")
-  return from_json(sweep_json["config"]) if sweep_json else None
+
+def flags_of(command: ModuleType) -> list[Flag]:
+  """Returns a command's flags, --config and --print_config among them if it takes a config."""
+  if not hasattr(command, "CONFIG"):
+    return [*command.FLAGS]
+  text = "Config file; --config.FIELD=VALUE overrides one of its fields."
+  return [*command.FLAGS, ("config", command.CONFIG, text), PRINT_CONFIG]
 
 
 def parse(verb: str, argv: list[str]) -> flags.FlagValues:
-  """Returns a verb's parsed flags.
+  """Parses a verb's flags; `config` is the config with its fields on the command line.
 
   Raises:
-    UsageError: an unknown flag or config field, or a value that cannot be used, in one line.
+    UserError: an unknown flag or config field, or a value that cannot be used, in one line.
   """
-  for arg in argv:
-    name, _, value = arg.partition("=")
-    path = value.partition(":")[0]  # FILE.py, or FILE.py:ARGUMENT
-    if name == "--config" and not Path(path).is_file():
-      raise UsageError(f"--config={path}: no such file; configs/ has some to start from")
+  values, overrides = flags.FlagValues(), flags.FlagValues()
+  values.set_gnu_getopt(True)  # reads on behind the value of a flag that it does not know
+  for name, default, text in flags_of(COMMANDS[verb]):
+    DEFINE[type(default)](name, default, text, flag_values=values)
   try:
-    values = flag_values(verb, argv)
-    rest = values(["isoflop", *argv])[1:]
+    rest = values(["isoflop", *argv], known_only=True)[1:]  # fields of the config, or mistakes
     if "config" in values:
-      values.config.lock()
+      config = first_config(verb, values)
+      check_fields(config, rest)
+      config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=rest)
+    rest = overrides(["isoflop", *rest])[1:]
   except flags.UnrecognizedFlagError as error:
-    near = difflib.get_close_matches(error.flagname.split(".")[0], [*values], n=1, cutoff=0.4)
-    hint = f"did you mean --{near[0]}?" if near else f"`isoflop {verb} --help` lists them"
+    hint = nearest(error.flagname, values, "--") or f"`isoflop {verb} --help` lists them"
     raise UsageError(f"unknown flag --{error.flagname}; {hint}") from None
-  except Exception as error:  # a config file is code: it can raise anything
+  except flags.Error as error:
     raise UsageError(one_line(error)) from None
   if rest:
     raise UsageError(f"{rest[0]!r} is not a flag; flags look like --workdir=DIR")
+  if "config" in values:
+    values.config = overrides.config
   return values
+
+
+def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
+  """Returns the config of --config; for `fit` and `plan --next`, that of --workdir's sweep.
+
+  Raises:
+    UserError: there is no such file, its argument is wrong, or there are a file and a sweep.
+  """
+  from train.system import files
+
+  of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
+  head = of_sweep and files.read_json(Path(values.workdir).expanduser() / "sweep.json")
+  named = values["config"].present
+  if head and named:
+    raise UsageError(
+      "--config: the sweep in --workdir has a config; leave this out, or change fields of that "
+      "one, as in --config.fit.delta=1e-2"
+    )
+  if head:
+    return base.from_json(head["config"])
+  path, *argument = values.config.split(":", 1)
+  file = Path(path) if named else ROOT / path
+  if not file.is_file():
+    raise UsageError(f"--config={path}: no such file; configs/ has some to start from")
+  try:
+    return runpy.run_path(str(file))["get_config"](*argument).lock()
+  except AttributeError as error:
+    if field := re.search(r'Key "(\w+)" does not exist', str(error)):
+      raise UsageError(f"--config={path}: the config has no field {field[1]!r}") from None
+    raise
+
+
+def check_fields(config: ConfigDict, argv: list[str]) -> None:
+  """Raises UsageError where a flag names a field that the config does not have."""
+  matches = (re.match(r"--?(?:no)?config\.([\w.]+)", arg) for arg in argv)
+  for path in (match[1] for match in matches if match):
+    section: Any = config
+    for name in path.split("."):
+      fields = section if isinstance(section, ConfigDict) else ()
+      if name not in fields:
+        hint = nearest(name, fields) or "--print_config shows all there are"
+        raise UsageError(f"the config has no field {path!r}; {hint}")
+      section = section[name]
+
+
+def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:
+  """Asks whether the nearest of some names was meant; "": none is near."""
+  near = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
+  return f"did you mean {dashes}{near[0]}?" if near else ""
 
 
 def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
-  text = " ".join(str(error).replace("\\n", " ").split())
-  # What a config file raises comes with its traceback; its last line says what is wrong.
-  text = re.sub(r"^flag (--\S+): Error whilst .* [\w.]+(?:Error|Exception): ", r"\1: ", text)
-  near = re.search(r"Did you mean \W*(\w+)", text)
-  words = re.findall(r"\w+", text)
-  if isinstance(error, (AttributeError, KeyError)) and (near or len(words) == 1):
-    hint = f"did you mean {near[1]!r}?" if near else "--print_config shows all there are"
-    return f"the config has no field {words[0]!r}; {hint}"
-  return text or type(error).__name__
+  return " ".join(str(error).replace("\\n", " ").split()) or type(error).__name__
 
 
 def of_the_machine(error: RuntimeError | OSError) -> bool:
@@ -146,52 +192,49 @@ def print_config(config: ConfigDict) -> None:
     print(f"#   {name} = {json.dumps(value)}")
 
 
-def explain(verb: str) -> str:
-  """Returns a verb's help."""
-  function, default_config = VERBS[verb]
-  lines = [f"isoflop {verb}: {inspect.cleandoc(function.__doc__ or '')}", ""]
-  values = flag_values(verb, [])
-  for name in sorted(name for name in values if name != "help"):
-    default = values[name].default
-    if name == "config":
-      default = default_config
-    lines.append(f"  --{name}: {values[name].help} (default: {default!r})")
-  return "\n".join(lines)
+def dispatch(verb: str, argv: list[str]) -> None:
+  """Runs one verb, or prints its help or its config.
+
+  Raises:
+    UserError: bad usage or input.
+    RunError: it failed.
+  """
+  if verb not in COMMANDS:
+    hint = nearest(verb, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
+    raise UsageError(f"unknown verb {verb!r}; {hint}")
+  if {"--help", "-h"} & set(argv):
+    print(explain(verb))
+    return
+  args = parse(verb, argv)
+  if "print_config" in args and args.print_config:
+    print_config(args.config)
+    return
+  logging.getLogger().setLevel(logging.WARNING)
+  COMMANDS[verb].run(args)
 
 
 def main(argv: list[str]) -> int:
-  """Runs one command; returns its exit code: 0, 1 failed, 2 bad usage or input, 130 interrupted."""
+  """Runs one command; returns its exit code. A bug raises, and Python exits with 1."""
   if not argv or argv[0] in ("--help", "-h", "help"):
-    print(__doc__.strip())
+    print(overview())
     return 0
-  verb, rest = argv[0], argv[1:]
+  verb, *rest = argv
   try:
-    if verb not in VERBS:
-      near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
-      hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(VERBS)}"
-      raise UsageError(f"unknown verb {verb!r}; {hint}")
-    if any(arg in ("--help", "-h") for arg in rest):
-      print(explain(verb))
-      return 0
-    args = parse(verb, rest)
-    if "print_config" in args and args.print_config:
-      print_config(args.config)
-      return 0
-    logging.getLogger().setLevel(logging.WARNING)
-    VERBS[verb][0](args)
+    dispatch(verb, rest)
     return 0
   except UserError as error:
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
     return USAGE
   except (KeyboardInterrupt, process.Interrupted):
-    saved = "; everything is saved, the same command continues" if verb in CONTINUING else ""
+    resumable = getattr(COMMANDS[verb], "RESUMABLE", False)
+    saved = "; everything is saved, the same command continues" if resumable else ""
     print(f"isoflop: stopped{saved}", file=sys.stderr)
     return INTERRUPTED
   except (RuntimeError, OSError) as error:
     if not (isinstance(error, RunError) or of_the_machine(error)):
       raise
     print(f"isoflop: {one_line(error)}", file=sys.stderr)
-    return 1
+    return FAILED
 
 
 def run() -> None:

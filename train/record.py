@@ -4,6 +4,8 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -127,10 +129,20 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
       "epochs": n_tokens / tokens.train_token_count,
     },
     "device": device_kind,
-    "versions": {name: importlib.metadata.version(name) for name in ("isoflop", *LIBRARIES)},
+    "versions": versions(),
     "config": plain(config.to_dict()),
     "config_diff": diff(config),
   }
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of this package and of the libraries that a run's numbers depend on."""
+  try:
+    isoflop = importlib.metadata.version("isoflop")
+  except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    isoflop = tomllib.loads(project.read_text())["project"]["version"]
+  return {"isoflop": isoflop} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def diff(config: ConfigDict) -> dict[str, Any]:

@@ -10,7 +10,6 @@ and each round's against the best of that round, of which it is the median, too.
 
 import ast
 import datetime
-import importlib.metadata
 import itertools
 import math
 import os
@@ -256,9 +255,7 @@ def machine() -> dict[str, Any]:
       "cores": len(process.cores()),
       "load_at_start": os.getloadavg()[0],  # processes that wanted a core in the minute before
       "python": platform.python_version(),
-      "versions": {
-        name: importlib.metadata.version(name) for name in ("isoflop", *record.LIBRARIES)
-      },
+      "versions": record.versions(),
       "compile_cache": jax.config.values["jax_compilation_cache_dir"]
       or "",  # compile times mean little then
     },

@@ -1,1 +1,1 @@
-"""The verbs of the `isoflop` command."""
+"""The commands of `isoflop`: a file each, whose docstring is its help."""

@@ -1,5 +1,6 @@
-"""The cells of a sweep, planned before it trains: probes, fit cells, held-out cells."""
+"""The cells of a sweep, planned before it trains, and the table of them and their costs."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import base
+from model import accounting, memory
+from scaling.formats import empty_table, table_text
+from scaling.progress import duration
 from scaling.sweep import arms, plan, seal
 from train.data import dataset
-from train.system import files
+from train.objectives import registry
+from train.system import files, process
+
+# Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
+# CPU for the ladder `small`: an estimate of time, good to a factor of two.
+STEP_EFFICIENCY = 0.35
+SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
+SECONDS_PER_SHAPE = 6.0  # compiling, once per size
 
 
 class Design(NamedTuple):
@@ -71,3 +83,75 @@ def with_rule(config: ConfigDict, rule: dict) -> ConfigDict:
   config.optim.lr_ref = rule["lr_ref"]
   config.optim.lr_exponent = rule["lr_exponent"]
   return config
+
+
+def plan_table(config: ConfigDict, workdir: Path | None) -> str:
+  """Makes the table of the cells of `designs`, probes first, and their total cost."""
+  return "\n\n".join(
+    (f"{name}\n\n" if name else "") + _design_table(design)
+    for name, design in designs(config, workdir)
+  )
+
+
+def _design_table(design: Design) -> str:
+  config, tokens, cells = design.config, design.tokens, design.cells
+  rates = {
+    width: STEP_EFFICIENCY * _matmul_flops_per_second(width)
+    for width in sorted({cell.width for cell in cells})
+  }
+  workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
+  table = empty_table(
+    "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
+  )
+  lengths, vocab_size = registry.lengths(config), registry.vocab_size(config, tokens.vocab_size)
+  total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
+  for cell in cells:
+    seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
+    total_seconds += seconds
+    sized = plan.at_size(config, cell.size)
+    sized.sharding.update(base.sharding())  # whole, on one device
+    held = memory.device_bytes(sized, vocab_size, lengths.target, lengths.source)
+    table.add_row(
+      cell.id,
+      str(cell.width),
+      str(cell.depth),
+      *(f"{cell.groups[name]:,}" for name in ("total", "embedding", "body", "head")),
+      f"{cell.N:,}",
+      f"{cell.D:,}",
+      f"{cell.steps:,}",
+      f"{cell.C:.3e}",
+      f"{cell.C_6nd:.3e}",
+      f"{cell.flops_spent:.3e}",
+      f"{cell.D / cell.N:.1f}",
+      f"{cell.D / tokens.train_token_count:.3f}",
+      f"{cell.lr:.2e}",
+      f"{held['total'] / 2**20:.0f} MiB",
+      duration(seconds * workers),
+    )
+  alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
+  lines = [
+    table_text(table),
+    "",
+    f"{len(design.probe_cells)} probe, {len(design.fit_cells)} fit and "
+    f"{len(design.heldout_cells)} held-out cells on "
+    f"{tokens.train_token_count:,} training tokens of {config.data.source}",
+    f"to spend: {spent:.3e} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days "
+    f"(each alone: {alone:.3e} FLOPs; trunks are shared)",
+    f"about {duration(total_seconds)} with {workers} workers (good to a factor of two)",
+  ]
+  if not design.sealed:
+    lines.append("the held-out cells are placed at the middle size until a fit says where N* is")
+  return "\n".join(lines)
+
+
+def _matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
+  """Measures the rate of the feed-forward product of a model of this width, all cores [FLOP/s]."""
+  x_ND = np.ones((tokens, width), np.float32)
+  w_DF = np.ones((width, 4 * width), np.float32)
+  x_ND @ w_DF
+  best, began = 1e9, time.perf_counter()
+  while time.perf_counter() - began < 0.02:
+    start = time.perf_counter()
+    x_ND @ w_DF
+    best = min(best, time.perf_counter() - start)
+  return 8.0 * tokens * width * width / best

@@ -46,7 +46,7 @@ def test_defaults_of_the_three_families_differ_in_nothing_else():
   )
   assert [c.objective for c in (decoder, encoder, both)] == ["clm", "mlm", "span"]
   for c in (encoder, both):
-    c.model.family, c.objective = "decoder", "clm"
+    c.model.family, c.objective, c.data.isolate_documents = "decoder", "clm", True
     assert c == decoder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import presets
+from configs import base, presets
 from scaling import main
 from train import loop, restore, step
 from train.data import dataset
@@ -73,7 +73,7 @@ def test_sample_continues_a_prompt(capsys, trained):
 def test_a_restored_model_is_the_trained_one(capsys, trained):
   """Its validation loss is the one in the run's record, and what it says is the most probable."""
   folder, record = restore.find(str(trained("gpt2")))
-  config = main.from_json(record["config"])
+  config = base.from_json(record["config"])
   run_ = restore.restore(folder, record, config)
   functions = step.program(config, run_.vocab_size)
   result = loop.evaluate(
@@ -163,7 +163,7 @@ def test_export_and_import_return_the_run(capsys, trained, tmp_path, name):
 @pytest.mark.parametrize("fields", [{"tensor": 2}, {"strategy": "hybrid", "shard_factor": 2}])
 def test_a_run_on_several_devices_is_read_on_one(trained, fields):
   folder, record = restore.find(str(trained("gpt2")))
-  config = main.from_json(record["config"])
+  config = base.from_json(record["config"])
   whole = restore.restore(folder, record, config)
   config.sharding.update(fields)
   read = restore.restore(folder, record, config)

@@ -179,7 +179,7 @@ def test_killed_run_resumes_bit_for_bit(whole, tmp_path):
   config.train.checkpoint_every_seconds = 0.0  # at every step
   (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
   code = (
-    "import json, sys; from scaling.main import from_json; from train import loop\n"
+    "import json, sys; from configs.base import from_json; from train import loop\n"
     "loop.train(from_json(json.load(open(sys.argv[1] + '/config.json'))), sys.argv[1])"
   )
   child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ)

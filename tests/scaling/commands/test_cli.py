@@ -9,7 +9,7 @@ from configs import presets
 from configs.sweeps import h200
 from scaling import main
 from scaling.bench import steps
-from scaling.commands import listing
+from scaling.sweep import design
 from train.system import process
 
 PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
@@ -25,8 +25,8 @@ def test_alone_and_help_explain(capsys):
   for argv in ((), ("--help",), ("help",)):
     code, out, _ = run(capsys, *argv)
     assert code == 0
-    assert all(f"isoflop {verb}" in out for verb in main.VERBS)
-  for verb in main.VERBS:
+    assert all(f"isoflop {verb}" in out for verb in main.COMMANDS)
+  for verb in main.COMMANDS:
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0
     assert "--workdir" in out or "--checkpoint" in out
@@ -35,11 +35,11 @@ def test_alone_and_help_explain(capsys):
 @pytest.mark.parametrize(
   ("argv", "likely"),
   [
-    (("trian",), "did you mean 'train'?"),
+    (("trian",), "did you mean train?"),
     (("zzz",), "choose one of train, plan, sweep"),
     (("train", "--workdirr=x"), "workdir"),
-    (("train", "--config.model.sizee=3", "--workdir=x"), "did you mean 'size'?"),
-    (("train", "--config.modle.size=3", "--workdir=x"), "did you mean 'model'?"),
+    (("train", "--config.model.sizee=3", "--workdir=x"), "did you mean size?"),
+    (("train", "--config.modle.size=3", "--workdir=x"), "did you mean model?"),
     (("train", "--config.zzz=3", "--workdir=x"), "--print_config"),
     (("train", "--config.model.size=big", "--workdir=x"), "--config.model.size=big"),
     (("train", "--config=nowhere.py", "--workdir=x"), "no such file"),
@@ -50,7 +50,7 @@ def test_alone_and_help_explain(capsys):
     (("train", f"--config={PRESETS}:gpt3", "--workdir=x"), "preset 'gpt3': unknown"),
     (
       ("plan", f"--config={H200}:nonsense"),
-      f"isoflop: --config={H200}:nonsense: h200.py:nonsense: write SCALE or SCALE,OBJECTIVE",
+      "isoflop: h200.py:nonsense: write SCALE or SCALE,OBJECTIVE",
     ),
     (("sample", "--checkpoint=x"), "--prompt is missing"),
     (("sample", "--prompt=a"), "--checkpoint is missing"),
@@ -118,7 +118,7 @@ def test_a_fit_knows_its_sweeps_config_however_the_folder_is_named(
 def test_a_plan_finds_its_folder_at_home(monkeypatch, tmp_path, capsys):
   seen = []
   monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.setattr(listing, "plan_table", lambda config, workdir: seen.append(workdir))
+  monkeypatch.setattr(design, "plan_table", lambda config, workdir: seen.append(workdir))
   assert run(capsys, "plan", "--workdir=~/x")[0] == 0
   assert seen == [tmp_path / "x"]
 

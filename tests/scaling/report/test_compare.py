@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
 
-from scaling.commands import listing
+from scaling.commands.runs import runs_table
 from scaling.formats import bracket, ratio
 from scaling.laws import chinchilla
 from scaling.progress import Display
 from scaling.report import compare, records, report, side_by_side
 from scaling.sweep import run as sweeps
+from scaling.sweep.design import plan_table
 
 TRUTHS = {
   "clm": TRUTH,
@@ -239,8 +240,8 @@ def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
     assert [row["kind"] for row in rows] == ["fit"] * 9 + ["heldout"]
     assert {(row["status"], row["objective"]) for row in rows} == {("done", name)}
     assert (workdir / name / "report.html").exists()
-  assert listing.runs_table(workdir).count(" done ") == 2 * (9 + 1)
-  assert listing.plan_table(small, workdir).count("9 fit and 1 held-out cells") == 2
+  assert runs_table(workdir).count(" done ") == 2 * (9 + 1)
+  assert plan_table(small, workdir).count("9 fit and 1 held-out cells") == 2
   assert "tokens / parameter" in report.terminal(workdir)
 
   runs = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/run.json")}

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from scaling.bench.growth import LAW
-from scaling.commands import listing
+from scaling.commands.runs import runs_table
 from scaling.launch import local
 from scaling.laws import chinchilla
 from scaling.progress import Display
@@ -168,7 +168,7 @@ def test_a_failed_trunk_is_seen_at_its_cells(start, tmp_path):
   with pytest.raises(RuntimeError, match="3 of its runs failed"):
     start(trunk_s02="killed")
   reason = "failed: trunk_s02_seed0 did not finish: its worker died (signal 9)"
-  assert listing.runs_table(tmp_path).count(reason) == 3
+  assert runs_table(tmp_path).count(reason) == 3
   assert [row["status"] for name, row in rows(tmp_path).items() if "fit_s02" in name] == [
     "failed"
   ] * 3

@@ -1,0 +1,46 @@
+"""Flags that several commands share, and what they name: a folder, or a trained run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from configs.errors import UsageError
+
+if TYPE_CHECKING:
+  from train.restore import Restored
+
+Flag = tuple[str, bool | str | int | float | list, str]  # its name, default and help
+
+WORKDIR: Flag = ("workdir", "", "Folder of the run or sweep.")
+CHECKPOINT: Flag = ("checkpoint", "", "Folder of a run, or the checkpoints/ in it.")
+
+
+def workdir_of(args: flags.FlagValues, exists: bool = False) -> Path:
+  """Returns --workdir as a path.
+
+  Raises:
+    UsageError: it is missing, or should exist and does not.
+  """
+  if not args.workdir:
+    raise UsageError("--workdir is missing; name a folder, --workdir=runs/quick for instance")
+  path = Path(args.workdir).expanduser().absolute()
+  if exists and not path.is_dir():
+    raise UsageError(f"workdir={path}: no such folder")
+  return path
+
+
+def restored_run(args: flags.FlagValues) -> "Restored":
+  """Restores the run of --checkpoint: its config, model and tokenizer.
+
+  Raises:
+    UserError: there is no run, or its newest checkpoint or its tokenizer cannot be read.
+  """
+  from absl import logging as orbax_log
+
+  from configs import base
+  from train import restore
+
+  orbax_log.set_verbosity(orbax_log.ERROR)  # it warns that a folder opened for reading is
+  folder, record = restore.find(args.checkpoint)
+  return restore.restore(folder, record, base.from_json(record["config"]))

@@ -1,0 +1,47 @@
+"""Fits the law to a sweep's cells, or to any table of runs, and answers questions about it.
+
+  isoflop fit --workdir=runs/quick
+  isoflop fit --runs=runs.csv --columns=N=params,D=tokens --workdir=runs/fit
+
+Runs along one line (a single size, or one ratio of tokens to parameters) are refused; a law in the
+variable that varies is fitted to them, printed, and written to line.json.
+"""
+
+from absl import flags
+
+from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+
+CONFIG = "configs/base.py"
+FLAGS: tuple[Flag, ...] = (
+  WORKDIR,
+  ("runs", "", "A .csv, .jsonl or .parquet file of runs, or a sweep's folder; else the workdir."),
+  ("columns", "", "Its column names, as N=params,D=tokens,loss=val_loss."),
+  ("where", [], "A condition that every run meets, as 'D/N > 5'; may be given several times."),
+  ("exclude", [], "A condition that no run meets, as 'loss > 4'; may be given several times."),
+  ("target_flops", "", "Asks for the best model of this compute: 1e21, or 0.5PFs-days."),
+  ("target_loss", 0.0, "Asks for the least compute that reaches this loss."),
+  ("inference_tokens", 0.0, "Asks for the cheapest model that will serve so many tokens."),
+  ("max_tokens", 0.0, "Asks for the best model if there are only so many unique tokens."),
+  ("compare_forms", False, "Compares the law with other forms by held-out error: a minute."),
+)
+
+
+def run(args: flags.FlagValues) -> None:
+  from scaling.laws import one_variable, questions
+  from scaling.laws.runs import UnidentifiableError
+  from scaling.report import report
+  from scaling.sweep import refit
+  from train.system import files
+
+  target_flops = questions.parse_flops(args.target_flops)
+  asked = questions.Questions(
+    target_flops, args.target_loss, args.inference_tokens, args.max_tokens
+  )
+  workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
+  try:
+    refit.refit(workdir, args.config.fit, *reading, asked, args.compare_forms)
+  except UnidentifiableError:
+    if line := files.read_json(workdir / "line.json"):
+      print(one_variable.text(line) + "\n", flush=True)
+    raise
+  print(report.terminal(workdir))

@@ -1,0 +1,104 @@
+"""Makes a run of a Hugging Face folder of GPT-2, Llama, BERT or T5: a checkpoint at step 0.
+
+  isoflop import --input=gpt2 --workdir=runs/imported
+
+The run's folder has run.json, checkpoints/ and tokenizer.json. It can be sampled and exported.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from absl import flags
+
+from configs import base, ladders, presets
+from configs.errors import UsageError
+from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+
+FLAGS: tuple[Flag, ...] = (WORKDIR, ("input", "", "Folder with config.json and model.safetensors."))
+
+
+def run(args: flags.FlagValues) -> None:
+  workdir = workdir_of(args)
+  if not args.input:
+    raise UsageError("--input is missing; name a folder with config.json and model.safetensors")
+  record = import_run(Path(args.input).expanduser().absolute(), workdir)
+  kind, total = record["imported"]["model_type"], record["params"]["total"]
+  print(f"{workdir}: {kind}, {total:,} parameters")
+
+
+def import_run(folder: Path, workdir: Path) -> dict:
+  """Writes the run's folder; returns its record.
+
+  Raises:
+    UserError: `model.huggingface.convert` cannot read the folder, or the workdir is not empty.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import traverse_util
+
+  from model.huggingface import convert
+  from train import checkpoint, optim, record, step
+  from train.objectives import registry
+  from train.system import files
+
+  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise UsageError(f"workdir={workdir}: exists; an import wants a new folder")
+  if not folder.is_dir():
+    raise UsageError(f"input={folder}: no such folder")
+  imported = convert.import_folder(folder)
+  config = base.get_config()  # of a run that would go on training the model
+  config.model.update(imported.model_config)
+  presets.set_family(config, config.model.family)
+  config.data.seq_len = imported.seq_len
+  config = ladders.resolve(config)
+  special_ids = registry.vocab_size(config, 0)
+  vocab_size = imported.vocab_size - special_ids
+  if vocab_size < 1:
+    raise UsageError(f"input={folder}: its vocabulary is smaller than {special_ids} special ids")
+  params = traverse_util.unflatten_dict(imported.params, sep="/")
+  state = step.program(config, vocab_size).init(np.uint32(0))
+  state = state._replace(params=jax.tree.map(jnp.asarray, params))
+  size = record.size_of(config, vocab_size)
+  theirs = json.loads((folder / convert.CONFIG).read_text())
+  head = {
+    "objective": config.objective,
+    **{name: config.model[name] for name in ("size", "width", "depth", "heads")},
+    "params": size.groups,
+    "N": size.n_params,
+    "D": 0,
+    "C": 0.0,
+    "steps": 0,
+    "lr": optim.base_learning_rate(config.optim, size.n_params),
+    "seed": config.seed,
+    "data": {
+      "source": "",
+      "fingerprint": "",
+      "tokenizer": hashlib.sha256((imported.tokenizer_json or "").encode()).hexdigest(),
+      "vocab_size": vocab_size,
+    },
+    "imported": {
+      "model_type": theirs["model_type"],
+      "start": first_id(theirs, "decoder_start_token_id", "bos_token_id", "pad_token_id"),
+      "stop": first_id(theirs, "eos_token_id"),
+    },
+    "versions": record.versions(),
+    "config": record.plain(config.to_dict()),
+    "config_diff": record.diff(config),
+    "status": "imported",
+  }
+  files.make_folder(workdir)
+  if imported.tokenizer_json is not None:
+    files.write_text(workdir / convert.TOKENIZER, imported.tokenizer_json)
+  with checkpoint.opened(workdir / "checkpoints") as checkpoints:
+    checkpoints.save(0, state)
+  files.write_json(workdir / "run.json", head)
+  return head
+
+
+def first_id(config: dict, *fields: str) -> int | None:
+  """Returns the first of some fields that has an id; of several ids, the first."""
+  values = (config[field] for field in fields if config.get(field) is not None)
+  value = next(values, None)
+  return value[0] if isinstance(value, list) else value

@@ -1,0 +1,79 @@
+"""Prints every cell of a sweep and the total, or what one run costs; trains nothing.
+
+  isoflop plan --config=configs/sweeps/quick.py
+  isoflop plan --config=configs/large.py:70b --devices=512 --device_memory=80GiB
+
+A config that changes nothing in `config.sweep` is one run. --devices and --device_memory are
+imagined: with them it says what each device would hold, whether it fits, and what would.
+--target compiles every program for devices that need not be there (a100, h100, h200, b200, v4, v5e,
+v5p, v6e; h100:2x8 is two hosts, v5e:16x16 a slice), and says whether they fit, what they send, and
+how fast they could be at best; with --workdir, also its plan.json.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs.errors import UsageError
+from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+
+CONFIG = "configs/sweeps/quick.py"
+FLAGS: tuple[Flag, ...] = (
+  WORKDIR,
+  ("devices", 1, "Imagined devices that train one model together."),
+  ("device_memory", "", "Of each of them, as 80GiB, 80GB or 24e9: says what fits."),
+  ("target", "", "Compiles all programs for these devices, as h100, h100:2x8 or v5e:2x4."),
+  ("next", False, "Prints which cells would tell most, beside those of the workdir's sweep."),
+  ("next_flops", "", "What they may cost together: 1e12, or 0.5PFs-days; as its largest cell."),
+)
+
+
+def run(args: flags.FlagValues) -> None:
+  from scaling.commands import devices
+  from scaling.laws import questions
+  from scaling.sweep import design
+  from scaling.targets import layouts
+
+  if args.target and (args.next or args.devices != 1 or args.device_memory):
+    raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
+  workdir = workdir_of(args, exists=args.next) if args.next or args.workdir else None
+  if args.target:
+    print(devices.target_report(args.config, args.target, workdir))
+  elif workdir and args.next:
+    print(next_table(args.config, workdir, questions.parse_flops(args.next_flops, "next_flops")))
+  elif devices.is_sweep(args.config):
+    print(design.plan_table(args.config, workdir))
+    if args.devices > 1 or args.device_memory:
+      print("\n" + devices.sweep_memory(args.config, args.devices, args.device_memory))
+  else:
+    print(layouts.run_report(args.config, args.devices, args.device_memory))
+
+
+def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
+  """Makes the table of the cells that would tell most about N_opt at the held-out budget.
+
+  Args:
+    config: of the workdir's sweep.
+    workdir: its folder.
+    budget: what they may cost together [FLOPs]; 0: as much as its largest cell.
+
+  Raises:
+    UsageError: there are no cells yet, or they do not identify a law.
+  """
+  from scaling.laws import fit, runs
+  from scaling.sweep import adaptive, arms, store
+  from scaling.sweep.design import with_rule
+
+  if config.sweep.objectives:
+    return "\n\n".join(
+      f"{name}\n\n{next_table(arm, workdir / name, budget)}"
+      for name, arm in arms.split(config).items()
+    )
+  head, cells = store.read_sweep(workdir)
+  if "lr_rule" in head:
+    config = with_rule(config, head["lr_rule"])
+  trained = runs.read_runs(workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops)
+  law = fit.fit_runs(trained, config.fit)
+  fitted = [cell for cell in cells if cell.kind == "fit"]
+  return adaptive.table(config, head["corpus"], fitted, law, budget)

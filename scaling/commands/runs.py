@@ -1,0 +1,55 @@
+"""Lists the runs of a folder: their size, tokens, loss and status.
+
+isoflop runs --workdir=runs/quick
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from configs.errors import UsageError
+from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+
+FLAGS: tuple[Flag, ...] = (WORKDIR,)
+
+
+def run(args: flags.FlagValues) -> None:
+  print(runs_table(workdir_of(args, exists=True)))
+
+
+def runs_table(workdir: Path) -> str:
+  """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders.
+
+  Raises:
+    UsageError: there are no runs.
+  """
+  from scaling.formats import empty_table, table_text
+  from scaling.sweep import store
+  from train.system import files
+
+  records = []
+  if (workdir / "sweep.json").exists():
+    head, cells = store.read_sweep(workdir)
+    if objectives := head["config"]["sweep"].get("objectives"):
+      begun = [name for name in objectives if (workdir / name).is_dir()]
+      return "\n\n".join(f"{name}\n\n{runs_table(workdir / name)}" for name in begun)
+    for cell in cells:
+      planned = {"N": cell.N, "D": cell.D, "C": cell.C, "lr": cell.lr}
+      records.append((cell.id, planned | store.outcome(workdir, cell)))
+  else:
+    for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
+      records.append((path.parent.name, files.read_json(path)))
+  if not records:
+    raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
+  table = empty_table("run status N D C D/N lr loss stderr bits/byte seconds")
+  columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
+  columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
+  for name, record in records:
+    if "N" in record:  # else it failed before it began
+      record["D/N"] = record["D"] / record["N"]
+    table.add_row(
+      name,
+      record["status"] + (f": {record['error']}" if record["status"] == "failed" else ""),
+      *(f"{record[key]:{form}}" if key in record else "" for key, form in columns.items()),
+    )
+  return table_text(table)

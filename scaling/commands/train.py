@@ -1,0 +1,44 @@
+"""Trains one model; run it again to continue where it stopped.
+
+isoflop train --config=configs/clm.py --workdir=runs/one
+"""
+
+import sys
+
+from absl import flags
+
+from configs.errors import RunError
+from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+
+CONFIG = "configs/clm.py"
+RESUMABLE = True
+FLAGS: tuple[Flag, ...] = (
+  WORKDIR,
+  ("coordinator", "", "HOST:PORT of the first of several processes; Slurm and TPUs need none."),
+  ("processes", 0, "How many processes train this model together."),
+  ("process", -1, "Which of them this is, from 0."),
+)
+
+
+def run(args: flags.FlagValues) -> None:
+  from scaling.progress import Display
+  from train.system import process
+
+  config, workdir = args.config, workdir_of(args)
+  process.join(args.coordinator, args.processes, args.process)  # before jax is imported
+  from train import loop
+
+  if process.place()[1] > 1:
+    print(process.census(), file=sys.stderr, flush=True)
+  should_stop = process.StopSignal().install()
+  with Display(str(workdir)) as display:
+    record = loop.train(
+      config, workdir, should_stop, lambda event: display.update_one(str(workdir), event)
+    )
+  if record["status"] != "done":
+    raise RunError(f"{workdir}: the run {record['status']}; see metrics.jsonl")
+  print(
+    f"{workdir}: loss {record['loss']:.4f} ± {record['loss_stderr']:.4f} nats per token, "
+    f"{record['bits_per_byte']:.3f} bits per byte; N = {record['N']:,}, D = {record['D']:,}, "
+    f"C = {record['C']:.3e} FLOPs, {record['seconds']:.1f} s"
+  )
