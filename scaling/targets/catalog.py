@@ -9,12 +9,9 @@ import importlib.util
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from configs.errors import UsageError
-
-if TYPE_CHECKING:
-  import jax
 
 
 class Chip(NamedTuple):
@@ -31,7 +28,7 @@ class Chip(NamedTuple):
 
 
 class Target(NamedTuple):
-  """Devices by name."""
+  """Devices that are not here."""
 
   name: str
   chip: Chip
@@ -150,7 +147,7 @@ TPU_ENVIRONMENT = {
 
 
 def parse(name: str) -> Target:
-  """Returns the target of a name.
+  """Parses a target's name.
 
   Raises:
     UsageError: there is none.
@@ -184,12 +181,13 @@ def check_installed(target: Target) -> None:
     )
 
 
-def devices(target: Target) -> "list[jax.Device]":
-  """Returns a target's devices, which programs can be compiled for.
+def devices(target: Target) -> list[Any]:
+  """Describes a target to XLA; returns its `jax.Device`s, to compile programs for.
 
   Raises:
     UsageError: the packages that describe it are missing, or they have no such topology.
   """
+  import jax
   from jax.experimental import topologies
 
   check_installed(target)
@@ -212,6 +210,6 @@ def devices(target: Target) -> "list[jax.Device]":
       topology = topologies.get_topology_desc(
         chip.gpu["name"], "cuda", target_config=text, topology=f"1x{shape}"
       )
-  except Exception as error:  # jax's errors are of many types
+  except jax.errors.JaxRuntimeError as error:
     raise UsageError(f"target={target.name!r}: XLA does not describe it ({error})") from None
   return list(topology.devices)

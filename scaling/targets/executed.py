@@ -25,6 +25,7 @@ FREE = {  # no memory is touched
 }
 COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
 FUSIONS = ("fusion", "fusion-start")
+BEGINS, ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"  # marks in a TPU's fusions
 VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")  # element by element
 SLICES = ("slice", "dynamic-slice", "gather")
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # op: which operand is written
@@ -51,7 +52,7 @@ class Work(NamedTuple):
 
 
 def read(text: str, tpu: bool = False, causal: bool = False) -> tuple[Work, ...]:
-  """Returns what a program executes, in order.
+  """Reads off what a program executes, in order.
 
   Args:
     text: `compiled.as_text()`.
@@ -63,7 +64,7 @@ def read(text: str, tpu: bool = False, causal: bool = False) -> tuple[Work, ...]
 
 
 def flat(works: tuple[Work, ...], times: int = 1) -> Iterator[tuple[Work, int]]:
-  """Yields all that is executed, without the loops, and how often."""
+  """Yields each instruction inside and outside of loops, and how often it is executed."""
   for work in works:
     if work.kind == "loop":
       yield from flat(work.body, times * work.trips)
@@ -72,7 +73,7 @@ def flat(works: tuple[Work, ...], times: int = 1) -> Iterator[tuple[Work, int]]:
 
 
 def total(works: tuple[Work, ...]) -> dict[str, float]:
-  """Returns FLOPs (under "flops"), bytes ("nbytes") and payload by collective."""
+  """Adds up FLOPs (under "flops"), bytes ("nbytes") and each collective's payload."""
   sums: dict[str, float] = defaultdict(float)
   for work, times in flat(works):
     sums["flops"] += times * sum(work.flops.values())
@@ -115,30 +116,36 @@ class _Reader:
 
   def _compute(self, c: Computation, i: Instruction, inner: Computation | None) -> Iterator[Work]:
     """An instruction that computes, and the collective that a TPU's fusion may have in it."""
-    marks = {x.target for x in inner or () if x.op == "custom-call"}
-    for x in inner or ():
-      if inner is None or x.op not in COLLECTIVES:
+    marks = {x.target for x in inner or () if x.op == "custom-call"} & {BEGINS, ENDS}
+    if inner is not None:
+      yield from self._fused_collectives(i, inner, marks)
+    if not marks:
+      flops, nbytes = dict(self._flops_of(c, i)), self._nbytes(c, i, inner)
+      yield Work(i.name, "compute", flops, nbytes, source=i.source)
+
+  def _fused_collectives(self, i: Instruction, inner: Computation, marks: set[str]):
+    for x in inner:
+      if x.op not in COLLECTIVES:
         continue
       channel = "channel " + x.attribute(r"channel_id=(\d+)")
-      if "AsyncCollectiveDone" in marks:
+      if ENDS in marks:
         yield Work(channel, "done")
-      elif "AsyncCollectiveStart" in marks:
+      elif BEGINS in marks:
         yield self._collective(inner, x, channel, x.op, True)
       elif "async_collective_fusion_config" not in x.attributes:  # else under way since its start
         scatters = x.op == "all-reduce" and any(y.op == "dynamic-slice" for y in inner)
         yield self._collective(inner, x, i.name, "reduce-scatter" if scatters else x.op, False)
-    if not marks & {"AsyncCollectiveDone", "AsyncCollectiveStart"}:
-      flops, nbytes = dict(self._flops_of(c, i)), self._nbytes(c, i, inner)
-      yield Work(i.name, "compute", flops, nbytes, source=i.source)
 
-  def _collective(self, c: Computation, i: Instruction, name: str, kind: str, go_on: bool) -> Work:
+  def _collective(
+    self, c: Computation, i: Instruction, name: str, kind: str, is_async: bool
+  ) -> Work:
     group, sizes = self.module.group(i), Counter[str]()
     sent = [shape for operand in i.operands for shape in c[operand].shapes]
     for shape in sent:
       sizes[shape.dtype] += shape.elements * hlo.bits(shape.dtype) // 8
     payload = sum(sizes.values()) * (len(group) if kind == "all-gather" else 1)
     dtype = max(sizes, key=sizes.__getitem__, default="")
-    return Work(name, kind, {}, 0.0, payload, dtype, group, go_on, i.source)
+    return Work(name, kind, {}, 0.0, payload, dtype, group, is_async, i.source)
 
   def _trips(self, c: Computation, loop: Instruction) -> int:
     """How often a loop's body runs; ValueError where the text does not tell."""

@@ -17,7 +17,7 @@ LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)
 
 
 class Shape(NamedTuple):
-  """An array's."""
+  """An array's type, dimensions and bytes."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
 
   @property
   def elements(self) -> int:
-    """Of its first result."""
+    """How many numbers its first result has."""
     return self.shapes[0].elements if self.shapes else 0
 
   @property
@@ -58,8 +58,8 @@ class Instruction(NamedTuple):
 
   def attribute(self, pattern: str) -> str:
     """The first group of a pattern in the attributes; "": it is not there."""
-    found = re.search(pattern, self.attributes)
-    return found[1] if found else ""
+    match = re.search(pattern, self.attributes)
+    return match[1] if match else ""
 
   def integers(self, name: str, default: str = "") -> list[int]:
     """An attribute that is a list of integers, with any separators and brackets."""
@@ -125,7 +125,7 @@ class Module(NamedTuple):
 
 
 def parse(text: str) -> Module:
-  """Returns a program from its text."""
+  """Parses a program's text."""
   computations: dict[str, Computation] = {}
   name = entry = ""
   lines: list[str] = []
@@ -144,7 +144,7 @@ def parse(text: str) -> Module:
 
 
 def bits(dtype: str) -> int:
-  """Returns the size of a number; 0: a token or a key that is none."""
+  """Returns the size of a number of a type; 0: a token or a key, which is no number."""
   return BITS.get(dtype) or int((re.findall(r"^[a-z]+(\d+)", dtype) or [0])[0])
 
 
@@ -157,7 +157,7 @@ def _instruction(line: str) -> Instruction:
   return Instruction(
     name=left.removeprefix("ROOT ").lstrip("%"),
     op=right[end:begin].strip(),
-    shapes=tuple(_shape(*found) for found in ARRAY.findall(right[:end])),
+    shapes=tuple(_shape(*array) for array in ARRAY.findall(right[:end])),
     arguments=arguments,
     operands=tuple(re.findall(r"%([\w.-]+)", arguments)),
     attributes=right[close + 1 :],
@@ -168,19 +168,17 @@ def _instruction(line: str) -> Instruction:
 def _closing(text: str, start: int) -> int:
   """Returns the index of the parenthesis that closes the one at `start`."""
   depth = 0
-  for found in PARENTHESES.finditer(text, start):
-    depth += 1 if found[0] == "(" else -1
+  for match in PARENTHESES.finditer(text, start):
+    depth += 1 if match[0] == "(" else -1
     if not depth:
-      return found.start()
+      return match.start()
   raise ValueError(f"no parenthesis closes {text[start : start + 80]!r}")
 
 
 def _shape(dtype: str, dims: str, layout: str) -> Shape:
   sizes = [int(n.lstrip("<=")) for n in dims.split(",") if n]
   order, _, rest = layout.partition(":")
-  padded = [sizes[int(d)] for d in order.split(",") if d] or sizes[
-    ::-1
-  ]  # the minor dimension first
+  padded = [sizes[int(d)] for d in order.split(",") if d] or sizes[::-1]  # minor to major
   if tile := re.match(r"T\(([\d,]+)\)", rest):
     for k, n in enumerate(reversed(tile[1].split(","))):
       if k < len(padded):

@@ -25,7 +25,7 @@ class Times(NamedTuple):
 
 
 def times(works: tuple[Work, ...], target: Target) -> Times:
-  """Returns the least times of a program (`executed.read`) on a target."""
+  """Computes the least times of a program (`executed.read`) on a target."""
   products = memory = links = waiting = now = 0.0
   queues: dict[str, dict[str, float]] = {name: {} for name in QUEUES}  # seconds left, by name
 
@@ -84,11 +84,11 @@ def alone(work: Work, target: Target) -> tuple[float, float, float]:
 
 
 def slowest(works: tuple[Work, ...], target: Target, most: int) -> list[dict[str, Any]]:
-  """Returns the instructions that take the most time, all their executions together."""
-  found: list[dict[str, Any]] = []
+  """Lists the instructions that take the most time, all their executions together."""
+  rows: list[dict[str, Any]] = []
   for work, count in flat(works):
     seconds = alone(work, target)
     bound = ("products", "memory", "links")[seconds.index(max(seconds))]
     head = {"name": work.name, "source": work.source, "times": count, "bound": bound}
-    found.append(head | {"seconds": count * max(seconds)})
-  return sorted(found, key=lambda one: one["seconds"], reverse=True)[:most]
+    rows.append(head | {"seconds": count * max(seconds)})
+  return sorted(rows, key=lambda row: row["seconds"], reverse=True)[:most]
