@@ -11,9 +11,9 @@ from rich.table import Table
 DASH = "–"  # stands for a value that is not known
 
 
-def si(value: float, _: Any = None) -> str:
+def si(value: float | None, _: Any = None) -> str:
   """Formats a count in three digits with an SI letter: 90_432 -> "90.4k"."""
-  if not math.isfinite(value):
+  if value is None or not math.isfinite(value):
     return DASH
   value = float(f"{value:.3g}")
   for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

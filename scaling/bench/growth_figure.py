@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from scaling.bench.growth import PANELS, Curve
-from scaling.report.figures.style import DOUBLE, SERIES, STYLE, limits, log_axis
-from scaling.report.figures.sweep import save
+from scaling.report.figures.style import DOUBLE, SERIES, STYLE, limits, log_axis, save
 
 COLUMNS = 3
 LEAST_SPAN = 3.0  # of an axis of seconds, highest over lowest

@@ -1,17 +1,14 @@
-"""Sweeps of several objectives, side by side: one specification, one law each.
+"""Sweeps of several objectives, side by side: one design, one law each.
 
-Every objective of `config.sweep.objectives` is a whole sweep in a folder of its name. What is set
-side by side here is read back from those folders; their laws are fitted again, which gives the same
-law, because the bootstrap behind an interval is not stored.
+Each objective of `config.sweep.objectives` is a whole sweep in a folder of its name. They are read
+back from those folders and their laws fitted again, which gives the same laws: the bootstrap behind
+an interval is not stored.
 """
 
-import dataclasses
 import itertools
-import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,146 +19,130 @@ from scaling.report.records import Record
 from train.objectives import registry
 
 VERSION = 1  # of comparison.json
-EXPONENTS = ("alpha", "beta", "a")  # what can be compared: losses of two objectives cannot
+OPTIONS = ("delta", "bootstraps", "level", "seed", "resampling")  # of a fit
+DRAWS = 1000  # of each bootstrap, of which all pairs are formed
+FIT_KEYS = ("params", "a", "b", "intervals", "level", "n_runs")
+VERIFICATION_KEYS = (
+  "C", "predicted_loss", "interval", "trained_loss", "inside", "relative_error",
+  "minimum_where_predicted", "predicted_N", "predicted_N_interval", "trained_minimum_N",
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
-  """One objective's sweep, as far as it has come."""
+class Comparison(NamedTuple):
+  """Sweeps of several objectives, by objective, in the order of `config.sweep.objectives`."""
 
-  objective: str
-  record: Record  # empty where it has not begun
-  law: fit.Fit | None  # None: nothing is fitted yet
-  predicted: float  # tokens predicted per text token
-
-  @property
-  def title(self) -> str:
-    """The objective and its family of models."""
-    family = self.record.sweep.get("config", {}).get("model", {}).get("family")
-    return f"{self.objective} ({family.replace('_', '-')})" if family else self.objective
-
-  @property
-  def state(self) -> str:
-    """How far it has come, in a sentence."""
-    return self.record.headline if self.record.sweep else "Not begun."
-
-  @property
-  def complete(self) -> bool:
-    """Whether it has come to a verdict."""
-    return self.record.verification.get("trained_loss") is not None
+  sweeps: dict[str, Record]  # empty where a sweep has not begun
+  laws: dict[str, fit.Fit]  # of the sweeps that are fitted
+  numbers: dict[str, Any]  # the content of comparison.json
 
 
-def read(record: Record) -> list[Side]:
-  """Returns the sweeps of a folder, in the order of `sweep.objectives`.
+def read(record: Record) -> Comparison:
+  """Reads the sweeps in a folder of several objectives, and compares their laws.
 
   Raises:
-    ConfigError: a record in one of their folders is broken.
+    UserError: a file in one of their folders is broken.
   """
-  return [_side(name, record.workdir / name) for name in record.objectives]
-
-
-def _side(name: str, folder: Path) -> Side:
-  if not (folder / "sweep.json").exists():
-    return Side(name, Record(folder, {}, [], {}, {}, {}), None, math.nan)
-  record = records.read(folder)
-  length = registry.lengths(ConfigDict(record.sweep["config"]))
-  law = None
-  if found := record.fit:
-    trained = runs.read_runs(folder / "cells.csv", **found["counting"], **found.get("reading", {}))
-    options = ("delta", "bootstraps", "level", "seed", "resampling")
-    law = fit.fit_runs(trained, SimpleNamespace(**{key: found[key] for key in options}))
-  return Side(name, record, law, length.predicted / length.text)
-
-
-def budgets(sides: Iterable[Side]) -> list[float]:
-  """Returns the compute at which the sweeps are compared: every budget that one of them has."""
-  found = set()
-  for record in (side.record for side in sides if side.record.sweep):
-    found |= set(record.sweep["config"]["sweep"]["budgets"])
-    found |= {record.prediction["C"]} if record.prediction else set()
-  return sorted(found)
-
-
-def to_json(sides: list[Side]) -> dict[str, Any]:
-  """Returns the content of comparison.json: the laws, their optima, and where they differ."""
-  every = budgets(sides)
-  fitted = [side for side in sides if side.law]
-  return {
+  folders = {name: record.workdir / name for name in record.objectives}
+  sweeps = {
+    name: records.read(folder) if (folder / "sweep.json").exists() else Record(folder)
+    for name, folder in folders.items()
+  }
+  laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.fit}
+  budgets = _budgets(sweeps.values())
+  numbers = {
     "version": VERSION,
-    "objectives": [side.objective for side in sides],
-    "complete": all(side.complete for side in sides),
-    "budgets": every,
-    "sweeps": {side.objective: _sweep(side, every) for side in sides},
+    "objectives": list(sweeps),
+    "complete": all(sweep.complete for sweep in sweeps.values()),
+    "budgets": budgets,
+    "sweeps": {
+      name: {"complete": sweep.complete, "state": sweep.headline}
+      | (_summary(sweep, laws[name], budgets) if name in laws else {})
+      for name, sweep in sweeps.items()
+    },
     "differences": [
-      row for one, other in itertools.combinations(fitted, 2) for row in _differ(other, one, every)
+      difference
+      for first, second in itertools.combinations(laws.items(), 2)
+      for difference in _differences(second, first, budgets)
     ],
+  }
+  return Comparison(sweeps, laws, numbers)
+
+
+def _fit_again(record: Record) -> fit.Fit:
+  stored = record.fit
+  table = record.workdir / "cells.csv"
+  trained = runs.read_runs(table, **stored["counting"], **stored.get("reading", {}))
+  return fit.fit_runs(trained, SimpleNamespace(**{name: stored[name] for name in OPTIONS}))
+
+
+def _budgets(sweeps: Iterable[Record]) -> list[float]:
+  """Collects every budget of a sweep, held-out ones included [FLOPs]."""
+  budgets = set()
+  for sweep in sweeps:
+    budgets |= set(sweep.config.get("sweep", {}).get("budgets", ()))
+    budgets |= {sweep.prediction["C"]} if sweep.prediction else set()
+  return sorted(budgets)
+
+
+def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:
+  lengths = registry.lengths(ConfigDict(record.config))
+  predicted = lengths.predicted / lengths.text
+  verdict = {key: record.verification.get(key) for key in VERIFICATION_KEYS}
+  return {key: record.fit[key] for key in FIT_KEYS} | {
+    "input_hash": runs.input_hash(law.runs),
+    "predicted_per_token": predicted,
+    "optimum": [_optimum(law, C, predicted) for C in budgets],
+    "verification": verdict if record.complete else None,
   }
 
 
-def _sweep(side: Side, every: list[float]) -> dict[str, Any]:
-  found: dict[str, Any] = {"complete": side.complete, "state": side.state}
-  if not side.law:
-    return found
-  stored, v = side.record.fit, side.record.verification
-  found |= {key: stored[key] for key in ("params", "a", "b", "intervals", "level", "n_runs")}
-  found["input_hash"] = runs.input_hash(side.law.runs)
-  found["predicted_per_token"] = side.predicted
-  found["optimum"] = [optimum(side, C) for C in every]
-  names = ("C", "predicted_loss", "interval", "trained_loss", "inside", "relative_error",
-           "minimum_where_predicted", "predicted_N", "predicted_N_interval",
-           "trained_minimum_N")  # fmt: skip
-  found["verification"] = {key: v.get(key) for key in names} if side.complete else None
-  return found
-
-
-def optimum(side: Side, C: float) -> dict[str, Any]:
-  """Returns the best use of C FLOPs: `fit.optimum`, and what it means for this objective.
+def _optimum(law: fit.Fit, C: float, predicted: float) -> dict[str, Any]:
+  """Finds the best use of C FLOPs: `fit.optimum`, and what it means for this objective.
 
   `predicted_tokens_per_param` are tokens_per_param of which the loss is the mean, and
   `flops_per_param_and_token` is C / (N D), the textbook's 6.
   """
-  assert side.law is not None
-  row = fit.optimum(side.law, C)
+  row = fit.optimum(law, C)
   low, high = row["tokens_per_param_interval"]
   return row | {
-    "predicted_tokens_per_param": side.predicted * row["tokens_per_param"],
-    "predicted_tokens_per_param_interval": [side.predicted * low, side.predicted * high],
+    "predicted_tokens_per_param": predicted * row["tokens_per_param"],
+    "predicted_tokens_per_param_interval": [predicted * low, predicted * high],
     "flops_per_param_and_token": row["C"] / (row["N_opt"] * row["D_opt"]),
   }
 
 
-def _differ(one: Side, other: Side, every: list[float]) -> Iterable[dict[str, Any]]:
-  """Yields how `one` differs from `other`, each with the interval of two independent bootstraps."""
-  assert one.law is not None
-  assert other.law is not None
-  level = min(one.law.level, other.law.level)
-
-  def row(quantity: str, C: float | None, kind: str, values: Any, draws: Any) -> dict[str, Any]:
-    turn = np.exp if kind == "ratio" else float
-    gap = np.subtract.outer(*(sample[:1000] for sample in draws))  # all pairs: independent
-    interval = fit.interval(gap, level)
-    return {
-      "of": one.objective, "to": other.objective, "quantity": quantity, "C": C, "kind": kind,
-      "value": float(turn(values[0] - values[1])),
-      "interval": [float(turn(end)) for end in interval],
+def _differences(
+  first: tuple[str, fit.Fit], second: tuple[str, fit.Fit], budgets: list[float]
+) -> Iterator[dict[str, Any]]:
+  """Yields how one law differs from another, with the interval of two independent bootstraps."""
+  (of, law), (to, reference) = first, second
+  level = min(law.level, reference.level)
+  values = [_comparable(each.law, each.compute, budgets) for each in (law, reference)]
+  draws = [_comparable(each.draws, each.compute, budgets) for each in (law, reference)]
+  for quantity, C in values[0]:
+    natural = np.exp if C else float  # ratios are differences of logarithms
+    gaps = np.subtract.outer(*(each[quantity, C][:DRAWS] for each in draws))
+    interval = fit.interval(gaps, level)
+    yield {
+      "of": of, "to": to, "quantity": quantity, "C": C, "kind": "ratio" if C else "difference",
+      "value": float(natural(values[0][quantity, C] - values[1][quantity, C])),
+      "interval": [float(natural(end)) for end in interval],
       "differs": not interval[0] <= 0 <= interval[1],
     }  # fmt: skip
 
-  both = (one.law, other.law)
 
-  for name in EXPONENTS:
-    values = [_exponent(fitted.law, name) for fitted in both]
-    yield row(name, None, "difference", values, [_exponent(f.draws, name) for f in both])
-  for C in every:
-    values = [_log_ratio(fitted.law, C, fitted.compute) for fitted in both]
-    draws = [_log_ratio(fitted.draws, C, fitted.compute) for fitted in both]
-    yield row("tokens_per_param", C, "ratio", values, draws)
+def _comparable(
+  law: chinchilla.Chinchilla, compute: chinchilla.Compute, budgets: list[float]
+) -> dict[tuple[str, float | None], np.ndarray]:
+  """Computes what two laws can be compared in, by (quantity, C): exponents, log optimal D/N.
 
-
-def _exponent(law: chinchilla.Chinchilla, name: str) -> np.ndarray:
-  return chinchilla.exponents(law)[0] if name == "a" else getattr(law, name)
-
-
-def _log_ratio(law: chinchilla.Chinchilla, C: float, compute: chinchilla.Compute) -> np.ndarray:
-  best = chinchilla.optimum(law, C, compute)
-  return np.log(best.D / best.N)
+  Losses of two objectives cannot be compared, nor can E, A and B.
+  """
+  a, _ = chinchilla.exponents(law)
+  quantities: dict[tuple[str, float | None], np.ndarray] = {
+    ("alpha", None): law.alpha, ("beta", None): law.beta, ("a", None): a
+  }  # fmt: skip
+  for C in budgets:
+    best = chinchilla.optimum(law, C, compute)
+    quantities["tokens_per_param", C] = np.log(best.D / best.N)
+  return quantities

@@ -1,8 +1,9 @@
-"""What a sweep has written so far, read back from its workdir, for its figures and report."""
+"""What a sweep has written so far, read back from its folder."""
 
 import csv
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,51 @@ import numpy as np
 from configs.errors import DataError
 from scaling.formats import bracket, flops, nats, si
 from scaling.laws import chinchilla
-from scaling.laws.chinchilla import at_edge, unbounded
+from scaling.laws.runs import PARAMS
 from train.system import files
 
-COUNTS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # by fit.params
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
+OUTSIDE = 1.05  # times outside the fitted runs, from where an optimum is marked
 
-Cell = dict[str, Any]
+Cell = dict[str, Any]  # a row of cells.csv: text as text, numbers as float, blanks as nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a sweep has written so far; a missing file is an empty dict or list."""
+  """The files of a sweep's folder; one that is missing is an empty dict or list."""
 
   workdir: Path
-  sweep: dict[str, Any]
-  cells: list[Cell]  # rows of cells.csv: text as text, numbers as float, blanks as nan
-  fit: dict[str, Any]
-  prediction: dict[str, Any]
-  verification: dict[str, Any]
+  cells: list[Cell] = dataclasses.field(default_factory=list)
+  sweep: dict[str, Any] = dataclasses.field(default_factory=dict)
+  fit: dict[str, Any] = dataclasses.field(default_factory=dict)
+  prediction: dict[str, Any] = dataclasses.field(default_factory=dict)
+  verification: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def done(self, *kinds: str) -> list[Cell]:
-    """Returns the cells of these kinds that ran to their end and have a finite loss."""
+    """Selects the cells of these kinds that ran to their end and have a finite loss."""
     done = [c for c in self.cells if c["status"] == "done" and math.isfinite(c["loss"])]
     return [c for c in done if c["kind"] in kinds]
+
+  @property
+  def config(self) -> dict[str, Any]:
+    """The sweep's config, by section; {} without a sweep."""
+    return self.sweep.get("config", {})
+
+  @property
+  def objectives(self) -> tuple[str, ...]:
+    """The objectives whose sweeps lie in folders of their names; () in a sweep of one."""
+    return tuple(self.config.get("sweep", {}).get("objectives", ()))
+
+  @property
+  def title(self) -> str:
+    """The objective and its family of models, of a sweep in a folder named by its objective."""
+    family = self.config.get("model", {}).get("family", "").replace("_", "-")
+    return f"{self.workdir.name} ({family})" if family else self.workdir.name
+
+  @property
+  def target(self) -> float:
+    """The rule of thumb to compare with [tokens per parameter]."""
+    return float(self.config.get("fit", {}).get("target_tokens_per_param", 20.0))
 
   @property
   def foreign(self) -> bool:
@@ -42,14 +64,24 @@ class Record:
     return not self.sweep and bool(self.cells)
 
   @property
+  def complete(self) -> bool:
+    """Whether the sweep has come to a verdict on a trained cell."""
+    return self.verification.get("trained_loss") is not None
+
+  @property
   def law(self) -> chinchilla.Chinchilla:
     """The fitted law."""
     return chinchilla.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
 
   @property
+  def compute(self) -> chinchilla.Compute:
+    """FLOPs as a function of N and D, as the fit estimated them."""
+    return chinchilla.Compute(**self.fit["compute"])
+
+  @property
   def undetermined(self) -> tuple[str, ...]:
     """Parameters of the law that the runs do not determine, without which it has no optimum."""
-    return unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
+    return chinchilla.unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
 
   @property
   def profiles(self) -> list[dict[str, Any]]:
@@ -57,34 +89,16 @@ class Record:
     return sorted(self.fit.get("approach2", {}).get("profiles", []), key=lambda p: p["C"])
 
   @property
-  def optimum(self) -> list[dict[str, Any]]:
-    """The compute-optimal points by budget, with the sealed one among them; [] of no law."""
-    if self.undetermined:
-      return []
-    rows = [
-      {k: [math.nan] * 2 if v is None else v for k, v in row.items()}  # an open interval
-      for row in self.fit.get("optimum", [])
-    ]
-    sealed = self.prediction
-    if rows and sealed:
-      pairs = (("N_opt", "N"), ("D_opt", "D"), ("loss", "loss"))
-      row = {a: sealed[b] for a, b in pairs} | {
-        f"{a}_interval": sealed.get(f"{b}_interval" if b != "loss" else "interval")
-        for a, b in pairs
-      }
-      ratio = {k: sealed[k] for k in ("tokens_per_param", "tokens_per_param_interval")}
-      rows.append({"C": sealed["C"], "sealed": True, "extrapolation": math.inf} | row | ratio)
-    return sorted(rows, key=lambda o: o["C"])
-
-  @property
-  def target(self) -> float:
-    """The rule of thumb to compare with [tokens per parameter]."""
-    return float(self.sweep.get("config", {}).get("fit", {}).get("target_tokens_per_param", 20.0))
-
-  @property
-  def objectives(self) -> tuple[str, ...]:
-    """The objectives whose sweeps lie in folders of their names; () in a sweep of one."""
-    return tuple(self.sweep.get("config", {}).get("sweep", {}).get("objectives", ()))
+  def optima(self) -> list[dict[str, Any]]:
+    """The compute-optimal points by budget, the sealed one among them; [] without a law."""
+    stored = [] if self.undetermined else self.fit.get("optimum", [])
+    rows = [{k: [math.nan] * 2 if v is None else v for k, v in row.items()} for row in stored]
+    if rows and (sealed := self.prediction):
+      row = {"C": sealed["C"], "sealed": True, "extrapolation": math.inf}
+      for name, key in (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param")):
+        row |= {name: sealed[key], f"{name}_interval": sealed[f"{key}_interval"]}
+      rows.append(row | {"loss": sealed["loss"], "loss_interval": sealed["interval"]})
+    return sorted(rows, key=lambda row: row["C"])
 
   @property
   def headline(self) -> str:
@@ -96,60 +110,70 @@ class Record:
         f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
         f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
       )
-    if bound := self.undetermined:
-      return f"No law yet: on {self.fit['n_runs']} runs {at_edge(bound)}."
+    if names := self.undetermined:
+      return f"No law yet: on {self.fit['n_runs']} runs {chinchilla.at_edge(names)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
         f"C^{self.fit['a']:.3f}, D_opt as C^{self.fit['b']:.3f}."
       )
+    if not self.cells:
+      return "Not begun."
     done = sum(c["status"] == "done" for c in self.cells)
     return f"{done} of {len(self.cells)} cells are done; nothing is fitted yet."
 
   def lacks(self, *needs: str) -> str:
-    """Returns what is missing of what a figure needs, or ""."""
-    there: dict[str, tuple[Any, str]] = {
+    """Says what is missing of what a figure needs; "" if nothing is."""
+    checks: dict[str, tuple[Any, str]] = {
       "runs": (self.done("fit"), "no fit cell is done"),
       "curves": ((self.workdir / "cells").is_dir(), "there are no training curves"),
       "law": (self.fit.get("params"), "there is no fit.json yet"),
       "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
       "choices": (self.fit.get("choices"), "fit.json has no choices"),
-      "optimum": (len(self.optimum) > 1, "fit.json tells no optimum at two budgets"),
+      "optimum": (len(self.optima) > 1, "fit.json tells no optimum at two budgets"),
     }
-    return next((reason for found, reason in map(there.__getitem__, needs) if not found), "")
+    return next((reason for present, reason in (checks[need] for need in needs) if not present), "")
 
 
 def read(workdir: str | Path) -> Record:
-  """Reads the records of a sweep, of which any may be missing.
+  """Reads the files of a sweep, of which any may be missing.
+
+  N and C of a sweep's cells are counted as the fit counts them, and as the config says before it.
 
   Raises:
-    DataError: there is no such folder, or a record in it is broken.
+    UserError: there is no such folder, or a file in it is broken.
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise DataError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
-  cells: list[Cell] = []
-  tables = [workdir / name for name in ("cells.csv", "runs.csv") if (workdir / name).exists()]
-  if tables:
-    with tables[0].open(newline="") as lines:
-      for row in csv.DictReader(lines):
-        cells.append({k: v if k in TEXT_COLUMNS else float(v or "nan") for k, v in row.items()})
   names = ("sweep", "fit", "prediction", "verification")
-  records = {name: files.read_json(workdir / f"{name}.json") or {} for name in names}
-  counted = records["sweep"].get("config", {}).get("fit", {}) | records["fit"].get("counting", {})
-  for cell in cells if tables and tables[0].name == "cells.csv" else ():  # as the fit counts
-    cell["N"] = cell[COUNTS.get(counted.get("params"), "N")]
-    cell["C"] = 6 * cell["N"] * cell["D"] if counted.get("flops") == "6nd" else cell["C"]
+  parts = {name: files.read_json(workdir / f"{name}.json") or {} for name in names}
+  cells = _read_table(workdir / "cells.csv")
+  counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
+  for cell in cells:
+    cell["N"] = cell[PARAMS.get(counting.get("params"), ("N",))[0]]
+    cell["C"] = 6 * cell["N"] * cell["D"] if counting.get("flops") == "6nd" else cell["C"]
+  cells = cells or _read_table(workdir / "runs.csv")
   for cell in cells:
     cell["tokens_per_param"] = cell["D"] / cell["N"]
-  return Record(workdir, cells=cells, **records)
+  return Record(workdir, cells, **parts)
 
 
-def column(cells: list[Cell], name: str) -> np.ndarray:
-  """Returns one column of some cells [n]."""
+def _read_table(path: Path) -> list[Cell]:
+  if not path.exists():
+    return []
+  with path.open(newline="") as lines:
+    return [
+      {k: v if k in TEXT_COLUMNS else float(v or "nan") for k, v in row.items()}
+      for row in csv.DictReader(lines)
+    ]
+
+
+def column(cells: Iterable[Cell], name: str) -> np.ndarray:
+  """Stacks one column of some cells [n]."""
   return np.array([c[name] for c in cells], float)
 
 
-def extrapolated(optimum: dict[str, Any]) -> bool:
-  """Returns whether an optimum lies outside the runs that were fitted."""
-  return optimum.get("extrapolation", 1.0) > 1.05
+def outside(optimum: dict[str, Any]) -> bool:
+  """Whether an optimum lies outside the runs that were fitted."""
+  return optimum.get("extrapolation", 1.0) > OUTSIDE

@@ -44,27 +44,28 @@ class Image(NamedTuple):
 Block = Heading | Text | Code | Table | Image
 
 
+def to_markdown(title: str, content: Iterable[Block]) -> str:
+  """Renders a report as Markdown, with figures by relative path."""
+  return "\n\n".join([f"# {title}", *map(_markdown, content)]) + "\n"
+
+
+def _markdown(block: Block) -> str:
+  match block:
+    case Heading(text):
+      return f"## {text}"
+    case Text(text):
+      return text
+    case Code(text):
+      return f"```sh\n{text}\n```"
+    case Image(name, caption):
+      return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
+    case Table(columns, rows):
+      rule = "| --- |" + " ---: |" * (len(columns) - 1)
+      return "\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)])
+
+
 def _markdown_row(cells: Iterable[str]) -> str:
   return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-
-
-def to_markdown(title: str, content: list[Block]) -> str:
-  """Renders the report as Markdown, with figures by relative path."""
-  parts = [f"# {title}"]
-  for block in content:
-    match block:
-      case Heading(text):
-        parts.append(f"## {text}")
-      case Text(text):
-        parts.append(text)
-      case Code(text):
-        parts.append(f"```sh\n{text}\n```")
-      case Image(name, caption):
-        parts.append(f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))")
-      case Table(columns, rows):
-        rule = "| --- |" + " ---: |" * (len(columns) - 1)
-        parts.append("\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)]))
-  return "\n\n".join(parts) + "\n"
 
 
 CSS = """
@@ -86,12 +87,40 @@ code, pre { font: .85em ui-monospace, monospace } pre { overflow-x: auto; paddin
   border: 1px solid var(--line); border-radius: 6px }
 h1 + p { font-size: 1.1rem; border-left: 4px solid #D55E00; padding-left: .9rem }
 """
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{css}</style></head>
+<body>
+<h1>{title}</h1>
+{content}
+</body></html>
+"""
 
 
-def _inline(text: str) -> str:
-  text = html.escape(text.replace("\\*", "*"))
-  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-  return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+def to_html(title: str, content: Iterable[Block], folder: Path) -> str:
+  """Renders a report as one HTML page that holds the PNG files of `folder`."""
+  body = "\n".join(_html(block, folder) for block in content)
+  return PAGE.format(title=html.escape(title), css=CSS, content=body)
+
+
+def _html(block: Block, folder: Path) -> str:
+  match block:
+    case Heading(text):
+      return f"<h2>{_inline(text)}</h2>"
+    case Text(text):
+      return f"<p>{_inline(text)}</p>"
+    case Code(text):
+      return f"<pre><code>{html.escape(text)}</code></pre>"
+    case Image(name, caption):
+      return _html_image((folder / f"{name}.png").read_bytes(), caption)
+    case Table(columns, rows):
+      body = "\n".join(_html_row("td", row) for row in rows)
+      return (
+        f'<div class="scroll"><table><thead>{_html_row("th", columns)}</thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+      )
 
 
 def _html_row(tag: str, cells: Iterable[str]) -> str:
@@ -105,29 +134,7 @@ def _html_image(png: bytes, caption: str) -> str:
   return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
 
 
-def to_html(title: str, content: list[Block], folder: Path) -> str:
-  """Renders the report as one HTML page that holds the PNG files of `folder`."""
-  parts = [f"<h1>{html.escape(title)}</h1>"]
-  for block in content:
-    match block:
-      case Heading(text):
-        parts.append(f"<h2>{_inline(text)}</h2>")
-      case Text(text):
-        parts.append(f"<p>{_inline(text)}</p>")
-      case Code(text):
-        parts.append(f"<pre><code>{html.escape(text)}</code></pre>")
-      case Image(name, caption):
-        parts.append(_html_image((folder / f"{name}.png").read_bytes(), caption))
-      case Table(columns, rows):
-        body = "\n".join(_html_row("td", row) for row in rows)
-        parts.append(
-          f'<div class="scroll"><table><thead>{_html_row("th", columns)}</thead>\n'
-          f"<tbody>{body}</tbody></table></div>"
-        )
-  head = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-  return (
-    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}\n'
-    f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
-    + "\n".join(parts)
-    + "\n</body></html>\n"
-  )
+def _inline(text: str) -> str:
+  text = html.escape(text.replace("\\*", "*"))
+  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+  return re.sub(r"`(.+?)`", r"<code>\1</code>", text)

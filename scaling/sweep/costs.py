@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from scaling.report.render import Block, Heading, Table, Text
 from train.system import files
 
 RECORD = "costs.json"
@@ -101,23 +100,3 @@ def split(
       accounted += seconds / workers
   parts["idle"] += run - accounted
   return parts
-
-
-def section(workdir: Path) -> Iterable[Block]:
-  """Yields the report's section on a sweep that has come to its end."""
-  parts = (files.read_json(workdir / RECORD) or {}).get("parts")
-  if not parts:
-    return
-  whole = sum(parts.values())
-  yield Heading("Where the time went")
-  rows = [
-    (part, f"{parts[part]:.1f}", f"{parts[part] / whole:.1%}", meaning)
-    for part, meaning in PARTS.items()
-    if parts.get(part, 0.0) > 0.05
-  ]
-  rows.append(("all", f"{whole:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
-  yield Table(("part", "seconds", "share", ""), rows)
-  yield Text(
-    f"All but training took {1 - parts['train'] / whole:.1%}. A second of one of several workers "
-    "counts as its share of a second."
-  )

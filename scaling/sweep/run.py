@@ -184,11 +184,11 @@ def _sweep(
 
   # ---- Report ----
   clock("report")
-  undrawn = report.draw(workdir)
+  report.draw(workdir)
   runs: list[Cell | plan.Trunk] = [*cells, *plan.trunks(cells)]
   head["seconds"] = round(clock.finish(store.outcome(workdir, run) for run in runs), 1)
   store.write_sweep(workdir, head, cells)
-  report.write(workdir, undrawn)
+  report.write(workdir, redraw=False)
   return result
 
 

@@ -11,7 +11,6 @@ from scaling.laws import chinchilla, questions, runs, sensitivity
 from scaling.laws import fit as fits
 from scaling.laws.tables import curves
 from scaling.report import records, render, report
-from scaling.report.figures import sweep
 from scaling.sweep import arms
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
@@ -269,6 +268,4 @@ def edit(path, change):
 
 
 def markdown(workdir):
-  record = records.read(workdir)
-  undrawn = {name: record.lacks(*needs) for name, (_, needs) in sweep.FIGURES.items()}
-  return render.to_markdown("a sweep", report.blocks(record, undrawn))
+  return render.to_markdown("a sweep", report.blocks(records.read(workdir)))

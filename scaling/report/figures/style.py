@@ -1,6 +1,7 @@
-"""How figures are set: style, colours, logarithmic axes with round ticks, keys of the legend."""
+"""The style of the figures: colours, logarithmic axes with round ticks, legends, files."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -41,33 +42,28 @@ STYLE: dict[Any, Any] = {
 SHADES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.86, 256)))
 GREYS = ListedColormap(np.linspace([0.78] * 3, [1.0] * 3, 256))
 ACCENT = "#D55E00"  # held out: Okabe and Ito's vermilion, apart from every shade
-SERIES: list[dict[str, Any]] = [  # things to tell apart: Okabe and Ito's colours, and a marker each
+SERIES: list[dict[str, Any]] = [  # by objective: Okabe and Ito's colours, and a marker each
   {"color": color, "marker": marker}
   for color, marker in zip(
     ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^vP", strict=True
   )
 ]
 DOTS: dict[str, Any] = {
-  "marker": "o",
-  "s": 14,
-  "edgecolors": "white",
-  "linewidths": 0.4,
-  "zorder": 3,
-  "gid": "fit",
-}
+  "marker": "o", "s": 14, "edgecolors": "white", "linewidths": 0.4, "zorder": 3, "gid": "fit"
+}  # fmt: skip
 HELD: dict[str, Any] = {"marker": "D", "color": ACCENT, "s": 16, "zorder": 5, "linewidths": 0}
 BAR: dict[str, Any] = {"color": ACCENT, "lw": 0.9, "zorder": 4}
 
 
 def tex_flops(value: float, _: Any = None) -> str:
-  """Returns FLOPs in TeX, a power of ten with a mantissa of two digits."""
+  """Formats FLOPs in TeX: a power of ten with a mantissa of two digits."""
   mantissa, exponent = f"{value:.1e}".split("e")
   head = "" if mantissa == "1.0" else f"{float(mantissa):g}{{\\times}}"
   return f"${head}10^{{{int(exponent)}}}$"
 
 
 def log_axis(
-  axis: XAxis | YAxis, label: str, text: Callable[[float, Any], str] = si, room: int = 6
+  axis: XAxis | YAxis, label: str, form: Callable[[float, Any], str] = si, room: int = 6
 ) -> None:
   """Makes an axis logarithmic, with at most about `room` round ticks, each labelled."""
   axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -76,13 +72,18 @@ def log_axis(
   choices = (fine, (1, 1.5, 2, 3, 4, 6, 8), (1, 2, 5), (1, 3), (1,))
   subs = next((s for s in choices if len(s) * np.log10(high / low) <= room), (1,))
   axis.set_major_locator(LogLocator(subs=subs, numticks=room + 3))
-  axis.set_major_formatter(FuncFormatter(text))
+  axis.set_major_formatter(FuncFormatter(form))
   axis.set_minor_locator(NullLocator())
   axis.set_label_text(label)
 
 
+def flops_axis(axis: XAxis, room: int = 6) -> None:
+  """Makes an axis that of the training compute."""
+  log_axis(axis, "training compute [FLOPs]", tex_flops, room)
+
+
 def limits(values: Any, pad: float = 0.06) -> tuple[float, float]:
-  """Returns limits around positive values, padded in the logarithm."""
+  """Computes limits around positive values, padded in the logarithm."""
   low, high = np.log(np.min(values)), np.log(np.max(values))
   margin = max(pad * (high - low), 0.02)
   return float(np.exp(low - margin)), float(np.exp(high + margin))
@@ -91,15 +92,19 @@ def limits(values: Any, pad: float = 0.06) -> tuple[float, float]:
 def color_bar(
   figure: Figure, axes: Any, values: Any, name: str, ticks: Any = ()
 ) -> Callable[[Any], Any]:
-  """Adds a colour bar of values, ticked at `ticks`, else at all if few; returns value -> colour."""
-  whole, few = (
+  """Adds a colour bar of N or C, ticked at `ticks`, else at all values if they are few.
+
+  Returns:
+    The colours of values, as a function.
+  """
+  levels, ticked = (
     np.unique([float(f"{v:.3g}" if name == "N" else f"{v:.2g}") for v in some])
     for some in (values, ticks if len(ticks) else values)
   )
-  norm = LogNorm(whole[0], whole[-1] * (1.01 if len(whole) == 1 else 1.0), clip=True)
+  norm = LogNorm(levels[0], levels[-1] * (1.01 if len(levels) == 1 else 1.0), clip=True)
   bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=axes, pad=0.02, aspect=30)
   bar.ax.yaxis.set_major_locator(
-    FixedLocator(few.tolist()) if len(few) < 9 else LogLocator(subs=(1, 2, 5))
+    FixedLocator(ticked.tolist()) if len(ticked) < 9 else LogLocator(subs=(1, 2, 5))
   )
   bar.ax.yaxis.set_major_formatter(FuncFormatter(si if name == "N" else tex_flops))
   bar.ax.yaxis.set_minor_locator(NullLocator())
@@ -109,11 +114,26 @@ def color_bar(
 
 
 def key(label: str, **style: Any) -> Line2D:
-  """Returns an entry of the legend."""
+  """Makes an entry of a legend."""
   look: dict[str, Any] = {"color": "0.35", "ls": "", "ms": 4} | style
   return Line2D([], [], label=label, **look)
 
 
 def legend(figure: Figure, *handles: Any, ncols: int = 3) -> None:
-  """Adds a legend above the axes, of those entries that are there."""
+  """Adds a legend above the axes; entries that are false are left out."""
   figure.legend(handles=[h for h in handles if h], loc="outside upper center", ncols=ncols)
+
+
+def draw(workdir: Path, name: str, make: Callable[..., Figure], *args: Any) -> None:
+  """Makes a figure in this style and writes it to `figures/name.pdf` and `figures/name.png`."""
+  folder = workdir / "figures"
+  folder.mkdir(exist_ok=True)
+  with matplotlib.rc_context(STYLE):
+    save(make(*args), folder / name)
+
+
+def save(figure: Figure, stem: Path) -> None:
+  """Writes a figure as `stem`.pdf and `stem`.png, without dates."""
+  figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+  figure.set_layout_engine("none")  # the layout takes a third of the time, and is settled by now
+  figure.savefig(f"{stem}.png", dpi=220, metadata={"Software": None})

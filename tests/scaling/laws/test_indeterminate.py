@@ -165,7 +165,7 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   assert "the runs do not determine it" in row["reason"]
   (tmp_path / "fit.json").write_text(json.dumps(made))
   assert records.read(tmp_path).headline.startswith("No law yet: on 28 runs ")
-  assert not records.read(tmp_path).optimum
+  assert not records.read(tmp_path).optima
 
 
 def test_a_form_fitted_to_one_budget_forecasts_nothing():
@@ -219,10 +219,10 @@ def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
   rows = [answer["rows"][0] for answer in answers]
   assert rows[0]["N"] == rows[1]["N"]
   assert rows[0]["C"] == pytest.approx(enough, rel=0.5)
-  said = [b.text for b in evidence._notes(answers[0]) if "does not help" in b.text]
+  said = [b.text for b in evidence.decision_notes(answers[0]) if "does not help" in b.text]
   assert said[0].startswith(f"**Compute beyond {rows[0]['C']:.2e}".replace("e+", "e"))
   less = questions.answers(law, questions.Questions(flops=enough / 30, max_tokens=1e9))[1]
-  assert not [b for b in evidence._notes(less) if "does not help" in b.text]
+  assert not [b for b in evidence.decision_notes(less) if "does not help" in b.text]
 
 
 def test_the_gap_is_that_of_the_estimators_that_are_named():

@@ -221,7 +221,7 @@ def test_beyond_ten_times_the_largest_budget_is_marked(fitted):
     assert answer["extrapolation"] == pytest.approx(factor)
     assert answer["extrapolated"] is beyond
   record = type("Record", (), {"fit": {"decisions": [answer]}})
-  text = render.to_markdown("", list(evidence.decisions(record)))
+  text = render.to_markdown("", evidence.decisions(record))
   assert "10 times outside the runs" in text
   assert "say little" in text
 

@@ -15,7 +15,8 @@ from scaling.commands.runs import runs_table
 from scaling.formats import bracket, ratio
 from scaling.laws import chinchilla
 from scaling.progress import Display
-from scaling.report import compare, records, report, side_by_side
+from scaling.report import compare, records, report
+from scaling.report.figures import objectives
 from scaling.sweep import run as sweeps
 from scaling.sweep.design import plan_table
 
@@ -111,27 +112,25 @@ def artists(axes, gid):
 
 
 def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
-  sides = compare.read(records.read(finished))
-  axes = side_by_side.figure(sides).axes
+  sweeps, laws, numbers = compare.read(records.read(finished))
+  axes = objectives.objectives(sweeps, laws, numbers).axes
   assert len(axes) == 2 * 3 + 3
   assert [a.get_title() for a in axes[:6:2]] == [
     "clm (decoder)", "mlm (encoder)", "span (encoder-decoder)"
   ]  # fmt: skip
-  for side, top, middle in zip(sides, axes[:6:2], axes[1:6:2], strict=True):
+  for (name, record), top, middle in zip(sweeps.items(), axes[:6:2], axes[1:6:2], strict=True):
     N = np.concatenate([a.get_xdata() for a in artists(top, "runs")])
-    assert sorted(N) == pytest.approx(sorted(c["N"] for c in side.record.done("fit")))
+    assert sorted(N) == pytest.approx(sorted(c["N"] for c in record.done("fit")))
     C, loss = artists(middle, "law")[0].get_xydata().T
-    best = chinchilla.optimum(side.law.law, C, side.law.compute)
+    best = chinchilla.optimum(laws[name].law, C, laws[name].compute)
     np.testing.assert_allclose(loss, best.loss, rtol=1e-6)
-    assert abs(loss[0] - chinchilla.optimum(TRUTHS[side.objective], C[0], COMPUTE).loss) < 0.05
+    assert abs(loss[0] - chinchilla.optimum(TRUTHS[name], C[0], COMPUTE).loss) < 0.05
     held = artists(middle, "heldout")[0].get_offsets()
-    np.testing.assert_allclose(held, [(c["C"], c["loss"]) for c in side.record.done("heldout")])
-  for side in sides:
-    for panel, name in zip(
-      axes[6:], ("N_opt", "tokens_per_param", "predicted_tokens_per_param"), strict=True
-    ):
-      marks = artists(panel, f"{side.objective} {name}")
-      wanted = [compare.optimum(side, C)[name] for C in (*BUDGETS, HELD)]
+    np.testing.assert_allclose(held, [(c["C"], c["loss"]) for c in record.done("heldout")])
+  for name, summary in numbers["sweeps"].items():
+    for panel, quantity in zip(axes[6:], objectives.COMPARED, strict=True):
+      marks = artists(panel, f"{name} {quantity}")
+      wanted = [row[quantity] for row in summary["optimum"]]
       assert [mark.get_ydata()[0] for mark in marks] == pytest.approx(wanted)
       hollow = [mark.get_markerfacecolor() == "white" for mark in marks]
       assert hollow == [False] * len(BUDGETS) + [True]
@@ -174,8 +173,8 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
   assert found["differences"] == []
   assert found["budgets"] == [*BUDGETS, HELD]
-  fitted = [side for side in compare.read(records.read(workdir)) if side.law]
-  assert len(side_by_side.figure(fitted).axes) == 2 + 3
+  figure = objectives.objectives(*compare.read(records.read(workdir)))
+  assert len(figure.axes) == 2 + 3
 
 
 def test_nothing_is_there_yet(workdir):

@@ -9,7 +9,7 @@ from synthetic import TRUTH, edit, markdown
 
 from scaling.laws import chinchilla
 from scaling.report import records
-from scaling.report.figures import style, sweep
+from scaling.report.figures import curves, law, profiles, style, table
 
 
 def artists(axes, gid):
@@ -28,7 +28,7 @@ def legend(figure):
 
 def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
   widths = {"training_curves": 7.0, "residuals": 7.0, "frontier": 7.0}
-  for name in sweep.FIGURES:
+  for name in table.FIGURES:
     pdf = (finished / "figures" / f"{name}.pdf").read_bytes()
     png = (finished / "figures" / f"{name}.png").read_bytes()
     assert pdf.startswith(b"%PDF-")
@@ -41,7 +41,7 @@ def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
 
 def test_profile_markers_sit_at_the_minima_and_on_their_parabolas(workdir):
   record = records.read(workdir)
-  axes = sweep.isoflop_profiles(record).axes[0]
+  axes = profiles.isoflop_profiles(record).axes[0]
   wanted = [(p["minimum_N"], p["minimum_loss"]) for p in record.profiles]
   np.testing.assert_allclose(points(axes, "minimum"), wanted)
   for line, (N, loss) in zip(artists(axes, "parabola"), wanted, strict=True):
@@ -61,7 +61,7 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
 
   edit(workdir / "fit.json", change)
   record = records.read(workdir)
-  figure = sweep.isoflop_profiles(record)
+  figure = profiles.isoflop_profiles(record)
   axes = figure.axes[0]
   first = record.profiles[0]
   low = int(np.argmin(first["loss"]))
@@ -73,12 +73,12 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
 
 def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
   record = records.read(workdir)
-  axes = sweep.contours(record).axes[0]
+  axes = law.contours(record).axes[0]
   N, D = points(axes, "frontier").T
   E, A, B, alpha, beta = (float(v) for v in TRUTH)
   np.testing.assert_allclose(alpha * A * N**-alpha, beta * B * D**-beta, rtol=1e-9)
   stars = points(axes, "optimum")
-  np.testing.assert_allclose(stars, [(o["N_opt"], o["D_opt"]) for o in record.optimum])
+  np.testing.assert_allclose(stars, [(o["N_opt"], o["D_opt"]) for o in record.optima])
   assert (record.prediction["N"], record.prediction["D"]) in {tuple(star) for star in stars}
   N, D = points(axes, "target").T
   np.testing.assert_allclose(D / N, 20.0)
@@ -91,8 +91,8 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
 
 def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
   record = records.read(workdir)
-  left, right = sweep.frontier(record).axes
-  best = record.optimum
+  left, right = law.frontier(record).axes
+  best = record.optima
   np.testing.assert_allclose(points(left, "N_opt"), [(o["C"], o["N_opt"]) for o in best])
   ratios = [(o["C"], o["tokens_per_param"]) for o in best]
   np.testing.assert_allclose(points(right, "tokens_per_param"), ratios)
@@ -104,10 +104,10 @@ def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
 
 def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
   record = records.read(workdir)
-  for axes, x in zip(sweep.residuals(record).axes, "ND", strict=False):
+  for axes, x in zip(law.residuals(record).axes, "ND", strict=False):
     cells = record.done("fit")
-    law = [float(chinchilla.loss(TRUTH, c["N"], c["D"])) for c in cells]
-    wanted = [(c[x], 100 * (c["loss"] / y - 1)) for c, y in zip(cells, law, strict=True)]
+    losses = [float(chinchilla.loss(TRUTH, c["N"], c["D"])) for c in cells]
+    wanted = [(c[x], 100 * (c["loss"] / y - 1)) for c, y in zip(cells, losses, strict=True)]
     np.testing.assert_allclose(points(axes, "fit"), wanted, rtol=1e-9, atol=1e-9)
     (bars,) = artists(axes, "interval")
     for segment, cell in zip(bars.get_segments(), record.prediction["cells"], strict=True):
@@ -117,7 +117,7 @@ def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
 
 def test_predicted_vs_trained_has_predictions_on_x(workdir):
   record = records.read(workdir)
-  axes = sweep.predicted_vs_trained(record).axes[0]
+  axes = law.predicted_vs_trained(record).axes[0]
   held = record.done("heldout")
   sealed = [c["predicted_loss"] for c in record.prediction["cells"]]
   np.testing.assert_allclose(points(axes, "heldout").T, [sealed, [c["loss"] for c in held]])
@@ -128,7 +128,7 @@ def test_predicted_vs_trained_has_predictions_on_x(workdir):
 
 def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workdir):
   record = records.read(workdir)
-  left, right = sweep.training_curves(record).axes[:2]
+  left, right = curves.training_curves(record).axes[:2]
   cells = record.done("fit")
   np.testing.assert_allclose(points(left, "fit"), [(c["D"], c["loss"]) for c in cells])
   np.testing.assert_allclose(points(right, "fit"), [(c["C"], c["loss"]) for c in cells])
@@ -149,15 +149,15 @@ def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workd
 def test_smoothing_keeps_a_level_and_removes_noise():
   rng = np.random.default_rng(0)
   tokens = np.arange(1, 2001) * 1024.0
-  np.testing.assert_allclose(sweep.smooth(tokens, np.full(2000, 3.0), tokens[::50]), 3.0)
-  noise = sweep.smooth(tokens, 3 + 0.1 * rng.standard_normal(2000), tokens[500:1500:50])
+  np.testing.assert_allclose(curves.smooth(tokens, np.full(2000, 3.0), tokens[::50]), 3.0)
+  noise = curves.smooth(tokens, 3 + 0.1 * rng.standard_normal(2000), tokens[500:1500:50])
   assert abs(noise.mean() - 3) < 0.01
   assert noise.std() < 0.03
 
 
 def test_the_sensitivity_figure_has_every_estimator_and_choice_that_gave_a_law(workdir):
   record = records.read(workdir)
-  axes = sweep.FIGURES["sensitivity"][0](record).axes[0]
+  axes = law.sensitivity(record).axes[0]
   labels = [label.get_text() for label in axes.get_yticklabels()]
   stored = record.fit
   wanted = [stored["a"], *(row["a"] for row in stored["estimators"]["rows"] if row["a"])]
@@ -183,9 +183,9 @@ def test_names_of_budgets_do_not_overlap():
   axes = figure.subplots()
   axes.set(xscale="log", xlim=(1e7, 1e10), ylim=(2, 3))
   points = [(1e18 * 2**i, (1e8, 2.5 + 0.002 * i), "k") for i in range(10)]
-  sweep.name_budgets(axes, [*points, (1e17, (1e8, 2.9), "k")])
+  profiles.label_budgets(axes, [*points, (1e17, (1e8, 2.9), "k")])
   figure.draw_without_rendering()
   boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
   middles = [(box.y0 + box.y1) / 2 * 72 / figure.dpi for box in boxes]
-  assert min(np.diff(middles)) > 0.9 * sweep.LINE
+  assert min(np.diff(middles)) > 0.9 * profiles.LINE
   assert axes.texts[-1].get_position()[1] == 0  # where there is room it stays

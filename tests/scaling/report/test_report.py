@@ -16,7 +16,7 @@ from synthetic import COLUMNS, edit, markdown, params_of
 
 from scaling.formats import si
 from scaling.report import evidence, records, report
-from scaling.report.figures import sweep
+from scaling.report.figures import style, table
 
 
 class Page(html.parser.HTMLParser):
@@ -112,7 +112,7 @@ def test_a_loss_below_the_floor_is_flagged(workdir, floor, said):
 @pytest.mark.parametrize(
   ("left", "drawn", "starts"),
   [
-    ((), 0, "0 of 0 cells"),
+    ((), 0, "Not begun"),
     (("sweep.json", "cells.csv"), 1, "42 of 43 cells"),
     (("sweep.json", "cells.csv", "fit.json"), 7, "Fitted on 36 runs"),
     (("fit.json",), 3, "Fitted on 36 runs"),  # someone's runs, too many to keep a copy of
@@ -125,7 +125,7 @@ def test_a_partial_sweep_gets_the_report_it_can_have(
   def copied(_figure, stem):  # to set and print them takes seconds
     shutil.copy(finished / "figures" / f"{stem.name}.png", stem.parent)
 
-  monkeypatch.setattr(sweep, "save", copied)
+  monkeypatch.setattr(style, "save", copied)
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     if name not in left:
       (workdir / name).unlink()
@@ -186,7 +186,7 @@ def test_the_same_records_give_the_same_bytes_anywhere(finished, workdir):
   subprocess.run(
     [sys.executable, "-c", command, str(workdir)], check=True, cwd=root, env=environment
   )
-  names = [f"figures/{n}.{kind}" for n in sweep.FIGURES for kind in ("pdf", "png")]
+  names = [f"figures/{n}.{kind}" for n in table.FIGURES for kind in ("pdf", "png")]
   for name in [*names, "report.md", "report.html"]:
     assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
 
@@ -249,8 +249,9 @@ def test_someones_runs_have_figures_and_no_sweep(workdir):
   missing = next(line for line in text.splitlines() if line.startswith("**Incomplete.**"))
   assert missing.count("Missing: figure training_curves (there are no training curves).") == 1
   assert "## Cost" not in text
-  drawn = [name for name, why in sweep.draw(workdir).items() if not why]
-  assert set(sweep.FIGURES) - set(drawn) == {"training_curves"}
+  report.draw(workdir)
+  drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
+  assert set(table.FIGURES) - drawn == {"training_curves"}
 
 
 def test_cells_chosen_by_the_fit_are_listed_with_their_reason(workdir):

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from synthetic import build
+from synthetic import build, markdown
 
-from scaling.report import report
 from scaling.sweep import costs
 
 
@@ -94,9 +93,7 @@ def test_the_report_shows_each_part_and_its_share(tmp_path):
   (folder / "costs.json").write_text(
     json.dumps({"parts": costs.split(WALL, 80.0, [{"seconds": 66.0, "times": TIMES}])})
   )
-  report.write(folder, dict.fromkeys(("frontier",), "not drawn"))
-  text = (folder / "report.md").read_text()
-  section = text.partition("## Where the time went")[2].partition("\n## ")[0]
+  section = markdown(folder).partition("## Where the time went")[2].partition("\n## ")[0]
   assert "| train | 25.0 | 45.5% |" in section
   assert "| all | 55.0 | 100.0% |" in section
   assert "unsplit" not in section  # nothing was

@@ -1,0 +1,156 @@
+"""The report on sweeps of several objectives: sections of a comparison (`scaling.report.compare`).
+
+They are functions of the sweeps' records and of the numbers that are comparison.json.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from scaling.formats import bracket, flops, nats, number, ratio, si, yes_no
+from scaling.progress import duration
+from scaling.report.records import Record, outside
+from scaling.report.render import Block, Heading, Table, Text
+from scaling.report.sections import parameters
+
+Sweeps = Mapping[str, Record]  # by objective
+Numbers = Mapping[str, Any]
+
+
+def headline(sweeps: Sweeps, numbers: Numbers) -> str:
+  """Says in a few sentences what the comparison shows."""
+  optima = {name: numbers["sweeps"][name]["optimum"][-1] for name, s in sweeps.items() if s.fit}
+  if not optima:
+    return f"Nothing to compare yet: none of {len(sweeps)} sweeps is fitted."
+  ratios = []
+  for name, row in optima.items():
+    interval = bracket(row["tokens_per_param_interval"], ratio)
+    ratios.append(f"{ratio(row['tokens_per_param'])} {interval} for {name}")
+  C = flops(numbers["budgets"][-1])
+  text = f"At {C} FLOPs the optimum is, in text tokens per parameter, {', '.join(ratios)}."
+  complete = {name: s.verification for name, s in sweeps.items() if s.complete}
+  held = [name for name, verdict in complete.items() if verdict["inside"]]
+  missed = [name for name in complete if name not in held]
+  verdicts = [f"held for {', '.join(held)}"] if held else []
+  verdicts += [f"did NOT hold for {', '.join(missed)}"] if missed else []
+  if verdicts:
+    text += f" The sealed predictions {' and '.join(verdicts)}."
+  elsewhere = [n for n, verdict in complete.items() if verdict["minimum_where_predicted"] is False]
+  if elsewhere:
+    text += f" The minimum does NOT lie where it was predicted for {', '.join(elsewhere)}."
+  return text
+
+
+def blocks(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
+  """Yields the sections of the comparison, in the order of its report."""
+  fitted = {name: sweep for name, sweep in sweeps.items() if sweep.fit}
+  yield from _pending(sweeps)
+  if fitted:
+    yield from _optima(fitted, numbers)
+    yield from _laws(fitted, numbers)
+  yield from _differences(numbers["differences"])
+  yield from _verdicts(sweeps)
+  yield from _costs(sweeps)
+
+
+def _pending(sweeps: Sweeps) -> Iterator[Block]:
+  pending = [sweep for sweep in sweeps.values() if not sweep.complete]
+  if pending:
+    yield Text(f"**Incomplete.** {len(pending)} of {len(sweeps)} sweeps have no verdict yet:")
+    yield Table(("sweep", "so far"), [(sweep.title, sweep.headline) for sweep in pending])
+
+
+def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
+  yield Heading("Tokens per parameter at the optimum")
+  for key, title in (
+    ("tokens_per_param", "text tokens / parameter"),
+    ("predicted_tokens_per_param", "predicted tokens / parameter"),
+  ):
+    rows = []
+    for i, C in enumerate(numbers["budgets"]):
+      cells = [flops(C)]
+      for name in fitted:
+        row = numbers["sweeps"][name]["optimum"][i]
+        mark = " *" if outside(row) else ""
+        cells += [ratio(row[key]) + mark, bracket(row[f"{key}_interval"], ratio)]
+      rows.append(cells)
+    yield Table((title, *_paired(sweep.title for sweep in fitted.values())), rows)
+  yield Text("By training compute [FLOPs]; \\* beyond the budgets that were fitted.")
+
+
+def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
+  yield Heading("The laws")
+  rows: list[tuple[str, ...]] = []
+  for cells in zip(*(parameters(sweep.fit) for sweep in fitted.values()), strict=True):
+    name = cells[0][0]
+    rows.append((name, *(text for _, *pair in cells for text in pair)))
+  C, summaries = flops(numbers["budgets"][-1]), [numbers["sweeps"][name] for name in fitted]
+  per_token = (summary["optimum"][-1]["flops_per_param_and_token"] for summary in summaries)
+  predicted = (summary["predicted_per_token"] for summary in summaries)
+  rows += [
+    ("runs", *_paired(str(summary["n_runs"]) for summary in summaries)),
+    (f"C / (N D) at {C}", *_paired(number(value, ".2f") for value in per_token)),
+    ("predicted per text token", *_paired(number(value, ".3f") for value in predicted)),
+  ]
+  yield Table(("", *_paired(sweep.title for sweep in fitted.values())), rows)
+  yield Text(
+    "L(N, D) = E + A / N^alpha + B / D^beta in nats per predicted token; D counts text tokens, N "
+    "body and head. The objectives predict different things from different context, so their "
+    "losses, and with them E, A and B, cannot be compared with each other; exponents and optima "
+    "can. In an encoder-decoder a token passes one of two stacks, so C / (N D) is about half."
+  )
+
+
+def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
+  if not differences:
+    return
+  yield Heading("Where they differ")
+  table: dict[str, dict[str, str]] = {}
+  for row in differences:
+    quantity = f"{row['quantity']}, {row['kind']}"
+    if row["C"]:
+      quantity = f"tokens / parameter at {flops(row['C'])}, ratio"
+    text = f"{ratio(row['value'])} {bracket(row['interval'], ratio)}"
+    marked = f"**{text}**" if row["differs"] else text
+    table.setdefault(quantity, {})[f"{row['of']} to {row['to']}"] = marked
+  pairs = list(next(iter(table.values())))
+  yield Table(("", *pairs), [(quantity, *cells.values()) for quantity, cells in table.items()])
+  marked = sum(row["differs"] for row in differences)
+  yield Text(
+    f"Bold ({marked} of {len(differences)}): the interval excludes that they are the same. It is "
+    "that of two independent bootstraps over runs; it holds no error of the law's form, and is not "
+    "corrected for the number of comparisons."
+  )
+
+
+def _verdicts(sweeps: Sweeps) -> Iterator[Block]:
+  complete = [(s, s.prediction, s.verification) for s in sweeps.values() if s.complete]
+  if not complete:
+    return
+  yield Heading("The sealed predictions")
+  rows = [
+    (sweep.title, nats(v["predicted_loss"]), bracket(v["interval"]), nats(v["trained_loss"]),
+     number(v["relative_error"], "+.2%"), yes_no(v["inside"]), si(p["N"]),
+     bracket(p["N_interval"], si), si(v.get("trained_minimum_N")),
+     yes_no(v.get("minimum_where_predicted")))
+    for sweep, p, v in complete
+  ]  # fmt: skip
+  columns = "sweep|predicted loss||trained||inside|predicted N*||trained minimum|where predicted"
+  yield Table(columns.split("|"), rows)
+
+
+def _costs(sweeps: Sweeps) -> Iterator[Block]:
+  rows = []
+  for name, sweep in sweeps.items():
+    if sweep.sweep:
+      spent = [c["flops_spent"] for c in sweep.cells if c["status"] == "done"]
+      taken = sweep.sweep.get("seconds")
+      time = "" if taken is None else duration(taken)
+      rows.append((f"`{name}`", str(len(spent)), flops(sum(spent)), time))
+  if rows:
+    yield Heading("The sweeps")
+    yield Table(("folder, with its own report", "runs", "spent [FLOPs]", "time"), rows)
+
+
+def _paired(cells: Iterable[str]) -> list[str]:
+  """Appends an empty cell to each: the column of its intervals."""
+  return [text for cell in cells for text in (cell, "")]

@@ -1,0 +1,89 @@
+"""The training curves: loss against tokens and against compute."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scaling.laws.tables.curves import join, train_losses
+from scaling.report.figures import style
+from scaling.report.records import Cell, Record, column
+
+POINTS = 200  # of a drawn curve
+
+
+def training_curves(record: Record) -> Figure:
+  """Draws the smoothed train loss of trunks and their cooldowns, and the final evaluations."""
+  cells, best = record.done("fit", "heldout"), record.optima
+  figure = Figure(figsize=(style.DOUBLE, 2.7))
+  left, right = panels = figure.subplots(1, 2, sharey=True)
+  shade = style.color_bar(figure, [left, right], column(cells, "N"), "N")
+  optim = record.config.get("optim", {})
+  constant = 1 - optim.get("cooldown_fraction", 0) if optim.get("schedule") == "wsd" else 0
+  start = 0.1 * min(column(cells, "D"))
+  top, drawn = max(column(cells, "loss")), set()
+  trunks = {c["id"]: c.get("trunk") for c in record.sweep.get("cells", [])}
+  for cell in cells:
+    name, trunk = cell["cell"], trunks.get(cell["cell"])
+    curve = train_losses(record.workdir / "cells" / name)
+    stem, branch, until = curve, constant * cell["D"], constant * cell["D"]
+    if trunk and curve.size:
+      stem, branch, until = train_losses(record.workdir / "trunks" / trunk), curve[0, 0], math.inf
+      curve = join(stem, curve)
+    color = shade(cell["N"])
+    if (trunk or name) not in drawn:
+      look = {"color": color, "lw": 0.7, "alpha": 0.5, "gid": "constant"}
+      top = max(top, _draw(panels, stem, (start, until), cell, look))
+      drawn.add(trunk or name)
+    look = {"color": color, "lw": 1.1, "gid": "cooldown"}
+    top = max(top, _draw(panels, curve, (max(branch, start), math.inf), cell, look))
+  for axes, x in ((left, "D"), (right, "C")):
+    for kind, look in (
+      ("fit", style.DOTS),
+      ("heldout", style.DOTS | {"marker": "D", "edgecolors": style.ACCENT}),
+    ):
+      some = record.done(kind)
+      color = shade(column(some, "N"))
+      axes.scatter(column(some, x), column(some, "loss"), c=color, **look | {"gid": kind, "s": 18})
+  left.set_xlim(start, style.limits(column(cells, "D"))[1])
+  right.set_xlim(start * min(c["C"] / c["D"] for c in cells), style.limits(column(cells, "C"))[1])
+  style.log_axis(left.xaxis, "tokens processed")
+  style.flops_axis(right.xaxis)
+  left.set_ylabel("loss [nats/token]")
+  low = min(column(cells, "loss"))
+  left.set_ylim(low - 0.06 * (top - low), top)
+  if best:
+    right.plot(column(best, "C"), column(best, "loss"), "k--", lw=0.9, zorder=2, gid="law")
+  style.legend(
+    figure,
+    constant and style.key("constant rate, train", ls="-", lw=0.7, alpha=0.7),
+    style.key("cooldown, train" if constant else "train", ls="-", lw=1.2),
+    style.key("final validation", marker="o"),
+    record.done("heldout") and style.key("held out, validation", marker="D", mec=style.ACCENT),
+    best and style.key("law at its optimum", ls="--", color="k", lw=0.9),
+    ncols=5,
+  )
+  return figure
+
+
+def _draw(
+  panels: Sequence[Axes], curve: np.ndarray, span: tuple[float, float], cell: Cell, look: dict
+) -> float:
+  """Draws a curve [2, t] over a span of tokens, smoothed; returns its first loss, or -inf."""
+  tokens, loss = curve
+  at = tokens[(tokens >= span[0]) & (tokens <= span[1])]
+  if not at.size:
+    return -math.inf
+  at = np.unique(at[np.searchsorted(at, np.geomspace(at[0], at[-1], POINTS) * (1 - 1e-9))])
+  smoothed = smooth(tokens, loss, at)
+  for axes, x in zip(panels, (at, at * cell["C"] / cell["D"]), strict=True):
+    axes.plot(x, smoothed, **look)
+  return float(smoothed[0])
+
+
+def smooth(tokens: np.ndarray, loss: np.ndarray, at: np.ndarray, width: float = 0.06) -> np.ndarray:
+  """Averages `loss` [n] around the tokens `at` [m], by a Gaussian in log tokens."""
+  weight = np.exp(-0.5 * ((np.log(at)[:, None] - np.log(tokens)[None, :]) / width) ** 2)
+  return weight @ loss / weight.sum(1)

@@ -1,0 +1,201 @@
+"""The law against its runs: contours, predicted and trained losses, residuals, frontier, a."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scaling.laws import chinchilla
+from scaling.report.evidence import ESTIMATORS
+from scaling.report.figures import style
+from scaling.report.records import Cell, Record, column, outside
+
+
+def contours(record: Record) -> Figure:
+  """Draws L(N, D), the runs, the compute-optimal frontier and the rule-of-thumb line."""
+  figure = Figure(figsize=(style.SINGLE, 3.1))
+  axes = figure.subplots()
+  fitted, held, best = record.done("fit"), record.done("heldout"), record.optima
+  N, D = (np.geomspace(*style.limits(column(fitted + held, x), 0.15), 100) for x in ("N", "D"))
+  loss = chinchilla.loss(record.law, N[None, :], D[:, None])
+  lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
+  axes.contourf(N, D, loss, levels=lines.levels, cmap=style.GREYS, zorder=0)
+  axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
+  shade = _compute_bar(figure, axes, record)
+  axes.scatter(column(fitted, "N"), column(fitted, "D"), c=shade, **style.DOTS)
+  diamonds = style.DOTS | {"marker": "D", "c": style.ACCENT, "gid": "heldout"}
+  axes.scatter(column(held, "N"), column(held, "D"), **diamonds)
+  span = np.geomspace(0.1 * min(column(fitted, "C")), 10 * max(column(fitted + held, "C")), 50)
+  path = chinchilla.optimum(record.law, span, record.compute)
+  axes.plot(path.N, path.D, "k-", lw=1.1, gid="frontier")
+  axes.plot(column(best, "N_opt"), column(best, "D_opt"), "k*", ms=7, mec="white", mew=0.4,
+            zorder=2.5, gid="optimum")  # fmt: skip
+  axes.plot(N, record.target * N, "k:", lw=0.9, gid="target")
+  axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
+  axes.grid(visible=False)
+  style.log_axis(axes.xaxis, "parameters $N$")
+  style.log_axis(axes.yaxis, "tokens $D$")
+  style.legend(
+    figure,
+    style.key("fitted", marker="o"),
+    held and style.key("held out", marker="D", color=style.ACCENT),
+    style.key("optimum of the law", ls="-", marker="*", color="k", lw=1.1, mec="white", ms=7),
+    style.key(f"{record.target:g} tokens per parameter", ls=":", color="k", lw=0.9),
+    ncols=2,
+  )
+  return figure
+
+
+def predicted_vs_trained(record: Record) -> Figure:
+  """Draws trained against predicted loss, of fitted cells and of held-out ones with intervals."""
+  figure = Figure(figsize=(style.SINGLE, 2.85))
+  axes = figure.subplots()
+  fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
+  shade, predicted = _compute_bar(figure, axes, record), _predicted(record)
+  axes.scatter(predicted, column(fitted, "loss"), c=shade, **style.DOTS)
+  losses = column(held, "loss")
+  _identity(axes, predicted, column(fitted, "loss"), sealed, losses)
+  axes.set(xlabel="predicted loss [nats/token]", ylabel="trained loss [nats/token]")
+  if held:
+    zoom = axes.inset_axes((0.57, 0.09, 0.42, 0.42))
+    for panel, gid in ((axes, "heldout"), (zoom, "zoom")):
+      panel.hlines(losses, *interval, **style.BAR)
+      panel.scatter(sealed, losses, gid=gid, **style.HELD)
+    _identity(zoom, interval, losses)
+    zoom.tick_params(labelsize=5.5, length=2, pad=1.5)
+    zoom.locator_params(nbins=3)
+    zoom.spines[["top", "right"]].set_visible(True)
+    zoom.set_title("held out", fontsize=6.5, color=style.ACCENT, pad=2)
+  style.legend(
+    figure,
+    style.key("fitted", marker="o"),
+    held and style.key("held out, with interval", marker="D", color=style.ACCENT),
+    style.key("trained = predicted", ls="-", color="0.4", lw=0.8),
+  )
+  return figure
+
+
+def _identity(axes: Axes, *values: Any) -> None:
+  """Draws the diagonal, and sets square style.limits around all values."""
+  flat = np.concatenate([np.ravel(v) for v in values])
+  pad = 0.06 * np.ptp(flat)
+  ends = flat.min() - pad, flat.max() + pad
+  axes.plot(ends, ends, color="0.4", lw=0.8, gid="identity")
+  axes.set(xlim=ends, ylim=ends, aspect="equal")
+
+
+def residuals(record: Record) -> Figure:
+  """Draws trained / predicted - 1 against N and against D; a good law leaves no trend."""
+  figure = Figure(figsize=(style.DOUBLE, 2.4))
+  panels = figure.subplots(1, 2, sharey=True)
+  fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
+  shade = _compute_bar(figure, panels, record)
+  excess = 100 * (column(fitted, "loss") / _predicted(record) - 1)
+  sd = 100 * record.fit.get("residual_sd", 0.0)
+  for axes, x, label in zip(panels, "ND", ("parameters $N$", "tokens $D$"), strict=True):
+    axes.axhspan(-sd, sd, color="0.93", lw=0, zorder=0, gid="sd")
+    axes.axhline(0.0, color="0.4", lw=0.8)
+    axes.scatter(column(fitted, x), excess, c=shade, **style.DOTS)
+    axes.vlines(column(held, x), *(100 * (interval / sealed - 1)), gid="interval", **style.BAR)
+    gap = 100 * (column(held, "loss") / sealed - 1)
+    axes.scatter(column(held, x), gap, gid="heldout", **style.HELD)
+    style.log_axis(axes.xaxis, label)
+  panels[0].set_ylabel("trained / predicted − 1 [%]")
+  style.legend(
+    figure,
+    style.key("fitted", marker="o"),
+    held
+    and style.key("held out, with the interval of the prediction", marker="D", color=style.ACCENT),
+    sd and style.key("± 1 residual standard deviation", marker="s", color="0.9", ms=7),
+  )
+  return figure
+
+
+def _compute_bar(figure: Figure, axes: Any, record: Record) -> np.ndarray:
+  """Adds a colour bar of C, ticked at the budgets; returns the colours of the fit cells."""
+  C = column(record.done("fit"), "C")
+  return style.color_bar(figure, axes, C, "C", column(record.profiles, "C"))(C)
+
+
+def _predicted(record: Record) -> np.ndarray:
+  """Evaluates the law at the fit cells [n]."""
+  fitted = record.done("fit")
+  return chinchilla.loss(record.law, column(fitted, "N"), column(fitted, "D"))
+
+
+def _sealed(record: Record) -> tuple[list[Cell], np.ndarray, np.ndarray]:
+  """Selects the trained held-out cells [n], their sealed losses [n] and intervals [2, n]."""
+  rows = {c["cell"]: c for c in record.prediction.get("cells", [])}
+  cells = [c for c in record.done("heldout") if c["cell"] in rows]
+  sealed = [rows[c["cell"]] for c in cells]
+  interval = np.array([row["interval"] for row in sealed], float).reshape(-1, 2).T
+  return cells, column(sealed, "predicted_loss"), interval
+
+
+def frontier(record: Record) -> Figure:
+  """Draws the optimal N and the optimal tokens per parameter against compute, with intervals."""
+  figure = Figure(figsize=(style.DOUBLE, 2.5))
+  left, right = figure.subplots(1, 2)
+  best, compute = record.optima, record.compute
+  minima = [p for p in record.profiles if p["inside"]]
+  C = np.geomspace(*style.limits(column(best, "C")), 60)
+  path = chinchilla.optimum(record.law, C, compute)
+  for axes, name, line in ((left, "N_opt", path.N), (right, "tokens_per_param", path.D / path.N)):
+    axes.plot(C, line, "k-", gid="law")
+    for row in best:
+      color = style.ACCENT if row.get("sealed") else "k"
+      axes.vlines(row["C"], *row[f"{name}_interval"], **style.BAR | {"color": color})
+      face = "white" if outside(row) else color
+      axes.plot(row["C"], row[name], "o", mec=color, mfc=face, zorder=5, gid=name)
+  stars: dict[str, Any] = {"ms": 7, "mec": "k", "mew": 0.3, "color": style.SHADES(0.7), "zorder": 6}
+  left.plot(column(minima, "C"), column(minima, "minimum_N"), "*", gid="approach2", **stars)
+  left.plot(C, compute.params(C, record.target), ":", color="0.4", gid="target")
+  right.axhline(record.target, ls=":", color="0.4", gid="target")
+  for axes, label in ((left, "optimal $N$ [parameters]"), (right, "optimal tokens per parameter")):
+    style.flops_axis(axes.xaxis)
+    style.log_axis(axes.yaxis, label)
+  style.legend(
+    figure,
+    style.key("law, with interval", ls="-", marker="o", color="k"),
+    style.key("extrapolated", marker="o", color="k", mfc="white"),
+    record.prediction
+    and style.key("sealed prediction", marker="o", color=style.ACCENT, mfc="white"),
+    minima and style.key("isoFLOP minimum", marker="*", **stars),
+    style.key(f"{record.target:g} tokens per parameter", ls=":"),
+    ncols=5,
+  )
+  return figure
+
+
+def sensitivity(record: Record) -> Figure:
+  """Draws a, with N_opt ~ C^a, of the fit, of the other estimators, and under other choices."""
+  fit = record.fit
+  rows: list[tuple[str, Any, Any]] = [("the fit", fit["a"], fit["intervals"].get("a"))]
+  for row in fit.get("estimators", {}).get("rows", []):
+    rows.append((ESTIMATORS[row["estimator"]], row["a"], row["a_interval"]))
+  for row in fit["choices"][1:]:
+    if row["value"] not in ("LAD", "MSE"):  # they are among the estimators
+      rows.append((f"{row['choice']}: {row['value']}", row.get("a"), None))
+  rows = [row for row in rows if row[1] is not None]
+  figure = Figure(figsize=(style.SINGLE, 0.6 + 0.19 * len(rows)))
+  axes = figure.subplots()
+  _, a, interval = rows[0]
+  axes.axvspan(*(interval or (a, a)), color="0.93", lw=0, zorder=0, gid="interval")
+  axes.axvline(a, color="0.4", lw=0.8)
+  for y, (_, a, interval) in enumerate(rows):
+    color = "k" if y else style.ACCENT
+    if interval:
+      axes.plot(interval, (y, y), "-", color=color, lw=0.9)
+    axes.plot(a, y, "o", mec=color, mfc=color if interval else "white", ms=4, gid="a")
+  axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  axes.set_xlabel("exponent $a$ of $N_{opt} \\sim C^a$")
+  axes.grid(visible=False, axis="y")
+  style.legend(
+    figure,
+    style.key("with interval", marker="o", ls="-", color="k"),
+    len(fit["choices"]) > 1 and style.key("one choice changed", marker="o", mfc="white"),
+    ncols=2,
+  )
+  return figure

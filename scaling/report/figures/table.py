@@ -1,0 +1,47 @@
+"""The figures of a sweep, sized and set for a paper; each a function of what lies in its folder.
+
+The same folder gives the same bytes: no dates, no random layout.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from scaling.report.figures import curves, law, profiles, style
+from scaling.report.records import Record
+
+
+class Drawing(NamedTuple):
+  """A figure of the report: how it is drawn, and what it needs of a record (`Record.lacks`)."""
+
+  draw: Callable[[Record], Figure]
+  needs: tuple[str, ...]
+  caption: str
+  sealed: str = ""  # appended to the caption where a prediction was sealed
+
+
+FIGURES = {
+  "isoflop_profiles": Drawing(profiles.isoflop_profiles, ("profiles",),
+    "Loss against model size at each compute budget, with a parabola in log N (approach 2).",
+    " The dashed curve is the sealed prediction with its interval."),
+  "frontier": Drawing(law.frontier, ("law", "optimum"),
+    "Optimal parameters and optimal tokens per parameter against training compute."),
+  "predicted_vs_trained": Drawing(law.predicted_vs_trained, ("law", "runs"),
+    "Trained against predicted loss.", " Bars are prediction intervals."),
+  "contours": Drawing(law.contours, ("law", "runs", "optimum"),
+    "The fitted L(N, D), the trained runs and the compute-optimal path."),
+  "residuals": Drawing(law.residuals, ("law", "runs"),
+    "Trained over predicted loss. A trend in N or D would say that the form is wrong."),
+  "training_curves": Drawing(curves.training_curves, ("runs", "curves"),
+    "Train loss, smoothed in log tokens, and final validation losses."),
+  "sensitivity": Drawing(law.sensitivity, ("law", "choices"),
+    "The exponent of N_opt as other estimators, and other choices, would have it."),
+}  # fmt: skip
+
+
+def draw(record: Record) -> None:
+  """Writes the figures that a record allows to `figures/`, as PDF and as PNG."""
+  for name, figure in FIGURES.items():
+    if not record.lacks(*figure.needs):
+      style.draw(record.workdir, name, figure.draw, record)

@@ -1,0 +1,299 @@
+"""The report of a sweep, section by section: each turns a record into blocks.
+
+A section yields nothing where the record lacks what it shows; `report.ORDER` gives their order.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, yes_no
+from scaling.progress import duration
+from scaling.report.records import Cell, Record, outside
+from scaling.report.render import Block, Code, Table, Text
+from scaling.sweep import costs
+from train.system import files
+
+MOST_NAMED = 20  # cells that were not used, in a table
+PETAFLOP_DAY = 1e15 * 86_400  # [FLOPs]
+NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
+
+
+def headline(record: Record) -> Iterator[Block]:
+  """Yields the outcome so far in one sentence."""
+  yield Text(f"**{record.headline}**")
+
+
+def glance(record: Record) -> Iterator[Block]:
+  """Yields the verdict in a table of two rows: the loss, and the N with the least loss."""
+  if not record.complete:
+    return
+  v, sealed = record.verification, record.prediction
+  excess = number(v.get(f"cost_of_{record.target:g}_tokens_per_param"), "+.4f")
+  if interval := v.get("cost_of_target", {}).get("excess_interval"):
+    excess += f" {bracket(interval)}"
+  rows = [
+    ("loss at the held-out budget [nats/token]", nats(v["predicted_loss"]), bracket(v["interval"]),
+     nats(v["trained_loss"]), yes_no(v["inside"])),
+    ("N with the least loss", si(sealed.get("N")), bracket(sealed.get("N_interval"), si),
+     si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
+  ]  # fmt: skip
+  yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
+  yield Text(
+    f"The trained loss differs by {number(v['relative_error'], '+.2%')}. The optimum there is "
+    f"{ratio(v['tokens_per_param'])} {bracket(v['tokens_per_param_interval'], ratio)} tokens per "
+    f"parameter; choosing {record.target:g} would cost {excess} nats/token."
+  )
+
+
+def missing(record: Record) -> Iterator[Block]:
+  """Yields the files and the figures that are not there yet."""
+  from scaling.report.figures.table import FIGURES  # matplotlib is slow to import: only to draw
+
+  parts: dict[str, Any] = {
+    "sweep.json": record.sweep, "cells.csv": record.cells, "fit.json": record.fit,
+    "prediction.json": record.prediction, "verification.json": record.verification,
+  }  # fmt: skip
+  names = [f"`{name}`" for name, part in parts.items() if not part and not record.foreign]
+  for name, figure in FIGURES.items():
+    if reason := record.lacks(*figure.needs):
+      names.append(f"figure {name} ({reason})")
+  if names:
+    yield Text(f"**Incomplete.** Missing: {', '.join(names)}.")
+
+
+def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:
+  """Formats a law's parameters and exponents: name, value, interval."""
+  form = {"A": ratio, "B": ratio}
+  return [
+    (name, form.get(name, nats)(value), bracket(fit["intervals"].get(name), form.get(name, nats)))
+    for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items()
+  ]
+
+
+def law(record: Record) -> Iterator[Block]:
+  """Yields the law's parameters, the scatter about it, and what must be known to quote it."""
+  fit = record.fit
+  if not fit:
+    return
+  yield Text(
+    f"L(N, D) = E + A / N^alpha + B / D^beta in nats per token, fitted to {fit['n_runs']} runs "
+    f"(Huber on log loss, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
+  )
+  yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), parameters(fit))
+  notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
+  if fit.get("seed_noise"):  # 0: exact copies
+    notes.append(f"runs of the same N and D scatter by {fit['seed_noise']:.2%}")
+  if fit.get("form_error") is not None:
+    notes.append(f"fits below each budget missed those above by {fit['form_error']:.2%} per e-fold")
+  parabolas = fit.get("approach2", {})
+  if parabolas.get("a") is not None:
+    a, b = parabolas["a"], parabolas["b"]
+    notes.append(f"isoFLOP parabolas (approach 2) give a = {a:.3f}, b = {b:.3f}")
+  yield Text("; ".join(notes) + ".")
+  for warning in fit.get("warnings", ()):
+    yield Text(f"**{warning}**")
+
+
+def optima(record: Record, most: int = 0) -> Iterator[Block]:
+  """Yields the compute-optimal models by budget; at most about so many of them (0: all)."""
+  rows = record.optima
+  if not rows:
+    return
+  if most and len(rows) > most:
+    even = {round(i * (len(rows) - 1) / (most - 1)) for i in range(most)}
+    rows = [row for i, row in enumerate(rows) if i in even or row.get("sealed")]
+  cells = []
+  for row in rows:
+    mark = " †" if row.get("sealed") else " *" if outside(row) else ""
+    cells.append([flops(row["C"]) + mark])
+    for name, form in (("N_opt", si), ("D_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
+      cells[-1] += [form(row[name]), bracket(row[f"{name}_interval"], form)]
+  yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), cells)
+  yield Text(
+    "\\* outside the fitted runs; † likewise, and sealed: its loss is that of one run, with "
+    f"seed noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
+  )
+  if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
+    yield Text(f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs.")
+
+
+def heldout(record: Record) -> Iterator[Block]:
+  """Yields the held-out cells: what was sealed, and what was trained."""
+  cells = record.verification.get("cells") or record.prediction.get("cells")
+  if not cells:
+    return
+  if seal := record.prediction.get("input_hash"):
+    yield Text(f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`.")
+  rows = [
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), nats(c["predicted_loss"]), bracket(c["interval"]),
+     nats(c.get("trained_loss")), yes_no(c.get("inside")))
+    for c in cells
+  ]  # fmt: skip
+  yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
+  for cell, reason in record.prediction.get("passed_over", {}).items():
+    yield Text(f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}.")
+
+
+def floor(record: Record) -> Iterator[Block]:
+  """Yields the entropy of a source that is known, losses below it, and how near E is to it."""
+  entropy = record.sweep.get("corpus", {}).get("floor")
+  if entropy is None:
+    return
+  yield Text(f"The entropy of this source is {entropy:.4f} nats/token; no model can do better.")
+  cells = record.done("probe", "fit", "heldout")
+  below = [c for c in cells if c["loss"] + 3 * max(0.0, c["loss_stderr"]) < entropy]
+  if below:
+    names = ", ".join(f"`{c['cell']}` ({_loss(c)})" for c in below)
+    yield Text(f"**Below the floor by more than 3 standard errors (a leak):** {names}.")
+  else:
+    yield Text(f"None of {len(cells)} losses lies below it by more than 3 standard errors.")
+  if record.fit:
+    E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
+    near = "within" if abs(E - entropy) <= NEAR_FLOOR else "NOT within"
+    wide = high - low > 2 * NEAR_FLOOR
+    yield Text(
+      f"The fitted E is {E:.4f} {bracket((low, high))}, {near} {NEAR_FLOOR} nats of it."
+      + (" That interval is wide: this sweep is too small to tell." if wide else "")
+    )
+
+
+def adaptive(record: Record) -> Iterator[Block]:
+  """Yields the cells that the fit chose, with the reason for each."""
+  rounds = (files.read_json(record.workdir / "adaptive.json") or {}).get("rounds")
+  if not rounds:
+    return
+  yield Text(
+    "Written down before they trained; width is that of the interval of log N_opt at the held-out "
+    "budget, over what it was before the round, as predicted."
+  )
+  rows = [
+    (f"`{cell['id']}`", str(i), flops(cell["flops_spent"]), number(width, ".3f"), reason)
+    for i, one in enumerate(rounds, start=1)
+    for cell, width, reason in zip(one["cells"], one["shrink"], one["reasons"], strict=True)
+  ]
+  yield Table(("cell", "round", "C [FLOPs]", "width", "reason"), rows)
+
+
+def probe(record: Record) -> Iterator[Block]:
+  """Yields the learning-rate probe: the losses at each rate, and the best rate of each size."""
+  probes = [c for c in record.cells if c["kind"] == "probe"]
+  if not probes:
+    return
+  done, rows = record.done("probe"), []
+  for size in sorted({c["size"] for c in probes}):
+    cells = sorted((c for c in probes if c["size"] == size), key=lambda c: c["lr"])
+    best = min((c for c in done if c["size"] == size), key=lambda c: c["loss"], default=None)
+    mark = "best (at the edge)" if best in (cells[0], cells[-1]) else "best"
+    for c in cells:
+      note = mark if c is best else ""
+      rows.append((f"{size:.0f}", si(c["N"]), f"{c['lr']:.2e}", _loss(c), c["status"], note))
+  yield Table(("size", "N", "learning rate", "loss [nats/token]", "status", ""), rows)
+
+
+def unused(record: Record) -> Iterator[Block]:
+  """Yields the cells that the fit left out, with the reason for each."""
+  reasons = {c["cell"]: c["status"] for c in record.cells if c["status"] in ("diverged", "failed")}
+  for name in [n for n, status in reasons.items() if status == "failed"]:
+    error = (files.read_json(record.workdir / "cells" / name / "run.json") or {}).get("error")
+    reasons[name] += f": {error}" if error else ""
+  for run in record.fit.get("excluded", []):
+    reasons.setdefault(run["id"], run["reason"])
+  rows = [(f"`{name}`", reason) for name, reason in reasons.items()]
+  if more := len(rows[MOST_NAMED:]):
+    rows[MOST_NAMED:] = [(f"and {more:,} more", "all are in `fit.json`")]
+  if rows:
+    yield Table(("cell", "reason"), rows)
+
+
+def cost(record: Record) -> Iterator[Block]:
+  """Yields FLOPs and time by kind of cell."""
+  begun = [c for c in record.cells if c["status"] in ("done", "diverged")]
+  if not begun or record.foreign:
+    return
+  rows = []
+  for kind in ("probe", "fit", "heldout", "all"):
+    cells = [c for c in begun if kind in (c["kind"], "all")]
+    alone, spent, seconds = (
+      sum(c[name] for c in cells if math.isfinite(c[name]))
+      for name in ("C", "flops_spent", "seconds")
+    )
+    rows.append((kind, str(len(cells)), flops(alone), flops(spent),
+                 flops(spent / PETAFLOP_DAY), duration(seconds)))  # fmt: skip
+  columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
+  yield Table(columns.split("|"), rows)
+  taken = record.sweep.get("seconds")
+  yield Text(
+    "Alone is what the runs would cost one by one (C); branched from a shared trunk they cost what "
+    "is spent. Time is summed over runs"
+    + ("." if taken is None else f"; the sweep took {duration(taken)}.")
+  )
+
+
+def wall_time(record: Record) -> Iterator[Block]:
+  """Yields where the wall time of a finished sweep went, by part."""
+  parts = (files.read_json(record.workdir / costs.RECORD) or {}).get("parts")
+  if not parts:
+    return
+  total = sum(parts.values())
+  rows = [
+    (part, f"{parts[part]:.1f}", f"{parts[part] / total:.1%}", meaning)
+    for part, meaning in costs.PARTS.items()
+    if parts.get(part, 0.0) > 0.05
+  ]
+  rows.append(("all", f"{total:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
+  yield Table(("part", "seconds", "share", ""), rows)
+  yield Text(
+    f"All but training took {1 - parts['train'] / total:.1%}. A second of one of several workers "
+    "counts as its share of a second."
+  )
+
+
+def fit_cells(record: Record) -> Iterator[Block]:
+  """Yields the table of the fit cells."""
+  cells = [c for c in record.cells if c["kind"] == "fit"]
+  if not cells:
+    return
+  cells.sort(key=lambda c: (float(f"{c['C']:.1e}"), c["N"], c["lr"], c["seed"]))
+  rows = [
+    (f"`{c['cell']}`", si(c["N"]), si(c["D"]), flops(c["C"]), ratio(c["tokens_per_param"]),
+     f"{c['lr']:.2e}", _loss(c), number(c["bits_per_byte"], ".4f"), c["status"])
+    for c in cells
+  ]  # fmt: skip
+  columns = "cell|N|D|C [FLOPs]|tokens/param|lr|loss [nats/token]|bits/byte|status"
+  yield Table(columns.split("|"), rows)
+
+
+def reproduction(record: Record) -> Iterator[Block]:
+  """Yields the command that repeats the sweep."""
+  if not record.sweep:
+    return
+  yield Text("Each flag is a field of the config that differs from its default.")
+  changed = record.sweep.get("config_diff", {})
+  flags = [f"--config.{k}={tuple(v) if isinstance(v, list) else v}" for k, v in changed.items()]
+  command = ["isoflop sweep --config=configs/base.py --workdir=DIR", *map(shlex.quote, flags)]
+  yield Code(" \\\n  ".join(command))
+
+
+def provenance(record: Record) -> Iterator[Block]:
+  """Yields what the sweep ran on: its text, device and libraries."""
+  sweep = record.sweep
+  if not sweep:
+    return
+  corpus = sweep.get("corpus", {})
+  facts = {
+    "sweep": sweep.get("name"), "created": sweep.get("created"), "device": sweep.get("device"),
+    "objective": sweep.get("objective"), "corpus": corpus.get("source"),
+    "fingerprint": corpus.get("fingerprint"),
+    "tokens, train": si(corpus.get("train_tokens")),
+    "tokens, validation": si(corpus.get("validation_tokens")),
+    "vocabulary": corpus.get("vocab_size"), **sweep.get("libraries", {}),
+  }  # fmt: skip
+  rows = [(name, str(fact)) for name, fact in facts.items() if fact not in (None, "", DASH)]
+  yield Table(("", "value"), rows)
+
+
+def _loss(cell: Cell) -> str:
+  error = cell["loss_stderr"]
+  return nats(cell["loss"]) + (f" ± {error:.4f}" if math.isfinite(error) else "")
