@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import base, ladders
 from model import memory
-from train import step
+from train import aot, step
 from train.objectives import registry
 
 OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
@@ -33,38 +33,23 @@ def config_of(family, fields):
   return ladders.resolve(c)
 
 
-def batch_of(config, lengths):
-  def part(letter, length, **more):
-    names = {"segments": np.int32, "positions": np.int32} | more
-    shape = (config.data.batch_size, length)
-    return {f"{name}_B{letter}": jax.ShapeDtypeStruct(shape, dt) for name, dt in names.items()}
-
-  batch = part("T", lengths.target, inputs=np.int32, targets=np.int32, weights=np.float32)
-  if lengths.source:
-    source = part("S", lengths.source)
-    batch |= {f"source_{name}": leaf for name, leaf in source.items()}
-    batch["source_BS"] = source["segments_BS"]
-  return batch
-
-
 def run(devices, case):
   family, *pairs = case.split()
   fields = dict(pair.split("=") for pair in pairs)
   vocab_size = int(fields.pop("V", 512))
   config = config_of(family, fields)
-  lengths = registry.lengths(config)
   functions = step.program(config, vocab_size)
-  arguments = (batch_of(config, lengths), np.float32(0), np.uint32(0))
-  lowered = functions.step.lower(functions.state, *arguments)
-  found = lowered.compile().memory_analysis()
-  held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-  with_specials = registry.vocab_size(config, vocab_size)
+  batch = aot.abstract_batch(config, vocab_size, config.data.batch_size)
+  program = functions.step.lower(functions.state, batch, np.float32(0), np.uint32(0)).compile()
+  bytes_, lengths = program.memory_analysis(), registry.lengths(config)
+  arguments = registry.vocab_size(config, vocab_size), lengths.target, lengths.source, devices
   return {
-    "total": held + found.temp_size_in_bytes,
-    "arguments": found.argument_size_in_bytes,
-    "predicted": memory.device_bytes(
-      config, with_specials, lengths.target, lengths.source, devices
-    ),
+    "total": bytes_.argument_size_in_bytes
+    + bytes_.output_size_in_bytes
+    - bytes_.alias_size_in_bytes
+    + bytes_.temp_size_in_bytes,
+    "arguments": bytes_.argument_size_in_bytes,
+    "predicted": memory.device_bytes(config, *arguments),
   }
 
 

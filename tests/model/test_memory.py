@@ -33,7 +33,7 @@ ONE = (
 def compiled(devices, cases):
   """Returns by case what compiled_bytes.py found."""
   done = subprocess.run(
-    [sys.executable, ROOT / "tests" / "compiled_bytes.py", str(devices), *cases],
+    [sys.executable, ROOT / "tests" / "helpers" / "compiled_bytes.py", str(devices), *cases],
     capture_output=True,
     text=True,
     timeout=1200,

@@ -5,12 +5,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from compiled_bytes import batch_of
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import base, ladders
 from model import layers
-from train import step
+from train import aot, step
 from train.objectives import registry
 
 T, B, V = 1024, 4, 5000
@@ -39,7 +38,7 @@ def lowered(family, **changes):
   c.data.update({"seq_len": T, "batch_size": B, "isolate_documents": False})
   config = ladders.resolve(c)
   functions, lengths = step.program(config, V), registry.lengths(config)
-  arguments = functions.state, batch_of(config, lengths), np.float32(0), np.uint32(0)
+  arguments = functions.state, aot.abstract_batch(config, V, B), np.float32(0), np.uint32(0)
   text = functions.step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
   return text, registry.vocab_size(config, V), lengths, len(jax.tree.leaves(functions.state))
 
