@@ -4,6 +4,9 @@ The `isoflop` command prints a `UserError` as one line and exits with 2: it name
 remedy, and is raised before any compute is spent. A `RunError` is one line too, and exits with 1.
 """
 
+import errno
+from typing import Literal
+
 
 class UserError(ValueError):
   """Input that cannot be used: the base of the three below."""
@@ -23,3 +26,17 @@ class UsageError(UserError):
 
 class RunError(RuntimeError):
   """A run could not go on, by no fault of the code: it diverged, or its machine failed it."""
+
+
+def of_the_machine(error: BaseException) -> bool:
+  """Tells whether the machine refused: a full disk, a folder that is not ours, device memory."""
+  if isinstance(error, OSError):
+    return error.errno in (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+  return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def kind(error: BaseException) -> Literal["user", "run", "bug"]:
+  """Tells what a user can mend, and what the machine refused, from a bug."""
+  if isinstance(error, UserError):
+    return "user"
+  return "run" if isinstance(error, RunError) or of_the_machine(error) else "bug"

@@ -5,7 +5,6 @@ Any field of a config is a flag: --config.model.size=3. `isoflop VERB --help` ex
 """
 
 import difflib
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import base
-from configs.errors import RunError, UsageError, UserError
+from configs.errors import RunError, UsageError, UserError, of_the_machine
 from scaling.commands import (
   bench,
   export,
@@ -171,13 +170,6 @@ def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:
 def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
   return " ".join(str(error).replace("\\n", " ").split()) or type(error).__name__
-
-
-def of_the_machine(error: RuntimeError | OSError) -> bool:
-  """Tells whether the machine refused: a full disk, a folder that is not ours, device memory."""
-  if isinstance(error, OSError):
-    return error.errno in (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
-  return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def print_config(config: ConfigDict) -> None:

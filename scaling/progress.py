@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,7 @@ PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
 def duration(seconds: float) -> str:
-  """Returns a time for people: 42 s, 3:07 min, 2:15 h."""
+  """Formats a time: 42 s, 3:07 min, 2:15 h."""
   if seconds < 60:
     return f"{seconds:.0f} s"
   if seconds < 3600:
@@ -23,19 +23,18 @@ def duration(seconds: float) -> str:
 
 
 class Display:
-  """What a sweep tells the person who waits for it."""
+  """What a sweep shows to the person who waits for it."""
 
   def __init__(self, title: str, stream: TextIO = sys.stderr):
     """Writes to a stream; draws over its lines where that is a terminal."""
+    self.title = title
     self._console = Console(file=stream, highlight=False, soft_wrap=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._fancy = self._console.is_terminal
-    self.title = title
-    self._began = time.monotonic()
-    self._total = self._finished = self._resumed = 0.0
-    self._costs: dict[str, float] = {}
+    self._began = self._phase_began = time.monotonic()
+    self._costs: dict[str, float] = {}  # by id of the task
+    self._finished = self._resumed = 0.0  # costs: finished, and of these by earlier starts
     self._count = 0
-    self._phase_began = time.monotonic()
 
   def __enter__(self) -> "Display":
     if self._fancy:
@@ -50,47 +49,43 @@ class Display:
     """Prints a line that stays, with the time since the start."""
     self._console.print(Text(f"[{duration(time.monotonic() - self._began):>9}] {text}"))
 
-  def begin(self, tasks: Iterable[Any], finished: set[str]) -> None:
-    """Takes in the tasks of a phase."""
-    self._costs = {task.id: task.cost for task in tasks}
-    self._total = sum(self._costs.values())
+  def begin(self, costs: dict[str, float], finished: set[str]) -> None:
+    """Begins a phase of tasks, by id, of which some are finished already."""
+    self._costs = costs
     self._finished = self._resumed = sum(self._costs[name] for name in finished)
     self._count = len(finished)
     self._phase_began = time.monotonic()
 
-  def ended(self, task: Any, status: str, loss: float | None, error: str | None) -> None:
-    """A task came back."""
-    if status in ("done", "diverged"):
-      self._finished += task.cost
+  def ended(self, name: str, outcome: str, loss: float | None) -> None:
+    """Prints that a task has ended: its status or error, or its loss."""
+    if outcome in ("done", "diverged"):
+      self._finished += self._costs[name]
       self._count += 1
-    what = f"loss {loss:.4f}" if loss is not None else error or status
+    what = outcome if loss is None else f"loss {loss:.4f}"
     left = self._seconds_left(self._finished)
-    self.say(f"{self._count}/{len(self._costs)} {task.id}: {what}; {left} left in this phase")
+    self.say(f"{self._count}/{len(self._costs)} {name}: {what}; {left} left in this phase")
 
   def update(self, running: Mapping[str, dict]) -> None:
     """Draws the running cells."""
     if not self._fancy:
       return
     table = Table.grid(padding=(0, 2))
-    fraction = self._finished
+    finished = self._finished
     for name, progress in running.items():
-      if progress:
-        share = progress["step"] / max(1, progress["steps"])
-        fraction += share * self._costs.get(name, 0.0)
-        bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
-        table.add_row(
-          name,
-          bar,
-          f"step {progress['step']:,}/{progress['steps']:,}",
-          f"loss {progress['loss']:.3f}",
-          f"{duration(progress['seconds_left'])} left",
-        )
-      else:
+      if not progress:
         table.add_row(name, "░" * 20, "starting")
-    done = (
-      f"{self.title}: {self._count}/{len(self._costs)} runs, {self._seconds_left(fraction)} left"
-    )
-    self._live.update(Group(Text(done, style="bold"), table))
+        continue
+      share = progress["step"] / max(1, progress["steps"])
+      finished += share * self._costs.get(name, 0.0)
+      table.add_row(
+        name,
+        "█" * int(20 * share) + "░" * (20 - int(20 * share)),
+        f"step {progress['step']:,}/{progress['steps']:,}",
+        f"loss {progress['loss']:.3f}",
+        f"{duration(progress['seconds_left'])} left",
+      )
+    count = f"{self._count}/{len(self._costs)} runs, {self._seconds_left(finished)} left"
+    self._live.update(Group(Text(f"{self.title}: {count}", style="bold"), table))
 
   def update_one(self, name: str, progress: dict) -> None:
     """Shows the progress of a single run: a line that is drawn over, or one every ten seconds."""
@@ -105,8 +100,7 @@ class Display:
       self.say(text)
 
   def _seconds_left(self, finished: float) -> str:
-    spent = time.monotonic() - self._phase_began
-    new = finished - self._resumed
-    if new <= 0 or self._total <= 0:
+    total, new = sum(self._costs.values()), finished - self._resumed
+    if new <= 0 or total <= 0:
       return "?"
-    return duration(spent * (self._total - finished) / new)
+    return duration((time.monotonic() - self._phase_began) * (total - finished) / new)

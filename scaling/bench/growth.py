@@ -9,10 +9,8 @@ above it is the overhead of sharing.
 """
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +28,7 @@ from configs.errors import RunError, UsageError
 from scaling.bench import steps
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
 from scaling.formats import si
+from scaling.launch import child
 from scaling.laws import chinchilla, fit
 from scaling.report import report
 from scaling.sweep import plan, refit, store
@@ -192,12 +191,12 @@ def _elsewhere(config: ConfigDict, rounds: int, processes: int, devices: int) ->
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
-    command = [sys.executable, "-m", "scaling.bench.step_time", str(path), str(rounds)]
+    command = child.command("scaling.bench.step_time", str(path), str(rounds))
     several = [f"127.0.0.1:{port}", str(processes)]
     running = [
       subprocess.Popen(
         command + ([*several, str(i)] if processes > 1 else []),
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"},
+        env=child.environment(JAX_NUM_CPU_DEVICES=str(devices), JAX_PLATFORMS="cpu"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

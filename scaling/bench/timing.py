@@ -38,7 +38,7 @@ def training(
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
   """Compiles a resolved config's step; returns its turn, and what is known before it takes one.
 
-  The config is made to fit the device as training makes it fit (`preflight.fitting`).
+  The config is made to fit the device as training makes it fit (`train.fitting`).
 
   Args:
     config: the run's.

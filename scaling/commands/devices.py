@@ -8,7 +8,7 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from configs import base
-from scaling.launch.local import power_of_two
+from scaling.launch.queue import power_of_two
 from scaling.sweep import arms, plan
 from scaling.sweep.design import designs
 from scaling.targets import catalog, layouts, report

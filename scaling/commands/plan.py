@@ -63,7 +63,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   """
   from scaling.laws import fit, runs
   from scaling.sweep import adaptive, arms, store
-  from scaling.sweep.design import with_rule
+  from scaling.sweep.plan import with_lr_rule
 
   if config.sweep.objectives:
     return "\n\n".join(
@@ -71,8 +71,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
       for name, arm in arms.split(config).items()
     )
   head, cells = store.read_sweep(workdir)
-  if "lr_rule" in head:
-    config = with_rule(config, head["lr_rule"])
+  config = with_lr_rule(config, head.get("lr_rule"))
   trained = runs.read_runs(workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops)
   law = fit.fit_runs(trained, config.fit)
   fitted = [cell for cell in cells if cell.kind == "fit"]

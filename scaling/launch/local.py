@@ -1,4 +1,4 @@
-"""Runs tasks in local worker processes, each on a core of its own, longest chain first.
+"""Trains tasks in worker processes on this machine, each on a core of its own.
 
 A failing run does not take the others with it: its error is recorded in its run.json, and the next
 start tries it again; a run whose worker was asked to leave goes on in another. Two workers with a
@@ -6,202 +6,85 @@ core each train two small models in less time than one worker with both cores tr
 """
 
 import contextlib
-import dataclasses
-import heapq
 import json
 import os
 import selectors
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs.errors import RunError
-from scaling.launch.worker import environment
+from scaling.launch import child
+from scaling.launch.queue import Failure, Pack, Queue, Task, WorkerError
 from scaling.progress import Display
-from train import fitting, pack
-from train.system import files, process
+from train.system import process
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """One run to train, or to look at before."""
-
-  id: str
-  folder: Path
-  config: dict[str, Any]
-  cost: float  # estimate of its time, in FLOPs
-  needs: str | None = None  # the task that must be done before
-  shape: Any = None  # runs of one shape share a compiled program
-  pack: int = 1  # how many of its shape a worker may train together, a power of two
-  preflight: bool = False  # only find out whether it fits
-  failures: int = 0  # starts at which it has failed before
-
-  @property
-  def record(self) -> Path:
-    """Where its outcome stands."""
-    return self.folder / (fitting.RECORD if self.preflight else "run.json")
-
-  def done(self) -> bool:
-    """Returns whether there is nothing left to do."""
-    record = files.read_json(self.record)
-    return record is not None and record["status"] in ("done", "diverged")
-
-
-class Pack(NamedTuple):
-  """Tasks that a worker trains together."""
-
-  tasks: list[Task]
-  slots: int  # of the program that trains them, a power of two
-  chain: float  # cost of the longest of them, with all that needs it [FLOPs]
-
-  @property
-  def program(self) -> tuple:
-    """What tells its program from those of other packs."""
-    return self.tasks[0].shape, self.slots
-
-
-def packs(tasks: Sequence[Task]) -> list[Pack]:
-  """Returns who is trained with whom: tasks of a shape, the longest chains first.
-
-  That depends on the plan alone, and not on what is done or ready: a sweep that is started again
-  trains each run in as many slots as before, and its numbers are the same.
-  """
-  chain = {task.id: task.cost for task in tasks}
-  for task in tasks:
-    if task.needs in chain:
-      chain[task.needs] += task.cost
-  kinds: dict[Any, list[Task]] = {}
-  for task in sorted(tasks, key=lambda task: -chain[task.id]):
-    kinds.setdefault((task.shape, task.pack, task.needs is None), []).append(task)
-  found = []
-  for (_, most, _), same in kinds.items():
-    for start in range(0, len(same), most):
-      members = same[start : start + most]
-      found.append(Pack(members, pack.width(len(members)), chain[members[0].id]))
-  return found
-
-
-class Queue:
-  """Packs that wait, and what has become of their tasks."""
-
-  def __init__(self, tasks: Sequence[Task]):
-    """Leaves out what is done."""
-    self.finished = {task.id for task in tasks if task.done()}
-    self.errors: dict[str, str] = {}
-    self._ready: list[tuple[float, int]] = []  # a heap
-    self._needs: dict[int, set[str]] = {}  # by pack: what has not ended yet
-    self._needed: dict[str, list[int]] = {}  # by task: the packs that need it
-    self._packs = packs(tasks)
-    open_ids = {task.id for task in tasks} - self.finished
-    for i, own in enumerate(self._packs):
-      left = [task for task in own.tasks if task.id in open_ids]
-      self._packs[i] = own._replace(tasks=left)
-      if left:
-        self._needs[i] = {task.needs for task in left if task.needs in open_ids}
-        for name in self._needs[i]:
-          self._needed.setdefault(name, []).append(i)
-        self._offer(i)
-
-  def __bool__(self) -> bool:
-    return bool(self._needs)
-
-  def clear(self) -> None:
-    """Forgets what waits."""
-    self._needs, self._ready = {}, []
-
-  def pop(self) -> Pack | None:
-    """Returns the ready pack of the longest chain; tasks whose needs have failed become errors."""
-    while self._ready:
-      i = heapq.heappop(self._ready)[1]
-      del self._needs[i]
-      tasks = []
-      for task in self._packs[i].tasks:
-        if task.needs is None or task.needs in self.finished:
-          tasks.append(task)
-        else:
-          error = f"{task.needs} did not finish: {self.errors.get(task.needs, 'it failed')}"
-          _record_failure(task, error)
-          self.end(task.id, error)
-      if tasks:
-        return self._packs[i]._replace(tasks=tasks)
-    return None
-
-  def put_back(self, own: Pack) -> None:
-    """Takes back what was popped and has not ended."""
-    self._packs.append(own)
-    self._needs[len(self._packs) - 1] = set()
-    self._offer(len(self._packs) - 1)
-
-  def another(self, known: set) -> Pack | None:
-    """Returns a pack that waits and has a program that is not among these."""
-    waiting = (self._packs[i] for i in self._needs)
-    return next((other for other in waiting if other.program not in known), None)
-
-  def end(self, name: str, error: str = "") -> None:
-    """Takes in that a task has ended: with an error, or finished."""
-    if error:
-      self.errors[name] = error
-    else:
-      self.finished.add(name)
-    for i in self._needed.pop(name, ()):
-      if i in self._needs:
-        self._needs[i].remove(name)
-        self._offer(i)
-
-  def _offer(self, i: int) -> None:
-    if not self._needs[i]:
-      heapq.heappush(self._ready, (-self._packs[i].chain, i))
-
-
-class _Worker:
-  """A worker process, what it does, and what it has compiled."""
+class Worker:
+  """A worker process, what it was given, and what it has compiled."""
 
   def __init__(self, index: int, core: int | None, log: Path, env: dict[str, str]):
+    """Starts the process; a `core` of None: on all cores."""
     self.index = index
     self.core = core
     self.env = env
-    self.pack: Pack | None = None  # what it was handed last
+    self.pack: Pack | None = None  # what it was given last
     self.tasks: dict[str, Task] = {}  # of it, those that have not ended, by id
-    self.progress: dict[str, dict] = {}
+    self.progress: dict[str, dict] = {}  # by id
     self.programs: set = set()
     self.ready: dict[str, Any] = {}  # once it is: its devices
-    self.rate: float | None = 0.0  # measured; None: not yet
+    self.rate: float | None = 0.0  # steps per second; None: not measured yet
     self.buffer = b""
     self.log = log.open("ab")
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "scaling.launch.worker", "any" if core is None else str(core)],
+      child.command("scaling.launch.worker", "any" if core is None else str(core)),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self.log,
       env=env,
       start_new_session=True,  # a Ctrl-C reaches the launcher only, which asks the worker to stop
     )
+    assert self.process.stdin is not None
+    assert self.process.stdout is not None
+    self.input, self.output = self.process.stdin, self.process.stdout
 
   def send(self, message: dict) -> None:
-    assert self.process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # its death is seen at its output
-      self.process.stdin.write((json.dumps(message) + "\n").encode())
-      self.process.stdin.flush()
+    """Sends a message; that a worker is dead is seen at its output."""
+    with contextlib.suppress(BrokenPipeError):
+      self.input.write((json.dumps(message) + "\n").encode())
+      self.input.flush()
+
+  def give(self, pack: Pack, following: Pack | None, preflight: int) -> None:
+    """Gives it a pack to train, and another whose program it compiles meanwhile."""
+    self.pack, self.progress = pack, {}
+    self.tasks = {task.id: task for task in pack.tasks}
+    self.programs |= {some.program for some in (pack, following) if some}
+    self.send(
+      {
+        "tasks": [
+          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in pack.tasks
+        ],
+        "slots": pack.slots,
+        "preflight": preflight,
+        "next": following and {"config": following.tasks[0].config, "slots": following.slots},
+      }
+    )
 
   def events(self) -> list[dict] | None:
-    """Returns what the worker said, or None when it is dead."""
-    assert self.process.stdout is not None
-    chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+    """Reads the events that it has sent; None: it is dead."""
+    chunk = os.read(self.output.fileno(), 1 << 16)
     if not chunk:
       return None
     *lines, self.buffer = (self.buffer + chunk).split(b"\n")
     return [json.loads(line) for line in lines]
 
   def close(self) -> None:
-    assert self.process.stdin is not None
-    assert self.process.stdout is not None
+    """Ends the process."""
     with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.close()
+      self.input.close()
     self.process.wait()
-    self.process.stdout.close()
+    self.output.close()
     self.log.close()
 
 
@@ -212,6 +95,8 @@ class Pool:
     self,
     workdir: Path,
     workers: int,
+    display: Display,
+    should_stop: Callable[[], bool],
     each_core: bool = True,
     tick: Callable[[], None] = lambda: None,
   ):
@@ -220,6 +105,8 @@ class Pool:
     Args:
       workdir: the sweep's.
       workers: how many; 0: one per core, or a single one where there is an accelerator.
+      display: shows progress.
+      should_stop: True: the workers save their runs, and KeyboardInterrupt is raised.
       each_core: on a CPU; False: of 0 workers there is one, on all cores.
       tick: called several times a second while the workers are waited for.
     """
@@ -231,178 +118,140 @@ class Pool:
     elif not each_core:
       cores = [None]
     self._log = workdir / "workers.log"
-    self._workers: list[_Worker] = []
-    self._tick = tick
+    self._display, self._should_stop, self._tick = display, should_stop, tick
+    self._stopping = False
+    self._workers: list[Worker] = []
     self.restart(cores)
 
   def __len__(self) -> int:
     return len(self._workers)
 
   def restart(self, cores: Sequence[int | None]) -> None:
-    """Has a worker on each of these cores; None: on all of them."""
+    """Starts a worker on each of these cores instead of those there are; None: on all cores."""
     self.close()
-    env = environment(len(cores))
-    self._workers = [_Worker(i, core, self._log, env) for i, core in enumerate(cores)]
+    env = child.worker_environment(len(cores))
+    self._workers = [Worker(i, core, self._log, env) for i, core in enumerate(cores)]
 
   def close(self) -> None:
     """Ends the workers."""
     for worker in self._workers:
       worker.close()
 
-  def setting(self, display: Display, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Returns what runs are trained on: kind and number of a worker's devices, and the workers.
+  def setting(self) -> dict[str, Any]:
+    """Returns what runs are trained on: kind and number of a worker's devices, and the workers."""
+    self._wait_until(lambda: any(worker.ready for worker in self._workers))
+    ready = next(worker.ready for worker in self._workers if worker.ready)
+    return ready | {"workers": len(self)}
 
-    Raises:
-      KeyboardInterrupt: `should_stop` said so.
-    """
-    while not any(worker.ready for worker in self._workers):
-      self._receive(Queue([]), display, stopping=False)
-      if should_stop():
-        raise KeyboardInterrupt
-    found = next(worker.ready for worker in self._workers if worker.ready)
-    return found | {"workers": len(self)}
-
-  def rate(
-    self,
-    config: dict,
-    slots: int,
-    seconds: float,
-    display: Display,
-    should_stop: Callable[[], bool],
-  ) -> float:
-    """Returns the steps in a second of all workers at once, each with so many runs together.
-
-    Raises:
-      KeyboardInterrupt: `should_stop` said so.
-    """
-    for taking in (0.0, seconds):  # compiled by all before one of them is measured
+  def rate(self, config: dict, slots: int, seconds: float) -> float:
+    """Measures the steps per second of all workers at once, each with `slots` runs together."""
+    for duration in (0.0, seconds):  # compiled by all before one of them is measured
       for worker in self._workers:
         worker.rate = None
-        worker.send({"rate": config, "slots": slots, "seconds": taking})
-      while any(worker.rate is None for worker in self._workers):
-        self._receive(Queue([]), display, stopping=False)
-        if should_stop():
-          raise KeyboardInterrupt
+        worker.send({"rate": config, "slots": slots, "seconds": duration})
+      self._wait_until(lambda: all(worker.rate is not None for worker in self._workers))
     return sum(worker.rate or 0.0 for worker in self._workers)
 
-  def run(
-    self, tasks: Sequence[Task], display: Display, should_stop: Callable[[], bool]
-  ) -> dict[str, str]:
-    """Trains every task; returns the errors of those that failed, by id.
+  def run(self, tasks: Sequence[Task]) -> dict[str, Failure]:
+    """Trains every task; returns the failures, by id.
 
     Raises:
-      KeyboardInterrupt: `should_stop` said so; every running task has saved its state.
+      KeyboardInterrupt: `should_stop` is True; every running task has saved its state.
+      WorkerError: a worker came upon a bug outside of its runs.
     """
     queue = Queue(tasks)
-    display.begin(tasks, queue.finished)
-    while queue or any(worker.tasks for worker in self._workers):
-      stopping = should_stop()
-      if stopping:
+    self._display.begin({task.id: task.cost for task in tasks}, queue.finished)
+    while queue or self._busy():
+      self._stopping = self._should_stop()
+      if self._stopping:
         queue.clear()
-        for worker in self._workers:
-          if worker.tasks:
-            worker.send({"stop": True})
-      for worker in self._workers:
-        if worker.ready and not worker.tasks and (own := queue.pop()):
-          # One worker of an accelerator trains on while the next program is compiled; on a CPU that
-          # would take the core from the training.
-          worker.programs.add(own.program)
-          following = queue.another(worker.programs) if process.has_accelerator() else None
-          self._hand_out(worker, own, following)
-      if queue or any(worker.tasks for worker in self._workers):
-        self._receive(queue, display, stopping)
+        for worker in self._busy():
+          worker.send({"stop": True})
+      self._hand_out(queue)
+      if queue or self._busy():
+        self._receive(queue)
       running = ((worker, name) for worker in self._workers for name in worker.tasks)
-      display.update({name: worker.progress.get(name, {}) for worker, name in running})
-    if should_stop():
+      self._display.update({name: worker.progress.get(name, {}) for worker, name in running})
+    if self._should_stop():
       raise KeyboardInterrupt
-    return queue.errors
+    return queue.failures
 
-  def _hand_out(self, worker: _Worker, own: Pack, following: Pack | None) -> None:
-    if following:
-      worker.programs.add(following.program)
-    worker.pack, worker.progress = own, {}
-    worker.tasks = {task.id: task for task in own.tasks}
-    worker.send(
-      {
-        "tasks": [
-          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in own.tasks
-        ],
-        "slots": own.slots,
-        "preflight": len(self) if own.tasks[0].preflight else 0,
-        "next": following and {"config": following.tasks[0].config, "slots": following.slots},
-      }
-    )
+  def _busy(self) -> list[Worker]:
+    return [worker for worker in self._workers if worker.tasks]
 
-  def _receive(self, queue: Queue, display: Display, stopping: bool) -> None:
-    """Waits a moment for the workers and takes in what they say."""
+  def _wait_until(self, holds: Callable[[], bool]) -> None:
+    while not holds():
+      self._receive(Queue([]))
+      if self._should_stop():
+        raise KeyboardInterrupt
+
+  def _hand_out(self, queue: Queue) -> None:
+    for worker in self._workers:
+      if worker.ready and not worker.tasks and (pack := queue.pop()):
+        # A worker of an accelerator trains on while the next program is compiled; on a CPU that
+        # would take the core from the training.
+        known = worker.programs | {pack.program}
+        following = queue.another(known) if process.has_accelerator() else None
+        worker.give(pack, following, len(self) if pack.tasks[0].preflight else 0)
+
+  def _receive(self, queue: Queue) -> None:
+    """Waits a moment for the workers, and takes in their events."""
     self._tick()
     with selectors.DefaultSelector() as selector:
       for worker in self._workers:
-        assert worker.process.stdout is not None
-        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        selector.register(worker.output, selectors.EVENT_READ, worker)
       for key, _ in selector.select(timeout=0.2):
-        worker = key.data
-        events = worker.events()
+        events = key.data.events()
         if events is None:
-          self._replace(worker, queue, display, stopping)
-          continue
-        for event in events:
-          if "ready" in event:
-            worker.ready = event["ready"]
-          elif "rate" in event:
-            worker.rate = event["rate"]
-          elif "said" in event:
-            display.say(event["said"])
-          elif "finished" in event:
-            task = worker.tasks[event["id"]]
-            if event["finished"] == "failed":
-              _record_failure(task, event["error"])
-            if event["finished"] != "interrupted":
-              queue.end(task.id, event.get("error", ""))
-            if event["finished"] != "interrupted" or stopping:
-              del worker.tasks[task.id]  # else it stays with its worker, which is leaving
-            display.ended(task, event["finished"], event.get("loss"), event.get("error"))
-          else:
-            worker.progress[event["id"]] = event
+          self._replace(key.data, queue)
+        for event in events or ():
+          self._take_in(event, key.data, queue)
 
-  def _replace(self, worker: _Worker, queue: Queue, display: Display, stopping: bool) -> None:
+  def _take_in(self, event: dict, worker: Worker, queue: Queue) -> None:
+    match event:
+      case {"ready": devices}:
+        worker.ready = devices
+      case {"rate": rate}:
+        worker.rate = rate
+      case {"message": text}:
+        self._display.say(text)
+      case {"bug": text}:
+        raise WorkerError(f"worker {worker.index}", Failure("a bug", "bug", text))
+      case {"id": name, "finished": "interrupted"}:
+        if self._stopping:
+          del worker.tasks[name]  # else it stays with its worker, which is leaving
+        self._display.ended(name, "interrupted", None)
+      case {"id": name, "finished": "failed"}:
+        self._fail(worker.tasks.pop(name), Failure(**event["failure"]), queue)
+      case {"id": name, "finished": status}:
+        del worker.tasks[name]
+        queue.end(name)
+        self._display.ended(name, status, event["loss"])
+      case {"id": name}:
+        worker.progress[name] = event
+
+  def _fail(self, task: Task, failure: Failure, queue: Queue) -> None:
+    task.record_failure(failure)
+    queue.end(task.id, failure)
+    self._display.ended(task.id, failure.error, None)
+
+  def _replace(self, worker: Worker, queue: Queue) -> None:
     """Takes a dead worker's tasks off it and starts another in its place.
 
     One that was asked to leave, by a SIGTERM to it alone, has saved its runs and ends with code 0.
     """
     code = worker.process.wait()
-    if worker.tasks and worker.pack and code == 0 and not stopping:
-      queue.put_back(worker.pack._replace(tasks=list(worker.tasks.values())))
-    elif worker.tasks and not stopping:
-      error = f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
-      for task in worker.tasks.values():
-        _record_failure(task, error)
-        queue.end(task.id, error)
-        display.ended(task, "failed", None, error)
-    elif not worker.ready and not stopping:
-      raise RunError(f"a worker could not start (exit code {code}); see {self._log}")
     worker.close()
-    i = self._workers.index(worker)
-    if stopping:
-      worker.tasks = {}
-      self._workers.remove(worker)
-    else:
-      self._workers[i] = _Worker(worker.index, worker.core, self._log, worker.env)
-
-
-def power_of_two(count: int) -> int:
-  """Returns the largest power of two that is not above `count`, which is at least 1."""
-  return 1 << (count.bit_length() - 1)
-
-
-def _record_failure(task: Task, error: str) -> None:
-  """Keeps a failed run on record; a new start of the sweep continues it from its checkpoint."""
-  task.folder.mkdir(parents=True, exist_ok=True)
-  record = files.read_json(task.record) or {"config": task.config}
-  failed = {
-    "status": "failed",
-    "error": error,
-    "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    "failures": task.failures + 1,
-  }
-  files.write_json(task.record, record | failed)
+    place = self._workers.index(worker)
+    if self._stopping:
+      del self._workers[place]
+      return
+    if worker.tasks and worker.pack and code == 0:
+      queue.put_back(worker.pack._replace(tasks=list(worker.tasks.values())))
+    elif worker.tasks:
+      failure = Failure(f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})")
+      for task in worker.tasks.values():
+        self._fail(task, failure, queue)
+    elif not worker.ready:
+      raise RunError(f"a worker could not start (exit code {code}); see {self._log}")
+    self._workers[place] = Worker(worker.index, worker.core, self._log, worker.env)

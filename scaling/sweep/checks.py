@@ -1,20 +1,101 @@
-"""What the fields of `config.sweep` may hold: looked at before any cell is planned."""
+"""Refuses a sweep that cannot be run, would waste compute, or is not the one in its folder."""
 
+import itertools
 import math
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import ladders
-from configs.errors import ConfigError
+from configs import base, ladders
+from configs.errors import ConfigError, UsageError, UserError
+from model import sharding
+from scaling.laws import parametric, runs
+from scaling.sweep import plan
+from train import record
+from train.data.dataset import TokenData
+from train.system import process
+
+FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
+  "fit.delta", "fit.bootstraps", "fit.level", "fit.resampling", "fit.seed",
+  "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
+  "sweep.pack", "sweep.name", "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
+)  # fmt: skip
 
 
-def check(config: ConfigDict) -> None:
-  """Raises ConfigError where a field of `config.sweep` cannot be, or wastes compute."""
+def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
+  """Raises ConfigError where the sweep cannot be run on this text, or could not identify a law."""
+  check_sweep_config(config)
+  s = config.sweep
+  cells = plan.fit_cells(config, tokens.vocab_size)
+  if not cells:
+    raise ConfigError(
+      f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
+      f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
+    )
+  if 0 < s.heldout_budget < (largest := plan.largest_flops(config, cells)):
+    raise ConfigError(
+      f"sweep.heldout_budget={s.heldout_budget:.4g}: lies within what is fitted, up to "
+      f"{largest:.4g} FLOPs; set more, or leave it at 0"
+    )
+  probes = (
+    plan.probe_cells(config, tokens.vocab_size, size, s.probe_factors) for size in s.probe_sizes
+  )
+  names: set[str] = set()
+  for cell in itertools.chain(cells, *probes):
+    _check_cell(config, cell, names, tokens)
+    names.add(cell.id)
+
+
+def _check_cell(config: ConfigDict, cell: plan.Cell, names: set[str], tokens: TokenData) -> None:
+  is_probe = cell.kind == "probe"
+  if cell.id in names:
+    field = "probe_factors" if is_probe else _axis(config)
+    raise ConfigError(
+      f"sweep.{field}={tuple(config.sweep[field])}: two of them are one cell, {cell.id}; keep them "
+      "a percent apart, or leave one out"
+    )
+  if cell.steps < plan.MIN_STEPS:
+    remedy = "more sweep.probe_tokens" if is_probe else "more compute, a smaller size"
+    raise ConfigError(
+      f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
+      f"give it {remedy}, or a smaller data.batch_size ({plan.MIN_STEPS} steps at least)"
+    )
+  try:
+    record.check(plan.run_config(config, cell), tokens)
+  except UserError as error:
+    raise ConfigError(f"{error} ({cell.id})") from None
+
+
+def check_heldout(config: ConfigDict, tokens: TokenData) -> None:
+  """Raises ConfigError where no run could test the prediction, wherever it will be."""
+  cells = plan.fit_cells(config, tokens.vocab_size)
+  budget = plan.heldout_budget(config, cells)
+  plan.heldout_cells(config, tokens.vocab_size, tokens.train_token_count, cells[0].N, budget)
+
+
+def check_sweep_config(config: ConfigDict) -> None:
+  """Raises ConfigError where a sweep cannot be run, whatever the text."""
+  check_sweep_fields(config)
+  for name in ("width", "heads"):
+    if value := config.model[name]:
+      raise ConfigError(
+        f"model.{name}={value}: a sweep takes its shapes from model.ladder; leave it at 0"
+      )
+  parametric.check(config.fit)
+  runs.check_counts(config.fit.params, config.fit.flops)
+  record.check_config(plan.at_size(config, config.sweep.sizes[0]))
+  if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look
+    sharding.check(config, 1)
+
+
+def check_sweep_fields(config: ConfigDict) -> None:
+  """Raises ConfigError where a field of `config.sweep` cannot be used, or wastes compute."""
   s = config.sweep
   if s.design not in ("isoflop", "grid"):
     raise ConfigError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
-  axis = "budgets" if s.design == "isoflop" else "token_counts"
+  axis = _axis(config)
   for name in ("sizes", axis, "seed_sizes", "seed_budgets", "probe_sizes"):
     again = [value for i, value in enumerate(s[name]) if value in s[name][:i]]
     if again:
@@ -27,13 +108,14 @@ def check(config: ConfigDict) -> None:
       f"sweep.sizes={tuple(s.sizes)}, sweep.{axis}={tuple(s[axis])}: a law in N and D needs at "
       "least two of each"
     )
-  for name in ("seed_sizes", "probe_sizes"):
-    known = ladders.rungs(config.model.ladder) if name == "probe_sizes" else s.sizes
-    wrong = [size for size in s[name] if size not in known]
-    if wrong:
-      raise ConfigError(f"sweep.{name}={tuple(s[name])}: {wrong[0]} is not among {sorted(known)}")
-  if set(s.seed_budgets) - set(s.budgets):
-    raise ConfigError(f"sweep.seed_budgets={tuple(s.seed_budgets)}: not all in sweep.budgets")
+  for name, known in (
+    ("seed_sizes", s.sizes),
+    ("seed_budgets", s.budgets),
+    ("probe_sizes", ladders.rungs(config.model.ladder)),
+  ):
+    unknown = [value for value in s[name] if value not in known]
+    if unknown:
+      raise ConfigError(f"sweep.{name}={tuple(s[name])}: {unknown[0]} is not among {sorted(known)}")
   ascending = list(s.probe_factors) == sorted(set(s.probe_factors))
   for name, holds, need in (
     (axis, _positive(s[axis]), "be positive, every value of it"),
@@ -63,6 +145,34 @@ def check(config: ConfigDict) -> None:
       f"optim.lr={config.optim.lr}: a sweep with probes takes its learning rates from them; "
       "leave it at 0, or set sweep.probe_sizes=() to train every size at this rate"
     )
+
+
+def check_same_sweep(
+  workdir: Path, stored: dict[str, Any], config: ConfigDict, tokens: TokenData
+) -> None:
+  """Raises UsageError where the folder's sweep.json (`stored`) is of another sweep."""
+  defaults = record.flat(record.plain(base.get_config().to_dict()))
+  old = defaults | record.flat(stored["config"])
+  new = defaults | record.flat(record.plain(config.to_dict()))
+  is_sealed = (workdir / "prediction.json").exists()
+  for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+    if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law
+      raise UsageError(
+        f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
+        f"asked {new.get(name)!r}; name another workdir"
+      )
+  for key, what in (
+    ("fingerprint", f"another text (data.source={config.data.source!r}"),
+    ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
+  ):
+    if stored["corpus"][key] != getattr(tokens, key):
+      raise UsageError(
+        f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
+      )
+
+
+def _axis(config: ConfigDict) -> str:
+  return "budgets" if config.sweep.design == "isoflop" else "token_counts"
 
 
 def _positive(values: Iterable[float]) -> bool:

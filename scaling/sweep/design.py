@@ -12,7 +12,7 @@ from configs import base
 from model import accounting, memory
 from scaling.formats import empty_table, table_text
 from scaling.progress import duration
-from scaling.sweep import arms, plan, seal
+from scaling.sweep import arms, checks, plan
 from train.data import dataset
 from train.objectives import registry
 from train.system import files, process
@@ -56,33 +56,25 @@ def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Des
 
 def _design(config: ConfigDict, workdir: Path | None) -> Design:
   tokens = dataset.prepare(config)
-  plan.check(config, tokens)
+  checks.check_sweep(config, tokens)
   probe_cells = [
     cell
     for size in config.sweep.probe_sizes
     for cell in plan.probe_cells(config, tokens.vocab_size, size, config.sweep.probe_factors)
   ]
   head = files.read_json(workdir / "sweep.json") if workdir else None
-  if head and "lr_rule" in head:
-    config = with_rule(config, head["lr_rule"])
+  if head:
+    config = plan.with_lr_rule(config, head.get("lr_rule"))
   fit_cells = plan.fit_cells(config, tokens.vocab_size)
   sealed = files.read_json(workdir / "prediction.json") if workdir else None
   if sealed:
-    heldout_cells = seal.sealed_cells(config, tokens.vocab_size, sealed)
+    heldout_cells = plan.sealed_cells(config, tokens.vocab_size, sealed)
   else:
     middle = float(np.median([cell.params(config.fit.params) for cell in fit_cells]))
     corpus = tokens.vocab_size, tokens.train_token_count
     budget = plan.heldout_budget(config, fit_cells)
     heldout_cells = plan.heldout_cells(config, *corpus, middle, budget)
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
-
-
-def with_rule(config: ConfigDict, rule: dict) -> ConfigDict:
-  """Returns the config with the learning-rate rule that a probe found."""
-  config = config.copy_and_resolve_references()
-  config.optim.lr_ref = rule["lr_ref"]
-  config.optim.lr_exponent = rule["lr_exponent"]
-  return config
 
 
 def plan_table(config: ConfigDict, workdir: Path | None) -> str:

@@ -1,9 +1,9 @@
-"""The sweep as a list of cells, each one training run; nothing is trained here.
+"""Plans a sweep as a list of cells, each one training run.
 
 A size is trained once at a constant learning rate, the trunk; every token count of that size is a
 cooldown branched from a checkpoint of it. A cell is charged what it would have cost alone (C);
-what was spent on it (`flops_spent`) is its cooldown and the piece of the trunk that no shorter cell
-had needed.
+what is spent on it (`flops_spent`) is its cooldown and the piece of the trunk that no shorter cell
+needs.
 """
 
 import dataclasses
@@ -17,15 +17,12 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from configs.errors import ConfigError, UserError
-from model import accounting, sharding
-from scaling.laws import parametric, runs
-from scaling.sweep import checks
+from model import accounting
 from train import optim, record
 from train.data.dataset import TokenData
 from train.objectives import registry
-from train.system import process
 
-MIN_STEPS = 20
+MIN_STEPS = 20  # of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Cell:
   N: int  # body + head
   budget: float | None  # the compute asked for, as `fit.flops` counts it [FLOPs]; None in a grid
   trunk: str | None  # id of the trunk it is branched from
-  branch_step: int  # first step that is the cell's own
+  branch_step: int  # step of the trunk at which it begins
   flops_spent: float
   predicted_per_token: float = 1.0  # tokens predicted per token of text
 
@@ -89,7 +86,7 @@ class Trunk:
 
 
 def at_size(config: ConfigDict, size: int) -> ConfigDict:
-  """Returns the sweep's config with the model at a rung of the ladder."""
+  """Resolves the sweep's config with the model at a rung of the ladder."""
   config = config.copy_and_resolve_references()
   config.model.size = size
   return ladders.resolve(config)
@@ -116,7 +113,7 @@ def _cell(
     assert budget is not None
     tokens = budget / per_token
   steps = max(1, round(tokens / geometry.tokens_per_step))
-  label = f"c{budget:.2e}".replace("e+", "e") if budget else f"d{tokens:.2e}".replace("e+", "e")
+  label = (f"c{budget:.2e}" if budget else f"d{tokens:.2e}").replace("e+", "e")
   return Cell(
     id=f"{kind}_s{size:02d}_{label}{suffix}_seed{seed}",
     kind=kind,
@@ -139,49 +136,46 @@ def _cell(
 
 
 def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequence) -> list[Cell]:
-  """Returns the learning-rate probe of one size: one cell per multiple of the rule's rate."""
+  """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate."""
+  tokens = config.sweep.probe_tokens
   return [
-    _cell(
-      config,
-      vocab_size,
-      "probe",
-      size,
-      tokens=config.sweep.probe_tokens,
-      lr_factor=factor,
-      suffix=f"_lr{factor:g}",
-    )
-    for factor in factors
+    _cell(config, vocab_size, "probe", size, tokens=tokens, lr_factor=f, suffix=f"_lr{f:g}")
+    for f in factors
   ]
 
 
 def fit_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
-  """Returns the cells that the law is fitted on, branched from trunks where the config says so."""
+  """Plans the cells that the law is fitted to, branched from trunks where the config says so."""
   s = config.sweep
+  axis, values = _axis(config)
   cells = []
   for size in s.sizes:
     for i in range(s.seeds if size in s.seed_sizes else 1):
-      if s.design == "isoflop":
-        budgets = s.budgets if i == 0 else (s.seed_budgets or s.budgets)
-        points = [{"budget": budget} for budget in budgets]
-      else:
-        points = [{"tokens": tokens} for tokens in s.token_counts]
+      repeated = s.seed_budgets if i and s.design == "isoflop" else ()
       cells += [
-        _cell(config, vocab_size, "fit", size, seed=config.seed + i, **point) for point in points
+        _cell(config, vocab_size, "fit", size, seed=config.seed + i, **{axis: value})
+        for value in repeated or values
       ]
   cells = [c for c in cells if s.min_tokens_per_param <= c.D / c.N <= s.max_tokens_per_param]
   branches = s.trunk and config.optim.schedule == "wsd"
   return _branch(config, cells) if branches else cells
 
 
+def _axis(config: ConfigDict) -> tuple[str, tuple]:
+  """Returns the second axis of the design, as an argument of `_cell`, and its values."""
+  isoflop = config.sweep.design == "isoflop"
+  return ("budget", config.sweep.budgets) if isoflop else ("tokens", config.sweep.token_counts)
+
+
 def next_cells(
   config: ConfigDict, vocab_size: int, cells: Sequence[Cell], train_tokens: int
 ) -> list[Cell]:
-  """Returns the cells that a sweep could train beside those that it has, each by itself.
+  """Plans the cells that a sweep could train next, each without a trunk.
 
   They are the sweep's budgets (or token counts) at every rung from one below its smallest to one
-  above its largest, where a law that held for its runs may be asked: no shorter than its shortest
-  run, within its limits of tokens per parameter, and such as can be trained (see `refusal`). Where
-  a cell stands already, it is a repeat with another seed.
+  above its largest: no shorter than its shortest run, within its limits of tokens per parameter,
+  and such as can be trained (see `refusal`). Where the sweep has the cell already, it is repeated
+  with another seed.
 
   Args:
     config: the sweep's config, with its learning-rate rule.
@@ -192,9 +186,9 @@ def next_cells(
   s = config.sweep
   ladder, sizes = sorted(ladders.rungs(config.model.ladder)), {cell.size for cell in cells}
   low, high = ladder.index(min(sizes)), ladder.index(max(sizes))
-  axis, values = ("budget", s.budgets) if s.design == "isoflop" else ("tokens", s.token_counts)
+  axis, values = _axis(config)
   known, shortest = {cell.id for cell in cells}, min(cell.D for cell in cells)
-  found = []
+  planned = []
   for size in ladder[max(0, low - 1) : high + 2]:
     for value in values:
       seeds = itertools.count(config.seed)
@@ -205,19 +199,20 @@ def next_cells(
         and max(shortest, MIN_STEPS * cell.tokens_per_step) <= cell.D
         and not refusal(config, cell, vocab_size, train_tokens)
       ):
-        found.append(cell)
-  return found
+        planned.append(cell)
+  return planned
 
 
 def _branch(config: ConfigDict, cells: Iterable[Cell]) -> list[Cell]:
+  """Branches each cell from the trunk of its size and seed, where its cooldown begins."""
   branched: list[Cell] = []
   trunk_steps: dict[str, int] = {}
   for cell in sorted(cells, key=lambda c: (c.size, c.seed, c.steps)):
     trunk = f"trunk_s{cell.size:02d}_seed{cell.seed}"
     start = optim.cooldown_start(config.optim, cell.steps)
-    own_steps = cell.steps - trunk_steps.get(trunk, 0)
+    new_steps = cell.steps - trunk_steps.get(trunk, 0)
     trunk_steps[trunk] = start
-    spent = own_steps * cell.tokens_per_step * cell.flops_per_token
+    spent = new_steps * cell.tokens_per_step * cell.flops_per_token
     branched.append(dataclasses.replace(cell, trunk=trunk, branch_step=start, flops_spent=spent))
   return branched
 
@@ -230,23 +225,40 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
       members.setdefault(cell.trunk, []).append(cell)
   result = []
   for name, group in members.items():
-    first, keep = group[0], tuple(sorted({cell.branch_step for cell in group}))
-    result.append(
-      Trunk(name, first.size, first.seed, first.lr, keep[-1], keep, first.flops_per_token)
-    )
+    size, seed, lr = group[0].size, group[0].seed, group[0].lr
+    keep = tuple(sorted({cell.branch_step for cell in group}))
+    result.append(Trunk(name, size, seed, lr, keep[-1], keep, group[0].flops_per_token))
   return result
 
 
+def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
+  """Returns the held-out compute [FLOPs]: as configured, or a multiple of the largest fitted."""
+  s = config.sweep
+  return s.heldout_budget or s.heldout_factor * largest_flops(config, cells)
+
+
+def largest_flops(config: ConfigDict, cells: Sequence[Cell]) -> float:
+  """Returns the compute of the largest of these cells, as `fit.flops` counts it [FLOPs]."""
+  exact, counted = config.fit.flops == "exact", config.fit.params
+  return max(c.budget or (c.C if exact else 6.0 * c.params(counted) * c.D) for c in cells)
+
+
 def heldout_options(config: ConfigDict, vocab_size: int, budget: float) -> list[Cell]:
-  """Returns the cells of every rung at the held-out budget [FLOPs]."""
+  """Plans a cell of every rung at the held-out budget [FLOPs]."""
   rungs = ladders.rungs(config.model.ladder)
   return [_cell(config, vocab_size, "heldout", size, budget=budget) for size in rungs]
+
+
+def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[Cell]:
+  """Returns the held-out cells of a sealed prediction, whatever the law says today."""
+  options = {cell.id: cell for cell in heldout_options(config, vocab_size, sealed["C"])}
+  return [options[predicted["cell"]] for predicted in sealed["cells"]]
 
 
 def heldout_cells(
   config: ConfigDict, vocab_size: int, train_tokens: int, n_opt: float, budget: float
 ) -> list[Cell]:
-  """Returns the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
+  """Plans the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
 
   Only those that can be trained count (see `refusal`).
 
@@ -260,22 +272,22 @@ def heldout_cells(
   Raises:
     ConfigError: too few rungs can be trained.
   """
-  wanted = config.sweep.heldout_sizes
+  multiples = config.sweep.heldout_sizes
   options = heldout_options(config, vocab_size, budget)
   reasons = {cell.id: refusal(config, cell, vocab_size, train_tokens) for cell in options}
   free = [cell for cell in options if not reasons[cell.id]]
-  if len(free) < len(wanted):
+  if len(free) < len(multiples):
     why = next(reason for reason in reasons.values() if reason)
     raise ConfigError(
-      f"sweep.heldout_sizes={tuple(wanted)}: at {budget:.3g} FLOPs {len(free)} sizes of "
-      f"model.ladder={config.model.ladder!r} can be trained, {len(wanted)} are needed ({why}); "
+      f"sweep.heldout_sizes={tuple(multiples)}: at {budget:.3g} FLOPs {len(free)} sizes of "
+      f"model.ladder={config.model.ladder!r} can be trained, {len(multiples)} are needed ({why}); "
       "raise data.max_epochs, which a begun sweep may, or begin one with a smaller held-out budget"
     )
-  found = []
-  for factor in wanted:
-    found.append(min(free, key=lambda cell: _off(config, cell, factor * n_opt)))
-    free.remove(found[-1])
-  return found
+  nearest = []
+  for multiple in multiples:
+    nearest.append(min(free, key=lambda cell: _distance(config, cell, multiple * n_opt)))
+    free.remove(nearest[-1])
+  return nearest
 
 
 def passed_over(
@@ -288,16 +300,17 @@ def passed_over(
 ) -> dict[str, str]:
   """Returns why cells nearer to a multiple of N* than the held-out ones are not trained, by id."""
   reasons, options = {}, heldout_options(config, vocab_size, budget)
-  for factor, cell in zip(config.sweep.heldout_sizes, heldout, strict=True):
+  for multiple, cell in zip(config.sweep.heldout_sizes, heldout, strict=True):
+    limit = _distance(config, cell, multiple * n_opt)
     for option in options:
-      if _off(config, option, factor * n_opt) < _off(config, cell, factor * n_opt):
+      if _distance(config, option, multiple * n_opt) < limit:
         reasons[option.id] = refusal(config, option, vocab_size, train_tokens)
   return {cell: why for cell, why in reasons.items() if why}
 
 
-def _off(config: ConfigDict, cell: Cell, wanted: float) -> float:
-  """Returns how far a cell's N is from the wanted one, in log N."""
-  return abs(math.log(cell.params(config.fit.params) / wanted))
+def _distance(config: ConfigDict, cell: Cell, n: float) -> float:
+  """Returns how far a cell's N is from n, in log N."""
+  return abs(math.log(cell.params(config.fit.params) / n))
 
 
 def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:
@@ -306,7 +319,7 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
     source=config.data.source,
     vocab_size=vocab_size,
     train_token_count=train_tokens,
-    validation_token_count=config.train.eval_tokens,  # `check` looks at those that there are
+    validation_token_count=config.train.eval_tokens,  # `checks.check_sweep` compares the real ones
   )
   try:
     record.check(run_config(config, cell), cast(TokenData, corpus))
@@ -315,16 +328,14 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
   return ""
 
 
-def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
-  """Returns the held-out compute [FLOPs]: at least `heldout_factor` times the largest fitted."""
-  s = config.sweep
-  return s.heldout_budget or s.heldout_factor * _largest(config, cells)
-
-
-def _largest(config: ConfigDict, cells: Sequence[Cell]) -> float:
-  """Returns the compute of the largest of these cells, as `fit.flops` counts it [FLOPs]."""
-  exact, counted = config.fit.flops == "exact", config.fit.params
-  return max(c.budget or (c.C if exact else 6.0 * c.params(counted) * c.D) for c in cells)
+def with_lr_rule(config: ConfigDict, rule: dict | None) -> ConfigDict:
+  """Returns the config with the learning-rate rule that a probe gave; None: as it is."""
+  if not rule:
+    return config
+  config = config.copy_and_resolve_references()
+  config.optim.lr_ref = rule["lr_ref"]
+  config.optim.lr_exponent = rule["lr_exponent"]
+  return config
 
 
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
@@ -337,58 +348,3 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps
   return result
-
-
-def check_config(config: ConfigDict) -> None:
-  """Raises ConfigError where a sweep cannot be run, whatever the text."""
-  checks.check(config)
-  shape = [name for name in ("width", "heads") if config.model[name]]
-  if shape:
-    raise ConfigError(
-      f"model.{shape[0]}={config.model[shape[0]]}: a sweep takes its shapes from model.ladder; "
-      "leave it at 0"
-    )
-  parametric.check(config.fit)
-  runs.check_counts(config.fit.params, config.fit.flops)
-  record.check_config(at_size(config, config.sweep.sizes[0]))
-  if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look
-    sharding.check(config, 1)
-
-
-def check(config: ConfigDict, tokens: TokenData) -> None:
-  """Raises ConfigError where the sweep cannot be run or could not identify a law."""
-  check_config(config)
-  s = config.sweep
-  cells = fit_cells(config, tokens.vocab_size)
-  if not cells:
-    raise ConfigError(
-      f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
-      f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
-    )
-  if 0 < s.heldout_budget < (largest := _largest(config, cells)):
-    raise ConfigError(
-      f"sweep.heldout_budget={s.heldout_budget:.4g}: lies within what is fitted, up to "
-      f"{largest:.4g} FLOPs; ask for more, or leave it at 0"
-    )
-  probes = (probe_cells(config, tokens.vocab_size, i, s.probe_factors) for i in s.probe_sizes)
-  axis = "budgets" if s.design == "isoflop" else "token_counts"
-  names: set[str] = set()
-  for cell in itertools.chain(cells, *probes):
-    probe = cell.kind == "probe"
-    if cell.id in names:
-      field = "probe_factors" if probe else axis
-      raise ConfigError(
-        f"sweep.{field}={tuple(s[field])}: two of them are one cell, {cell.id}; keep them "
-        "a percent apart, or leave one out"
-      )
-    names.add(cell.id)
-    if cell.steps < MIN_STEPS:
-      remedy = "more sweep.probe_tokens" if probe else "more compute, a smaller size"
-      raise ConfigError(
-        f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
-        f"give it {remedy}, or a smaller data.batch_size ({MIN_STEPS} steps at least)"
-      )
-    try:
-      record.check(run_config(config, cell), tokens)
-    except UserError as error:
-      raise ConfigError(f"{error} ({cell.id})") from None

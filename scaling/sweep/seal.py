@@ -1,32 +1,26 @@
-"""Seals a prediction before it is tested, and says afterwards whether it held."""
+"""Seals a prediction before it is tested: prediction.json."""
 
-import math
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from scaling.laws import fit, runs
-from scaling.sweep import plan, refit, store
+from scaling.laws import parametric, runs
+from scaling.sweep import plan
 from train.system import files
 
-VERSION = 1  # of prediction.json and verification.json
+VERSION = 1  # of prediction.json
 
 
-def check(workdir: Path, options: refit.Options) -> None:
-  """Refuses to fit a sweep anew whose prediction is sealed on other runs than it has now.
-
-  Raises:
-    UsageError: the runs differ.
-  """
+def check_runs(workdir: Path, config: ConfigDict) -> None:
+  """Raises UsageError where a prediction is sealed on other runs than the folder has now."""
   if sealed := files.read_json(workdir / "prediction.json"):
-    _refuse_other(sealed, workdir, runs.read_runs(workdir, "", options.params, options.flops))
+    counting = config.fit.params, config.fit.flops
+    _check_hash(workdir, sealed, runs.read_runs(workdir, "", *counting))
 
 
-def _refuse_other(sealed: dict, workdir: Path, found: runs.Runs) -> None:
-  input_hash = runs.input_hash(found)
+def _check_hash(workdir: Path, sealed: dict, fitted: runs.Runs) -> None:
+  input_hash = runs.input_hash(fitted)
   if sealed["input_hash"] != input_hash:
     raise UsageError(
       f"{workdir}/prediction.json: sealed on other runs (hash {sealed['input_hash'][:12]}, now "
@@ -34,16 +28,10 @@ def _refuse_other(sealed: dict, workdir: Path, found: runs.Runs) -> None:
     )
 
 
-def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[plan.Cell]:
-  """Returns the held-out cells of a sealed prediction, whatever the law says today."""
-  options = {cell.id: cell for cell in plan.heldout_options(config, vocab_size, sealed["C"])}
-  return [options[predicted["cell"]] for predicted in sealed["cells"]]
-
-
 def seal(
   config: ConfigDict,
   workdir: Path,
-  law: fit.Fit,
+  law: parametric.Fit,
   cells: list[plan.Cell],
   vocab_size: int,
   train_tokens: int,
@@ -66,27 +54,14 @@ def seal(
       could test this one.
   """
   if sealed := files.read_json(workdir / "prediction.json"):
-    _refuse_other(sealed, workdir, law.runs)
-    return sealed, sealed_cells(config, vocab_size, sealed)
-  fit.check_sealable(law)
+    _check_hash(workdir, sealed, law.runs)
+    return sealed, plan.sealed_cells(config, vocab_size, sealed)
+  parametric.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
-  best = fit.optimum(law, budget)
-  wanted = config, vocab_size, train_tokens, best["N_opt"], budget
-  heldout = plan.heldout_cells(*wanted)
-  predictions = []
-  for cell in heldout:
-    loss, interval = fit.predict_loss(law, cell.params(config.fit.params), cell.D)
-    predictions.append(
-      {
-        "cell": cell.id,
-        "N": cell.params(config.fit.params),
-        "D": cell.D,
-        "C": cell.C,
-        "predicted_loss": loss,
-        "interval": interval,
-      }
-    )
-  loss, interval = fit.predict_loss(law, best["N_opt"], best["D_opt"])
+  best = parametric.optimum(law, budget)
+  planning = config, vocab_size, train_tokens, best["N_opt"], budget
+  heldout = plan.heldout_cells(*planning)
+  loss, interval = parametric.predict_loss(law, best["N_opt"], best["D_opt"])
   sealed = {
     "version": VERSION,
     "input_hash": runs.input_hash(law.runs),
@@ -101,122 +76,20 @@ def seal(
     "tokens_per_param_interval": best["tokens_per_param_interval"],
     "loss": loss,
     "interval": interval,
-    "cells": predictions,
-    "passed_over": plan.passed_over(*wanted, heldout),
+    "cells": [_predict(law, cell, cell.params(config.fit.params)) for cell in heldout],
+    "passed_over": plan.passed_over(*planning, heldout),
   }
   files.write_json(workdir / "prediction.json", sealed)
   return sealed, heldout
 
 
-def verdict(
-  config: ConfigDict, workdir: Path, law: fit.Fit, sealed: dict, heldout: list[plan.Cell]
-) -> dict:
-  """Compares the trained held-out cells with the sealed prediction; writes verification.json.
-
-  The loss is compared at the trained rung nearest to N*, with the prediction for that rung's own N
-  and D. The minimum is that of the parabola in log N through the trained cells.
-  """
-  results = {cell.id: store.outcome(workdir, cell) for cell in heldout}
-  compared = []
-  for predicted in sealed["cells"]:
-    result = results[predicted["cell"]]
-    if not store.usable(result):
-      continue
-    low, high = predicted["interval"]
-    compared.append(
-      predicted
-      | {
-        "trained_loss": result["loss"],
-        "loss_stderr": result["loss_stderr"],
-        "inside": low <= result["loss"] <= high,
-        "relative_error": result["loss"] / predicted["predicted_loss"] - 1,
-      }
-    )
-  if not compared:
-    value: dict[str, Any] = {
-      "version": VERSION,
-      "inside": None,
-      "cells": [],
-      "verdict": "No held-out cell trained.",
-    }
-    files.write_json(workdir / "verification.json", value)
-    return value
-  at_optimum = min(compared, key=lambda c: abs(math.log(c["N"] / sealed["N"])))
-  minimum = trained_minimum(compared)
-  where = where_minimum(compared, at_optimum, minimum, sealed)
-  ratio = config.fit.target_tokens_per_param
-  rule = fit.ratio_cost(law, sealed["C"], ratio)
-  value = {
-    "version": VERSION,
-    "C": sealed["C"],
-    "predicted_loss": at_optimum["predicted_loss"],
-    "interval": at_optimum["interval"],
-    "trained_loss": at_optimum["trained_loss"],
-    "inside": at_optimum["inside"],
-    "relative_error": at_optimum["relative_error"],
-    "n_inside": sum(c["inside"] for c in compared),
-    "minimum_where_predicted": where,
-    "trained_minimum_N": minimum,
-    "predicted_N": sealed["N"],
-    "predicted_N_interval": sealed["N_interval"],
-    "tokens_per_param": sealed["tokens_per_param"],
-    "tokens_per_param_interval": sealed["tokens_per_param_interval"],
-    "target_tokens_per_param": ratio,
-    "cost_of_target": rule,
-    f"cost_of_{ratio:g}_tokens_per_param": rule["excess"],
-    "cells": compared,
+def _predict(law: parametric.Fit, cell: plan.Cell, n: int) -> dict:
+  loss, interval = parametric.predict_loss(law, n, cell.D)
+  return {
+    "cell": cell.id,
+    "N": n,
+    "D": cell.D,
+    "C": cell.C,
+    "predicted_loss": loss,
+    "interval": interval,
   }
-  value["verdict"] = sentence(value, sealed)
-  files.write_json(workdir / "verification.json", value)
-  return value
-
-
-def trained_minimum(compared: list[dict]) -> float | None:
-  """Returns the N at the minimum of the parabola in log N; None where there is none inside."""
-  if len(compared) < 3:
-    return None
-  log_n = np.log([c["N"] for c in compared])
-  center = log_n.mean()
-  c2, c1, _ = np.polyfit(log_n - center, [c["trained_loss"] for c in compared], 2)
-  vertex = center - c1 / (2 * c2) if c2 > 0 else math.inf
-  return float(np.exp(vertex)) if log_n.min() <= vertex <= log_n.max() else None
-
-
-def where_minimum(
-  compared: list[dict], at_optimum: dict, minimum: float | None, sealed: dict
-) -> bool | None:
-  """Returns whether the minimum lies where it was predicted; None where the cells cannot tell.
-
-  It does when the cell at N* is the best of those trained, or when the minimum of the parabola
-  through them is inside the interval of N*. Fewer than three cells cannot tell, nor can cells of
-  which the last is the best at an end beyond which the interval reaches.
-  """
-  if len(compared) < 3:
-    return None
-  best = min(compared, key=lambda c: c["trained_loss"])
-  low, high = sealed["N_interval"]
-  if best is at_optimum or (minimum is not None and low <= minimum <= high):
-    return True
-  sizes = [c["N"] for c in compared]
-  beyond = best["N"] == min(sizes) > low or best["N"] == max(sizes) < high
-  return None if minimum is None and beyond else False
-
-
-def sentence(value: dict, sealed: dict) -> str:
-  """Returns the verdict in words."""
-  low, high = value["interval"]
-  held = "held" if value["inside"] else "did NOT hold"
-  low_r, high_r = sealed["tokens_per_param_interval"]
-  minimum = {
-    True: "the minimum lies where it was predicted",
-    False: "the minimum does NOT lie where it was predicted",
-    None: "the held-out cells do not tell where the minimum lies",
-  }[value["minimum_where_predicted"]]
-  return (
-    f"The prediction {held}: at {value['C']:.2e} FLOPs the loss was predicted as "
-    f"{value['predicted_loss']:.4f} [{low:.4f}, {high:.4f}] and trained to "
-    f"{value['trained_loss']:.4f} ({value['relative_error']:+.2%}); {minimum}; the optimum here is "
-    f"{sealed['tokens_per_param']:.1f} [{low_r:.1f}, {high_r:.1f}] tokens per parameter, and "
-    f"choosing {value['target_tokens_per_param']:g} would cost "
-    f"{value['cost_of_target']['excess']:+.4f} nats."
-  )

@@ -1,4 +1,4 @@
-"""The run store: a sweep's folder, what stands in it, and its table.
+"""The run store: a sweep's folder, its files, and its table.
 
 sweep.json            config, corpus, the probe's outcome, every planned cell
 cells/<id>/run.json   the record of one run, with metrics.jsonl and checkpoints/ beside it
@@ -10,13 +10,18 @@ fit.json, prediction.json, verification.json, report.md, report.html, figures/
 import csv
 import dataclasses
 import io
-import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from configs.errors import UsageError
+from scaling.sweep import plan
 from scaling.sweep.plan import Cell, Trunk
+from train import record
+from train.data.dataset import TokenData
 from train.system import files
 
 COLUMNS = [
@@ -26,6 +31,9 @@ COLUMNS = [
   "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
   "D_predicted",
 ]  # fmt: skip
+OF_CELL = ("kind", "size", "width", "depth", "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
+           "D_predicted")  # fmt: skip
+OF_RECORD = ("loss", "loss_stderr", "bits_per_byte", "seconds")
 
 
 def folder(workdir: Path, run: Cell | Trunk) -> Path:
@@ -34,44 +42,27 @@ def folder(workdir: Path, run: Cell | Trunk) -> Path:
 
 
 def outcome(workdir: Path, run: Cell | Trunk) -> dict:
-  """Returns the record of a run; {"status": "planned"} before it has begun."""
+  """Reads the record of a run; {"status": "planned"} before it has begun."""
   return files.read_json(folder(workdir, run) / "run.json") or {"status": "planned"}
 
 
 def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
-  """Returns a cell's row of cells.csv."""
+  """Makes a cell's row of cells.csv."""
   result = outcome(workdir, cell)
-  groups = cell.groups
-  return {
+  values = {
     "cell": cell.id,
-    "kind": cell.kind,
     "objective": objective,
-    "size": cell.size,
-    "width": cell.width,
-    "depth": cell.depth,
-    "params_total": groups["total"],
-    "params_embedding": groups["embedding"],
-    "params_head": groups["head"],
-    "params_body": groups["body"],
-    "N": cell.N,
-    "D": cell.D,
-    "C": cell.C,
-    "C_6nd": cell.C_6nd,
-    "flops_spent": cell.flops_spent,
-    "lr": cell.lr,
-    "seed": cell.seed,
-    "loss": result.get("loss", ""),
-    "loss_stderr": result.get("loss_stderr", ""),
-    "bits_per_byte": result.get("bits_per_byte", ""),
-    "tokens_per_param": cell.D / cell.N,
     "status": result["status"],
-    "seconds": result.get("seconds", ""),
-    "D_predicted": cell.D_predicted,
+    "tokens_per_param": cell.D / cell.N,
+    **{f"params_{name}": count for name, count in cell.groups.items()},
+    **{name: getattr(cell, name) for name in OF_CELL},
+    **{name: result.get(name, "") for name in OF_RECORD},
   }
+  return {name: values[name] for name in COLUMNS}
 
 
 def rows(workdir: Path, cells: Iterable[Cell], objective: str) -> list[dict[str, Any]]:
-  """Returns the rows of cells.csv."""
+  """Makes the rows of cells.csv."""
   return [row(workdir, cell, objective) for cell in cells]
 
 
@@ -84,14 +75,37 @@ def write_table(workdir: Path, table: list[dict[str, Any]]) -> None:
   files.write_text(workdir / "cells.csv", text.getvalue())
 
 
+def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
+  """Makes the head of sweep.json: all but its cells."""
+  sized = plan.at_size(config, config.sweep.sizes[0])
+  return {
+    "name": config.sweep.name,
+    "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "objective": config.objective,
+    "libraries": record.describe(sized, tokens, "")["versions"],
+    "corpus": {
+      "source": config.data.source,
+      "fingerprint": tokens.fingerprint,
+      "tokenizer": config.data.tokenizer,
+      "tokenizer_hash": tokens.tokenizer_hash,
+      "vocab_size": tokens.vocab_size,
+      "train_tokens": tokens.train_token_count,
+      "validation_tokens": tokens.validation_token_count,
+      "floor": tokens.floor,
+    },
+    "config": record.plain(config.to_dict()),
+    "config_diff": record.diff(config),
+  }
+
+
 def write_sweep(workdir: Path, head: dict, cells: Iterable[Cell]) -> None:
-  """Writes sweep.json: what makes the sweep what it is, and the cells planned so far."""
+  """Writes sweep.json: its head, and the cells planned so far."""
   planned = [dataclasses.asdict(cell) | {"D": cell.D} for cell in cells]
   files.write_json(workdir / "sweep.json", head | {"cells": planned})
 
 
 def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
-  """Returns sweep.json without its cells, and the cells.
+  """Reads sweep.json: its head, and the cells.
 
   Raises:
     UsageError: the folder holds no sweep.
@@ -104,24 +118,23 @@ def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
   return head, [Cell(**{k: v for k, v in cell.items() if k in names}) for cell in planned]
 
 
-def unknown(workdir: Path, cells: list[Cell], new: list[Cell]) -> list[Cell]:
-  """Returns the new cells that are not among the sweep's.
+def new_cells(workdir: Path, stored: Iterable[Cell], planned: Iterable[Cell]) -> list[Cell]:
+  """Returns the planned cells that are not stored yet.
 
   Raises:
-    UsageError: one has the name of another cell that differs.
+    UsageError: a stored cell has the name of a planned one and differs from it.
   """
-  known = {cell.id: cell for cell in cells}
-  for cell in new:
-    if (old := known.get(cell.id, cell)) != cell:
+  by_id = {cell.id: cell for cell in stored}
+  new = []
+  for cell in planned:
+    old = by_id.get(cell.id)
+    if old is None:
+      new.append(cell)
+    elif old != cell:
       names = (field.name for field in dataclasses.fields(Cell))
       name = next(name for name in names if getattr(old, name) != getattr(cell, name))
       raise UsageError(
         f"workdir={workdir}: holds {cell.id} with {name}={getattr(old, name)!r}, planned now with "
         f"{getattr(cell, name)!r}; name another workdir, or go on with the version that began it"
       )
-  return [cell for cell in new if cell.id not in known]
-
-
-def usable(result: dict) -> bool:
-  """Returns whether a record holds a loss that can be fitted."""
-  return result["status"] == "done" and math.isfinite(result["loss"])
+  return new

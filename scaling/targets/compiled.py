@@ -4,18 +4,17 @@ Started as `python -m scaling.targets.compiled` it reads a task from its input a
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from scaling.launch import child
 from scaling.progress import duration
 from scaling.targets import catalog, executed, roofline
 from train.system import process
@@ -23,7 +22,6 @@ from train.system import process
 PROGRAMS = ("step", "evaluate", "init")
 TELL_SECONDS = 2.0
 SLOWEST = 20  # instructions that are kept of each program
-ROOT = Path(__file__).parents[2]
 
 
 def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) -> list[dict]:
@@ -51,7 +49,7 @@ def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) ->
 
 def environment(target: catalog.Target) -> dict[str, str]:
   """Returns the environment of a process that compiles for a target, and uses no device."""
-  variables = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
+  variables = child.environment(JAX_PLATFORMS="cpu")
   if not target.tpu:
     flags = " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items())
     variables["XLA_FLAGS"] = f"{flags} {variables.get('XLA_FLAGS', '')}"
@@ -61,10 +59,9 @@ def environment(target: catalog.Target) -> dict[str, str]:
 def _in_process(task: dict[str, Any], stream: TextIO) -> list[dict]:
   """A task's rows, from a process of its own: a compiler that fails may end it."""
   finished = subprocess.run(
-    [sys.executable, "-m", "scaling.targets.compiled"],
+    child.command("scaling.targets.compiled"),
     input=json.dumps(task),
     env=environment(catalog.parse(task["target"])),
-    cwd=ROOT,
     capture_output=True,
     text=True,
   )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 from ml_collections import ConfigDict
 
 from scaling.formats import empty_table, gib, si, table_text
-from scaling.launch.worker import FRACTION, TAKEN
+from scaling.launch.child import MEMORY_FLAG, MEMORY_SHARE
 from scaling.progress import duration
 from scaling.targets import compiled, layouts
 from scaling.targets.catalog import Target
@@ -102,13 +102,13 @@ def _figures(case: Case, target: Target, row: dict, step: dict) -> dict[str, Any
   if "error" in row:
     too_large = "RESOURCE_EXHAUSTED" in row["error"]
     return {"fits": "no" if too_large else "does not compile"}
-  room = target.chip.memory if target.tpu else int(TAKEN * target.chip.memory)
+  room = target.chip.memory if target.tpu else int(MEMORY_SHARE * target.chip.memory)
   held = row["held"]
   if row["program"] == "evaluate" and "arguments" in step:  # the optimizer's state stays
     held += max(0, step["arguments"] - row["arguments"])
   fits = "yes" if held <= room else "no"
   if room < held <= MOST * target.chip.memory:
-    fits = f"with {FRACTION}={MOST}"
+    fits = f"with {MEMORY_FLAG}={MOST}"
   figures: dict[str, Any] = {"fits": fits, "held": held}
   if row["program"] == "init":
     return figures

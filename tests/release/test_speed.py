@@ -19,7 +19,7 @@ from test_variants import trainer
 
 from configs import ladders, large
 from scaling.bench import steps, timing
-from scaling.launch.local import Queue, Task
+from scaling.launch.queue import Queue, Task
 from scaling.laws import bootstrap, estimate, fit
 from scaling.targets import layouts
 from train.data import dataset

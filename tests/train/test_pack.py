@@ -10,9 +10,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from scaling.launch.local import Pool, Queue, Task
+from scaling.launch.local import Pool
+from scaling.launch.queue import Failure, Queue, Task
 from scaling.progress import Display
-from scaling.sweep import preflight
+from scaling.sweep import placement
 from train import loop, optim, pack
 from train.objectives import registry
 from train.system import files
@@ -128,12 +129,12 @@ def test_the_pool_hands_out_packs(small, tmp_path):
   tasks = [task(f"t{i}", of(small, 20 + i, i)) for i in range(3)]
   tasks.append(task("bad", of(small, 30, branch_from=tmp_path / "none")))
   said = io.StringIO()
-  pool = Pool(tmp_path, 1)
+  pool = Pool(tmp_path, 1, Display("", said), lambda: False)
   try:
-    errors = pool.run(tasks, Display("", said), lambda: False)
+    failures = pool.run(tasks)
   finally:
     pool.close()
-  assert list(errors) == ["bad"]
+  assert list(failures) == ["bad"]
   found = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("t0", "t1", "t2")]
   assert [run["status"] for run in found] == ["done"] * 3
   assert [run["pack"] for run in found] == [2, 2, 2]
@@ -154,15 +155,15 @@ def test_the_planner_packs_as_many_as_fit(small):
     (16, {"devices": 8}, 1),
   ):
     small.sweep.pack = n
-    assert preflight.pack(small, 0, found | change) == expected
+    assert placement.pack_size(small, 0, found | change) == expected
 
 
 def test_more_than_fit_are_refused_before_anything_is_trained(small):
   found = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
   small.sweep.pack = 8
-  assert preflight.pack(small, 5, found | {"available": 108 << 20}) == 8
+  assert placement.pack_size(small, 5, found | {"available": 108 << 20}) == 8
   with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
-    preflight.pack(small, 5, found | {"available": 107 << 20})
+    placement.pack_size(small, 5, found | {"available": 107 << 20})
 
 
 def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, monkeypatch):
@@ -226,11 +227,12 @@ def test_packs_follow_the_plan_and_not_what_is_done(tmp_path):
   (tmp_path / "trunk/run.json").unlink()
   queue = Queue(tasks[:4])
   assert names(queue.pop()) == (["trunk"], 1)
-  queue.end("trunk", "it broke")
+  queue.end("trunk", Failure("it broke"))
   assert queue.pop() is None
   assert not queue
   reason = "trunk did not finish: it broke"
-  assert queue.errors == {"trunk": "it broke", "c": reason, "a": reason}
+  errors = {name: failure.error for name, failure in queue.failures.items()}
+  assert errors == {"trunk": "it broke", "c": reason, "a": reason}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from scaling.laws import (
   questions,
 )
 from scaling.report import evidence, records
-from scaling.sweep import refit, seal
+from scaling.sweep import refit, seal, verdict
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
 DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6, 7, 8]}
@@ -190,9 +190,9 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
 def test_a_minimum_at_the_edge_of_the_trained_sizes(interval, expected):
   cells = [{"N": x, "trained_loss": 3 - x} for x in (0.5, 1.0, 2.0)]
   sealed = {"N": 1.0, "N_interval": interval}
-  assert seal.where_minimum(cells, cells[1], None, sealed) is expected
+  assert verdict.where_minimum(cells, cells[1], None, sealed) is expected
   inside = [{"N": x, "trained_loss": abs(x - 0.9)} for x in (0.5, 1.0, 2.0)]
-  assert seal.where_minimum(inside, inside[1], 0.9, sealed) is True
+  assert verdict.where_minimum(inside, inside[1], 0.9, sealed) is True
 
 
 def test_what_a_loss_near_the_floor_saves_is_a_share():

@@ -7,7 +7,8 @@ import pytest
 from configs import base
 from scaling import main
 from scaling.laws import runs
-from scaling.sweep import plan, store
+from scaling.sweep import checks, plan, store
+from scaling.sweep import run as sweeps
 from train.data import dataset
 
 
@@ -53,14 +54,14 @@ def config(cache, corpus):
 def test_what_cannot_be_meant_is_refused_in_one_line(config, field, value, said):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=said) as error:
-    plan.check(config, dataset.prepare(config))
+    checks.check_sweep(config, dataset.prepare(config))
   assert "\n" not in str(error.value)
 
 
 def test_what_a_probe_would_need_is_not_asked_without_one(config):
   config.sweep.probe_sizes, config.sweep.probe_factors, config.sweep.probe_tokens = (), (), 0
   config.optim.lr = 0.01
-  plan.check(config, dataset.prepare(config))
+  checks.check_sweep(config, dataset.prepare(config))
   assert {cell.lr for cell in plan.fit_cells(config, 257)} == {0.01}
 
 
@@ -85,3 +86,69 @@ def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, pa
     assert spent == pytest.approx(budgets[name], rel=0.01)
   grid = [dataclasses.replace(cell, budget=None) for cell in cells]
   assert plan.heldout_budget(config, grid) == 3 * max(read.C)
+
+
+# ------------------------------ a begun sweep
+
+
+@pytest.fixture
+def begun(tiny, tmp_path):
+  """The config and the text of a begun sweep, and its folder."""
+  tokens = dataset.prepare(tiny)
+  store.write_sweep(tmp_path, sweeps.make_head(tiny, tmp_path, tokens), [])
+  return tiny, tokens, tmp_path
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("fit.delta", 0.5), ("fit.bootstraps", 300), ("fit.level", 0.8), ("fit.seed", 1),
+    ("fit.resampling", "stratified"), ("fit.target_tokens_per_param", 30.0),
+    ("data.max_epochs", 10.0),
+  ],
+)  # fmt: skip
+def test_how_it_is_fitted_and_how_often_text_may_repeat_can_change(begun, name, value):
+  config, tokens, workdir = begun
+  config.update_from_flattened_dict({name: value})
+  head = sweeps.make_head(config, workdir, tokens)
+  assert head["config_diff"][name] == value  # of which the report says how to reproduce it
+
+
+@pytest.mark.parametrize(("name", "value"), [("fit.flops", "6nd"), ("fit.params", "total")])
+def test_what_its_cells_are_counted_by_stays(begun, name, value):
+  config, tokens, workdir = begun
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(ValueError, match=f"holds a sweep with {name}=.*, asked '{value}'"):
+    sweeps.make_head(config, workdir, tokens)
+
+
+def test_its_tokens_stay(begun):
+  config, tokens, workdir = begun
+  tokens = dataclasses.replace(tokens, tokenizer_hash="0" * 64)
+  with pytest.raises(ValueError, match="on other tokens .data.tokenizer='bytes' has changed"):
+    sweeps.make_head(config, workdir, tokens)
+
+
+def test_the_law_of_a_sealed_sweep_stays(begun):
+  config, tokens, workdir = begun
+  (workdir / "prediction.json").write_text("{}")
+  config.fit.level = 0.8
+  sweeps.make_head(config, workdir, tokens)
+  config.fit.delta = 0.5
+  with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
+    sweeps.make_head(config, workdir, tokens)
+
+
+def test_a_begun_sweep_takes_other_memory_options_and_no_other_model(begun):
+  config, tokens, workdir = begun
+  for section, field, value in (
+    ("model", "remat", "full"),
+    ("sharding", "microbatches", 2),
+    ("sharding", "halve_microbatches", False),
+  ):
+    changed = config.copy_and_resolve_references()
+    changed[section][field] = value
+    assert sweeps.make_head(changed, workdir, tokens)["config"][section][field] == value
+  config.model.norm = "layer"
+  with pytest.raises(ValueError, match="holds a sweep with model.norm='rms', asked 'layer'"):
+    sweeps.make_head(config, workdir, tokens)

@@ -2,21 +2,20 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
 from scaling.bench.growth import LAW
 from scaling.commands.runs import runs_table
-from scaling.launch import local
+from scaling.launch.queue import Failure, Queue
 from scaling.laws import chinchilla
 from scaling.progress import Display
 from scaling.report import report
-from scaling.sweep import plan, preflight, retries, store
+from scaling.sweep import placement, plan, store, training
 from scaling.sweep import run as sweeps
 
-FIT = preflight.Fit(1, 1)
+PLACEMENT = placement.Placement(1, 1)
+KILLED = Failure("its worker died (signal 9)")
 
 
 class Pool:
@@ -33,16 +32,16 @@ class Pool:
   def close(self):
     pass
 
-  def run(self, tasks, display, should_stop):
+  def run(self, tasks):
     cells = {cell.id: cell for cell in store.read_sweep(self.workdir)[1]}
-    queue = local.Queue(tasks)
+    queue = Queue(tasks)
     while own := queue.pop():
       for task in own.tasks:
         self.ran.append(task.id)
         fate = next((fate for part, fate in self.fates.items() if part in task.id), "done")
         if fate == "killed":
-          local._record_failure(task, "its worker died (signal 9)")
-          queue.end(task.id, "its worker died (signal 9)")
+          task.record_failure(KILLED)
+          queue.end(task.id, KILLED)
           continue
         result = {"status": fate, "config": task.config}
         if fate == "done" and task.id in cells:
@@ -52,7 +51,7 @@ class Pool:
         task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / "run.json").write_text(json.dumps(result))
         queue.end(task.id)
-    return queue.errors
+    return queue.failures
 
 
 @pytest.fixture
@@ -69,8 +68,10 @@ def config(tiny):
 @pytest.fixture
 def start(config, tmp_path, monkeypatch):
   """Starts the sweep; returns what it said and which runs it trained, or raises its error."""
-  monkeypatch.setattr(preflight, "look", lambda c, w, cells, *_: {x.size: FIT for x in cells})
-  monkeypatch.setattr(preflight, "choose", lambda *_: False)
+  monkeypatch.setattr(
+    placement, "compile_sizes", lambda c, w, cells, *_: {x.size: PLACEMENT for x in cells}
+  )
+  monkeypatch.setattr(placement, "choose_workers", lambda *_: False)
   for name in ("draw", "write"):
     monkeypatch.setattr(report, name, lambda *_: {})
 
@@ -157,9 +158,9 @@ def test_what_its_trunk_did_not_reach_has_diverged_with_it(config, tmp_path):
     parents=True
   )
   (tmp_path / "trunks" / "trunk_s02_seed0" / "run.json").write_text('{"status": "diverged"}')
-  for task in sweeps.tasks(config, tmp_path, cells, {2: FIT})[1:]:
-    local._record_failure(task, "not kept")
-  retries.settle_diverged(tmp_path, cells)
+  for task in training.make_tasks(config, tmp_path, cells, {2: PLACEMENT})[1:]:
+    task.record_failure(Failure("not kept"))
+  training.settle_diverged(tmp_path, cells)
   statuses = [store.outcome(tmp_path, cell)["status"] for cell in cells]
   assert statuses == ["failed", "diverged", "diverged"]
 
@@ -199,42 +200,3 @@ def test_a_planned_cell_is_the_one_that_stands_there(start, tmp_path):
   (tmp_path / "sweep.json").write_text(json.dumps(sweep))
   with pytest.raises(ValueError, match=r"holds fit_s00.* with lr=0\.\d+, planned now with 0"):
     start()
-
-
-WORKER = """
-import json, os, pathlib, sys
-tell = lambda **event: print(json.dumps(event), flush=True)
-tell(ready=True)
-for line in sys.stdin:
-  for task in json.loads(line)["tasks"]:
-    folder = pathlib.Path(task["folder"])
-    if not folder.exists():  # at first it is asked to leave
-      folder.mkdir()
-      tell(id=task["id"], finished="interrupted")
-    else:
-      (folder / "run.json").write_text('{"status": "done"}')
-      tell(id=task["id"], finished="done", loss=1.0)
-      continue
-    sys.exit(CODE)
-"""
-
-
-@pytest.mark.parametrize("code", [0, 9])
-def test_what_a_leaving_worker_saved_another_goes_on_with(tmp_path, monkeypatch, code):
-  def popen(command, **options):
-    return real([sys.executable, "-c", WORKER.replace("CODE", str(code))], **options)
-
-  real = subprocess.Popen
-  monkeypatch.setattr(local.subprocess, "Popen", popen)
-  tasks = [
-    local.Task("trunk", tmp_path / "trunk", {}, 2.0, shape=0),
-    local.Task("cell", tmp_path / "cell", {}, 1.0, needs="trunk", shape=0),
-  ]
-  pool = local.Pool(tmp_path, 1)
-  try:
-    errors = pool.run(tasks, Display("", io.StringIO()), lambda: False)
-  finally:
-    pool.close()
-  died = "its worker died (exit code 9)"
-  assert errors == ({"trunk": died, "cell": f"trunk did not finish: {died}"} if code else {})
-  assert [task.done() for task in tasks] == [code == 0] * 2

@@ -1,4 +1,4 @@
-"""What a begun sweep may change, and what its sealed prediction holds on to."""
+"""What a sealed prediction holds on to, and which cells test it."""
 
 import dataclasses
 
@@ -6,60 +6,10 @@ import pytest
 
 from configs import base
 from scaling.bench import growth
-from scaling.sweep import plan, refit, seal, store
-from scaling.sweep import run as sweeps
+from scaling.sweep import plan, refit, seal, store, verdict
 from train import record
-from train.data import dataset
 
 CORPUS = 512, 4_000_000  # V, training tokens
-
-
-@pytest.fixture
-def begun(tiny, tmp_path):
-  """The config and the text of a begun sweep, and its folder."""
-  tokens = dataset.prepare(tiny)
-  store.write_sweep(tmp_path, sweeps.begin(tiny, tmp_path, tokens), [])
-  return tiny, tokens, tmp_path
-
-
-@pytest.mark.parametrize(
-  ("name", "value"),
-  [
-    ("fit.delta", 0.5), ("fit.bootstraps", 300), ("fit.level", 0.8), ("fit.seed", 1),
-    ("fit.resampling", "stratified"), ("fit.target_tokens_per_param", 30.0),
-    ("data.max_epochs", 10.0),
-  ],
-)  # fmt: skip
-def test_how_it_is_fitted_and_how_often_text_may_repeat_can_change(begun, name, value):
-  config, tokens, workdir = begun
-  config.update_from_flattened_dict({name: value})
-  head = sweeps.begin(config, workdir, tokens)
-  assert head["config_diff"][name] == value  # of which the report says how to reproduce it
-
-
-@pytest.mark.parametrize(("name", "value"), [("fit.flops", "6nd"), ("fit.params", "total")])
-def test_what_its_cells_are_counted_by_stays(begun, name, value):
-  config, tokens, workdir = begun
-  config.update_from_flattened_dict({name: value})
-  with pytest.raises(ValueError, match=f"holds a sweep with {name}=.*, asked '{value}'"):
-    sweeps.begin(config, workdir, tokens)
-
-
-def test_its_tokens_stay(begun):
-  config, tokens, workdir = begun
-  tokens = dataclasses.replace(tokens, tokenizer_hash="0" * 64)
-  with pytest.raises(ValueError, match="on other tokens .data.tokenizer='bytes' has changed"):
-    sweeps.begin(config, workdir, tokens)
-
-
-def test_the_law_of_a_sealed_sweep_stays(begun):
-  config, tokens, workdir = begun
-  (workdir / "prediction.json").write_text("{}")
-  config.fit.level = 0.8
-  sweeps.begin(config, workdir, tokens)
-  config.fit.delta = 0.5
-  with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
-    sweeps.begin(config, workdir, tokens)
 
 
 @pytest.fixture
@@ -83,7 +33,7 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)
   assert (again, same) == (sealed, heldout)
   growth.finish(tmp_path, heldout)
-  assert len(seal.verdict(config, tmp_path, moved, again, same)["cells"]) == 3
+  assert len(verdict.judge(config, tmp_path, moved, again, same)["cells"]) == 3
 
 
 def test_only_what_can_be_trained_is_held_out(config):

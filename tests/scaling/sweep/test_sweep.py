@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,8 +15,8 @@ import pytest
 
 from configs import base
 from model import accounting
-from scaling.sweep import plan, preflight, seal, store
-from scaling.sweep import run as sweeps
+from scaling.launch import child
+from scaling.sweep import checks, placement, plan, probe, store, verdict
 from train import optim
 from train.data import dataset
 
@@ -38,7 +37,27 @@ FLAGS = [
 
 
 def command(verb, workdir, *flags):
-  return [sys.executable, "-m", "scaling.main", verb, f"--workdir={workdir}", *flags]
+  return [*child.command("scaling.main"), verb, f"--workdir={workdir}", *flags]
+
+
+def run(verb, workdir, *flags, **options):
+  return subprocess.run(
+    command(verb, workdir, *flags), capture_output=True, text=True, timeout=900, **options
+  )
+
+
+def start(workdir, flags):
+  return subprocess.Popen(
+    command("sweep", workdir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
+
+
+def wait_for(process, path, pattern):
+  """Waits until a process has written such a file."""
+  while not list(path.glob(pattern)):
+    if process.poll() is not None:
+      pytest.fail(process.communicate()[1])
+    time.sleep(0.05)
 
 
 def table(workdir):
@@ -49,7 +68,7 @@ def table(workdir):
 
 @pytest.fixture(scope="module")
 def flags(cache, corpus):
-  config = "--config=configs/base.py"
+  config = f"--config={child.ROOT}/configs/base.py"
   return [config, f"--config.data.source=text:{corpus}", *FLAGS]
 
 
@@ -61,11 +80,12 @@ def calm(flags):
 
 @pytest.fixture(scope="module")
 def swept(calm, tmp_path_factory):
-  """A sweep that nobody interrupted."""
-  workdir = tmp_path_factory.mktemp("swept")
-  done = subprocess.run(
-    command("sweep", workdir, *calm), capture_output=True, text=True, timeout=900
-  )
+  """A sweep that nobody interrupted, in a folder where a user has a train.py and a model/."""
+  workdir, folder = tmp_path_factory.mktemp("swept"), tmp_path_factory.mktemp("mine")
+  (folder / "model").mkdir()
+  for name in ("train.py", "model/__init__.py"):
+    (folder / name).write_text("raise SystemExit('not that of the project')")
+  done = run("sweep", workdir, *calm, cwd=folder, env=child.environment())
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -143,9 +163,7 @@ def test_second_start_does_no_work(swept, calm):
   workdir, _ = swept
   before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")}
   rows = table(workdir)
-  done = subprocess.run(
-    command("sweep", workdir, *calm), capture_output=True, text=True, timeout=900
-  )
+  done = run("sweep", workdir, *calm)
   assert done.returncode == 0, done.stderr
   assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*.json*")} == before
   assert table(workdir) == rows
@@ -161,18 +179,14 @@ def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kill
 def kill_anywhere(workdir, flags, tmp_path, seed, kills):
   rng = random.Random(seed)
   for _ in range(kills):
-    process = subprocess.Popen(
-      command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = start(tmp_path, flags)
     for _ in range(rng.randint(1, 5)):  # of the 25 lines and more that a sweep reports
       assert process.stderr.readline()
     time.sleep(rng.uniform(0, 1))
     assert process.poll() is None
     process.kill()
     process.communicate()
-  done = subprocess.run(
-    command("sweep", tmp_path, *flags), capture_output=True, text=True, timeout=900
-  )
+  done = run("sweep", tmp_path, *flags)
   assert done.returncode == 0, done.stderr
   assert table(tmp_path) == table(workdir)
   for name in ("fit.json", "prediction.json", "verification.json"):
@@ -181,12 +195,8 @@ def kill_anywhere(workdir, flags, tmp_path, seed, kills):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(flags, tmp_path):
-  process = subprocess.Popen(
-    command("sweep", tmp_path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
-  deadline = time.time() + 900
-  while not list(tmp_path.glob("cells/*/metrics.jsonl")) and time.time() < deadline:
-    time.sleep(0.05)
+  process = start(tmp_path, flags)
+  wait_for(process, tmp_path, "cells/*/metrics.jsonl")
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate(timeout=900)
   assert process.returncode == 130
@@ -195,20 +205,16 @@ def test_ctrl_c_saves_and_says_so(flags, tmp_path):
 
 
 def test_workers_die_with_their_launcher(flags, tmp_path):
-  process = subprocess.Popen(
-    command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  deadline = time.time() + 900
-  while not list(tmp_path.glob("cells/*/metrics.jsonl")) and time.time() < deadline:
-    time.sleep(0.05)
+  process = start(tmp_path, flags)
+  wait_for(process, tmp_path, "cells/*/metrics.jsonl")
   workers = children(process.pid)
   assert workers
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  deadline = time.time() + 900
-  while any(alive(pid) for pid in workers) and time.time() < deadline:
+  process.kill()
+  process.communicate()
+  deadline = time.time() + 60
+  while any(alive(pid) for pid in workers):
+    assert time.time() < deadline
     time.sleep(0.05)
-  assert not any(alive(pid) for pid in workers)
   # Nor did they come to the end of the task that they had in hand: its record is as it was.
   records = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/run.json")]
   assert "running" in {record["status"] for record in records}
@@ -231,26 +237,18 @@ def alive(pid):
 
 
 def test_another_process_is_kept_out(flags, tmp_path):
-  first = subprocess.Popen(
-    command("sweep", tmp_path, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  deadline = time.time() + 900
-  while not (tmp_path / "sweep.json").exists() and time.time() < deadline:
-    time.sleep(0.05)
-  second = subprocess.run(
-    command("sweep", tmp_path, *flags), capture_output=True, text=True, timeout=900
-  )
+  first = start(tmp_path, flags)
+  wait_for(first, tmp_path, "sweep.json")
+  second = run("sweep", tmp_path, *flags)
   first.kill()
-  first.wait()
+  first.communicate()
   assert second.returncode == 2
   assert re.fullmatch(r"isoflop: workdir=.*: in use by process \d+; .*\n", second.stderr)
 
 
 def test_other_config_in_the_same_folder_is_refused(swept, calm):
   workdir, _ = swept
-  done = subprocess.run(
-    command("sweep", workdir, *calm, "--config.model.mlp=relu"), capture_output=True, text=True
-  )
+  done = run("sweep", workdir, *calm, "--config.model.mlp=relu")
   assert done.returncode == 2
   assert "model.mlp='swiglu', asked 'relu'" in done.stderr
 
@@ -259,11 +257,10 @@ def test_other_config_in_the_same_folder_is_refused(swept, calm):
 def test_reused_verbs(swept):
   workdir, _ = swept
   for verb, expected in (("fit", "alpha"), ("verify", "prediction"), ("report", "report")):
-    done = subprocess.run(command(verb, workdir), capture_output=True, text=True, timeout=900)
+    done = run(verb, workdir)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout + (workdir / "fit.json").read_text()
-  done = subprocess.run(command("runs", workdir), capture_output=True, text=True)
-  assert done.stdout.count(" done ") == len(table(workdir))
+  assert run("runs", workdir).stdout.count(" done ") == len(table(workdir))
 
 
 # --------------------------------------------------------------------------------- arithmetic
@@ -306,8 +303,8 @@ def test_one_trunk_serves_all_token_counts_of_a_size(config):
 
 
 def test_what_fits_a_larger_size_fits_a_smaller_one():
-  whole, half = preflight.Fit(1, 8), preflight.Fit(2, 1)
-  found = preflight.implied({3: whole, 8: half}, (2, 3, 5, 8, 9))
+  whole, half = placement.Placement(1, 8), placement.Placement(2, 1)
+  found = placement.implied({3: whole, 8: half}, (2, 3, 5, 8, 9))
   assert found == {2: whole, 5: half}  # 9 is yet to be looked at
 
 
@@ -321,20 +318,20 @@ def test_heldout_cells_surround_the_prediction(config):
 
 def test_parabola_of_the_probe():
   factors, lr = [0.5, 1.0, 2.0], np.log([0.5, 1.0, 2.0])
-  best, beyond = sweeps.best_factor(factors, list((lr - np.log(1.3)) ** 2))
+  best, beyond = probe.best_factor(factors, list((lr - np.log(1.3)) ** 2))
   assert best == pytest.approx(1.3)
   assert beyond is None
-  assert sweeps.best_factor(factors, [3.0, 2.0, 1.0]) == (2.0, 4.0)
-  assert sweeps.best_factor(factors, [1.0, 2.0, 3.0]) == (0.5, 0.25)
-  assert sweeps.best_factor(factors, [2.0, 1.0, math.inf]) == (1.0, None)
+  assert probe.best_factor(factors, [3.0, 2.0, 1.0]) == (2.0, 4.0)
+  assert probe.best_factor(factors, [1.0, 2.0, 3.0]) == (0.5, 0.25)
+  assert probe.best_factor(factors, [2.0, 1.0, math.inf]) == (1.0, None)
 
 
 def test_minimum_of_three():
   n = [1e4, 2e4, 4e4]
   cells = [{"N": x, "trained_loss": (math.log(x / 2.3e4)) ** 2} for x in n]
-  assert seal.trained_minimum(cells) == pytest.approx(2.3e4)
-  assert seal.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
-  assert seal.trained_minimum(cells[:2]) is None
+  assert verdict.trained_minimum(cells) == pytest.approx(2.3e4)
+  assert verdict.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
+  assert verdict.trained_minimum(cells[:2]) is None
 
 
 @pytest.mark.parametrize(
@@ -357,7 +354,7 @@ def test_bad_sweeps_are_refused_in_one_line(config, cache, corpus, field, value,
   config.sweep[field] = value
   tokens = dataset.prepare(config)
   with pytest.raises(ValueError, match=message) as error:
-    plan.check(config, tokens)
+    checks.check_sweep(config, tokens)
   assert "\n" not in str(error.value)
 
 
@@ -371,4 +368,4 @@ def test_a_fit_that_would_be_refused_is_refused_before_training(
   config.data.source = f"text:{corpus}"
   config.fit[field] = value
   with pytest.raises(ValueError, match=f"^fit.{field}=.*{value}"):
-    plan.check(config, dataset.prepare(config))
+    checks.check_sweep(config, dataset.prepare(config))

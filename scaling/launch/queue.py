@@ -1,0 +1,194 @@
+"""What workers train: tasks, packs of tasks that share a compiled shape, and the queue of packs."""
+
+import dataclasses
+import graphlib
+import heapq
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from train import fitting
+from train.pack import width
+from train.system import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One run to train, or to compile and measure."""
+
+  id: str
+  folder: Path
+  config: dict[str, Any]
+  cost: float  # estimate of its time [FLOPs]
+  needs: str | None = None  # the task that must be done before
+  shape: Any = None  # runs of one shape share a compiled program
+  pack: int = 1  # runs of its shape that a worker may train together, a power of two
+  preflight: bool = False  # compile it, and record what it needs of its device; train nothing
+  failures: int = 0  # earlier starts of the sweep at which it failed
+
+  @property
+  def record(self) -> Path:
+    """The file that holds its outcome."""
+    return self.folder / (fitting.RECORD if self.preflight else "run.json")
+
+  def done(self) -> bool:
+    """Returns whether there is nothing left to do."""
+    record = files.read_json(self.record)
+    return record is not None and record["status"] in ("done", "diverged")
+
+  def record_failure(self, failure: "Failure") -> None:
+    """Adds a failure to the task's record; a new start continues the run from its checkpoint."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    record = files.read_json(self.record) or {"config": self.config}
+    record |= {
+      "status": "failed",
+      "error": failure.error,
+      "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+      "failures": self.failures + 1,
+    }
+    record.pop("traceback", None)
+    if failure.traceback:
+      record["traceback"] = failure.traceback
+    files.write_json(self.record, record)
+
+
+class Failure(NamedTuple):
+  """Why a task did not finish."""
+
+  error: str  # one line; of an exception with its type, "TypeError: ..."
+  kind: Literal["bug", "run", "user"] = "run"  # as `configs.errors.kind` tells them apart
+  traceback: str = ""  # of a bug
+
+  @property
+  def message(self) -> str:
+    """The error without the type of a user's error."""
+    return self.error.partition(": ")[2] if self.kind == "user" else self.error
+
+
+class WorkerError(Exception):
+  """A bug that a worker came upon; its text has the worker's traceback."""
+
+  def __init__(self, name: str, failure: Failure):
+    super().__init__(f"{name} failed in a worker:\n\n{failure.traceback.rstrip()}")
+
+
+def raise_bug(failures: Mapping[str, Failure]) -> None:
+  """Raises WorkerError where one of these failures, by id of their task, is by a bug."""
+  for name, failure in failures.items():
+    if failure.traceback:
+      raise WorkerError(name, failure)
+
+
+class Pack(NamedTuple):
+  """Tasks that a worker trains together."""
+
+  tasks: list[Task]
+  slots: int  # of the program that trains them, a power of two
+  chain: float  # cost of the longest of them with all that depends on it [FLOPs]
+
+  @property
+  def program(self) -> tuple:
+    """The key of its compiled program."""
+    return self.tasks[0].shape, self.slots
+
+
+def group(tasks: Sequence[Task]) -> list[Pack]:
+  """Groups tasks that share a compiled shape, longest dependency chain first.
+
+  The groups depend on the plan alone, and not on which tasks are done: a sweep that is started
+  again trains each run in as many slots as before, so its numbers are the same.
+  """
+  chain = {task.id: task.cost for task in tasks}
+  for task in tasks:
+    if task.needs in chain:
+      chain[task.needs] += task.cost
+  alike: dict[Any, list[Task]] = {}
+  for task in sorted(tasks, key=lambda task: -chain[task.id]):
+    alike.setdefault((task.shape, task.pack, task.needs is None), []).append(task)
+  packs = []
+  for (_, size, _), members in alike.items():
+    for start in range(0, len(members), size):
+      part = members[start : start + size]
+      packs.append(Pack(part, width(len(part)), chain[part[0].id]))
+  return packs
+
+
+class Queue:
+  """The packs that wait to be trained: those whose needs are done, longest chain first."""
+
+  def __init__(self, tasks: Sequence[Task]):
+    """Groups all tasks, and leaves out those that are done."""
+    self.finished = {task.id for task in tasks if task.done()}
+    self.failures: dict[str, Failure] = {}  # by id of the task
+    self._waiting: dict[int, Pack] = {}
+    self._ready: list[tuple[float, int]] = []  # a heap of (-chain, key of a waiting pack)
+    self._order: graphlib.TopologicalSorter[int | str] = graphlib.TopologicalSorter()
+    self._needed: set[str] = set()  # tasks that packs wait for
+    self._keys = itertools.count()
+    pending = {task.id for task in tasks} - self.finished
+    for planned in group(tasks):
+      left = [task for task in planned.tasks if task.id in pending]
+      if left:
+        key, needs = next(self._keys), {task.needs for task in left if task.needs in pending}
+        self._waiting[key] = planned._replace(tasks=left)
+        self._order.add(key, *needs)
+        self._needed |= needs
+    self._order.prepare()
+    self._collect_ready()
+
+  def __bool__(self) -> bool:
+    return bool(self._waiting)
+
+  def clear(self) -> None:
+    """Drops all packs."""
+    self._waiting, self._ready = {}, []
+
+  def pop(self) -> Pack | None:
+    """Takes out the ready pack of the longest chain; a task whose needs have failed fails too."""
+    while self._ready:
+      popped = self._waiting.pop(heapq.heappop(self._ready)[1])
+      tasks = []
+      for task in popped.tasks:
+        if task.needs is None or task.needs in self.finished:
+          tasks.append(task)
+        else:
+          cause = self.failures.get(task.needs, Failure("it failed"))
+          failure = Failure(f"{task.needs} did not finish: {cause.error}", cause.kind)
+          task.record_failure(failure)
+          self.end(task.id, failure)
+      if tasks:
+        return popped._replace(tasks=tasks)
+    return None
+
+  def put_back(self, popped: Pack) -> None:
+    """Queues a popped pack again."""
+    key = next(self._keys)
+    self._waiting[key] = popped
+    heapq.heappush(self._ready, (-popped.chain, key))
+
+  def another(self, programs: set) -> Pack | None:
+    """Returns a waiting pack whose program is not among these."""
+    return next((pack for pack in self._waiting.values() if pack.program not in programs), None)
+
+  def end(self, name: str, failure: Failure | None = None) -> None:
+    """Takes in that a task has finished, or failed."""
+    if failure:
+      self.failures[name] = failure
+    else:
+      self.finished.add(name)
+    if name in self._needed:
+      self._needed.remove(name)
+      self._order.done(name)
+      self._collect_ready()
+
+  def _collect_ready(self) -> None:
+    for key in self._order.get_ready():  # a task that is needed is ready at once, and ignored
+      if key in self._waiting:
+        heapq.heappush(self._ready, (-self._waiting[key].chain, key))
+
+
+def power_of_two(count: int) -> int:
+  """Returns the largest power of two that is not above `count`, which is at least 1."""
+  return 1 << (count.bit_length() - 1)
