@@ -15,7 +15,11 @@ from train.system import files
 
 MOST_BUDGETS = 9  # rows of optima in the terminal
 Part = str | Callable[[Record], Iterable[Block]]  # a figure by its name, or a section
-SECTIONS: tuple[tuple[str, list[Part]], ...] = (
+PROVENANCE: tuple[tuple[str, list[Part]], ...] = (
+  ("How to reproduce", [sections.reproduction]),
+  ("Provenance", [sections.provenance]),
+)
+SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
   ("", [sections.headline, sections.glance, sections.missing, "isoflop_profiles"]),
   ("The law", [sections.law, "contours"]),
   ("Compute-optimal models", [sections.optima, "frontier"]),
@@ -35,8 +39,7 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (
   ("Cost", [sections.cost]),
   ("Where the time went", [sections.wall_time]),
   ("Fit cells", [sections.fit_cells]),
-  ("How to reproduce", [sections.reproduction]),
-  ("Provenance", [sections.provenance]),
+  *PROVENANCE,
 )
 
 
@@ -76,12 +79,12 @@ def draw(workdir: str | Path) -> None:
   table.draw(records.read(workdir))
 
 
-def blocks(record: Record) -> list[Block]:
-  """Assembles the report of one sweep, with the sections and figures that its record allows."""
+def blocks(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTIONS) -> list[Block]:
+  """Assembles those sections and figures of a report that the record allows."""
   from scaling.report.figures.table import FIGURES
 
   content: list[Block] = []
-  for title, parts in SECTIONS:
+  for title, parts in outline:
     section: list[Block] = []
     for part in parts:
       if callable(part):
@@ -103,7 +106,7 @@ def _compare(record: Record) -> list[Block]:
   if laws:
     style.draw(record.workdir, objectives.NAME, objectives.objectives, sweeps, laws, numbers)
     content.append(Image(objectives.NAME, objectives.CAPTION))
-  return [*content, *comparison.blocks(sweeps, numbers), *sections.provenance(record)]
+  return [*content, *comparison.blocks(sweeps, numbers), *blocks(record, PROVENANCE)]
 
 
 def terminal(workdir: str | Path) -> str:
