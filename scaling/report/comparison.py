@@ -9,7 +9,7 @@ from typing import Any
 from scaling.formats import bracket, flops, nats, number, ratio, si, yes_no
 from scaling.progress import duration
 from scaling.report.records import Record, outside
-from scaling.report.render import Block, Heading, Table, Text
+from scaling.report.render import Block, Table
 from scaling.report.sections import parameters
 
 Sweeps = Mapping[str, Record]  # by objective
@@ -55,12 +55,12 @@ def blocks(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
 def _pending(sweeps: Sweeps) -> Iterator[Block]:
   pending = [sweep for sweep in sweeps.values() if not sweep.complete]
   if pending:
-    yield Text(f"**Incomplete.** {len(pending)} of {len(sweeps)} sweeps have no verdict yet:")
+    yield f"**Incomplete.** {len(pending)} of {len(sweeps)} sweeps have no verdict yet:"
     yield Table(("sweep", "so far"), [(sweep.title, sweep.headline) for sweep in pending])
 
 
 def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
-  yield Heading("Tokens per parameter at the optimum")
+  yield "## Tokens per parameter at the optimum"
   for key, title in (
     ("tokens_per_param", "text tokens / parameter"),
     ("predicted_tokens_per_param", "predicted tokens / parameter"),
@@ -74,11 +74,11 @@ def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
         cells += [ratio(row[key]) + mark, bracket(row[f"{key}_interval"], ratio)]
       rows.append(cells)
     yield Table((title, *_paired(sweep.title for sweep in fitted.values())), rows)
-  yield Text("By training compute [FLOPs]; \\* beyond the budgets that were fitted.")
+  yield "By training compute [FLOPs]; \\* beyond the budgets that were fitted."
 
 
 def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
-  yield Heading("The laws")
+  yield "## The laws"
   rows: list[tuple[str, ...]] = []
   for cells in zip(*(parameters(sweep.fit) for sweep in fitted.values()), strict=True):
     name = cells[0][0]
@@ -92,7 +92,7 @@ def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
     ("predicted per text token", *_paired(number(value, ".3f") for value in predicted)),
   ]
   yield Table(("", *_paired(sweep.title for sweep in fitted.values())), rows)
-  yield Text(
+  yield (
     "L(N, D) = E + A / N^alpha + B / D^beta in nats per predicted token; D counts text tokens, N "
     "body and head. The objectives predict different things from different context, so their "
     "losses, and with them E, A and B, cannot be compared with each other; exponents and optima "
@@ -103,7 +103,7 @@ def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
 def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
   if not differences:
     return
-  yield Heading("Where they differ")
+  yield "## Where they differ"
   table: dict[str, dict[str, str]] = {}
   for row in differences:
     quantity = f"{row['quantity']}, {row['kind']}"
@@ -115,7 +115,7 @@ def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
   pairs = list(next(iter(table.values())))
   yield Table(("", *pairs), [(quantity, *cells.values()) for quantity, cells in table.items()])
   marked = sum(row["differs"] for row in differences)
-  yield Text(
+  yield (
     f"Bold ({marked} of {len(differences)}): the interval excludes that they are the same. It is "
     "that of two independent bootstraps over runs; it holds no error of the law's form, and is not "
     "corrected for the number of comparisons."
@@ -126,7 +126,7 @@ def _verdicts(sweeps: Sweeps) -> Iterator[Block]:
   complete = [(s, s.prediction, s.verification) for s in sweeps.values() if s.complete]
   if not complete:
     return
-  yield Heading("The sealed predictions")
+  yield "## The sealed predictions"
   rows = [
     (sweep.title, nats(v["predicted_loss"]), bracket(v["interval"]), nats(v["trained_loss"]),
      number(v["relative_error"], "+.2%"), yes_no(v["inside"]), si(p["N"]),
@@ -147,7 +147,7 @@ def _costs(sweeps: Sweeps) -> Iterator[Block]:
       time = "" if taken is None else duration(taken)
       rows.append((f"`{name}`", str(len(spent)), flops(sum(spent)), time))
   if rows:
-    yield Heading("The sweeps")
+    yield "## The sweeps"
     yield Table(("folder, with its own report", "runs", "spent [FLOPs]", "time"), rows)
 
 

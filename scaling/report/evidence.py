@@ -5,7 +5,7 @@ from typing import Any
 
 from scaling.formats import DASH, flops, nats, number, ratio, si
 from scaling.report.records import Record
-from scaling.report.render import Block, Heading, Table, Text
+from scaling.report.render import Block, Table
 
 ESTIMATORS = {
   "approach1": "1: envelope of curves",
@@ -51,7 +51,7 @@ def estimators(record: Record) -> Iterator[Block]:
   stored = record.fit.get("estimators")
   if not stored:
     return
-  yield Text(
+  yield (
     f"Each on the same runs; N_opt and D_opt at {flops(stored['C'])} FLOPs. Approach 2 is biased "
     "by its design: the bias is what it gives on the fitted surface, without noise."
   )
@@ -72,7 +72,7 @@ def estimators(record: Record) -> Iterator[Block]:
     below, above = (by_name[name][d["quantity"]] for name in d["apart"])
     gap = f"{above - below:.3f}" if d["quantity"] in "ab" else f"a factor {above / below:.2f}"
     low, high = (ESTIMATORS[name] for name in d["apart"])
-    yield Text(f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap.")
+    yield f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap."
 
 
 def certainty(record: Record) -> Iterator[Block]:
@@ -84,12 +84,12 @@ def certainty(record: Record) -> Iterator[Block]:
       + (" (not bounded by these runs)" if any(p["open"]) else "")
       for name, p in profile.items()
     ]
-    yield Text(
+    yield (
       f"Without resampling: least squares and its {fit['level']:.0%} profile-likelihood intervals "
       f"give {'; '.join(exponents)}."
     )
   if runs := fit.get("influence"):
-    yield Text(
+    yield (
       "The most influential runs, and the fit without each (at the largest budget; influence is "
       "the shift of log N_opt in its standard errors)."
     )
@@ -107,7 +107,7 @@ def forms(record: Record) -> Iterator[Block]:
   stored = record.fit.get("heldout")
   if not stored:
     return
-  yield Text(
+  yield (
     "Each form is fitted to the runs up to a budget and predicts those above it: the RMS error of "
     "their log loss."
   )
@@ -125,7 +125,7 @@ def choices(record: Record) -> Iterator[Block]:
   stored = record.fit.get("choices")
   if not stored:
     return
-  yield Text("One choice made otherwise at a time; tokens per parameter at the largest budget.")
+  yield "One choice made otherwise at a time; tokens per parameter at the largest budget."
   rows: list[tuple[str, ...]] = [
     (f"{row['choice']} {row['value']}".strip(), str(row.get("n_runs", DASH)),
      exponent(row.get("a")), exponent(row.get("b")), ratio(row.get("tokens_per_param")),
@@ -143,7 +143,7 @@ def decisions(record: Record) -> Iterator[Block]:
   for decision in record.fit.get("decisions", ()):
     question = QUESTIONS[decision["question"]].format(decision["asked"])
     far = f", {decision['extrapolation']:.0f} times outside the runs that were fitted"
-    yield Heading(f"Asked: {question}" + (far if decision["extrapolated"] else ""))
+    yield f"## Asked: {question}" + (far if decision["extrapolated"] else "")
     keys = [key for key in ANSWERS if any(key in row for row in decision["rows"])]
     rows = []
     for row in decision["rows"]:
@@ -161,15 +161,15 @@ def decision_notes(decision: dict[str, Any]) -> Iterator[Block]:
   best = decision["rows"][0]
   if decision["question"] == "max_tokens":
     constants = decision["published"]
-    yield Text(
+    yield (
       f"A token of the last epoch is worth {best['worth']:.2g} of a new one. The worth of repeats "
       f"is as published, not fitted here: R_D\\* = {constants['R_D']:.2f}, R_N\\* = "
       f"{constants['R_N']:.2f} ({constants['source']})."
     )
     if best["C"] < 0.999 * decision["rows"][-1]["C"] and "excess" in best:
-      yield Text(
+      yield (
         f"**Compute beyond {flops(best['C'])} FLOPs does not help:** so many unique tokens, "
         f"however often repeated, reach hardly less than {nats(best['loss'])}."
       )
   if decision["extrapolated"]:
-    yield Text("**More than ten times outside the fitted runs the intervals say little.**")
+    yield "**More than ten times outside the fitted runs the intervals say little.**"

@@ -2,33 +2,18 @@
 
 import base64
 import html
-import re
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from markdown_it import MarkdownIt
 
-class Heading(NamedTuple):
-  """A section's title."""
-
-  text: str
-
-
-class Text(NamedTuple):
-  """A paragraph; `code` and **bold** as in Markdown."""
-
-  text: str
-
-
-class Code(NamedTuple):
-  """Lines to type."""
-
-  text: str
+IMAGE_SCALE = 0.6  # CSS pixels per pixel of a PNG
 
 
 class Table(NamedTuple):
-  """A table of formatted text; the first column names the row."""
+  """A table of Markdown text; the first column names the row."""
 
   columns: Sequence[str]
   rows: Sequence[Sequence[str]]
@@ -41,7 +26,7 @@ class Image(NamedTuple):
   caption: str
 
 
-Block = Heading | Text | Code | Table | Image
+Block = str | Table | Image  # str: Markdown
 
 
 def to_markdown(title: str, content: Iterable[Block]) -> str:
@@ -51,17 +36,12 @@ def to_markdown(title: str, content: Iterable[Block]) -> str:
 
 def _markdown(block: Block) -> str:
   match block:
-    case Heading(text):
-      return f"## {text}"
-    case Text(text):
-      return text
-    case Code(text):
-      return f"```sh\n{text}\n```"
-    case Image(name, caption):
-      return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
     case Table(columns, rows):
       rule = "| --- |" + " ---: |" * (len(columns) - 1)
       return "\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)])
+    case Image(name, caption):
+      return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
+  return block
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
@@ -76,10 +56,11 @@ CSS = """
 body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 62rem; margin: 0 auto; padding: 2rem 1.2rem 4rem }
 h1 { font-size: 1.5rem; margin: 0 0 1rem } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0 }
-th, td { padding: .22rem .7rem; text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600 } th:first-child, td:first-child { text-align: left }
+table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; display: block;
+  overflow-x: auto }
+th, td { padding: .22rem .7rem; white-space: nowrap; font-variant-numeric: tabular-nums;
+  border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 600 } th:first-child { text-align: left }
 figure { margin: 1.6rem 0 } figcaption { color: var(--soft); font-size: .85rem }
 img { background: #fff; border-radius: 6px; padding: 8px; max-width: 100%; height: auto;
   box-sizing: border-box }
@@ -89,7 +70,7 @@ h1 + p { font-size: 1.1rem; border-left: 4px solid #D55E00; padding-left: .9rem 
 """
 PAGE = """\
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8">\
+<html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{css}</style></head>
 <body>
@@ -101,40 +82,18 @@ PAGE = """\
 
 def to_html(title: str, content: Iterable[Block], folder: Path) -> str:
   """Renders a report as one HTML page that holds the PNG files of `folder`."""
-  body = "\n".join(_html(block, folder) for block in content)
-  return PAGE.format(title=html.escape(title), css=CSS, content=body)
+  markdown = MarkdownIt("js-default")  # tables, and no HTML out of the text
+  parts = [
+    _figure((folder / f"{block.name}.png").read_bytes(), block.caption)
+    if isinstance(block, Image)
+    else markdown.render(_markdown(block))
+    for block in content
+  ]
+  return PAGE.format(title=html.escape(title), css=CSS, content="\n".join(parts))
 
 
-def _html(block: Block, folder: Path) -> str:
-  match block:
-    case Heading(text):
-      return f"<h2>{_inline(text)}</h2>"
-    case Text(text):
-      return f"<p>{_inline(text)}</p>"
-    case Code(text):
-      return f"<pre><code>{html.escape(text)}</code></pre>"
-    case Image(name, caption):
-      return _html_image((folder / f"{name}.png").read_bytes(), caption)
-    case Table(columns, rows):
-      body = "\n".join(_html_row("td", row) for row in rows)
-      return (
-        f'<div class="scroll"><table><thead>{_html_row("th", columns)}</thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-      )
-
-
-def _html_row(tag: str, cells: Iterable[str]) -> str:
-  return f"<tr>{''.join(f'<{tag}>{_inline(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _html_image(png: bytes, caption: str) -> str:
-  width = round(0.6 * struct.unpack(">I", png[16:20])[0])
+def _figure(png: bytes, caption: str) -> str:
+  width = round(IMAGE_SCALE * struct.unpack(">I", png[16:20])[0])
   source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
   image = f'<img width="{width}" alt="{html.escape(caption)}" src="{source}">'
-  return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
-
-
-def _inline(text: str) -> str:
-  text = html.escape(text.replace("\\*", "*"))
-  text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-  return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+  return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

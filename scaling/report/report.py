@@ -10,7 +10,7 @@ from pathlib import Path
 from scaling.formats import text_table
 from scaling.report import compare, comparison, evidence, records, render, sections
 from scaling.report.records import Record
-from scaling.report.render import Block, Heading, Image, Table, Text
+from scaling.report.render import Block, Image, Table
 from train.system import files
 
 MOST_BUDGETS = 9  # rows of optima in the terminal
@@ -92,7 +92,7 @@ def blocks(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTIONS)
       elif not record.lacks(*FIGURES[part].needs):
         sealed = FIGURES[part].sealed if record.prediction else ""
         section.append(Image(part, FIGURES[part].caption + sealed))
-    content += [Heading(title), *section] if title and section else section
+    content += [f"## {title}", *section] if title and section else section
   return content
 
 
@@ -102,7 +102,7 @@ def _compare(record: Record) -> list[Block]:
 
   sweeps, laws, numbers = compare.read(record)
   files.write_json(record.workdir / "comparison.json", numbers)
-  content: list[Block] = [Text(f"**{comparison.headline(sweeps, numbers)}**")]
+  content: list[Block] = [f"**{comparison.headline(sweeps, numbers)}**"]
   if laws:
     style.draw(record.workdir, objectives.NAME, objectives.objectives, sweeps, laws, numbers)
     content.append(Image(objectives.NAME, objectives.CAPTION))
@@ -124,12 +124,12 @@ def terminal(workdir: str | Path) -> str:
   law = [_law_lines(record)] if record.fit else []
   tables = [*sections.optima(record, MOST_BUDGETS), *sections.heldout(record)]
   tables += sections.unused(record)
-  answers = []
+  answers: list[str] = []
   for block in evidence.decisions(record):
-    if isinstance(block, Heading):
-      answers.append(block.text)
-    elif isinstance(block, Table):
+    if isinstance(block, Table):
       answers[-1] += "\n" + text_table(*block)
+    elif isinstance(block, str) and block.startswith("## "):
+      answers.append(block.removeprefix("## "))
   return "\n\n".join([record.headline, *law, *_tables(tables), *answers])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, yes_no
 from scaling.progress import duration
 from scaling.report.records import Cell, Record, outside
-from scaling.report.render import Block, Code, Table, Text
+from scaling.report.render import Block, Table
 from scaling.sweep import costs
 from train.system import files
 
@@ -22,7 +22,7 @@ NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
 
 def headline(record: Record) -> Iterator[Block]:
   """Yields the outcome so far in one sentence."""
-  yield Text(f"**{record.headline}**")
+  yield f"**{record.headline}**"
 
 
 def glance(record: Record) -> Iterator[Block]:
@@ -40,7 +40,7 @@ def glance(record: Record) -> Iterator[Block]:
      si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
   ]  # fmt: skip
   yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
-  yield Text(
+  yield (
     f"The trained loss differs by {number(v['relative_error'], '+.2%')}. The optimum there is "
     f"{ratio(v['tokens_per_param'])} {bracket(v['tokens_per_param_interval'], ratio)} tokens per "
     f"parameter; choosing {record.target:g} would cost {excess} nats/token."
@@ -60,7 +60,7 @@ def missing(record: Record) -> Iterator[Block]:
     if reason := record.lacks(*figure.needs):
       names.append(f"figure {name} ({reason})")
   if names:
-    yield Text(f"**Incomplete.** Missing: {', '.join(names)}.")
+    yield f"**Incomplete.** Missing: {', '.join(names)}."
 
 
 def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -77,7 +77,7 @@ def law(record: Record) -> Iterator[Block]:
   fit = record.fit
   if not fit:
     return
-  yield Text(
+  yield (
     f"L(N, D) = E + A / N^alpha + B / D^beta in nats per token, fitted to {fit['n_runs']} runs "
     f"(Huber on log loss, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
   )
@@ -91,9 +91,9 @@ def law(record: Record) -> Iterator[Block]:
   if parabolas.get("a") is not None:
     a, b = parabolas["a"], parabolas["b"]
     notes.append(f"isoFLOP parabolas (approach 2) give a = {a:.3f}, b = {b:.3f}")
-  yield Text("; ".join(notes) + ".")
+  yield ("; ".join(notes) + ".")
   for warning in fit.get("warnings", ()):
-    yield Text(f"**{warning}**")
+    yield f"**{warning}**"
 
 
 def optima(record: Record, most: int = 0) -> Iterator[Block]:
@@ -111,12 +111,12 @@ def optima(record: Record, most: int = 0) -> Iterator[Block]:
     for name, form in (("N_opt", si), ("D_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
       cells[-1] += [form(row[name]), bracket(row[f"{name}_interval"], form)]
   yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), cells)
-  yield Text(
+  yield (
     "\\* outside the fitted runs; † likewise, and sealed: its loss is that of one run, with "
     f"seed noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
   )
   if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
-    yield Text(f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs.")
+    yield f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs."
 
 
 def heldout(record: Record) -> Iterator[Block]:
@@ -125,7 +125,7 @@ def heldout(record: Record) -> Iterator[Block]:
   if not cells:
     return
   if seal := record.prediction.get("input_hash"):
-    yield Text(f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`.")
+    yield f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`."
   rows = [
     (f"`{c['cell']}`", si(c["N"]), si(c["D"]), nats(c["predicted_loss"]), bracket(c["interval"]),
      nats(c.get("trained_loss")), yes_no(c.get("inside")))
@@ -133,7 +133,7 @@ def heldout(record: Record) -> Iterator[Block]:
   ]  # fmt: skip
   yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
   for cell, reason in record.prediction.get("passed_over", {}).items():
-    yield Text(f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}.")
+    yield f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}."
 
 
 def floor(record: Record) -> Iterator[Block]:
@@ -141,19 +141,19 @@ def floor(record: Record) -> Iterator[Block]:
   entropy = record.sweep.get("corpus", {}).get("floor")
   if entropy is None:
     return
-  yield Text(f"The entropy of this source is {entropy:.4f} nats/token; no model can do better.")
+  yield f"The entropy of this source is {entropy:.4f} nats/token; no model can do better."
   cells = record.done("probe", "fit", "heldout")
   below = [c for c in cells if c["loss"] + 3 * max(0.0, c["loss_stderr"]) < entropy]
   if below:
     names = ", ".join(f"`{c['cell']}` ({_loss(c)})" for c in below)
-    yield Text(f"**Below the floor by more than 3 standard errors (a leak):** {names}.")
+    yield f"**Below the floor by more than 3 standard errors (a leak):** {names}."
   else:
-    yield Text(f"None of {len(cells)} losses lies below it by more than 3 standard errors.")
+    yield f"None of {len(cells)} losses lies below it by more than 3 standard errors."
   if record.fit:
     E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
     near = "within" if abs(E - entropy) <= NEAR_FLOOR else "NOT within"
     wide = high - low > 2 * NEAR_FLOOR
-    yield Text(
+    yield (
       f"The fitted E is {E:.4f} {bracket((low, high))}, {near} {NEAR_FLOOR} nats of it."
       + (" That interval is wide: this sweep is too small to tell." if wide else "")
     )
@@ -164,7 +164,7 @@ def adaptive(record: Record) -> Iterator[Block]:
   rounds = (files.read_json(record.workdir / "adaptive.json") or {}).get("rounds")
   if not rounds:
     return
-  yield Text(
+  yield (
     "Written down before they trained; width is that of the interval of log N_opt at the held-out "
     "budget, over what it was before the round, as predicted."
   )
@@ -224,7 +224,7 @@ def cost(record: Record) -> Iterator[Block]:
   columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
   yield Table(columns.split("|"), rows)
   taken = record.sweep.get("seconds")
-  yield Text(
+  yield (
     "Alone is what the runs would cost one by one (C); branched from a shared trunk they cost what "
     "is spent. Time is summed over runs"
     + ("." if taken is None else f"; the sweep took {duration(taken)}.")
@@ -244,7 +244,7 @@ def wall_time(record: Record) -> Iterator[Block]:
   ]
   rows.append(("all", f"{total:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
   yield Table(("part", "seconds", "share", ""), rows)
-  yield Text(
+  yield (
     f"All but training took {1 - parts['train'] / total:.1%}. A second of one of several workers "
     "counts as its share of a second."
   )
@@ -269,11 +269,11 @@ def reproduction(record: Record) -> Iterator[Block]:
   """Yields the command that repeats the sweep."""
   if not record.sweep:
     return
-  yield Text("Each flag is a field of the config that differs from its default.")
+  yield "Each flag is a field of the config that differs from its default."
   changed = record.sweep.get("config_diff", {})
   flags = [f"--config.{k}={tuple(v) if isinstance(v, list) else v}" for k, v in changed.items()]
   command = ["isoflop sweep --config=configs/base.py --workdir=DIR", *map(shlex.quote, flags)]
-  yield Code(" \\\n  ".join(command))
+  yield "```sh\n" + " \\\n  ".join(command) + "\n```"
 
 
 def provenance(record: Record) -> Iterator[Block]:
