@@ -29,9 +29,9 @@ from scaling.bench import steps
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
 from scaling.formats import si
 from scaling.launch import child
-from scaling.laws import chinchilla, fit
+from scaling.laws import chinchilla, fit, runs
 from scaling.report import report
-from scaling.sweep import plan, refit, store
+from scaling.sweep import fit_files, plan, store
 from train import pack, record
 from train.data import dataset
 from train.system import files
@@ -277,11 +277,11 @@ def sweep_work(workdir: Path, config: ConfigDict) -> Iterator[tuple[str, float]]
   yield "write sweep.json", lap()
   store.write_table(workdir, store.rows(workdir, cells, "clm"))
   yield "run.json to cells.csv", lap()
-  found = fit.read_runs(workdir)
+  found = runs.read_runs(workdir)
   yield "read cells.csv", lap()
   fit.fit_runs(found, config.fit)
   yield f"fit, {config.fit.bootstraps} resamples", lap()
-  refit.refit(workdir, config.fit)
+  fit_files.write_fit(workdir, config.fit)
   yield "all of fit.json", lap()
   report.write(workdir)
   yield "figures, report", lap()

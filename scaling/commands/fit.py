@@ -30,7 +30,7 @@ def run(args: flags.FlagValues) -> None:
   from scaling.laws import one_variable, questions
   from scaling.laws.runs import UnidentifiableError
   from scaling.report import report
-  from scaling.sweep import refit
+  from scaling.sweep import fit_files
   from train.system import files
 
   target_flops = questions.parse_flops(args.target_flops)
@@ -39,7 +39,7 @@ def run(args: flags.FlagValues) -> None:
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
   try:
-    refit.refit(workdir, args.config.fit, *reading, asked, args.compare_forms)
+    fit_files.write_fit(workdir, args.config.fit, *reading, asked, args.compare_forms)
   except UnidentifiableError:
     if line := files.read_json(workdir / "line.json"):
       print(one_variable.text(line) + "\n", flush=True)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from configs.errors import ConfigError
-from scaling.laws import estimate
+from scaling.laws import chinchilla, solve
 from scaling.laws.runs import Runs
 
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
@@ -23,7 +23,7 @@ MOST_SHARE = 20.0  # log A' and log B' of a draw, in units of the loss
 
 
 def budgets(C: np.ndarray) -> list[np.ndarray]:
-  """Returns the positions of the runs [n] of each budget, smallest budget first.
+  """Groups the positions of the runs [n] by budget, smallest budget first.
 
   Runs at whatever C have no budgets; a range of them is cut into even steps of log C, each no wider
   than `WIDEST`.
@@ -32,13 +32,13 @@ def budgets(C: np.ndarray) -> list[np.ndarray]:
 
 
 def isolated(C: np.ndarray) -> list[np.ndarray]:
-  """Returns the positions of the runs [n] between gaps in C, which may be a range of budgets."""
+  """Groups the positions of the runs [n] between gaps in C, which may be a range of budgets."""
   order = np.argsort(C, kind="stable")
   return np.split(order, np.flatnonzero(np.diff(np.log(C[order])) > SAME_BUDGET) + 1)
 
 
 def _steps(group: np.ndarray, log_c: np.ndarray) -> list[np.ndarray]:
-  """Returns a group of runs in order of C, cut where it is too wide for one budget."""
+  """Cuts a group of runs in order of C where it is too wide for one budget."""
   width = np.ptp(log_c) if len(group) else 0.0
   if width <= WIDEST:
     return [group]
@@ -47,7 +47,7 @@ def _steps(group: np.ndarray, log_c: np.ndarray) -> list[np.ndarray]:
 
 
 def interval(draws: np.ndarray, level: float, value: float | None = None) -> list[float]:
-  """Returns the central interval [low, high] of bootstrap draws [R].
+  """Computes the central interval [low, high] of bootstrap draws [R].
 
   With the estimate itself, `value`, it is the bias-corrected percentile interval (Efron 1981, The
   Canadian Journal of Statistics 9:139): where the estimate is not the median of its resamples, the
@@ -64,7 +64,7 @@ def interval(draws: np.ndarray, level: float, value: float | None = None) -> lis
 
 
 def seed_noise(runs: Runs) -> float | None:
-  """Returns the pooled SD of log loss among repeats of the same (N, D); None without repeats."""
+  """Pools the SD of log loss over repeats of the same (N, D); None without repeats."""
   _, group = np.unique(runs.N + 1j * runs.D, return_inverse=True)
   count = np.bincount(group)
   log_loss = np.log(runs.loss)
@@ -74,18 +74,18 @@ def seed_noise(runs: Runs) -> float | None:
 
 
 def resample(
-  design: estimate.Design,
+  problem: solve.Problem,
   runs: Runs,
   theta: np.ndarray,
   delta: float,
   size: int,
   seed: int,
   resampling: str = "pairs",
-) -> estimate.Solution:
+) -> solve.Solution:
   """Fits the law to resamples of the runs, drawn with replacement.
 
   Args:
-    design: the n runs in the solver's coordinates.
+    problem: Chinchilla's form and the n runs.
     runs: the runs.
     theta: the fit to all of them [5].
     delta: Huber's threshold on log loss.
@@ -95,7 +95,7 @@ def resample(
 
   Returns:
     R fits. Resamples with fewer than 3 sizes or token counts are redrawn. For more than
-    `estimate.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
+    `solve.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
     covariance (Huber 1967): resampling estimates the same, and costs R times as much. Of `few` runs
     they are drawn from Student's law about theta: at nominal 90 % sweeps of 6 to 8 runs cover
     in 78 to 93 of 100, where resamples cover in 23 to 82.
@@ -111,9 +111,9 @@ def resample(
     )
   rng = np.random.default_rng(seed)
   if few(runs):
-    return _student(design, theta, size, rng)
-  if len(runs) > estimate.MANY:
-    return _sandwich(design, theta, delta, size, rng)
+    return _student(problem, theta, size, rng)
+  if len(runs) > solve.MANY:
+    return _sandwich(problem, theta, delta, size, rng)
   weights = np.zeros((size, len(runs)))
   poor = np.ones(size, bool)
   while poor.any():
@@ -121,21 +121,21 @@ def resample(
       share = np.full(len(stratum), 1 / len(stratum))
       weights[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
     poor = ~(three_levels(weights, runs.N) & three_levels(weights, runs.D))
-  return refit(design, weights, theta, delta)
+  return fit_weighted(problem, weights, theta, delta)
 
 
 def three_levels(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Returns which resamples, of weights [R, n], hold three or more of the values [n]."""
+  """Tells which resamples, of weights [R, n], hold three or more of the values [n]."""
   _, level = np.unique(values, return_inverse=True)
   if level.max() >= 64:  # three of so many are always there
     return np.ones(len(weights), bool)
   return ((weights @ np.eye(level.max() + 1)[level]) > 0).sum(axis=1) > 2
 
 
-def refit(
-  design: estimate.Design, weights: np.ndarray, theta: np.ndarray, delta: float
-) -> estimate.Solution:
-  """Returns the fits to runs that count `weights` [R, n] times, from theta [5] on.
+def fit_weighted(
+  problem: solve.Problem, weights: np.ndarray, theta: np.ndarray, delta: float
+) -> solve.Solution:
+  """Fits a form to runs that count `weights` [R, n] times, from theta [p] on.
 
   Huber's threshold is `SHARPEST` at least: far below the scatter of runs a smaller one changes no
   fit, and the kinks of a median would stop Newton's steps.
@@ -143,43 +143,57 @@ def refit(
   delta = max(delta, SHARPEST)
   rows = max(16, 60_000 // weights.shape[1])  # at once: what the cache holds
   parts = [
-    estimate.minimise(design, w, np.tile(theta, (len(w), 1)), delta, 300)
+    solve.minimise(problem, w, np.tile(theta, (len(w), 1)), delta, 300)
     for w in np.split(weights, range(rows, len(weights), rows))
   ]
-  return estimate.Solution(
+  return solve.Solution(
     *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(parts[0]))
   )
 
 
-def _sandwich(design, theta, delta, size, rng) -> estimate.Solution:
-  scores, hessian = estimate.scores(design, theta, delta)
-  bread = np.linalg.pinv(hessian)
-  draws = rng.multivariate_normal(theta, bread @ (scores.T @ scores) @ bread, size=size)
-  return _drawn(draws, *design.bounds)
+def _slopes(problem, theta):
+  """Computes the gradient of log loss by theta [5, n], and its residual [n]."""
+  slopes = chinchilla.gradient(problem.logs, theta)
+  loss = theta[0] + slopes[1] + slopes[2]
+  return slopes / loss, np.log(loss) - problem.y
 
 
-def _student(design, theta, size, rng) -> estimate.Solution:
+def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:
+  slopes, r = _slopes(problem, theta)
+  scores = np.clip(r, -delta, delta) * slopes
+  bread = np.linalg.pinv(solve.curvature(problem, theta, delta))
+  normal = _normal(problem, bread @ (scores @ scores.T) @ bread, size, rng)
+  return _drawn(theta + normal, *problem.box)
+
+
+def _student(problem, theta, size, rng) -> solve.Solution:
   """Draws from the multivariate t of least squares: s^2 (J'J)^-1, with n - 5 degrees of freedom."""
-  gradient, loss, r = estimate.sensitivities(design, theta)
+  slopes, r = _slopes(problem, theta)
   freedom = len(r) - len(theta)
-  slopes = gradient / loss  # of log loss
   covariance = np.linalg.pinv(slopes @ slopes.T) * (r @ r) / freedom
-  normal = rng.multivariate_normal(np.zeros(len(theta)), covariance, size=size)
-  low, high = design.bounds
+  normal = _normal(problem, covariance, size, rng)
+  low, high = problem.box
   most = np.array([np.inf, MOST_SHARE, MOST_SHARE, np.inf, np.inf])
   scale = np.sqrt(rng.chisquare(freedom, (size, 1)) / freedom)
   return _drawn(theta + normal / scale, low, np.minimum(high, most))
 
 
-def _drawn(draws, low, high) -> estimate.Solution:
-  """Returns draws [R, 5] as fits inside the box."""
+def _normal(problem, covariance, size, rng):
+  """Draws from a normal law [size, 5], in units in which exponents and shares are alike."""
+  unit = 1 / np.array([1, 1, 1, problem.logs["N"].std(), problem.logs["D"].std()])
+  scaled = covariance / np.outer(unit, unit)
+  return unit * rng.multivariate_normal(np.zeros(len(unit)), scaled, size=size)
+
+
+def _drawn(draws, low, high) -> solve.Solution:
+  """Takes draws [R, 5] for fits, brought into the box."""
   at_bound = (draws < low) | (draws > high)
   cost = np.full(len(draws), np.nan)
-  return estimate.Solution(np.clip(draws, low, high), cost, np.ones(len(draws), bool), at_bound)
+  return solve.Solution(np.clip(draws, low, high), cost, np.ones(len(draws), bool), at_bound)
 
 
 def few(runs: Runs) -> bool:
-  """Returns whether runs are at too few distinct (N, D) to be resampled."""
+  """Tells whether runs are at too few distinct (N, D) to be resampled."""
   return len(set(zip(runs.N, runs.D, strict=True))) < FEWEST
 
 

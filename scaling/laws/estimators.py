@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws import bootstrap, chinchilla, solve
 from scaling.laws.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
 from scaling.laws.chinchilla import at_edge, bound_names, unbounded
-from scaling.laws.estimate import LEAST_ABSOLUTE, LEAST_SQUARES
-from scaling.laws.parametric import Fit
+from scaling.laws.fit import Fit, chinchilla_problem, to_law
 from scaling.laws.runs import Runs
+from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with
 BIN = 0.1  # width of the envelope's steps in log C
@@ -301,16 +301,16 @@ def side_by_side(fit: Fit, C: float | None = None, curves: Curves | None = None)
 
 def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
   """Returns the row of another delta, from the runs alone."""
-  design = estimate.design(fit.runs.N, fit.runs.D, fit.runs.loss)
+  problem = chinchilla_problem(fit.runs)
   try:
-    found = estimate.minimum(design, delta)[1]
+    found = solve.minimum(problem, delta)[1]
   except UserError as error:
     return _row(name, None, None, fit.level, str(error))
   best, bound = found.theta[0], unbounded(bound_names(found.at_bound[0]))
   draws = bootstrap.resample(
-    design, fit.runs, best, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
+    problem, fit.runs, best, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
   )
-  law, sample = (estimate.to_law(design, theta) for theta in (best, draws.theta))
+  law, sample = (to_law(problem, theta) for theta in (best, draws.theta))
   return _parametric(name, fit, law, sample, C, bound)
 
 

@@ -1,157 +1,379 @@
-"""Laws fitted to runs, with how sure they are: the library behind `isoflop fit`.
+"""Approach 3: L(N, D) fitted to runs, with what its intervals need, and what it predicts.
 
-  from configs import base
-  from scaling.laws import fit
-
-  N, D = 3 * [1e6] + 3 * [3e6] + 3 * [1e7], [2e7, 6e7, 2e8, 6e7, 2e8, 6e8, 2e8, 6e8, 2e9]
-  loss = [5.706, 4.828, 4.251, 4.272, 3.681, 3.342, 3.284, 2.950, 2.712]
-  runs = fit.make_runs(N, D, loss)  # or fit.read_runs("runs.csv"); C = 6 N D unless given
-  found = fit.fit_runs(runs, base.get_config().fit)
-  best = fit.optimum(found, 1e17)  # N_opt, D_opt, tokens_per_param, loss, each with its interval
-  value, interval = fit.predict_loss(found, 3e7, 6e8)  # of one run that is yet to be trained
-
-What else there is, by question:
-
-- Which estimator? `side_by_side(found)` runs the three approaches of Hoffmann et al. 2022.
-- Which runs matter? `jackknife(found)`. Which exponents are bounded? `profile_intervals(found)`.
-- What can this design tell at all? `identifiability(runs)`.
-- Another form? `fit_form(FORMS["kaplan_nd"], {"N": N, "D": D}, loss)`; `compare_forms(runs)` says
-  which one forecasts the larger budgets from the smaller ones.
-- A record? `to_json(found)` is the content of fit.json.
-
-N counts parameters, D tokens, C FLOPs; losses are in nats per token.
+Everything is float64 and a function of the runs and the options: neither the order of the runs nor
+the time of day enters, so a fit is recomputed rather than stored. `fit_form` fits another form.
 """
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from scaling.laws import chinchilla
-from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
-from scaling.laws.chinchilla import at_edge
-from scaling.laws.estimators import Curves, isoflop_profiles, make_curves, side_by_side
-from scaling.laws.forms import FORMS, Form, evaluate
-from scaling.laws.holdout import compare_forms
-from scaling.laws.parametric import (
-  OPEN,
-  Fit,
-  Options,
-  check_sealable,
-  fit_runs,
-  new_run_noise,
-  optimum,
-  predict_loss,
-  ratio_cost,
-)
-from scaling.laws.runs import Runs, identifiability, input_hash, make_runs, read_runs
-from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
-from scaling.laws.solve import FormFit, fit_form
+from configs.errors import ConfigError, DataError, UserError
+from scaling.laws import bootstrap, chinchilla, solve
+from scaling.laws.bootstrap import interval, seed_noise
+from scaling.laws.chinchilla import Chinchilla
+from scaling.laws.forms import FORMS, Form
+from scaling.laws.runs import Runs, check_identifiable
 
-VERSION = 2  # of fit.json
-__all__ = [
-  "FORMS", "Curves", "Fit", "Form", "FormFit", "Options", "Runs", "check_sealable",
-  "compare_forms", "evaluate", "fit_form", "fit_runs", "identifiability", "input_hash",
-  "interval", "isoflop_profiles", "jackknife", "make_curves", "make_runs", "new_run_noise",
-  "optimum", "predict_loss", "profile_intervals", "ratio_cost", "read_runs", "seed_noise",
-  "side_by_side", "to_json",
-]  # fmt: skip
-
-PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
-MOST_INFLUENTIAL = 5  # runs that fit.json names
+MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
+FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
+STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
+OPEN = [math.nan, math.nan]  # an interval of which neither end is known
+MOST_RESAMPLED = 5000  # runs of another form's bootstrap
 
 
-def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
-  """Returns the budgets of the table of optima: those that were fitted, and projections."""
-  fitted = [p["C"] for p in profiles]
-  if len(fitted) < 2:  # a grid of N and D has no budgets of its own
-    fitted = np.geomspace(runs.C.min(), runs.C.max(), 4).tolist()
-  return [*fitted, *(float(runs.C.max() * factor) for factor in PROJECTIONS)]
+class Options(Protocol):
+  """The fields of `config.fit` that a fit reads."""
+
+  delta: float
+  bootstraps: int
+  level: float
+  seed: int
+  resampling: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A fitted law and all that its intervals need.
+
+  Attributes:
+    runs: what it was fitted to.
+    law: the parameters, numbers.
+    draws: the parameters of each bootstrap resample, arrays [R].
+    compute: FLOPs as a function of N and D, estimated from the runs.
+    residuals: log of observed over fitted loss [n].
+    delta: Huber's threshold on log loss.
+    level: probability content of every interval.
+    seed: of the resampling.
+    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
+      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
+    convergence: of the starts and of the resamples.
+    resampling: of the runs, one of `bootstrap.RESAMPLINGS`.
+  """
+
+  runs: Runs
+  law: Chinchilla
+  draws: Chinchilla
+  compute: chinchilla.Compute
+  residuals: np.ndarray
+  delta: float
+  level: float
+  seed: int
+  form_error: float | None
+  convergence: Mapping[str, Any]
+  resampling: str
+
+  @property
+  def unbounded(self) -> tuple[str, ...]:
+    """Parameters at the edge of their range without which no optimum can be told: not E."""
+    return chinchilla.unbounded(self.convergence["at_bound"])
+
+  def outside(self, C: float, N: float, D: float) -> float:
+    """Computes how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
+
+    Above the largest of the runs or below the smallest.
+    """
+    runs = self.runs
+    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
+    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
+    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
+
+
+def check_options(options: Options) -> None:
+  """Refuses options of a fit that are out of range."""
+  known = ", ".join(bootstrap.RESAMPLINGS)
+  for name, valid, remedy in (
+    ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
+    ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
+    ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
+    ("resampling", options.resampling in bootstrap.RESAMPLINGS, f"one of {known}"),
+  ):
+    if not valid:
+      raise ConfigError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+
+
+def check_sealable(fit: Fit) -> None:
+  """Refuses a fit whose runs determine no optimum that could be sealed."""
+  if fit.unbounded:
+    raise DataError(
+      f"fit: {chinchilla.at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
+      "sizes or budgets"
+    )
+
+
+def chinchilla_problem(runs: Runs) -> solve.Problem:
+  """Brings runs into the solver's coordinates, for Chinchilla's form."""
+  return solve.make_problem(FORMS["chinchilla"], {"N": runs.N, "D": runs.D}, runs.loss)
+
+
+def to_law(problem: solve.Problem, theta: np.ndarray) -> Chinchilla:
+  """Turns the solver's parameters [..., 5] into a law, or into draws of one."""
+  return Chinchilla(**problem.natural(theta))
+
+
+def fit_runs(runs: Runs, options: Options) -> Fit:
+  """Fits the Chinchilla law by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
+
+  Args:
+    runs: the runs.
+    options: `config.fit`, or anything with the fields of `Options`. A delta of 1e-3 is Hoffmann et
+      al.'s, 10 is least squares of log loss, 1e-8 least absolute deviations.
+
+  Raises:
+    UserError: the runs do not identify the law, or an option is out of range.
+  """
+  check_options(options)
+  check_identifiable(runs)
+  problem = chinchilla_problem(runs)
+  ends, best = solve.minimum(problem, options.delta)
+  draws = bootstrap.resample(
+    problem, runs, best.theta[0], options.delta, options.bootstraps, options.seed,
+    options.resampling,
+  )  # fmt: skip
+  law = to_law(problem, best.theta[0])
+  residuals = np.log(runs.loss) - np.log(chinchilla.loss(law, runs.N, runs.D))
+  return Fit(
+    runs=runs,
+    law=law,
+    draws=to_law(problem, draws.theta),
+    compute=chinchilla.estimate_compute(runs.N, runs.D, runs.C),
+    residuals=residuals,
+    delta=options.delta,
+    level=options.level,
+    seed=options.seed,
+    form_error=forecast_error(runs, options.delta, np.sum(residuals**2) / (len(runs) - len(law))),
+    convergence={
+      "starts": len(ends.cost),
+      "starts_converged": int(ends.converged.sum()),
+      "starts_at_optimum": int((ends.cost <= ends.cost.min() * (1 + 1e-6) + 1e-20).sum()),
+      "start_converged": ends.converged.tolist(),
+      "start_cost": [float(cost) if np.isfinite(cost) else None for cost in ends.cost],
+      "cost": float(best.cost[0]),
+      "at_bound": chinchilla.bound_names(best.at_bound[0]),
+      "resamples_converged": float(draws.converged.mean()),
+      "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
+    },
+    resampling=options.resampling,
+  )
+
+
+def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
+  """Estimates the error of the law's own extrapolations [log loss per e-fold of compute].
+
+  The law is fitted again to the runs up to each budget and asked for the runs above it (a forecast
+  from a rolling origin, Tashman 2000). What their squared errors hold beyond the scatter of a run
+  grows with the distance: e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean.
+
+  Args:
+    runs: all runs; of more than `solve.MANY` a random part.
+    delta: Huber's threshold.
+    scatter: variance of one run's log loss about the law.
+
+  Returns:
+    The error; None where no budget leaves a law below it and runs above it.
+  """
+  if len(runs) > solve.MANY:
+    part = np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False)
+    runs = runs.subset(np.sort(part))
+  excess, distance = 0.0, 0.0
+  for below, above in cuts(runs):
+    try:
+      check_identifiable(some := runs.subset(below))
+      problem = chinchilla_problem(some)
+      law = to_law(problem, solve.minimum(problem, delta)[1].theta[0])
+    except UserError:
+      continue
+    error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
+    excess += np.sum(error**2 - scatter)
+    distance += np.sum(np.log(runs.C[above] / some.C.max()) ** 2)
+  return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
+
+
+def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Splits the positions of the runs at a budget, up to it and above, for up to `MAX_CUTS`."""
+  groups = bootstrap.budgets(runs.C)
+  last = len(groups) - 1
+  at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
+  return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
+
+
+def new_run_noise(fit: Fit) -> np.ndarray:
+  """Samples what separates the log loss of one new run from the law [n].
+
+  It is the residuals, inflated by sqrt(n / (n - 5)) because five parameters were fitted to them,
+  and further where repeats of a cell show that seeds alone scatter more. Of few runs, most of which
+  the law goes through, it is `STUDENTS` quantiles of Student's law.
+  """
+  n, freedom = len(fit.runs), len(fit.runs) - len(fit.law)
+  noise = fit.residuals * np.sqrt(n / freedom)
+  rms = np.sqrt(np.mean(noise**2))
+  if bootstrap.few(fit.runs):
+    at = (np.arange(STUDENTS) + 0.5) / STUDENTS
+    noise = rms * np.array([bootstrap.t_quantile(p, freedom) for p in at])
+  return noise * max(1.0, (seed_noise(fit.runs) or 0.0) / max(rms, 1e-12))
+
+
+def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
+  """Predicts the loss of one run that is yet to be trained.
+
+  Returns:
+    The law's loss [nats per token], and its prediction interval. It holds the uncertainty of the
+    parameters (bootstrap), the scatter of one run about the law (`new_run_noise`), and, outside the
+    fitted runs, the error that the law's form made when smaller budgets had to
+    predict larger ones (`forecast_error`).
+  """
+  rng = np.random.default_rng((fit.seed, 1))
+  noise = rng.choice(new_run_noise(fit), size=len(fit.draws.E))
+  C = float(fit.compute.flops_per_token(N) * D)
+  draws = chinchilla.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C, N, D))
+  return float(chinchilla.loss(fit.law, N, D)), interval(draws, fit.level)
+
+
+def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
+  """Draws the error of the law's form there [R, log loss]; 0 within the runs."""
+  distance = np.log(fit.outside(C, N, D))
+  normal = np.random.default_rng((fit.seed, 2)).normal(size=len(fit.draws.E))
+  return (fit.form_error or 0.0) * distance * normal
+
+
+def optimum(fit: Fit, C: float) -> dict[str, Any]:
+  """Computes the best use of C FLOPs: N_opt, D_opt, tokens_per_param and loss, each with interval.
+
+  The interval of the loss here is that of the law at its optimum, its form's error included; for
+  that of a run see `predict_loss`. `extrapolation` is how many times the optimum lies outside the
+  fitted runs (`Fit.outside`; 1: within), and `extrapolated` marks the rows beyond ten times.
+  Where a parameter ended at the edge of its range (`Fit.unbounded`), the runs determine no optimum:
+  the intervals of N_opt, D_opt and their ratio are [nan, nan].
+  """
+  best = chinchilla.optimum(fit.law, C, fit.compute)
+  draws = chinchilla.optimum(fit.draws, C, fit.compute)
+  at = float(C), float(best.N), float(best.D)
+  row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
+  row["extrapolated"] = far(row["extrapolation"])
+  for name, value, sample in (
+    ("N_opt", best.N, draws.N),
+    ("D_opt", best.D, draws.D),
+    ("tokens_per_param", best.D / best.N, draws.D / draws.N),
+    ("loss", best.loss, draws.loss * np.exp(form_noise(fit, *at))),
+  ):
+    row[name] = float(value)
+    known = name == "loss" or not fit.unbounded
+    row[f"{name}_interval"] = interval(sample, fit.level, float(value)) if known else OPEN
+  return row
 
 
 def known(row: dict[str, Any]) -> dict[str, Any]:
-  """Returns a row with None for the intervals that are open: JSON has no nan."""
+  """Puts None in place of a row's intervals that are open: JSON has no nan."""
   return {key: None if value is OPEN else value for key, value in row.items()}
 
 
-def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
-  """Returns what a reader must know before quoting the fit, one sentence each."""
-  said = []
-  if bound := fit.convergence["at_bound"]:
-    said.append(
-      at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
-    )
-  if few(fit.runs):
-    said.append(
-      f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
-      f"intervals are Student's, with {len(fit.runs)} - {len(fit.law)} degrees of freedom."
-    )
-  if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.level:
-    said.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")
-  if (share := fit.convergence["resamples_converged"]) < 0.99:
-    said.append(f"Only {share:.1%} of the resamples converged.")
-  if fit.compute.error > 0.05:
-    said.append(
-      f"C is a function of N times D only to {fit.compute.error:.0%}: N_opt(C) is approximate."
-    )
-  if fit.form_error is None:
-    said.append("Too few budgets to tell how well the law extrapolates: intervals leave it out.")
-  points = np.unique(np.stack([fit.runs.N, fit.runs.D, fit.runs.loss]), axis=1).shape[1]
-  if copies := len(fit.runs) - points:
-    said.append(
-      f"{copies} runs repeat another to the last digit (N, D, loss): copies narrow the intervals."
-    )
-  if outside := sum(not p["inside"] for p in profiles):
-    said.append(
-      f"{outside} of {len(profiles)} isoFLOP profiles have no minimum inside their sizes."
-    )
-  return said
+def far(extrapolation: float) -> bool:
+  """Tells whether so many times outside the runs is to be marked."""
+  return extrapolation > FAR * (1 + 1e-9)
 
 
-def to_json(fit: Fit, curves: Curves | None = None, full: bool = False) -> dict[str, Any]:
-  """Returns the content of fit.json: the law, its intervals, its optima, how it was fitted.
+def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
+  """Computes what a fixed ratio D/N costs at C FLOPs: N, D, loss, its excess over the optimum.
+
+  The interval of the loss is that of the law, its form's error included, as in `optimum`.
+  """
+
+  def loss_at_ratio(law):
+    n = fit.compute.params(C, tokens_per_param)
+    return chinchilla.loss(law, n, fit.compute.tokens(n, C))
+
+  n = float(fit.compute.params(C, tokens_per_param))
+  d = float(fit.compute.tokens(n, C))
+  value = float(loss_at_ratio(fit.law))
+  excess = value - float(chinchilla.optimum(fit.law, C, fit.compute).loss)
+  draws = loss_at_ratio(fit.draws)
+  return {
+    "C": float(C),
+    "tokens_per_param": float(tokens_per_param),
+    "N": n,
+    "D": d,
+    "loss": value,
+    "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), fit.level, value),
+    "excess": excess,
+    "excess_interval": interval(
+      draws - chinchilla.optimum(fit.draws, C, fit.compute).loss, fit.level
+    ),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class FormFit:
+  """A form fitted to runs.
+
+  Attributes:
+    form: the form.
+    params: its parameters by name, in natural units.
+    draws: of each bootstrap resample, arrays [R]; empty without resamples.
+    residuals: log of observed over fitted loss [n].
+    costs: where each start ended [S].
+    converged: whether it is a minimum there [S].
+    at_bound: parameters that ended at the edge of what is allowed.
+  """
+
+  form: Form
+  params: dict[str, float]
+  draws: dict[str, np.ndarray]
+  residuals: np.ndarray
+  costs: np.ndarray
+  converged: np.ndarray
+  at_bound: tuple[str, ...]
+
+
+def fit_form(
+  form: Form,
+  variables: Mapping[str, ArrayLike],
+  loss: ArrayLike,
+  delta: float = 1e-3,
+  resamples: int = 0,
+  seed: int = 0,
+) -> FormFit:
+  """Fits any form to runs.
 
   Args:
-    fit: the fit.
-    curves: training curves, for Approach 1 among the estimators.
-    full: whether forms are compared by held-out error too, which takes seconds.
+    form: one of `forms.FORMS`, or your own.
+    variables: arrays [n] by name, those of `form.variables` at least.
+    loss: of the runs [n, nats per token].
+    delta: Huber's threshold on log loss.
+    resamples: of a bootstrap over the runs.
+    seed: of starts and resamples.
+
+  Raises:
+    UserError: a variable is missing, not positive and finite or of another length; fewer runs than
+      parameters; delta is not positive; resamples of too many runs; or no start found a minimum.
   """
-  a, b = chinchilla.exponents(fit.law)
-  values = fit.law._asdict() | {"a": a, "b": b}
-  draws = fit.draws._asdict() | dict(zip("ab", chinchilla.exponents(fit.draws), strict=True))
-  intervals = {k: interval(draw, fit.level, float(values[k])) for k, draw in draws.items()}
-  approach2 = isoflop_profiles(fit.runs, fit.compute)
-  estimators = side_by_side(fit, curves=curves)
-  approach2["bias"] = estimators["rows"][1].get("bias")
-  freedom = len(fit.runs) - len(fit.law)
-  many = len(fit.runs) > MOST_LEFT_OUT
-  return {
-    "version": VERSION,
-    "form": "chinchilla",
-    "params": {name: float(value) for name, value in fit.law._asdict().items()},
-    "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
-    "a": float(a),
-    "b": float(b),
-    "n_runs": len(fit.runs),
-    "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
-    "filters": list(fit.runs.filters),
-    "input_hash": input_hash(fit.runs),
-    "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
-    "delta": fit.delta,
-    "level": fit.level,
-    "bootstraps": len(fit.draws.E),
-    "resampling": fit.resampling,
-    "seed": fit.seed,
-    "convergence": dict(fit.convergence),
-    "warnings": _warnings(fit, approach2["profiles"]),
-    "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / freedom)),
-    "seed_noise": seed_noise(fit.runs),
-    "form_error": fit.form_error,
-    "compute": dataclasses.asdict(fit.compute),
-    "optimum": [known(optimum(fit, C)) for C in _budgets(fit.runs, approach2["profiles"])],
-    "approach2": approach2,
-    "estimators": estimators,
-    "profile": profile_intervals(fit),
-    "influence": None if many else jackknife(fit)[:MOST_INFLUENTIAL],
-    "heldout": compare_forms(fit.runs, delta=fit.delta) if full else None,
-  }
+  problem = solve.make_problem(form, variables, loss)
+  n, size = len(problem.y), len(form.kinds)
+  if n <= size:
+    raise DataError(f"form={form.name}: {n} runs for {size} parameters; train more")
+  if not delta > 0:
+    raise ConfigError(f"fit.delta={delta}: must be a positive number, 1e-3 for instance")
+  if n > MOST_RESAMPLED and resamples:
+    raise DataError(
+      f"resamples={resamples}: for {MOST_RESAMPLED} runs at most, not {n}; choose 0 or a part"
+    )
+  rng = np.random.default_rng(seed)
+  ends, best = solve.search(problem, delta, rng)
+  draws = {}
+  if resamples:
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+    refitted = bootstrap.fit_weighted(problem, weights, best.theta[0], delta)
+    draws = problem.natural(refitted.theta)
+  params = {name: float(value) for name, value in problem.natural(best.theta[0]).items()}
+  return FormFit(
+    form=form,
+    params=params,
+    draws=draws,
+    residuals=-solve.residuals(problem, best.theta)[0],
+    costs=ends.cost,
+    converged=ends.converged,
+    at_bound=tuple(n for n, at in zip(form.kinds, best.at_bound[0], strict=True) if at),
+  )

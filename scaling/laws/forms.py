@@ -8,19 +8,22 @@ parameter what kind it is and in which unit it is measured. Adding one is this:
   def chinchilla(p, x):
     return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
 
-The units are what makes fitting easy: the solver sees N, D and losses of about one, and turns what
-it found back. A parameter whose unit is not named has none.
+The units are what makes fitting easy: the solver sees N, D and losses of about one, and its
+parameters are turned back. A parameter whose unit is not named has none. The solver's derivatives
+are JAX's, unless a form brings its own: Chinchilla's does, and needs neither jax nor compilation.
 
 Variables: N parameters, D tokens processed, C training FLOPs, U unique tokens, P bits of the
 weights, pretrained (1 where the run started from a pre-trained model, 0 from scratch).
 """
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+
+from scaling.laws import chinchilla as by_hand
 
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
 
@@ -41,11 +44,24 @@ class Kind(NamedTuple):
   start: tuple[float, float]
 
 
-FLOOR = Kind(False, 0.0, jnp.inf, (0.0, 0.9))  # may vanish
+FLOOR = Kind(False, 0.0, math.inf, (0.0, 0.9))  # may vanish
 SCALE = Kind(True, 1e-6, 1e30, (0.05, 2.0))  # positive
 POWER = Kind(False, 1e-3, 4.0, (0.03, 1.2))  # an exponent, positive
 SLOPE = Kind(False, -4.0, 4.0, (-0.4, 0.4))  # an exponent of either sign
 SHAPE = Kind(True, 0.02, 50.0, (0.1, 5.0))  # positive and of order one
+
+
+class Derivatives(NamedTuple):
+  """The derivatives of a form's loss f in the parameters as they move, for the solver.
+
+  Attributes:
+    terms: (logs of the variables [n], theta [S, p]) -> arrays of S rows, the last of them f [S, n].
+    contract: (logs, terms, phi, omega, major: each [S, n]) -> sums over the runs: gradient
+      sum phi df [S, p], Hessian sum omega df df' + phi ddf [S, p, p], and sum major df^2 [S, p].
+  """
+
+  terms: Callable[..., tuple[np.ndarray, ...]]
+  contract: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Form(NamedTuple):
@@ -58,6 +74,8 @@ class Form(NamedTuple):
     loss: (parameters, variables) -> L [nats per token], in jax.numpy.
     units: (parameters, unit of each variable and of L) -> unit of each parameter that has one.
     doc: the formula, its source, and what is left out.
+    derivatives: by hand; None: by JAX.
+    starts: (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
   """
 
   name: str
@@ -66,13 +84,15 @@ class Form(NamedTuple):
   loss: Callable[[Any, Any], Any]
   units: Callable[[Any, Any], dict[str, Any]]
   doc: str
+  derivatives: Derivatives | None = None
+  starts: Callable[..., np.ndarray] | None = None
 
 
 FORMS: dict[str, Form] = {}
 
 
 def form(variables: str, units: Callable[[Any, Any], dict[str, Any]], **kinds: Kind) -> Callable:
-  """Returns a decorator that makes a Form of a loss function and enters it into `FORMS`."""
+  """Decorates a loss function: makes a Form of it and enters it into `FORMS`."""
 
   def enter(loss: Callable[[Any, Any], Any]) -> Form:
     made = Form(loss.__name__, tuple(variables.split()), kinds, loss, units, loss.__doc__ or "")
@@ -82,11 +102,13 @@ def form(variables: str, units: Callable[[Any, Any], dict[str, Any]], **kinds: K
   return enter
 
 
-def evaluate(law: Form, params: dict[str, Any], variables: dict[str, Any]) -> Any:
-  """Returns L [n, nats per token] of a form, from parameters and variables in natural units."""
+def evaluate(form: Form, params: dict[str, Any], variables: dict[str, Any]) -> Any:
+  """Computes L [n, nats per token] of a form, from parameters and variables in natural units."""
+  import jax
+
   with jax.enable_x64(True):
-    x = {name: jnp.asarray(variables[name], jnp.float64) for name in law.variables}
-    return jax.device_get(law.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
+    x = {name: jax.numpy.asarray(variables[name], float) for name in form.variables}
+    return jax.device_get(form.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
 
 
 def _chinchilla_units(p, u):
@@ -97,6 +119,12 @@ def _chinchilla_units(p, u):
 def chinchilla(p, x):
   """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
+
+
+chinchilla = chinchilla._replace(
+  derivatives=Derivatives(by_hand.terms, by_hand.contract), starts=by_hand.starts
+)
+FORMS["chinchilla"] = chinchilla
 
 
 @form(
@@ -141,6 +169,8 @@ def data_constrained(p, x):
   eqs. 5 and 6; they find R_D = 15.39, R_N = 5.31). Left out: they tie alpha to beta, and fit R_D
   and R_N after the rest.
   """
+  import jax.numpy as jnp
+
   unique = jnp.minimum(x.U, x.D)
   best = (p.alpha * p.A / (p.beta * p.B)) ** (1 / p.alpha) * unique ** (p.beta / p.alpha)
   size = jnp.minimum(best, x.N)
@@ -161,6 +191,8 @@ def precision(p, x):
   Kumar et al. 2024 (arXiv:2411.04330), eq. 3. Left out: the like factors of activations and of the
   key-value cache, and the loss that quantization after training adds (their eq. 2).
   """
+  import jax.numpy as jnp
+
   n = x.N * -jnp.expm1(-x.P / p.gamma)
   return p.E + p.A * n**-p.alpha + p.B * x.D**-p.beta
 
@@ -201,6 +233,8 @@ def _in_one_variable(v: str) -> None:
 
     Caballero et al. 2022 (arXiv:2210.14891), eq. 1 with n = 1. Left out: further breaks.
     """
+    import jax.numpy as jnp
+
     x = getattr(x, v)
     bend = jnp.logaddexp(0.0, jnp.log(x / p.X_1) / p.f)
     return p.E + p.A * x**-p.c0 * jnp.exp(-p.c1 * p.f * bend)

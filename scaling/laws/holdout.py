@@ -8,12 +8,13 @@ import numpy as np
 from configs.errors import DataError
 from scaling.laws import solve
 from scaling.laws.bootstrap import budgets
-from scaling.laws.forms import FORMS, Form
-from scaling.laws.parametric import cuts
+from scaling.laws.fit import cuts
+from scaling.laws.forms import FORMS, Form, evaluate
 from scaling.laws.runs import Runs, faults
 
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")
 STARTS = 24
+MAX_STEPS = 200  # of the solver, from each start
 MOST_COMPARED = 2000  # runs
 
 
@@ -57,14 +58,14 @@ def _rows(runs, name, variables, delta, seed) -> list[dict[str, Any]]:
   """Returns the rows of one form; all its starts at all budgets are solved at once."""
   form, splits = FORMS[name], cuts(runs)
   problem = solve.make_problem(form, variables, runs.loss)
-  grid = solve.draw(form, STARTS, np.random.default_rng(seed))
+  grid = solve.draw_starts(form, STARTS, np.random.default_rng(seed))
   weights = np.zeros((len(splits), STARTS, len(runs)))
   for i, (below, _) in enumerate(splits):
     weights[i][:, below] = 1
   flat = weights.reshape(-1, len(runs))
-  theta, cost, good = solve.minimise(problem, flat, np.tile(grid, (len(splits), 1)), delta)
-  theta_KSP = theta.reshape(len(splits), STARTS, -1)
-  cost_KS = np.where(good, cost, np.inf).reshape(len(splits), STARTS)
+  ends = solve.minimise(problem, flat, np.tile(grid, (len(splits), 1)), delta, MAX_STEPS)
+  theta_KSP = ends.theta.reshape(len(splits), STARTS, -1)
+  cost_KS = np.where(ends.converged, ends.cost, np.inf).reshape(len(splits), STARTS)
   rows = []
   for (below, above), some, costs in zip(splits, theta_KSP, cost_KS, strict=True):
     row: dict[str, Any] = {
@@ -81,9 +82,9 @@ def _rows(runs, name, variables, delta, seed) -> list[dict[str, Any]]:
     if not (row["reason"] or row["converged"]):
       row["reason"] = f"none of {STARTS} starts found a minimum"
     if not row["reason"]:
-      params = solve.natural(problem, some[np.argmin(costs)])
+      params = problem.natural(some[np.argmin(costs)])
       held = {key: values[above] for key, values in variables.items()}
-      error = np.log(runs.loss[above] / solve.evaluate(form, params, held))
+      error = np.log(runs.loss[above] / evaluate(form, params, held))
       row |= {"rms_error": float(np.sqrt(np.mean(error**2))), "bias": float(np.mean(error))}
     rows.append(row)
   return rows

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.bootstrap import interval
+from scaling.laws.fit import Options, fit_form
 from scaling.laws.forms import FORMS, evaluate
-from scaling.laws.parametric import Options
 from scaling.laws.runs import MIN_SPREAD, Runs, identifiability
-from scaling.laws.solve import fit_form
 
 LEAST = 6  # distinct values: of fewer, resamples hold too few to scatter as the estimate does
 LEAST_RANGE = 0.5  # of log C: a narrower one is one budget, along which the loss is no law in C

@@ -14,10 +14,9 @@ from configs.errors import UsageError
 from model import accounting
 from scaling.laws import allocation, chinchilla
 from scaling.laws.allocation import cheapest
-from scaling.laws.bootstrap import FEWEST_DRAWS
+from scaling.laws.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.chinchilla import at_edge
-from scaling.laws.fit import Fit, interval, known, optimum, ratio_cost
-from scaling.laws.parametric import far, form_noise
+from scaling.laws.fit import Fit, far, form_noise, known, optimum, ratio_cost
 
 NEVER = 1e60  # stands for what is beyond all reach
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached

@@ -11,20 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, chinchilla, estimate
+from scaling.laws import bootstrap, chinchilla, solve
 from scaling.laws.chinchilla import at_edge, bound_names, unbounded
-from scaling.laws.parametric import Fit
+from scaling.laws.fit import Fit, chinchilla_problem, to_law
 from scaling.laws.runs import PARAMS, Runs, check_identifiable, faults, read_runs
+from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
 PROFILE_STEPS = 60  # at most: 25 times as far
-DELTAS = {
-  "1e-2": 1e-2,
-  "1e-3": 1e-3,
-  "LAD": estimate.LEAST_ABSOLUTE,
-  "MSE": estimate.LEAST_SQUARES,
-}
+DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": LEAST_ABSOLUTE, "MSE": LEAST_SQUARES}
 
 
 def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
@@ -46,9 +42,10 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   if n > MOST_LEFT_OUT:
     raise DataError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
   C = float(runs.C.max()) if C is None else C
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  without = bootstrap.refit(design, 1 - np.eye(n), estimate.from_law(design, fit.law), fit.delta)
-  law = estimate.to_law(design, without.theta)
+  problem = chinchilla_problem(runs)
+  start = problem.theta(fit.law._asdict())
+  without = bootstrap.fit_weighted(problem, 1 - np.eye(n), start, fit.delta)
+  law = to_law(problem, without.theta)
   n_opt, whole = (
     chinchilla.optimum(law, C, fit.compute).N,
     chinchilla.optimum(fit.law, C, fit.compute).N,
@@ -84,41 +81,41 @@ def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
     the high end lie beyond what was searched, so that the runs do not bound the exponent there.
   """
   runs = fit.runs
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  best = estimate.minimum(design, estimate.LEAST_SQUARES)[1]
+  problem = chinchilla_problem(runs)
+  best = solve.minimum(problem, LEAST_SQUARES)[1]
   theta, freedom = best.theta[0], len(runs) - len(fit.law)
   limit = bootstrap.t_quantile((1 + fit.level) / 2, freedom)
-  _, hessian = estimate.scores(design, theta, estimate.LEAST_SQUARES)
+  hessian = solve.curvature(problem, theta, LEAST_SQUARES)
   variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / freedom
   found = {}
-  for name, index, unit in (("alpha", 3, design.sx), ("beta", 4, design.sz)):
+  for name, index in (("alpha", 3), ("beta", 4)):
     reach = limit * np.sqrt(max(variance[index, index], 1e-24))
-    if len(runs) > estimate.MANY:  # there, the profile is a parabola
+    if len(runs) > solve.MANY:  # there, the profile is a parabola
       ends, beyond = theta[index] + np.array([-reach, reach]), [False, False]
     else:
-      ends, beyond = _profile(design, theta, index, best.cost[0], limit**2 / freedom, reach)
+      ends, beyond = _profile(problem, theta, index, best.cost[0], limit**2 / freedom, reach)
     found[name] = {
-      "value": float(theta[index] / unit),
-      "interval": [float(end / unit) for end in ends],
+      "value": float(theta[index]),
+      "interval": [float(end) for end in ends],
       "open": beyond,
     }
   return found
 
 
-def _profile(design, theta, index, least, allowed, reach):
+def _profile(problem, theta, index, least, allowed, reach):
   """Walks from the minimum both ways until the cost exceeds least (1 + allowed).
 
   Returns:
     Where it does so [2], and whether the walk ended at the box, or far out, before it did.
   """
-  low, high = (bound[index] for bound in design.bounds)
+  low, high = (bound[index] for bound in problem.box)
   at = np.tile(theta, (2, 1))
-  ones = np.ones((2, len(design.y)))
+  ones = np.ones((2, len(problem.y)))
   values, distances = [at[:, index].copy()], [np.zeros(2)]
   for step in range(1, PROFILE_STEPS + 1):
     offset = reach * (step / STEPS_TO_REACH) ** 2
     at[:, index] = np.clip(theta[index] + np.array([-offset, offset]), low, high)
-    solved = estimate.minimise(design, ones, at, estimate.LEAST_SQUARES, held=index)
+    solved = solve.minimise(problem, ones, at, LEAST_SQUARES, held=index)
     at = solved.theta
     values.append(at[:, index].copy())
     distances.append(np.sqrt(np.maximum(solved.cost / max(least, 1e-300) - 1, 0)))
@@ -191,11 +188,11 @@ def vary_choices(
 def _summary(runs: Runs, delta: float) -> dict[str, Any]:
   """Fits a law and says what a row of `vary_choices` says of it."""
   check_identifiable(runs)
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  _, best = estimate.minimum(design, delta)
+  problem = chinchilla_problem(runs)
+  best = solve.minimum(problem, delta)[1]
   if bound := unbounded(bound_names(best.at_bound[0])):
     return {"n_runs": len(runs), "reason": at_edge(bound)}
-  law, C = estimate.to_law(design, best.theta[0]), float(runs.C.max())
+  law, C = to_law(problem, best.theta[0]), float(runs.C.max())
   a, b = chinchilla.exponents(law)
   optimum = chinchilla.optimum(law, C, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
   ratio = float(optimum.D / optimum.N)

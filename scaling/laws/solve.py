@@ -1,148 +1,126 @@
-"""One solver for every form: damped Newton from many starts at once, derivatives by JAX.
+"""Minimises Huber's loss on log loss over a form's parameters, from many starts at once.
 
-It minimises sum_i w_i Huber_delta(log L(x_i) - log L_i), as `estimate.minimise` does for the
-Chinchilla law (which has its derivatives by hand, and needs no compilation). Starts, resamples and
-held-out budgets are rows of weights, so one compilation serves them all.
+The cost is sum_i w_i Huber_delta(log L(x_i) - log L_i), as in Approach 3 of Hoffmann et al. 2022.
+Published fits went wrong by stopping early, because in the raw parameters the valley is long and
+narrow. Here variables and losses are about one, and Newton's method with exact second derivatives
+goes through the valley, many starts or resamples at once, and says of each whether it has
+converged.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
-from scaling.laws.forms import FLAGS, Form, evaluate
+from scaling.laws.forms import FLAGS, Derivatives, Form, Kind
 
-MAX_STEPS = 200
-STARTS = 48
-MANY = 5000  # of more runs a random part decides between the starts
-
-
-class State(NamedTuple):
-  """One start on its way: its parameters [p], damping, threshold of Huber, and whether it rests."""
-
-  theta: jax.Array
-  damping: jax.Array
-  width: jax.Array
-  rests: jax.Array
-  steps: jax.Array
+STARTS = 48  # of a form without a grid of its own
+COARSE = 1e-4  # least threshold at which all starts are tried; the best then goes on to delta
+MANY = 20_000  # of more runs a random part decides between the starts
+KINKS = (1e-7, 1e-6, 1e-5)  # thresholds where rounding stops Newton's steps at kinks of sum |r|
+MOST_KEPT = 8  # minima: a report asks for the same ones from several sides
+BANDWIDTH = 0.3  # of the median |r|: least half-width of residuals that tell a cost's curvature
+LEAST_SQUARES = 10.0  # Huber's threshold: beyond every residual of log loss
+LEAST_ABSOLUTE = 1e-8  # below every residual
+JAX_ROWS = 64  # starts or resamples in one call of a compiled derivative
+JAX_VALUES = 320_000  # rows x runs of it, at most: what memory holds
 
 
 @dataclasses.dataclass(frozen=True)
-class FormFit:
-  """A form fitted to runs.
+class Problem:
+  """Runs and a form, as the solver sees them: variables and losses of about one.
 
   Attributes:
     form: the form.
-    params: its parameters by name, in natural units.
-    draws: of each bootstrap resample, arrays [R]; empty without resamples.
-    residuals: log of observed over fitted loss [n].
-    costs: where each start ended [S].
-    converged: whether it is a minimum there [S].
-    at_bound: parameters that ended at the edge of what is allowed.
+    x: its variables by name [n], in `units`.
+    y: log loss [n], in its unit.
+    units: of each variable, and of L: their geometric means.
   """
-
-  form: Form
-  params: dict[str, float]
-  draws: dict[str, np.ndarray]
-  residuals: np.ndarray
-  costs: np.ndarray
-  converged: np.ndarray
-  at_bound: tuple[str, ...]
-
-
-def fit_form(
-  form: Form,
-  variables: Mapping[str, ArrayLike],
-  loss: ArrayLike,
-  delta: float = 1e-3,
-  starts: int = STARTS,
-  resamples: int = 0,
-  seed: int = 0,
-) -> FormFit:
-  """Fits a form to runs.
-
-  Args:
-    form: one of `forms.FORMS`, or your own.
-    variables: arrays [n] by name, those of `form.variables` at least.
-    loss: of the runs [n, nats per token].
-    delta: Huber's threshold on log loss.
-    starts: number of starts S.
-    resamples: of a bootstrap over the runs.
-    seed: of starts and resamples.
-
-  Returns:
-    The fit, from the start that ended lowest.
-
-  Raises:
-    UserError: a variable is missing, not positive and finite or of another length; fewer runs than
-      parameters; delta is not positive; resamples of too many runs; or no start found a minimum.
-  """
-  problem = make_problem(form, variables, loss)
-  n, size = problem.y.shape[0], len(form.kinds)
-  if n <= size:
-    raise DataError(f"form={form.name}: {n} runs for {size} parameters; train more")
-  if not delta > 0:
-    raise ConfigError(f"fit.delta={delta}: must be a positive number, 1e-3 for instance")
-  rng = np.random.default_rng(seed)
-  if n > MANY and resamples:
-    raise DataError(f"resamples={resamples}: for {MANY} runs at most, not {n}; choose 0 or a part")
-  some = part(problem, rng)
-  ones = np.ones((starts, some.y.shape[0]))
-  theta, costs, converged = minimise(some, ones, draw(form, starts, rng), delta)
-  if not converged.any():
-    raise DataError(f"form={form.name}: none of {starts} starts found a minimum on {n} runs")
-  best = theta[np.argmin(np.where(converged, costs, np.inf))]
-  if n > MANY:
-    best = minimise(problem, np.ones((1, n)), best[None], delta)[0][0]
-  draws = {}
-  if resamples:
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-    again = minimise(problem, weights, np.tile(best, (resamples, 1)), delta)[0]
-    draws = natural(problem, again)
-  params = {name: float(value) for name, value in natural(problem, best).items()}
-  low, high = bounds(form)
-  return FormFit(
-    form=form,
-    params=params,
-    draws=draws,
-    residuals=np.log(np.asarray(loss, float) / evaluate(form, params, dict(variables))),
-    costs=costs,
-    converged=converged,
-    at_bound=tuple(
-      n for n, at in zip(form.kinds, (best <= low) | (best >= high), strict=True) if at
-    ),
-  )
-
-
-class Problem(NamedTuple):
-  """Runs as the solver sees them: variables x {name: [n]} and log losses y [n], about 1 and 0."""
 
   form: Form
   x: dict[str, np.ndarray]
   y: np.ndarray
-  units: dict[str, float]  # of each variable and of L, which their geometric mean is
+  units: dict[str, float]
+
+  @functools.cached_property
+  def logs(self) -> dict[str, np.ndarray]:
+    """Logs of the variables [n]; -inf where a flag is 0."""
+    with np.errstate(divide="ignore"):
+      return {name: np.log(values) for name, values in self.x.items()}
+
+  @functools.cached_property
+  def box(self) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest parameters [p], as they move."""
+    ends = [(kind.low, kind.high) for kind in self.form.kinds.values()]
+    logged = [kind.log for kind in self.form.kinds.values()]
+    with np.errstate(divide="ignore", invalid="ignore"):  # of what does not move as its log
+      low, high = np.where(logged, np.log(np.transpose(ends)), np.transpose(ends))
+    return low, high
+
+  @functools.cached_property
+  def digest(self) -> bytes:
+    """The SHA-256 of the runs in these coordinates."""
+    return hashlib.sha256(np.stack([self.y, *self.x.values()]).tobytes()).digest()
+
+  @property
+  def derivatives(self) -> Derivatives:
+    """The form's derivatives: its own, or compiled."""
+    return self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
+
+  def part(self, index: np.ndarray) -> "Problem":
+    """Keeps the runs at some positions."""
+    x = {name: values[index] for name, values in self.x.items()}
+    return dataclasses.replace(self, x=x, y=self.y[index])
+
+  def starts(self, rng: np.random.Generator) -> np.ndarray:
+    """Makes the form's grid of starts [S, p], or draws them."""
+    if self.form.starts:
+      return self.form.starts(self.logs, self.y)
+    return draw_starts(self.form, STARTS, rng)
+
+  def natural(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+    """Turns parameters as they move [..., p] into parameters by name, in natural units."""
+    values = {
+      name: np.exp(theta[..., i]) if kind.log else theta[..., i]
+      for i, (name, kind) in enumerate(self.form.kinds.items())
+    }
+    units = self._units_of(values)
+    return {name: value * units.get(name, 1.0) for name, value in values.items()}
+
+  def theta(self, params: Mapping[str, Any]) -> np.ndarray:
+    """Turns parameters in natural units into parameters as they move: the inverse of `natural`."""
+    units, columns = self._units_of(params), []
+    for name, kind in self.form.kinds.items():
+      value = params[name] / units.get(name, 1.0)
+      columns.append(np.log(value) if kind.log else value)
+    return np.stack(columns, axis=-1)
+
+  def _units_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    return self.form.units(SimpleNamespace(**params), SimpleNamespace(**self.units))
 
 
 def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike) -> Problem:
-  """Returns runs in units of their geometric means; see `fit_form` for what is refused."""
-  loss = np.asarray(loss, float)
-  columns = {"loss": loss}
+  """Brings variables [n] and losses [n] into units of their geometric means.
+
+  Raises:
+    DataError: a variable is missing, not positive and finite, or of another length.
+  """
+  columns = {"loss": np.asarray(loss, float)}
   for name in form.variables:
     if name not in variables:
       raise DataError(
         f"form={form.name}: needs {', '.join(form.variables)}, and there is no {name}; give it"
       )
     columns[name] = np.asarray(variables[name], float)
-    if columns[name].shape != loss.shape:
+    if columns[name].shape != columns["loss"].shape:
       raise DataError(
-        f"form={form.name}: {columns[name].size} values of {name} for {loss.size} losses"
+        f"form={form.name}: {columns[name].size} values of {name} for {columns['loss'].size} losses"
       )
   for name, values in columns.items():
     least = -1e-300 if name in FLAGS else 0.0
@@ -156,28 +134,11 @@ def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike
     units["U"] = units["D"]
   unit_loss = units.pop("loss")
   x = {name: columns[name] / units[name] for name in form.variables}
-  return Problem(form, x, np.log(loss / unit_loss), units | {"L": unit_loss})
+  return Problem(form, x, np.log(columns["loss"] / unit_loss), units | {"L": unit_loss})
 
 
-def part(problem: Problem, rng: np.random.Generator) -> Problem:
-  """Returns the problem, or of more than `MANY` runs that of a random part of them."""
-  n = problem.y.shape[0]
-  if n <= MANY:
-    return problem
-  index = rng.choice(n, MANY, replace=False)
-  x = {name: values[index] for name, values in problem.x.items()}
-  return problem._replace(x=x, y=problem.y[index])
-
-
-def bounds(form: Form) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the box [p], [p] of the parameters as they move."""
-  ends = [[np.log(v) if k.log else v for v in (k.low, k.high)] for k in form.kinds.values()]
-  low, high = np.array(ends, float).T
-  return low, high
-
-
-def draw(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
-  """Returns starts [size, p]: each parameter even in its range, as in a Latin hypercube."""
+def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
+  """Draws starts [size, p]: each parameter even in its range, as in a Latin hypercube."""
   columns = []
   for kind in form.kinds.values():
     low, high = (np.log(v) if kind.log else v for v in kind.start)
@@ -186,102 +147,228 @@ def draw(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
   return np.stack(columns, axis=1)
 
 
-def natural(problem: Problem, theta: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns parameters by name in natural units, from those that move [..., p]."""
-  kinds = problem.form.kinds
-  values = {
-    name: np.exp(theta[..., i]) if kind.log else theta[..., i]
-    for i, (name, kind) in enumerate(kinds.items())
-  }
-  units = problem.form.units(SimpleNamespace(**values), SimpleNamespace(**problem.units))
-  return {name: value * units.get(name, 1.0) for name, value in values.items()}
+@functools.cache
+def by_jax(loss: Callable[[Any, Any], Any], kinds: tuple[tuple[str, Kind], ...]) -> Derivatives:
+  """Differentiates and compiles a form's loss: for one row of theta, then for many."""
+  import jax
+  import jax.numpy as jnp
+
+  def value(logs, theta):
+    p = {n: jnp.exp(theta[i]) if kind.log else theta[i] for i, (n, kind) in enumerate(kinds)}
+    x = {name: jnp.exp(log) for name, log in logs.items()}
+    return loss(SimpleNamespace(**p), SimpleNamespace(**x))
+
+  def sums(logs, theta, phi, omega, major):
+    slope = jax.jacfwd(value, 1)(logs, theta)  # [n, p]
+    bend = jax.hessian(lambda theta: phi @ value(logs, theta))(theta)
+    return phi @ slope, (slope.T * omega) @ slope + bend, major @ slope**2
+
+  # Compiled plainly: a fit runs for less long than its optimisation by the compiler takes.
+  plain = {"xla_backend_optimization_level": "0"}
+  values = jax.jit(jax.vmap(value, (None, 0)), compiler_options=plain)
+  contract = jax.jit(jax.vmap(sums, (None, 0, 0, 0, 0)), compiler_options=plain)
+  return Derivatives(
+    lambda logs, theta: (theta, _in_blocks(values, logs, theta)),
+    lambda logs, terms, *weights: _in_blocks(contract, logs, terms[0], *weights),
+  )
 
 
+def _in_blocks(compiled, logs, *arrays):
+  """Calls a compiled function on rows of arrays [S, ...], in blocks of one shape."""
+  import jax
+
+  rows, runs = len(arrays[0]), len(next(iter(logs.values())))
+  size = 1 if rows == 1 else max(1, min(JAX_ROWS, JAX_VALUES // runs))
+  index = np.minimum(np.arange(-(-rows // size) * size), rows - 1).reshape(-1, size)
+  with jax.enable_x64(True):
+    blocks = jax.device_get([compiled(logs, *(a[block] for a in arrays)) for block in index])
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *blocks)
+
+
+def _evaluate(problem: Problem, theta: np.ndarray) -> list[np.ndarray]:
+  """Computes the form's terms at theta [S, p], then the residual of log loss, each [S, n]."""
+  terms = problem.derivatives.terms(problem.logs, theta)
+  return [*terms, np.log(terms[-1]) - problem.y]
+
+
+def residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
+  """Computes log of fitted over observed loss [S, n] at theta [S, p]."""
+  return _evaluate(problem, theta)[-1]
+
+
+def _cost(residual, weights, delta):
+  size = np.abs(residual)
+  clipped = np.minimum(size, delta)
+  return np.sum(weights * clipped * (size - 0.5 * clipped), axis=1)
+
+
+def _derivatives(problem, weights, delta, state, bandwidth=None):
+  """Computes the cost's gradient [S, p], Hessian [S, p, p] and a positive diagonal [S, p].
+
+  With a bandwidth, the Hessian is that of the expected cost: of |r| < bandwidth, each run bends the
+  cost by the chance that it lies within delta.
+  """
+  *terms, r = state
+  f, size = terms[-1], np.abs(r)
+  inside = size < delta if bandwidth is None else (size < bandwidth) * (delta / bandwidth)
+  psi = weights * np.clip(r, -delta, delta)
+  majoriser = weights * np.minimum(1, delta / np.maximum(size, 1e-300))
+  return problem.derivatives.contract(
+    problem.logs, terms, psi / f, (weights * inside - psi) / f**2, majoriser / f**2
+  )
+
+
+def _projected(problem, theta, weights, delta, state, held):
+  """Computes the derivatives with parameters that press against the box held, and which do."""
+  low, high = problem.box
+  gradient, hessian, diagonal = _derivatives(problem, weights, delta, state)
+  fixed = held | (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
+  scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300
+  hessian = np.where(fixed[:, :, None] | fixed[:, None, :], 0.0, hessian)
+  _add_diagonal(hessian, fixed * scale)
+  return np.where(fixed, 0.0, gradient), hessian, scale, fixed
+
+
+def _add_diagonal(matrices, diagonal):
+  """Adds diagonals [S, p] to matrices [S, p, p], in place."""
+  at = range(diagonal.shape[1])
+  matrices[:, at, at] += diagonal
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """Local minima: theta [S, p], cost [S], converged [S], at_bound [S, p]."""
+
+  theta: np.ndarray
+  cost: np.ndarray
+  converged: np.ndarray
+  at_bound: np.ndarray
+
+
+@np.errstate(all="ignore")  # a trial that overflows costs inf or nan, and is not taken
 def minimise(
-  problem: Problem, weights: np.ndarray, theta: np.ndarray, delta: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Minimises the Huber loss from each of S starts.
+  problem: Problem,
+  weights: np.ndarray,
+  theta: np.ndarray,
+  delta: float,
+  max_steps: int = 100,
+  held: int | None = None,
+) -> Solution:
+  """Minimises sum_i weights_i Huber_delta(log L(x_i) - log L_i) from each of S starts.
+
+  Damped Newton steps, projected on the box of the parameters. For a small delta the cost is nearly
+  sum |r|, whose kinks trap descent; so each start first meets a wide Huber threshold, which shrinks
+  to delta as it settles.
 
   Args:
-    problem: n runs.
+    problem: a form and n runs.
     weights: how often each run counts [S, n]; 0 leaves it out.
     theta: starts [S, p], as they move.
     delta: Huber's threshold on log loss.
+    max_steps: at most so many.
+    held: a parameter that stays where it starts (a profile over it), by its place in theta.
 
   Returns:
-    theta [S, p], the cost [S] there, and whether it is a minimum [S]: convex, and a Newton step
-    would gain less than 1e-9 of the cost.
+    One local minimum per start. It has converged when the cost is convex there and a full Newton
+    step would lower it by less than 1e-9 of itself.
   """
-  low, high = bounds(problem.form)
-  with jax.enable_x64(True):
-    found = _solve(problem.form.loss, tuple(problem.form.kinds.items()), problem.x, problem.y,
-                   weights, theta, low, high, delta)  # fmt: skip
-    theta, cost, converged = jax.device_get(found)
-  return theta, np.nan_to_num(cost, nan=np.inf), converged
+  low, high = problem.box
+  stays = np.arange(theta.shape[1]) == held
+  theta = np.clip(theta, low, high)
+  rows, w = np.arange(len(theta)), weights  # those still moving
+  state = _evaluate(problem, theta)
+  damping = np.full(len(theta), 1e-3)
+  width = np.maximum(delta, 3 * np.sqrt((w * state[-1] ** 2).sum(1) / w.sum(1)))
+  for _ in range(max_steps):
+    now, threshold = theta[rows], width[:, None]
+    gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays)
+    _add_diagonal(hessian, damping[:, None] * scale)
+    step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+    trial = np.clip(now + step, low, high)
+    moved = np.abs(trial - now).max(1)
+    trial_state = _evaluate(problem, trial)
+    better = _cost(trial_state[-1], w, threshold) <= _cost(state[-1], w, threshold)
+    theta[rows[better]] = trial[better]
+    for old, new in zip(state, trial_state, strict=True):
+      old[better] = new[better]
+    damping = np.where(better, np.maximum(damping * 0.1, 1e-12), np.maximum(damping, 1e-6) * 8)
+    keep = (width > delta) | (moved > 1e-10)
+    width = np.where(better & (moved < 0.05), np.maximum(delta, width / 4), width)
+    if not keep.all():
+      rows, w, damping, width = rows[keep], w[keep], damping[keep], width[keep]
+      state = [s[keep] for s in state]
+    if not len(rows):
+      break
+  state = _evaluate(problem, theta)
+  cost = np.nan_to_num(_cost(state[-1], weights, delta), nan=np.inf)
+  gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, stays)
+  root = np.sqrt(scale)
+  scaled = hessian / (root[:, :, None] * root[:, None, :])
+  scaled[~np.isfinite(scaled).all(axis=(1, 2))] = -np.eye(theta.shape[1])  # not converged
+  curvature, axes = np.linalg.eigh(scaled)
+  along = np.einsum("sij,si->sj", axes, gradient / root)
+  decrease = (along**2 / np.maximum(curvature, 1e-9)).sum(1)
+  converged = (curvature[:, 0] > -1e-6) & (decrease <= 1e-9 * cost + 1e-20)
+  return Solution(theta, cost, converged, fixed)
 
 
-# Compiled plainly: a fit runs for less long than its optimisation by the compiler takes.
-@functools.partial(
-  jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": "0"}
-)
-def _solve(loss, kinds, x, y, weights, theta, low, high, delta):
-  """Runs every start to its end; all arguments as in `minimise`."""
-  space = SimpleNamespace(**x)
+_minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
 
-  def residual(theta):
-    values = {
-      name: jnp.exp(theta[i]) if kind.log else theta[i] for i, (name, kind) in enumerate(kinds)
-    }
-    return jnp.log(loss(SimpleNamespace(**values), space)) - y
 
-  def cost(r, w, width):
-    clipped = jnp.minimum(jnp.abs(r), width)
-    return jnp.sum(w * clipped * (jnp.abs(r) - 0.5 * clipped))
+def minimum(problem: Problem, delta: float) -> tuple[Solution, Solution]:
+  """Calls `search`, and keeps the minima that were found last."""
+  key = problem.form.loss, problem.digest, delta
+  if key not in _minima:
+    if len(_minima) >= MOST_KEPT:
+      _minima.pop(next(iter(_minima)))
+    _minima[key] = search(problem, delta, np.random.default_rng(0))
+  return _minima[key]
 
-  def projected(theta, w, width):
-    """Returns gradient, Hessian and a positive diagonal; parameters at their bounds are held."""
-    r, slope = residual(theta), jax.jacfwd(residual)(theta)
-    pull = w * jnp.clip(r, -width, width)
-    bend = jax.hessian(lambda t: jnp.sum(pull * residual(t)))(theta)
-    major = w * jnp.minimum(1.0, width / jnp.maximum(jnp.abs(r), 1e-300))
-    scale = jnp.sum(major[:, None] * slope**2, axis=0)
-    scale = scale + 1e-12 * jnp.max(scale) + 1e-300
-    gradient = pull @ slope
-    hessian = (slope.T * (w * (jnp.abs(r) < width))) @ slope + bend
-    held = (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
-    hessian = jnp.where(held[:, None] | held[None, :], 0.0, hessian) + jnp.diag(held * scale)
-    return gradient * ~held, hessian, scale
 
-  def step(state, w):
-    theta, damping, width, _, steps = state
-    gradient, hessian, scale = projected(theta, w, width)
-    move = jnp.linalg.solve(hessian + damping * jnp.diag(scale), gradient)
-    trial = jnp.clip(theta - move, low, high)
-    moved = jnp.max(jnp.abs(trial - theta))
-    better = cost(residual(trial), w, width) <= cost(residual(theta), w, width)
-    tighten = better & (moved < 0.05)
-    return State(
-      theta=jnp.where(better, trial, theta),
-      damping=jnp.where(better, jnp.maximum(damping * 0.1, 1e-12), jnp.maximum(damping, 1e-6) * 8),
-      width=jnp.where(tighten, jnp.maximum(delta, width / 4), width),
-      rests=(width <= delta) & (moved <= 1e-10) | (damping > 1e30),
-      steps=steps + 1,
+def search(problem: Problem, delta: float, rng: np.random.Generator) -> tuple[Solution, Solution]:
+  """Finds the global minimum of the Huber loss.
+
+  Args:
+    problem: a form and n runs.
+    delta: Huber's threshold on log loss; `LEAST_ABSOLUTE` and `LEAST_SQUARES` are its ends.
+    rng: of starts that are drawn.
+
+  Returns:
+    Where each start ended, at a threshold of `COARSE` or more, and the best of them taken to delta;
+    where rounding forbids that, to the least k of `KINKS` that it allows: there sum |r| is within
+    n k / 2 of its least.
+
+  Raises:
+    ConfigError: no start found a minimum.
+  """
+  some, n = problem, len(problem.y)
+  if n > MANY:
+    some = problem.part(np.random.default_rng(0).choice(n, MANY, replace=False))
+  starts = some.starts(rng)
+  ends = minimise(some, np.ones((len(starts), len(some.y))), starts, max(delta, COARSE))
+  lowest = ends.theta[[np.argmin(ends.cost)]]
+  ones = np.ones((1, n))
+  best = minimise(problem, ones, lowest, delta, 3000)
+  for kink in KINKS:
+    if best.converged[0] or delta >= kink:
+      continue
+    best = minimise(problem, ones, lowest, kink, 3000)
+    cost = _cost(residuals(problem, best.theta), ones, delta)
+    best = dataclasses.replace(best, cost=cost)
+  if not best.converged[0]:
+    raise ConfigError(
+      f"fit.delta={delta}: no minimum found from {len(starts)} starts on {n} runs; "
+      "look for outliers in loss, or raise delta"
     )
+  return ends, best
 
-  def run(theta, w):
-    theta = jnp.clip(theta, low, high)
-    r = residual(theta)
-    wide = jnp.maximum(delta, 3 * jnp.sqrt(jnp.sum(w * r**2) / jnp.sum(w)))
-    start = State(theta, jnp.asarray(1e-3), wide, jnp.asarray(False), jnp.asarray(0))
-    end = jax.lax.while_loop(
-      lambda s: ~s.rests & (s.steps < MAX_STEPS), lambda s: step(s, w), start
-    ).theta
-    gradient, hessian, scale = projected(end, w, delta)
-    root = jnp.sqrt(scale)
-    curvature, axes = jnp.linalg.eigh(hessian / (root[:, None] * root[None, :]))
-    decrease = jnp.sum((axes.T @ (gradient / root)) ** 2 / jnp.maximum(curvature, 1e-9))
-    lowest = cost(residual(end), w, delta)
-    good = (curvature[0] > -1e-6) & (decrease <= 1e-9 * lowest + 1e-20)
-    return end, lowest, good
 
-  return jax.vmap(run)(theta, weights)
+def curvature(problem: Problem, theta: np.ndarray, delta: float) -> np.ndarray:
+  """Estimates the expected cost's Hessian [p, p] at theta [p].
+
+  Few residuals lie within a small delta, so it counts those within a bandwidth: its estimate of the
+  residuals' density at 0 is what the errors of a median hang on (Powell 1991).
+  """
+  state = _evaluate(problem, theta[None])
+  bandwidth = max(delta, BANDWIDTH * float(np.median(np.abs(state[-1]))))
+  return _derivatives(problem, np.ones((1, len(problem.y))), delta, state, bandwidth)[1][0]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling.laws import chinchilla, fit, runs
+from scaling.laws import bootstrap, chinchilla, fit, runs
 from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry
@@ -122,7 +122,7 @@ def _differences(
   for quantity, C in values[0]:
     natural = np.exp if C else float  # ratios are differences of logarithms
     gaps = np.subtract.outer(*(each[quantity, C][:DRAWS] for each in draws))
-    interval = fit.interval(gaps, level)
+    interval = bootstrap.interval(gaps, level)
     yield {
       "of": of, "to": to, "quantity": quantity, "C": C, "kind": "ratio" if C else "difference",
       "value": float(natural(values[0][quantity, C] - values[1][quantity, C])),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError, UsageError
 from model import accounting
 from scaling.formats import flops, si, text_table
-from scaling.laws import fit, next_run, runs
+from scaling.laws import estimators, fit, next_run, runs
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell
 from train.system import files
@@ -67,7 +67,8 @@ def propose(
   start = now = next_run.information(law.law, trained.N, trained.D, target, law.compute, held)
   proposals, left = list[Proposal](), budget
   taken = np.zeros(len(options), bool)
-  for C, edge, side in next_run.open_edges(fit.isoflop_profiles(trained, law.compute)["profiles"]):
+  profiles = estimators.isoflop_profiles(trained, law.compute)["profiles"]
+  for C, edge, side in next_run.open_edges(profiles):
     near = [
       i for i, cell in enumerate(options)
       if cell.budget and abs(math.log(cell.budget / C)) < 0.1 and side * (n[i] - edge) > 0.01 * edge

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import base, ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
-from scaling.laws import parametric, runs
+from scaling.laws import fit, runs
 from scaling.sweep import plan
 from train import record
 from train.data.dataset import TokenData
@@ -83,7 +83,7 @@ def check_sweep_config(config: ConfigDict) -> None:
       raise ConfigError(
         f"model.{name}={value}: a sweep takes its shapes from model.ladder; leave it at 0"
       )
-  parametric.check(config.fit)
+  fit.check_options(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
   record.check_config(plan.at_size(config, config.sweep.sizes[0]))
   if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import RunError, UserError
 from scaling.launch.local import Pool
-from scaling.laws import chinchilla, parametric
+from scaling.laws import chinchilla, fit
 from scaling.progress import Display
 from scaling.report import report
 from scaling.sweep import (
@@ -19,9 +19,9 @@ from scaling.sweep import (
   arms,
   checks,
   costs,
+  fit_files,
   placement,
   plan,
-  refit,
   seal,
   store,
   verdict,
@@ -133,7 +133,7 @@ def probe_rates(sweep: Sweep) -> None:
     )
 
 
-def train_and_fit(sweep: Sweep, planned: list[Cell]) -> parametric.Fit:
+def train_and_fit(sweep: Sweep, planned: list[Cell]) -> fit.Fit:
   """Trains the planned cells, and adaptive rounds of more, and fits the law to them."""
   train_cells(sweep, planned, "fit")
   sweep.head["device"] = store.outcome(sweep.workdir, planned[0]).get("device", "")
@@ -151,16 +151,14 @@ def train_and_fit(sweep: Sweep, planned: list[Cell]) -> parametric.Fit:
   return law
 
 
-def fit_law(sweep: Sweep) -> parametric.Fit:
+def fit_law(sweep: Sweep) -> fit.Fit:
   """Fits the law to the runs that have trained; writes fit.json."""
   sweep.clock("fit")
   seal.check_runs(sweep.workdir, sweep.config)
-  return refit.refit(sweep.workdir, sweep.config.fit)
+  return fit_files.write_fit(sweep.workdir, sweep.config.fit)
 
 
-def seal_prediction(
-  sweep: Sweep, law: parametric.Fit, planned: list[Cell]
-) -> tuple[dict, list[Cell]]:
+def seal_prediction(sweep: Sweep, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
   """Seals the prediction at the held-out budget; returns it with the cells that will test it."""
   corpus = sweep.vocab_size, sweep.train_tokens
   sealed, heldout = seal.seal(sweep.config, sweep.workdir, law, planned, *corpus)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from scaling.laws import parametric, runs
+from scaling.laws import fit, runs
 from scaling.sweep import plan
 from train.system import files
 
@@ -31,7 +31,7 @@ def _check_hash(workdir: Path, sealed: dict, fitted: runs.Runs) -> None:
 def seal(
   config: ConfigDict,
   workdir: Path,
-  law: parametric.Fit,
+  law: fit.Fit,
   cells: list[plan.Cell],
   vocab_size: int,
   train_tokens: int,
@@ -56,12 +56,12 @@ def seal(
   if sealed := files.read_json(workdir / "prediction.json"):
     _check_hash(workdir, sealed, law.runs)
     return sealed, plan.sealed_cells(config, vocab_size, sealed)
-  parametric.check_sealable(law)
+  fit.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
-  best = parametric.optimum(law, budget)
+  best = fit.optimum(law, budget)
   planning = config, vocab_size, train_tokens, best["N_opt"], budget
   heldout = plan.heldout_cells(*planning)
-  loss, interval = parametric.predict_loss(law, best["N_opt"], best["D_opt"])
+  loss, interval = fit.predict_loss(law, best["N_opt"], best["D_opt"])
   sealed = {
     "version": VERSION,
     "input_hash": runs.input_hash(law.runs),
@@ -83,8 +83,8 @@ def seal(
   return sealed, heldout
 
 
-def _predict(law: parametric.Fit, cell: plan.Cell, n: int) -> dict:
-  loss, interval = parametric.predict_loss(law, n, cell.D)
+def _predict(law: fit.Fit, cell: plan.Cell, n: int) -> dict:
+  loss, interval = fit.predict_loss(law, n, cell.D)
   return {
     "cell": cell.id,
     "N": n,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling.laws import parametric
+from scaling.laws import fit
 from scaling.sweep import plan, store
 from train.system import files
 
@@ -15,7 +15,7 @@ VERSION = 1  # of verification.json
 
 
 def judge(
-  config: ConfigDict, workdir: Path, law: parametric.Fit, sealed: dict, heldout: list[plan.Cell]
+  config: ConfigDict, workdir: Path, law: fit.Fit, sealed: dict, heldout: list[plan.Cell]
 ) -> dict:
   """Compares the trained held-out cells with the sealed prediction; writes verification.json.
 
@@ -49,13 +49,13 @@ def _compare(predicted: dict, record: dict) -> dict[str, Any]:
 
 
 def _verdict(
-  config: ConfigDict, law: parametric.Fit, sealed: dict, compared: list[dict]
+  config: ConfigDict, law: fit.Fit, sealed: dict, compared: list[dict]
 ) -> dict[str, Any]:
   at_optimum = min(compared, key=lambda c: abs(math.log(c["N"] / sealed["N"])))
   minimum = trained_minimum(compared)
   where = where_minimum(compared, at_optimum, minimum, sealed)
   ratio = config.fit.target_tokens_per_param
-  cost = parametric.ratio_cost(law, sealed["C"], ratio)
+  cost = fit.ratio_cost(law, sealed["C"], ratio)
   result = {
     "version": VERSION,
     "C": sealed["C"],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from scaling.laws import chinchilla
+from scaling.laws import chinchilla, solve
+from scaling.laws.forms import FORMS
 
 TRUTH = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 # Besiroglu et al. 2024 (arXiv:2404.10102), least absolute deviations of Hoffmann et al.'s runs.
@@ -40,6 +41,11 @@ def noisy(n, d, noise, seed, law=TRUTH):
   return chinchilla.loss(law, n, d) * np.exp(
     noise * np.random.default_rng(seed).standard_normal(len(n))
   )
+
+
+def problem_of(n, d, loss):
+  """Chinchilla's form and runs as the solver sees them."""
+  return solve.make_problem(FORMS["chinchilla"], {"N": n, "D": d}, loss)
 
 
 def random_surface(rng):

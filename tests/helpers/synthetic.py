@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, ladders
+from scaling import laws
 from scaling.laws import chinchilla, questions, runs, sensitivity
-from scaling.laws import fit as fits
 from scaling.laws.tables import curves
 from scaling.report import records, render, report
 from scaling.sweep import arms
@@ -196,8 +196,8 @@ def reported(folder: Path) -> Path:
   options = base.get_config().fit
   options.bootstraps = 200
   asked = questions.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
-  law = fits.fit_runs(runs.read_runs(folder), options)
-  made = fits.to_json(law, fits.make_curves(curves.read_curves(folder, law.runs)))
+  law = laws.fit_runs(runs.read_runs(folder), options)
+  made = laws.to_json(law, laws.make_curves(curves.read_curves(folder, law.runs)))
   held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
   behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
     "choices": sensitivity.vary_choices(folder, options),
@@ -240,20 +240,20 @@ def _write_sweep(folder, config, truth, rng):
     _cell(f"heldout-{x}", "heldout", 11, x * N, HELD, 0, rng, truth=truth) for x in (0.5, 1.0, 2.0)
   ]
   _write_table(folder, [*cells, *held])
-  law = fits.fit_runs(runs.read_runs(folder / "cells.csv"), config.fit)
-  best = fits.optimum(law, HELD)
+  law = laws.fit_runs(runs.read_runs(folder / "cells.csv"), config.fit)
+  best = laws.optimum(law, HELD)
   pairs = (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param"))
   prediction = {"input_hash": runs.input_hash(law.runs), "C": HELD, "cells": []}
   for ours, theirs in pairs:
     prediction |= {theirs: best[ours], f"{theirs}_interval": best[f"{ours}_interval"]}
   for cell in held:
-    loss, interval = fits.predict_loss(law, cell["N"], cell["D"])
+    loss, interval = laws.predict_loss(law, cell["N"], cell["D"])
     prediction["cells"].append(_row(cell) | {"predicted_loss": loss, "interval": interval})
   middle = prediction["cells"][1]
   prediction |= {"loss": middle["predicted_loss"], "interval": middle["interval"]}
   records = {
     "sweep": {"name": config.sweep.name, "config": config.to_dict(), "seconds": 61.0, "cells": []},
-    "fit": fits.to_json(law),
+    "fit": laws.to_json(law),
     "prediction": prediction,
     "verification": _verification(held, prediction),
   }

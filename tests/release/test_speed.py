@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import build, model_config
-from surfaces import published_chinchilla
+from surfaces import problem_of, published_chinchilla
 from test_fit import fit_a_million_runs
 from test_memory import held, large_run
 from test_variants import trainer
 
 from configs import ladders, large
+from scaling import laws
 from scaling.bench import steps, timing
 from scaling.launch.queue import Queue, Task
-from scaling.laws import bootstrap, estimate, fit
+from scaling.laws import bootstrap, solve
 from scaling.targets import layouts
 from train.data import dataset
 
@@ -111,11 +112,11 @@ def test_4000_resamples_take_less_than_100_fits_of_scipy():
   """Speed as a ratio: the usual script's single fit, against our whole bootstrap."""
   optimize = pytest.importorskip("scipy.optimize")
   table = published_chinchilla()
-  runs = fit.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  best = estimate.minimum(design, 1e-3)[1].theta[0]
+  runs = laws.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
+  problem = problem_of(runs.N, runs.D, runs.loss)
+  best = solve.minimum(problem, 1e-3)[1].theta[0]
   began = time.perf_counter()
-  found = bootstrap.resample(design, runs, best, 1e-3, 4000, 0)
+  found = bootstrap.resample(problem, runs, best, 1e-3, 4000, 0)
   ours = time.perf_counter() - began
   log_n, log_d, log_l = map(np.log, (runs.N, runs.D, runs.loss))
 
@@ -147,8 +148,8 @@ N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 16), np.geomspace
 law = chinchilla.Chinchilla(*map(np.float64, (1.8, 480.0, 2100.0, 0.35, 0.37)))
 loss = chinchilla.loss(law, N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(240))
 options = base.get_config().fit
-found = fit.fit_runs(fit.make_runs(N, D, loss), options)
-fit.optimum(found, 1e23)
+found = laws.fit_runs(laws.make_runs(N, D, loss), options)
+laws.optimum(found, 1e23)
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime)
 """

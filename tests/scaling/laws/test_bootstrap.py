@@ -4,14 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options
+from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options, problem_of
 
-from scaling.laws import bootstrap, chinchilla, estimate, fit
+from scaling import laws
+from scaling.laws import bootstrap, chinchilla, fit, solve
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
   n, d = isoflop()
-  exact = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
+  exact = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   assert exact.form_error < 1e-6
 
 
@@ -21,10 +22,10 @@ def test_the_loss_of_a_run_beyond_the_budgets_is_inside_its_interval_as_often_as
   n, d = isoflop()
   inside = 0
   for seed in range(60):
-    law = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, seed)), options())
+    law = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, seed)), options())
     best = chinchilla.optimum(TRUTH, 3 * law.runs.C.max(), law.compute)
     new = best.loss * np.exp(0.002 * np.random.default_rng((seed, 5)).normal())
-    low, high = fit.predict_loss(law, best.N, best.D)[1]
+    low, high = laws.predict_loss(law, best.N, best.D)[1]
     inside += low <= new <= high
     assert high / low - 1 < 0.04
   assert 0.85 * 60 <= inside < 60
@@ -38,35 +39,35 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
     return chinchilla.loss(TRUTH, n, d) * np.exp(-0.005 * np.log(d / d0) ** 2)
 
   d0 = d.min()
-  law = fit.fit_runs(fit.make_runs(n, d, bent(n, d)), options())
+  law = laws.fit_runs(laws.make_runs(n, d, bent(n, d)), options())
   best = chinchilla.optimum(law.law, 3 * law.runs.C.max(), law.compute)
   truth = bent(best.N, best.D)
-  _, (low, high) = fit.predict_loss(law, best.N, best.D)
-  _, (bare_low, bare_high) = fit.predict_loss(
+  _, (low, high) = laws.predict_loss(law, best.N, best.D)
+  _, (bare_low, bare_high) = laws.predict_loss(
     dataclasses.replace(law, form_error=0.0), best.N, best.D
   )
   assert low < truth < high
   assert not bare_low < truth < bare_high
   inside = float(n[0]), float(d[0])
-  assert fit.predict_loss(law, *inside) == fit.predict_loss(
+  assert laws.predict_loss(law, *inside) == laws.predict_loss(
     dataclasses.replace(law, form_error=0.0), *inside
   )
-  assert "form_error" in fit.to_json(law)
+  assert "form_error" in laws.to_json(law)
 
 
 def test_too_few_budgets_for_a_forecast_are_said():
   n, d = isoflop(budgets=(2e11, 2e12), sizes=7)
-  law = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
+  law = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   assert law.form_error is None
-  assert "Too few budgets" in " ".join(fit.to_json(law)["warnings"])
+  assert "Too few budgets" in " ".join(laws.to_json(law)["warnings"])
 
 
 def test_prediction_interval_is_wider_than_the_laws():
   n, d = grid()
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.005, 0)), options(bootstraps=1000))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.005, 0)), options(bootstraps=1000))
   middle = (float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean())))
-  loss, (low, high) = fit.predict_loss(found, *middle)
-  law_low, law_high = fit.interval(chinchilla.loss(found.draws, *middle), 0.9)
+  loss, (low, high) = laws.predict_loss(found, *middle)
+  law_low, law_high = laws.interval(chinchilla.loss(found.draws, *middle), 0.9)
   assert low < law_low < loss < law_high < high
   # 90 % of normal scatter of 0.5 % is 3.29 x 0.5 % wide.
   assert 0.5 < (high - low) / loss / (3.29 * 0.005) < 2
@@ -79,12 +80,12 @@ def test_seed_noise_is_pooled_over_repeats_and_widens_predictions():
   loss = np.append(
     chinchilla.loss(TRUTH, n, d), chinchilla.loss(TRUTH, n, d)[repeats] * np.exp(scatter)
   )
-  runs = fit.make_runs(np.append(n, n[repeats]), np.append(d, d[repeats]), loss)
-  assert fit.seed_noise(fit.make_runs(n, d, loss[:20])) is None
+  runs = laws.make_runs(np.append(n, n[repeats]), np.append(d, d[repeats]), loss)
+  assert laws.seed_noise(laws.make_runs(n, d, loss[:20])) is None
   sums = 0.1**2 * 2 + 0.3**2 * 2  # with the unrepeated run of each cell at 0: 3 + 3 degrees
-  assert fit.seed_noise(runs) == pytest.approx(np.sqrt(sums / 6))
-  found = fit.fit_runs(runs, options())
-  assert np.sqrt(np.mean(fit.new_run_noise(found) ** 2)) >= fit.seed_noise(runs) * 0.999
+  assert laws.seed_noise(runs) == pytest.approx(np.sqrt(sums / 6))
+  found = laws.fit_runs(runs, options())
+  assert np.sqrt(np.mean(laws.new_run_noise(found) ** 2)) >= laws.seed_noise(runs) * 0.999
 
 
 def quantities(law):
@@ -114,12 +115,12 @@ def coverage(scatter, simulations, resamples):
   estimates, inside, width = [], [], []
   for seed in range(simulations):
     noise = scatter(np.random.default_rng(seed), n * d)
-    runs = fit.make_runs(n, d, chinchilla.loss(EPOCH, n, d) * np.exp(noise))
-    design = estimate.design(runs.N, runs.D, runs.loss)
-    theta = estimate.minimum(design, 1e-3)[1].theta[0]
-    value = quantities(estimate.to_law(design, theta))
-    found = bootstrap.resample(design, runs, theta, 1e-3, resamples, seed)
-    draws = quantities(estimate.to_law(design, found.theta))
+    runs = laws.make_runs(n, d, chinchilla.loss(EPOCH, n, d) * np.exp(noise))
+    problem = problem_of(runs.N, runs.D, runs.loss)
+    theta = solve.minimum(problem, 1e-3)[1].theta[0]
+    value = quantities(fit.to_law(problem, theta))
+    found = bootstrap.resample(problem, runs, theta, 1e-3, resamples, seed)
+    draws = quantities(fit.to_law(problem, found.theta))
     ends = [bootstrap.interval(x, 0.9, v) for x, v in zip(draws, value, strict=True)]
     estimates.append(value)
     inside.append([low <= t <= high for (low, high), t in zip(ends, truth, strict=True)])
@@ -155,19 +156,19 @@ def test_a_bias_corrected_interval_is_exact_for_a_shifted_normal():
   draws = np.random.default_rng(0).normal(size=200_000)
   for value in (0.0, 0.2, -0.3):
     expected = np.array([-1.6449, 1.6449]) + 2 * value
-    np.testing.assert_allclose(fit.interval(draws, 0.9, value), expected, atol=0.03)
-    turned = fit.interval(np.exp(draws), 0.9, np.exp(value))  # of any monotone map
+    np.testing.assert_allclose(laws.interval(draws, 0.9, value), expected, atol=0.03)
+    turned = laws.interval(np.exp(draws), 0.9, np.exp(value))  # of any monotone map
     np.testing.assert_allclose(np.log(turned), expected, atol=0.03)
-  np.testing.assert_allclose(fit.interval(draws, 0.9), [-1.6449, 1.6449], atol=0.03)
+  np.testing.assert_allclose(laws.interval(draws, 0.9), [-1.6449, 1.6449], atol=0.03)
   held = np.maximum(draws, 0)  # half of the resamples at a bound, and the estimate too
-  assert fit.interval(held, 0.9, 0.0)[0] == 0 < fit.interval(held, 0.9, 0.0)[1]
+  assert laws.interval(held, 0.9, 0.0)[0] == 0 < laws.interval(held, 0.9, 0.0)[1]
 
 
 def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   n, d = isoflop(sizes=6)
-  runs = fit.make_runs(n, d, noisy(n, d, 0.003, 0))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.003, 0))
   seen = []
-  monkeypatch.setattr(bootstrap, "refit", lambda design, w, *rest: seen.append(w))
+  monkeypatch.setattr(bootstrap, "fit_weighted", lambda problem, w, *rest: seen.append(w))
   for resampling in ("pairs", "stratified"):
     bootstrap.resample(None, runs, None, 1e-3, 300, 0, resampling)
   pairs, stratified = seen
@@ -175,24 +176,24 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   assert np.ptp(stratified @ budget.T.astype(float), axis=0).max() == 0
   assert np.ptp(pairs @ budget.T.astype(float), axis=0).min() > 3
   assert np.all(pairs.sum(axis=1) == 24)
-  alone = fit.make_runs(*grid(), chinchilla.loss(TRUTH, *grid()))
+  alone = laws.make_runs(*grid(), chinchilla.loss(TRUTH, *grid()))
   with pytest.raises(ValueError, match="fit.resampling='stratified': .* hold a single run"):
-    fit.fit_runs(alone, options(resampling="stratified"))
+    laws.fit_runs(alone, options(resampling="stratified"))
   with pytest.raises(ValueError, match="fit.resampling=boot: must be one of pairs"):
-    fit.fit_runs(runs, options(resampling="boot"))
+    laws.fit_runs(runs, options(resampling="boot"))
 
 
 def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
   n, d = isoflop(sizes=6)
   loss = noisy(n, d, 0.001, 0)
   loss[23] *= 1.05  # the largest model of the largest budget
-  runs = fit.make_runs(n, d, loss, ids=[f"r{i}" for i in range(24)])
-  found = fit.fit_runs(runs, options(delta=10.0))
-  first = fit.jackknife(found)[0]
+  runs = laws.make_runs(n, d, loss, ids=[f"r{i}" for i in range(24)])
+  found = laws.fit_runs(runs, options(delta=10.0))
+  first = laws.jackknife(found)[0]
   assert first["id"] == "r23"
   assert first["influence"] > 1
   rest = runs.subset(np.array([i for i, name in enumerate(runs.ids) if name != "r23"]))
-  without = fit.fit_runs(rest, options(delta=10.0))
+  without = laws.fit_runs(rest, options(delta=10.0))
   assert first["a"] == pytest.approx(chinchilla.exponents(without.law)[0], rel=1e-5)
   best = chinchilla.optimum(without.law, runs.C.max(), found.compute).N
   assert first["N_opt"] == pytest.approx(best, rel=1e-4)
@@ -200,31 +201,31 @@ def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
 
 def test_profile_intervals_are_where_the_sum_of_squares_says():
   n, d = isoflop(sizes=7)
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.004, 1)), options())
-  profile = fit.profile_intervals(found)
-  design = estimate.design(found.runs.N, found.runs.D, found.runs.loss)
-  best = estimate.minimum(design, 10.0)[1]
-  whole = estimate.to_law(design, best.theta[0])
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.004, 1)), options())
+  profile = laws.profile_intervals(found)
+  problem = problem_of(found.runs.N, found.runs.D, found.runs.loss)
+  best = solve.minimum(problem, 10.0)[1]
+  whole = fit.to_law(problem, best.theta[0])
   freedom = len(n) - 5
   for name, index in (("alpha", 3), ("beta", 4)):
     row = profile[name]
     assert row["open"] == [False, False]
     assert row["interval"][0] < row["value"] < row["interval"][1]
     for end in row["interval"]:
-      start = estimate.from_law(design, whole._replace(**{name: np.float64(end)}))[None]
+      start = problem.theta(whole._asdict() | {name: end})[None]
       one = np.ones((1, len(n)))
-      cost = estimate.minimise(design, one, start, 10.0, 500, held=index).cost[0]
+      cost = solve.minimise(problem, one, start, 10.0, 500, held=index).cost[0]
       assert np.sqrt((cost / best.cost[0] - 1) * freedom) == pytest.approx(1.714, rel=0.02)
     # A bootstrap of the same fit agrees on the width, roughly.
-    low, high = fit.interval(getattr(found.draws, name), 0.9)
+    low, high = laws.interval(getattr(found.draws, name), 0.9)
     assert 0.4 < (row["interval"][1] - row["interval"][0]) / (high - low) < 2
 
 
 def test_an_exponent_that_the_runs_do_not_bound_has_an_open_end():
   n, d = np.meshgrid(np.geomspace(1e5, 1.3e5, 3), np.geomspace(1e6, 1e8, 6))
   n, d = n.ravel(), d.ravel()
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.01, 0)), options())
-  profile = fit.profile_intervals(found)
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.01, 0)), options())
+  profile = laws.profile_intervals(found)
   assert any(profile["alpha"]["open"])
   assert not any(profile["beta"]["open"])
 
@@ -238,18 +239,18 @@ def test_student_quantiles():
 
 def test_designs_are_refused_for_the_parameters_they_cannot_tell():
   size = np.geomspace(1e5, 1e6, 8)
-  one_size = fit.identifiability(fit.make_runs(np.full(8, 1e5), size * 20, np.ones(8)))
+  one_size = laws.identifiability(laws.make_runs(np.full(8, 1e5), size * 20, np.ones(8)))
   assert one_size["beta"] is None
   assert one_size["B"] is None
   assert "1 distinct sizes N" in one_size["alpha"]
   assert one_size["E"] == one_size["N_opt"] == one_size["alpha"]
-  one_ratio = fit.identifiability(fit.make_runs(size, 20 * size, np.ones(8)))
+  one_ratio = laws.identifiability(laws.make_runs(size, 20 * size, np.ones(8)))
   assert "D follows N^1.00" in one_ratio["alpha"]
   assert one_ratio["E"] is None
-  one_budget = fit.identifiability(fit.make_runs(size, 1e13 / size, np.ones(8)))
+  one_budget = laws.identifiability(laws.make_runs(size, 1e13 / size, np.ones(8)))
   assert "D follows N^-1.00" in one_budget["beta"]
-  assert not any(fit.identifiability(fit.make_runs(*grid(), np.ones(20))).values())
-  assert all(fit.identifiability(fit.make_runs([1e5, 2e5], [1e6, 2e6], [3, 2])).values())
+  assert not any(laws.identifiability(laws.make_runs(*grid(), np.ones(20))).values())
+  assert all(laws.identifiability(laws.make_runs([1e5, 2e5], [1e6, 2e6], [3, 2])).values())
 
 
 @pytest.mark.parametrize("delta", [1e-2, 1e-3, 1e-8])
@@ -257,12 +258,12 @@ def test_many_runs_have_the_errors_that_resampling_gives(monkeypatch, delta):
   """Beyond `MANY` runs the sandwich covariance stands in for the bootstrap."""
   rng = np.random.default_rng(0)
   n, d = np.exp(rng.uniform(np.log(1e5), np.log(1e7), 3000)), rng.uniform(1e6, 1e8, 3000)
-  runs = fit.make_runs(n, d, noisy(n, d, 0.01, 1))
-  design = estimate.design(runs.N, runs.D, runs.loss)
-  theta = estimate.minimum(design, delta)[1].theta[0]
-  resampled = bootstrap.resample(design, runs, theta, delta, 200, 0).theta
-  monkeypatch.setattr(estimate, "MANY", 1000)
-  drawn = bootstrap.resample(design, runs, theta, delta, 2000, 0).theta
+  runs = laws.make_runs(n, d, noisy(n, d, 0.01, 1))
+  problem = problem_of(runs.N, runs.D, runs.loss)
+  theta = solve.minimum(problem, delta)[1].theta[0]
+  resampled = bootstrap.resample(problem, runs, theta, delta, 200, 0).theta
+  monkeypatch.setattr(solve, "MANY", 1000)
+  drawn = bootstrap.resample(problem, runs, theta, delta, 2000, 0).theta
   np.testing.assert_allclose(drawn.std(0) / resampled.std(0), 1, atol=0.2)
   np.testing.assert_allclose(drawn.mean(0), theta, atol=4 * drawn.std(0).max() / np.sqrt(2000))
 
@@ -271,24 +272,24 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   """Without gaps in C there still is a forecast error, and strata that differ from all runs."""
   rng = np.random.default_rng(0)
   n, d = np.exp(rng.uniform(10, 13, 400)), np.exp(rng.uniform(12, 15, 400))
-  runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0))
   groups = bootstrap.budgets(runs.C)
   assert sorted(np.concatenate(groups)) == list(range(400))
   assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= bootstrap.WIDEST * 1.001
   assert all(runs.C[a].max() < runs.C[b].min() for a, b in zip(groups, groups[1:], strict=False))
   assert len(groups) > 30
-  assert fit.fit_runs(runs, options(bootstraps=100)).form_error is not None
+  assert laws.fit_runs(runs, options(bootstraps=100)).form_error is not None
   isoflops = np.repeat([1e15, 2e15, 2.05e15], 5) * np.tile(np.exp([0, 0.02, 0.01, -0.01, 0]), 3)
   assert [len(group) for group in bootstrap.budgets(isoflops)] == [5, 10]  # as they were
   with pytest.raises(ValueError, match="compare_forms: 20 runs at one budget"):
-    fit.compare_forms(fit.make_runs(grid()[0], 1e13 / grid()[0], np.ones(20)))
+    laws.compare_forms(laws.make_runs(grid()[0], 1e13 / grid()[0], np.ones(20)))
 
 
 def test_far_extrapolation_is_marked():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
+  found = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
   most = found.runs.C.max()
-  assert [fit.optimum(found, most * x)["extrapolated"] for x in (1, 10, 10.1)] == [
+  assert [laws.optimum(found, most * x)["extrapolated"] for x in (1, 10, 10.1)] == [
     False,
     False,
     True,

@@ -11,11 +11,13 @@ from surfaces import (
   isoflop,
   noisy,
   options,
+  problem_of,
   published_chinchilla,
   random_surface,
 )
 
-from scaling.laws import bootstrap, chinchilla, estimate, estimators, fit
+from scaling import laws
+from scaling.laws import bootstrap, chinchilla, estimators, fit, solve
 
 HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.28)))
 
@@ -23,12 +25,12 @@ HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.2
 @pytest.fixture
 def published():
   table = published_chinchilla()
-  return fit.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
+  return laws.make_runs(table.N[table.keep], table.D[table.keep], table.loss[table.keep])
 
 
 def test_published_refit_of_chinchilla(published):
   """Besiroglu et al. 2024, with delta = 1e-3: a minimum as low as theirs."""
-  found = fit.fit_runs(published, options())
+  found = laws.fit_runs(published, options())
   theirs = chinchilla.Chinchilla(1.81724, 477.84, 2143.86, 0.34731, 0.36718)
   assert len(published) == 240
   np.testing.assert_allclose(found.law, theirs, rtol=3e-4)
@@ -40,9 +42,9 @@ def test_published_refit_of_chinchilla(published):
 
 
 def test_least_absolute_deviations_of_chinchilla_to_every_printed_digit(published):
-  design = estimate.design(published.N, published.D, published.loss)
-  best = estimate.minimum(design, estimate.LEAST_ABSOLUTE)[1]
-  law = estimate.to_law(design, best.theta[0])
+  problem = problem_of(published.N, published.D, published.loss)
+  best = solve.minimum(problem, solve.LEAST_ABSOLUTE)[1]
+  law = fit.to_law(problem, best.theta[0])
   printed = [f"{law.A:.2f}", f"{law.B:.2f}", *(f"{p:.5f}" for p in (law.E, law.alpha, law.beta))]
   assert printed == ["482.01", "2085.43", "1.81686", "0.34781", "0.36585"]
 
@@ -51,12 +53,12 @@ def test_small_sweeps_have_least_absolute_deviations():
   """Where rounding at the kinks stops Newton's steps, sum |r| is the least to its fifth digit."""
   n, d = (values[:-1] for values in isoflop(sizes=6))
   for seed in (8, 9, 10):  # of the tenth, Newton's steps end nowhere
-    design = estimate.design(n, d, noisy(n, d, 0.004, seed))
+    problem = problem_of(n, d, noisy(n, d, 0.004, seed))
     costs = []
-    for delta in (estimate.LEAST_ABSOLUTE, 1e-6):
-      best = estimate.minimum(design, delta)[1]
+    for delta in (solve.LEAST_ABSOLUTE, 1e-6):
+      best = solve.minimum(problem, delta)[1]
       assert best.converged[0]
-      costs.append(np.abs(estimate._evaluate(design, best.theta)[3]).sum())
+      costs.append(np.abs(solve.residuals(problem, best.theta)).sum())
     assert best.cost[0] == pytest.approx(1e-6 * costs[1], rel=1e-2)
     assert costs[0] < costs[1] * (1 + 1e-5)
 
@@ -69,39 +71,39 @@ def test_standard_errors_of_chinchilla():
   for row in weights:
     np.add.at(row, draw(table.keep, size=240, replace=True), 1)
   n, d, loss = (values[table.keep] for values in (table.N, table.D, table.loss))
-  design = estimate.design(n, d, loss)
-  best = estimate.minimum(design, 1e-3)[1]
-  found = bootstrap.refit(design, weights[:, table.keep], best.theta[0], 1e-3)
+  problem = problem_of(n, d, loss)
+  best = solve.minimum(problem, 1e-3)[1]
+  found = bootstrap.fit_weighted(problem, weights[:, table.keep], best.theta[0], 1e-3)
   assert found.converged.all()
-  errors = [np.std(draws, ddof=1) for draws in estimate.to_law(design, found.theta)]
+  errors = [np.std(draws, ddof=1) for draws in fit.to_law(problem, found.theta)]
   np.testing.assert_allclose(errors, (0.02566, 124.52, 1293.28, 0.01540, 0.02060), rtol=1e-3)
 
 
 def test_early_stop_is_not_a_minimum(published):
   """A start at Hoffmann et al.'s published values leaves them, for the minimum of all others."""
-  design = estimate.design(published.N, published.D, published.loss)
-  start = estimate.from_law(design, HOFFMANN)[None]
-  np.testing.assert_allclose(estimate.to_law(design, start[0]), HOFFMANN)
+  problem = problem_of(published.N, published.D, published.loss)
+  start = problem.theta(HOFFMANN._asdict())[None]
+  np.testing.assert_allclose(fit.to_law(problem, start[0]), HOFFMANN)
   ones = np.ones((1, len(published)))
-  stopped = estimate.minimise(design, ones, start, 1e-3, max_iterations=3)
+  stopped = solve.minimise(problem, ones, start, 1e-3, max_steps=3)
   assert not stopped.converged[0]
-  found = estimate.minimise(design, ones, start, 1e-3)
+  found = solve.minimise(problem, ones, start, 1e-3)
   assert found.converged[0]
-  np.testing.assert_allclose(estimate.to_law(design, found.theta[0]).beta, 0.36717, atol=2e-5)
+  np.testing.assert_allclose(fit.to_law(problem, found.theta[0]).beta, 0.36717, atol=2e-5)
 
 
 def test_ten_reweightings_are_too_few(published):
   """Iterated least squares reaches our minimum, after a hundred rounds; after ten it is 1 % off."""
-  design = estimate.design(published.N, published.D, published.loss)
-  ours = estimate.to_law(design, estimate.minimum(design, 1e-3)[1].theta[0])
-  theta = estimate.minimum(design, 10.0)[1].theta
+  problem = problem_of(published.N, published.D, published.loss)
+  ours = fit.to_law(problem, solve.minimum(problem, 1e-3)[1].theta[0])
+  theta = solve.minimum(problem, 10.0)[1].theta
   rounds = []
   for _ in range(120):
-    law = estimate.to_law(design, theta[0])
+    law = fit.to_law(problem, theta[0])
     residual = np.log(published.loss / chinchilla.loss(law, published.N, published.D))
     weights = np.minimum(1, 1e-3 / np.abs(residual))[None]
-    theta = estimate.minimise(design, weights, theta, 10.0).theta
-    rounds.append(estimate.to_law(design, theta[0]))
+    theta = solve.minimise(problem, weights, theta, 10.0).theta
+    rounds.append(fit.to_law(problem, theta[0]))
   assert rounds[9].A > 1.01 * ours.A
   assert huber_cost(rounds[9], published) > huber_cost(ours, published)
   np.testing.assert_allclose(rounds[-1], ours, rtol=1e-5)
@@ -113,8 +115,8 @@ def test_noise_free_surfaces_are_recovered(delta):
   rng = np.random.default_rng(0)
   for trial in range(100):
     truth, n, d = random_surface(rng)
-    design = estimate.design(n, d, chinchilla.loss(truth, n, d))
-    law = estimate.to_law(design, estimate.minimum(design, delta)[1].theta[0])
+    problem = problem_of(n, d, chinchilla.loss(truth, n, d))
+    law = fit.to_law(problem, solve.minimum(problem, delta)[1].theta[0])
     np.testing.assert_allclose(law, truth, rtol=1e-6, err_msg=f"trial {trial}")
 
 
@@ -124,31 +126,30 @@ def test_any_start_ends_at_the_truth_or_says_that_it_did_not_converge():
   claimed = 0
   for _ in range(100):
     truth, n, d = random_surface(rng)
-    design = estimate.design(n, d, chinchilla.loss(truth, n, d))
+    problem = problem_of(n, d, chinchilla.loss(truth, n, d))
     start = np.array(
       [rng.uniform(0, 1), *np.log(rng.uniform(0.05, 1, 2)), *rng.uniform(0.05, 1.5, 2)]
     )
-    start[3:] *= design.sx, design.sz
-    found = estimate.minimise(design, np.ones((1, len(n))), start[None], 1e-3, 300)
+    found = solve.minimise(problem, np.ones((1, len(n))), start[None], 1e-3, 300)
     if found.converged[0] and not found.at_bound.any():
-      np.testing.assert_allclose(estimate.to_law(design, found.theta[0]), truth, rtol=1e-6)
+      np.testing.assert_allclose(fit.to_law(problem, found.theta[0]), truth, rtol=1e-6)
       claimed += 1
   assert claimed >= 90
 
 
 def test_derivatives_match_finite_differences():
   n, d = grid()
-  design = estimate.design(n, d, noisy(n, d, 0.01, 0))
+  problem = problem_of(n, d, noisy(n, d, 0.01, 0))
   rng = np.random.default_rng(1)
   theta = np.array([[0.5, -1.2, -0.9, 0.4, 0.3]]) * rng.uniform(0.8, 1.2, (7, 5))
   weights = rng.integers(0, 3, (7, len(n))).astype(float)
 
   def derivatives(theta):
-    state = estimate._evaluate(design, theta)
-    return estimate._derivatives(design, weights, 0.1, state)
+    state = solve._evaluate(problem, theta)
+    return solve._derivatives(problem, weights, 0.1, state)
 
   def cost(theta):
-    return estimate._cost(estimate._evaluate(design, theta)[3], weights, 0.1)
+    return solve._cost(solve.residuals(problem, theta), weights, 0.1)
 
   gradient, hessian, _ = derivatives(theta)
   for i, step in enumerate(1e-6 * np.eye(5)):
@@ -162,8 +163,8 @@ def test_global_minimum_against_scipy():
   """No polish by another optimiser finds anything lower, on a surface with 1 % noise."""
   optimize = pytest.importorskip("scipy.optimize")
   n, d = grid(6, 5)
-  runs = fit.make_runs(n, d, noisy(n, d, 0.01, 3))
-  found = fit.fit_runs(runs, options())
+  runs = laws.make_runs(n, d, noisy(n, d, 0.01, 3))
+  found = laws.fit_runs(runs, options())
   rng = np.random.default_rng(0)
   logs = np.log([found.law.E, found.law.A, found.law.B])
 
@@ -184,14 +185,14 @@ def test_global_minimum_against_scipy():
 def test_resamples_agree_with_a_fit_of_the_repeated_runs():
   n, d = grid()
   loss = noisy(n, d, 0.005, 0)
-  design = estimate.design(n, d, loss)
+  problem = problem_of(n, d, loss)
   weights = np.random.default_rng(2).multinomial(20, np.full(20, 0.05), size=3).astype(float)
-  start = np.tile(estimate.starts(design)[20], (3, 1))
-  found = estimate.minimise(design, weights, start, 1e-3)
-  batch = estimate.to_law(design, found.theta)
+  start = np.tile(problem.starts(None)[20], (3, 1))
+  found = solve.minimise(problem, weights, start, 1e-3)
+  batch = fit.to_law(problem, found.theta)
   for i, weight in enumerate(weights.astype(int)):
     rows = np.repeat(np.arange(20), weight)
-    repeated = fit.fit_runs(fit.make_runs(n[rows], d[rows], loss[rows]), options(bootstraps=100))
+    repeated = laws.fit_runs(laws.make_runs(n[rows], d[rows], loss[rows]), options(bootstraps=100))
     np.testing.assert_allclose([draw[i] for draw in batch], repeated.law, rtol=1e-5)
     np.testing.assert_allclose(found.cost[i], repeated.convergence["cost"], rtol=1e-9)
 
@@ -201,8 +202,8 @@ def test_isoflop_minima():
   law = TRUTH._replace(alpha=np.float64(0.3), A=np.float64(40.0))
   budgets = (2e11, 5e11, 1.3e12)
   n, d = isoflop(law, budgets)
-  runs = fit.make_runs(n, d, chinchilla.loss(law, n, d))
-  result = fit.isoflop_profiles(runs, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
+  runs = laws.make_runs(n, d, chinchilla.loss(law, n, d))
+  result = laws.isoflop_profiles(runs, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
   assert [p["inside"] for p in result["profiles"]] == [True] * 3
   for profile, budget in zip(result["profiles"], budgets, strict=True):
     best = chinchilla.optimum(law, budget)
@@ -214,13 +215,13 @@ def test_isoflop_minima():
   assert result["a"] == pytest.approx(0.5)
   assert result["b"] == pytest.approx(0.5)
   assert result["N_coefficient"] == pytest.approx(chinchilla.optimum(law, 1e12).N / 1e6)
-  skew = fit.make_runs(*(cells := isoflop()), chinchilla.loss(TRUTH, *cells))
-  skew = fit.isoflop_profiles(skew, TEXTBOOK)
+  skew = laws.make_runs(*(cells := isoflop()), chinchilla.loss(TRUTH, *cells))
+  skew = laws.isoflop_profiles(skew, TEXTBOOK)
   np.testing.assert_allclose([skew["a"], skew["b"]], chinchilla.exponents(TRUTH), rtol=0.02)
   small = n * 0.1, 2e11 / (0.6 * n)  # at the first budget, all sizes lie below the best one
   n, d = (np.where(np.arange(15) < 5, new, old) for new, old in zip(small, (n, d), strict=True))
-  runs = fit.make_runs(n, d, chinchilla.loss(law, n, d))
-  result = fit.isoflop_profiles(runs, TEXTBOOK)
+  runs = laws.make_runs(n, d, chinchilla.loss(law, n, d))
+  result = laws.isoflop_profiles(runs, TEXTBOOK)
   assert [p["inside"] for p in result["profiles"]] == [False, True, True]
   assert result["a"] == pytest.approx(0.5)  # from the two that are inside
 
@@ -231,10 +232,10 @@ def test_an_off_centre_parabola_is_biased_and_we_say_by_how_much():
   c = np.repeat(budgets := np.geomspace(1e17, 1e20, 4), 9)
   factors = np.geomspace(0.5, 16, 9) * (budgets[:, None] / 3e18) ** 0.1
   n = chinchilla.optimum(law, c).N * factors.ravel()
-  found = fit.fit_runs(
-    fit.make_runs(n, c / (6 * n), chinchilla.loss(law, n, c / (6 * n))), options()
+  found = laws.fit_runs(
+    laws.make_runs(n, c / (6 * n), chinchilla.loss(law, n, c / (6 * n))), options()
   )
-  table = fit.side_by_side(found, C=1e23)
+  table = laws.side_by_side(found, C=1e23)
   rows = {row["estimator"]: row for row in table["rows"]}
   truth, a = chinchilla.optimum(law, 1e23).N, chinchilla.exponents(law)[0]
   for name in ("huber", "mse", "lad"):
@@ -267,8 +268,8 @@ def test_narrow_intervals_apart_are_seen_behind_a_wide_one():
 
 def test_estimators_side_by_side_agree_on_a_fair_design():
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e21, 5), sizes=9)
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=500))
-  table = fit.side_by_side(found, curves=training_curves(EPOCH))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=500))
+  table = laws.side_by_side(found, curves=training_curves(EPOCH))
   assert table["C"] == pytest.approx(1e22)
   assert [row["estimator"] for row in table["rows"]] == [
     "approach1", "approach2", "huber", "mse", "lad",
@@ -283,7 +284,7 @@ def test_estimators_side_by_side_agree_on_a_fair_design():
       low, high = row[f"{name}_interval"]
       assert low <= row[name] <= high
   assert all(row["intervals_overlap"] for row in table["disagreement"])
-  bare = fit.side_by_side(found)["rows"][0]
+  bare = laws.side_by_side(found)["rows"][0]
   assert bare["a"] is None
   assert "no training curves" in bare["reason"]
 
@@ -294,7 +295,7 @@ def training_curves(law, sizes=40):
   for i, n in enumerate(np.geomspace(1e8, 1e11, sizes)):
     d = np.geomspace(n, 1000 * n, 300)
     rows.append((f"r{i}", n, d, 6 * n * d, chinchilla.loss(law, n, d)))
-  return fit.make_curves(rows)
+  return laws.make_curves(rows)
 
 
 def test_the_envelope_of_curves_is_the_optimum():
@@ -313,4 +314,4 @@ def test_the_envelope_of_curves_is_the_optimum():
 )
 def test_bad_curves_are_refused(tokens, loss, reason):
   with pytest.raises(ValueError, match=f"curve run7: .*{reason}"):
-    fit.make_curves([("run7", 1e6, tokens, tokens, loss)])
+    laws.make_curves([("run7", 1e6, tokens, tokens, loss)])

@@ -10,26 +10,27 @@ import textwrap
 
 import numpy as np
 import pytest
-from surfaces import TRUTH, grid, isoflop, noisy, options
+from surfaces import TRUTH, grid, isoflop, noisy, options, problem_of
 
-from scaling.laws import chinchilla, estimate, fit, questions
+from scaling import laws
+from scaling.laws import chinchilla, questions, solve
 
 
 def test_the_example_in_the_docstring_runs_and_means_what_it_says():
-  example = fit.__doc__.split("\n\n", 1)[1].split("\nWhat else")[0]
+  example = laws.__doc__.split("\n\n", 1)[1].split("\nWhat else")[0]
   names = {}
   exec(textwrap.dedent(example), names)
   low, high = names["best"]["N_opt_interval"]
   assert low < names["best"]["N_opt"] < high
   assert names["interval"][0] < names["value"] < names["interval"][1]
-  assert np.abs(names["found"].residuals).max() < 0.01
-  for question in re.findall(r"`(\w+)\(", fit.__doc__):
-    assert question in fit.__all__
+  assert np.abs(names["law"].residuals).max() < 0.01
+  for question in re.findall(r"`(\w+)\(", laws.__doc__):
+    assert question in laws.__all__
 
 
 def test_every_public_name_says_what_it_is():
-  for name in set(fit.__all__) - {"FORMS"}:
-    assert len(inspect.getdoc(getattr(fit, name)).split()) > 5, name
+  for name in set(laws.__all__) - {"FORMS"}:
+    assert len(inspect.getdoc(getattr(laws, name)).split()) > 5, name
 
 
 def test_order_and_seed():
@@ -37,53 +38,53 @@ def test_order_and_seed():
   loss = noisy(n, d, 0.005, 0)
   order = np.random.default_rng(1).permutation(len(n))
   ids = [f"run {i}" for i in range(len(n))]
-  shuffled = fit.make_runs(n[order], d[order], loss[order], ids=[ids[i] for i in order])
-  one = fit.to_json(fit.fit_runs(fit.make_runs(n, d, loss, ids=ids), options()))
-  two = fit.to_json(fit.fit_runs(shuffled, options()))
+  shuffled = laws.make_runs(n[order], d[order], loss[order], ids=[ids[i] for i in order])
+  one = laws.to_json(laws.fit_runs(laws.make_runs(n, d, loss, ids=ids), options()))
+  two = laws.to_json(laws.fit_runs(shuffled, options()))
   assert json.dumps(one, allow_nan=False) == json.dumps(two)
-  other = fit.to_json(fit.fit_runs(fit.make_runs(n, d, loss), options(seed=1)))
+  other = laws.to_json(laws.fit_runs(laws.make_runs(n, d, loss), options(seed=1)))
   assert other["params"] == one["params"]
   assert other["intervals"] != one["intervals"]
   loss[0] *= 1 + 1e-12
-  assert fit.input_hash(fit.make_runs(n, d, loss)) != one["input_hash"]
+  assert laws.input_hash(laws.make_runs(n, d, loss)) != one["input_hash"]
 
 
 @pytest.mark.smoke
 def test_rescaled_units_rescale_the_law():
   n, d = grid()
   loss = noisy(n, d, 0.005, 0)
-  one = fit.fit_runs(fit.make_runs(n, d, loss), options())
-  two = fit.fit_runs(fit.make_runs(n * 1e3, d * 1e-3, loss / np.log(2)), options())
+  one = laws.fit_runs(laws.make_runs(n, d, loss), options())
+  two = laws.fit_runs(laws.make_runs(n * 1e3, d * 1e-3, loss / np.log(2)), options())
   unit = np.log(2)
   for a, b in ((one.law, two.law), (one.draws, two.draws)):
     expected = (a.E / unit, a.A * 1e3**a.alpha / unit, a.B * 1e-3**a.beta / unit, a.alpha, a.beta)
     close = np.abs(np.array(b) / np.maximum(expected, 1e-12) - 1) < 1e-4
     assert np.mean(close) > 0.99
-  assert fit.optimum(two, 6e12)["N_opt"] == pytest.approx(1e3 * fit.optimum(one, 6e12)["N_opt"])
+  assert laws.optimum(two, 6e12)["N_opt"] == pytest.approx(1e3 * laws.optimum(one, 6e12)["N_opt"])
 
 
 def test_duplicate_runs_move_nothing_and_narrow_intervals_by_the_root_of_two():
   n, d = grid()
   loss = noisy(n, d, 0.005, 0)
-  once = fit.fit_runs(fit.make_runs(n, d, loss), options(bootstraps=1000))
-  twice = fit.fit_runs(
-    fit.make_runs(*(np.repeat(values, 2) for values in (n, d, loss))), options(bootstraps=1000)
+  once = laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=1000))
+  twice = laws.fit_runs(
+    laws.make_runs(*(np.repeat(values, 2) for values in (n, d, loss))), options(bootstraps=1000)
   )
   np.testing.assert_allclose(twice.law, once.law, rtol=1e-6)
-  ratio = [np.subtract(*fit.interval(x, 0.9)) for x in (twice.draws.alpha, once.draws.alpha)]
+  ratio = [np.subtract(*laws.interval(x, 0.9)) for x in (twice.draws.alpha, once.draws.alpha)]
   assert ratio[0] / ratio[1] == pytest.approx(np.sqrt(0.5), rel=0.2)
-  assert fit.seed_noise(twice.runs) == pytest.approx(0, abs=1e-12)
+  assert laws.seed_noise(twice.runs) == pytest.approx(0, abs=1e-12)
 
 
 def test_boundary_is_said_not_hidden():
   """A pure power law has no floor: E ends at 0, and fit.json says so."""
   n, d = grid()
   loss = chinchilla.loss(TRUTH._replace(E=np.float64(0.0)), n, d) * (n * d) ** -0.02
-  found = fit.fit_runs(fit.make_runs(n, d, loss), options())
+  found = laws.fit_runs(laws.make_runs(n, d, loss), options())
   assert found.law.E == 0
   assert min(found.law) >= 0
   assert found.convergence["at_bound"] == ["E"]
-  assert any(w.startswith("E ended at the edge") for w in fit.to_json(found)["warnings"])
+  assert any(w.startswith("E ended at the edge") for w in laws.to_json(found)["warnings"])
 
 
 @pytest.mark.filterwarnings("error")
@@ -91,9 +92,9 @@ def test_what_the_runs_do_not_determine_has_no_interval():
   """Losses of scatter alone: an exponent ends at its bound, and tells of no optimum."""
   n, d = isoflop(sizes=7)
   scatter = np.exp(0.002 * np.random.default_rng(0).standard_normal(28))
-  found = fit.fit_runs(fit.make_runs(n, d, 3.0 * scatter), options(bootstraps=100))
+  found = laws.fit_runs(laws.make_runs(n, d, 3.0 * scatter), options(bootstraps=100))
   assert found.unbounded
-  record = fit.to_json(found)
+  record = laws.to_json(found)
   json.dumps(record, allow_nan=False)
   for row in record["optimum"]:
     assert {row[f"{name}_interval"] for name in ("N_opt", "D_opt", "tokens_per_param")} == {None}
@@ -109,7 +110,7 @@ def test_what_the_runs_do_not_determine_has_no_interval():
 def test_copies_of_runs_are_said():
   n, d = (np.append(values, values[:3]) for values in grid())
   loss = noisy(*grid(), 0.002, 0)
-  said = fit.to_json(fit.fit_runs(fit.make_runs(n, d, np.append(loss, loss[:3])), options()))
+  said = laws.to_json(laws.fit_runs(laws.make_runs(n, d, np.append(loss, loss[:3])), options()))
   assert any(w.startswith("3 runs repeat another") for w in said["warnings"])
 
 
@@ -117,8 +118,8 @@ def test_fit_json_is_complete_and_consistent():
   compute = chinchilla.Compute(6.0, 150.0)
   n, d = isoflop(compute=compute, sizes=6)
   c = compute.flops_per_token(n) * d
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0), c), options())
-  record = json.loads(json.dumps(fit.to_json(found), allow_nan=False))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0), c), options())
+  record = json.loads(json.dumps(laws.to_json(found), allow_nan=False))
   assert record["version"] == 2
   assert record["form"] == "chinchilla"
   assert set(record["intervals"]) == {"E", "A", "B", "alpha", "beta", "a", "b"}
@@ -155,32 +156,32 @@ def test_fit_json_is_complete_and_consistent():
 def test_a_minimum_that_was_found_is_not_sought_again(monkeypatch):
   N, D = grid()
   loss = noisy(N, D, 0.01, 0)
-  first = estimate.minimum(estimate.design(N, D, loss), 1e-3)
-  monkeypatch.setattr(estimate, "minimise", lambda *_: pytest.fail("sought"))
-  assert estimate.minimum(estimate.design(N, D, loss), 1e-3) is first
+  first = solve.minimum(problem_of(N, D, loss), 1e-3)
+  monkeypatch.setattr(solve, "minimise", lambda *_: pytest.fail("sought"))
+  assert solve.minimum(problem_of(N, D, loss), 1e-3) is first
   loss[0] += 1e-12
   with pytest.raises(pytest.fail.Exception, match="sought"):
-    estimate.minimum(estimate.design(N, D, loss), 1e-3)
+    solve.minimum(problem_of(N, D, loss), 1e-3)
 
 
 def test_cost_of_a_fixed_ratio():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
-  unsure = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options())
+  found = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
+  unsure = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options())
   best = chinchilla.optimum(TRUTH, 1e13)
-  own = fit.ratio_cost(found, 1e13, best.D / best.N)
+  own = laws.ratio_cost(found, 1e13, best.D / best.N)
   assert own["N"] == pytest.approx(best.N, rel=1e-4)
   assert abs(own["excess"]) < 1e-9
-  other = fit.ratio_cost(found, 1e13, 20.0)
+  other = laws.ratio_cost(found, 1e13, 20.0)
   assert other["D"] / other["N"] == pytest.approx(20)
   assert 6 * other["D"] * other["N"] == pytest.approx(1e13)
   assert other["excess"] == pytest.approx(
     chinchilla.loss(TRUTH, other["N"], other["D"]) - best.loss
   )
-  low, high = fit.ratio_cost(unsure, 1e13, 100.0)["excess_interval"]
-  truth = fit.ratio_cost(found, 1e13, 100.0)["excess"]
+  low, high = laws.ratio_cost(unsure, 1e13, 100.0)["excess_interval"]
+  truth = laws.ratio_cost(found, 1e13, 100.0)["excess"]
   assert 0 <= low < truth < high < 2 * truth
-  low, high = fit.ratio_cost(unsure, 1e13, 100.0)["loss_interval"]
+  low, high = laws.ratio_cost(unsure, 1e13, 100.0)["loss_interval"]
   assert low < chinchilla.loss(TRUTH, other["N"], other["D"] * 0 + other["N"] * 20) < high * 1.1
 
 
@@ -198,7 +199,7 @@ def test_cost_of_a_fixed_ratio():
 )
 def test_unidentifiable_designs_are_refused(n, d, reason):
   with pytest.raises(ValueError, match=reason):
-    fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
+    laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_unidentifiable_designs_are_refused(n, d, reason):
 def test_options_out_of_range_are_refused(field, value):
   n, d = grid()
   with pytest.raises(ValueError, match=f"fit.{field}="):
-    fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options(**{field: value}))
+    laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options(**{field: value}))
 
 
 def rising(n, d):
@@ -236,8 +237,8 @@ def test_absurd_losses_end_in_a_fit_or_in_one_line(losses):
   n, d = grid()
   refused = None
   try:
-    found = fit.fit_runs(fit.make_runs(n, d, losses(n, d)), options(bootstraps=100))
-    json.dumps(fit.to_json(found), allow_nan=False)
+    found = laws.fit_runs(laws.make_runs(n, d, losses(n, d)), options(bootstraps=100))
+    json.dumps(laws.to_json(found), allow_nan=False)
   except ValueError as error:
     refused = str(error)
   assert refused is None or "no minimum found" in refused
@@ -264,7 +265,7 @@ law = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 N, D = np.exp(rng.uniform(np.log(1e5), np.log(1e8), 10**6)), rng.uniform(1e6, 1e9, 10**6)
 loss = chinchilla.loss(law, N, D) * np.exp(0.01 * rng.standard_normal(10**6))
 options = base.get_config().fit
-record = fit.to_json(fit.fit_runs(fit.make_runs(N, D, loss), options))
+record = laws.to_json(laws.fit_runs(laws.make_runs(N, D, loss), options))
 # Of this program alone: ru_maxrss begins at what the process that started it had.
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak, took = int(status["VmHWM"].split()[0]), resource.getrusage(resource.RUSAGE_SELF).ru_utime
@@ -305,25 +306,25 @@ def test_a_short_row_is_named(tmp_path):
   path = tmp_path / "runs.csv"
   path.write_text("N,D,loss\n1e5,1e6,3\n1e5,2e6\n")
   with pytest.raises(ValueError, match="line 3, column loss: None"):
-    fit.read_runs(path)
+    laws.read_runs(path)
 
 
 def test_columns_are_mapped_and_a_missing_third_is_derived(tmp_path):
   n, d = grid()
   table = [{"params": r["N"], "flop": 6 * r["N"] * r["D"], "val": r["loss"]} for r in rows()]
   path = write_csv(tmp_path / "runs.csv", table)
-  runs = fit.read_runs(path, columns="N=params, C=flop, loss=val")
-  np.testing.assert_allclose(runs.D, fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d)).D)
+  runs = laws.read_runs(path, columns="N=params, C=flop, loss=val")
+  np.testing.assert_allclose(runs.D, laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)).D)
   with pytest.raises(ValueError, match=r"no column 'loss'.*params, flop, val.*--columns=loss="):
-    fit.read_runs(path, columns="N=params,C=flop")
+    laws.read_runs(path, columns="N=params,C=flop")
   with pytest.raises(ValueError, match=r"no column 'vel' for loss.*--columns=loss=val"):
-    fit.read_runs(path, columns="N=params,C=flop,loss=vel")
+    laws.read_runs(path, columns="N=params,C=flop,loss=vel")
   with pytest.raises(ValueError, match="no column 'N'"):
-    fit.read_runs(path, columns="C=flop,loss=val")
+    laws.read_runs(path, columns="C=flop,loss=val")
   with pytest.raises(ValueError, match="'params' is not of the form NAME=COLUMN"):
-    fit.read_runs(path, columns="params=N")
+    laws.read_runs(path, columns="params=N")
   with pytest.raises(ValueError, match="cannot be read"):
-    fit.read_runs(tmp_path / "none.csv")
+    laws.read_runs(tmp_path / "none.csv")
 
 
 def test_our_cells(tmp_path):
@@ -341,20 +342,20 @@ def test_our_cells(tmp_path):
   table = rows(**extra)
   table[18]["loss"] = ""
   path = write_csv(tmp_path / "cells.csv", table)
-  runs = fit.read_runs(path)
+  runs = laws.read_runs(path)
   assert sorted(runs.ids) == sorted([f"c{i}" for i in range(2, 18)] + ["c19"])
   assert runs.excluded == (("c18", "status diverged"),)
   np.testing.assert_allclose(runs.C, 7 * runs.N * runs.D)
   np.testing.assert_array_equal(runs.loss_stderr, 0.01)
-  body = fit.read_runs(path, params="body", flops="6nd")
+  body = laws.read_runs(path, params="body", flops="6nd")
   np.testing.assert_allclose(body.N, runs.N / 2)
   np.testing.assert_allclose(body.C, 6 * body.N * body.D)
-  np.testing.assert_allclose(fit.read_runs(path, params="total").N, runs.N * 2)
-  record = fit.to_json(fit.fit_runs(runs, options()))
+  np.testing.assert_allclose(laws.read_runs(path, params="total").N, runs.N * 2)
+  record = laws.to_json(laws.fit_runs(runs, options()))
   assert record["excluded"] == [{"id": "c18", "reason": "status diverged"}]
   assert record["counting"] == {"params": "body_head", "flops": "exact"}
-  record = fit.to_json(fit.fit_runs(body, options()))
+  record = laws.to_json(laws.fit_runs(body, options()))
   assert record["counting"] == {"params": "body", "flops": "6nd"}
-  assert fit.read_runs(path, columns="N=params_total").params == "given"
+  assert laws.read_runs(path, columns="N=params_total").params == "given"
   with pytest.raises(ValueError, match="fit.params='weights'"):
-    fit.read_runs(path, params="weights")
+    laws.read_runs(path, params="weights")

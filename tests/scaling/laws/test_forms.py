@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, grid, huber_cost, noisy, options
 
+from scaling import laws
 from scaling.laws import chinchilla, fit, forms, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 
@@ -54,12 +55,12 @@ def test_a_form_means_the_same_in_the_solvers_units(name):
   """Its declared units are right: the truth, turned into the solver's units, fits exactly."""
   form = FORMS[name]
   variables = runs_of(form)
-  loss = fit.evaluate(form, TRUE[name], variables)
+  loss = laws.evaluate(form, TRUE[name], variables)
   problem = solve.make_problem(form, variables, loss)
   ones = dict.fromkeys(form.kinds, 1.0)
   units = form.units(_space(TRUE[name]), _space(problem.units))
   scaled = {key: value / units.get(key, ones[key]) for key, value in TRUE[name].items()}
-  np.testing.assert_allclose(np.log(fit.evaluate(form, scaled, problem.x)), problem.y, atol=1e-12)
+  np.testing.assert_allclose(np.log(laws.evaluate(form, scaled, problem.x)), problem.y, atol=1e-12)
 
 
 def _space(values):
@@ -73,10 +74,12 @@ def _space(values):
 def test_a_form_is_recovered_from_its_own_runs(name):
   form = FORMS[name]
   variables = runs_of(form)
-  found = fit.fit_form(form, variables, fit.evaluate(form, TRUE[name], variables), seed=1)
+  found = laws.fit_form(form, variables, laws.evaluate(form, TRUE[name], variables), seed=1)
   for key, value in TRUE[name].items():
     assert found.params[key] == pytest.approx(value, rel=1e-6), key
-  assert found.converged.shape == found.costs.shape == (solve.STARTS,)
+  assert (
+    found.converged.shape == found.costs.shape == (49 if name == "chinchilla" else solve.STARTS,)
+  )
   assert np.all(np.abs(found.residuals) < 1e-9)
   assert found.at_bound == ()
 
@@ -84,7 +87,7 @@ def test_a_form_is_recovered_from_its_own_runs(name):
 def test_formulas_by_hand():
   def loss(name, **variables):
     arrays = {key: np.array([value]) for key, value in variables.items()}
-    return float(fit.evaluate(FORMS[name], TRUE[name], arrays)[0])
+    return float(laws.evaluate(FORMS[name], TRUE[name], arrays)[0])
 
   n, d = 2e8, 3e9
   assert loss("kaplan_n", N=n) == pytest.approx((1e14 / n) ** 0.08)
@@ -119,9 +122,9 @@ def test_formulas_by_hand():
 def test_both_solvers_find_the_same_minimum():
   """The generic solver and the hand-made one, on noisy runs, and both their bootstraps."""
   n, d = grid(6, 5)
-  runs = fit.make_runs(n, d, noisy(n, d, 0.01, 3))
-  ours = fit.fit_runs(runs, options(bootstraps=400))
-  other = fit.fit_form(
+  runs = laws.make_runs(n, d, noisy(n, d, 0.01, 3))
+  ours = laws.fit_runs(runs, options(bootstraps=400))
+  other = laws.fit_form(
     FORMS["chinchilla"], {"N": runs.N, "D": runs.D}, runs.loss, resamples=400, seed=1
   )
   np.testing.assert_allclose([other.params[k] for k in ours.law._fields], ours.law, rtol=1e-5)
@@ -139,8 +142,8 @@ def test_the_example_of_a_form_is_one(monkeypatch):
   exec(textwrap.dedent(example), dict(vars(forms)))
   made = forms.FORMS["chinchilla"]
   variables = runs_of(made)
-  loss = fit.evaluate(FORMS["chinchilla"], BASE, variables)
-  np.testing.assert_allclose(fit.evaluate(made, BASE, variables), loss)
+  loss = laws.evaluate(FORMS["chinchilla"], BASE, variables)
+  np.testing.assert_allclose(laws.evaluate(made, BASE, variables), loss)
   assert made.kinds == FORMS["chinchilla"].kinds
 
 
@@ -153,7 +156,7 @@ def test_a_new_form_is_a_few_lines():
     "for this test",
   )  # fmt: skip
   n, d = grid()
-  found = fit.fit_form(product, {"N": n, "D": d}, 2 + 50 * (n * d) ** -0.2)
+  found = laws.fit_form(product, {"N": n, "D": d}, 2 + 50 * (n * d) ** -0.2)
   assert found.params == pytest.approx({"E": 2, "A": 50, "alpha": 0.2}, rel=1e-6)
 
 
@@ -161,12 +164,13 @@ def test_of_many_runs_a_part_decides_between_starts_and_all_of_them_decide_the_r
   n, d = grid(20, 20)
   variables, loss = {"C": 6 * n * d}, 2 + 50 * (n * d) ** -0.2
   loss = loss * np.exp(0.01 * np.random.default_rng(0).standard_normal(400))
-  whole = fit.fit_form(FORMS["power_law_c"], variables, loss)
+  whole = laws.fit_form(FORMS["power_law_c"], variables, loss)
   monkeypatch.setattr(solve, "MANY", 100)
-  other = fit.fit_form(FORMS["power_law_c"], variables, loss)
+  monkeypatch.setattr(fit, "MOST_RESAMPLED", 100)
+  other = laws.fit_form(FORMS["power_law_c"], variables, loss)
   assert other.params == pytest.approx(whole.params, rel=1e-6)
   with pytest.raises(ValueError, match="resamples=9: for 100 runs at most, not 400"):
-    fit.fit_form(FORMS["power_law_c"], variables, loss, resamples=9)
+    laws.fit_form(FORMS["power_law_c"], variables, loss, resamples=9)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +186,19 @@ def test_what_a_form_cannot_use_is_named(changed, said):
   n, d = grid()
   variables = {k: v for k, v in ({"N": n, "D": d} | changed).items() if v is not None}
   with pytest.raises(ValueError, match=f"form=kaplan_nd.*{said}"):
-    fit.fit_form(FORMS["kaplan_nd"], variables, np.ones(20))
+    laws.fit_form(FORMS["kaplan_nd"], variables, np.ones(20))
   with pytest.raises(ValueError, match="4 runs for 4 parameters"):
-    fit.fit_form(FORMS["kaplan_nd"], {"N": n[:4], "D": d[:4]}, np.ones(4))
+    laws.fit_form(FORMS["kaplan_nd"], {"N": n[:4], "D": d[:4]}, np.ones(4))
   with pytest.raises(ValueError, match="fit.delta=0"):
-    fit.fit_form(FORMS["kaplan_nd"], {"N": n, "D": d}, np.ones(20), delta=0.0)
+    laws.fit_form(FORMS["kaplan_nd"], {"N": n, "D": d}, np.ones(20), delta=0.0)
 
 
 @pytest.mark.slow
 def test_the_form_that_made_the_runs_forecasts_best():
   n, d = np.meshgrid(np.geomspace(1e7, 3e9, 7), np.geomspace(1e9, 1e11, 7))
   n, d = n.ravel(), d.ravel()
-  runs = fit.make_runs(n, d, noisy(n, d, 0.001, 0, EPOCH))
-  table = fit.compare_forms(runs, ("chinchilla", "kaplan_nd"))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.001, 0, EPOCH))
+  table = laws.compare_forms(runs, ("chinchilla", "kaplan_nd"))
   cuts = sorted({row["C"] for row in table})
   assert len(table) == 2 * len(cuts) == 16
   errors = {
@@ -208,12 +212,12 @@ def test_the_form_that_made_the_runs_forecasts_best():
   row = next(r for r in table if r["C"] == cuts[4] and r["form"] == "chinchilla")
   below = np.flatnonzero(row["C"] * (1 + 1e-9) >= runs.C)
   above = np.setdiff1d(np.arange(len(runs)), below)
-  law = fit.fit_runs(runs.subset(below), options(bootstraps=100)).law
+  law = laws.fit_runs(runs.subset(below), options(bootstraps=100)).law
   error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
   assert row["heldout"] == len(above)
   assert row["rms_error"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-3)
   assert row["bias"] == pytest.approx(error.mean(), rel=1e-2, abs=1e-6)
   with pytest.raises(ValueError, match="form='chinchila': unknown; choose from"):
-    fit.compare_forms(runs, ("chinchila",))
+    laws.compare_forms(runs, ("chinchila",))
   with pytest.raises(ValueError, match="there is no U; give it"):
-    fit.compare_forms(runs, ("data_constrained",))
+    laws.compare_forms(runs, ("data_constrained",))

@@ -4,22 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, isoflop, noisy, options
+from surfaces import EPOCH, TRUTH, isoflop, noisy, options, problem_of
 
 from configs.errors import DataError
-from scaling import main
+from scaling import laws, main
 from scaling.laws import (
   allocation,
   bootstrap,
   chinchilla,
-  estimate,
   fit,
   holdout,
   one_variable,
   questions,
+  solve,
 )
 from scaling.report import evidence, records
-from scaling.sweep import refit, seal, verdict
+from scaling.sweep import fit_files, seal, verdict
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
 DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6, 7, 8]}
@@ -27,7 +27,7 @@ DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6
 
 def sweep_of(count, seed, noise=0.005):
   n, d = (values[DESIGNS[count]] for values in GRID)
-  return fit.make_runs(n, d, noisy(n, d, noise, seed, EPOCH))
+  return laws.make_runs(n, d, noisy(n, d, noise, seed, EPOCH))
 
 
 def quantities(law):
@@ -43,14 +43,14 @@ def test_intervals_of_few_runs_cover(count):
   inside = []
   for seed in range(30):
     runs = sweep_of(count, seed)
-    design = estimate.design(runs.N, runs.D, runs.loss)
-    theta = estimate.minimum(design, 1e-3)[1].theta[0]
-    draws = bootstrap.resample(design, runs, theta, 1e-3, 300, seed)
+    problem = problem_of(runs.N, runs.D, runs.loss)
+    theta = solve.minimum(problem, 1e-3)[1].theta[0]
+    draws = bootstrap.resample(problem, runs, theta, 1e-3, 300, seed)
     pairs = zip(
-      *(quantities(estimate.to_law(design, t)) for t in (draws.theta, theta)),
+      *(quantities(fit.to_law(problem, t)) for t in (draws.theta, theta)),
       quantities(EPOCH), strict=True,
     )  # fmt: skip
-    ends = [(fit.interval(sample, 0.9, value), truth) for sample, value, truth in pairs]
+    ends = [(laws.interval(sample, 0.9, value), truth) for sample, value, truth in pairs]
     inside.append([low <= truth <= high for (low, high), truth in ends])
   covered = np.mean(inside, axis=0)
   assert np.all(covered >= 0.7), covered
@@ -58,18 +58,18 @@ def test_intervals_of_few_runs_cover(count):
 
 
 def test_few_runs_are_said_and_the_next_run_scatters_by_more_than_what_was_fitted():
-  found = fit.fit_runs(sweep_of(6, 0), options())
-  assert "6 runs at fewer than 9 distinct (N, D)" in " ".join(fit.to_json(found)["warnings"])
-  low, high = fit.predict_loss(found, 3e7, 1e9)[1]
+  found = laws.fit_runs(sweep_of(6, 0), options())
+  assert "6 runs at fewer than 9 distinct (N, D)" in " ".join(laws.to_json(found)["warnings"])
+  low, high = laws.predict_loss(found, 3e7, 1e9)[1]
   spread = np.sqrt(np.sum(found.residuals**2))  # on one degree of freedom, of which t is 6.3
   assert np.log(high / low) > 2 * 6 * spread
-  whole = fit.fit_runs(fit.make_runs(*GRID, noisy(*GRID, 0.005, 0, EPOCH)), options())
-  assert "distinct (N, D)" not in " ".join(fit.to_json(whole)["warnings"])
+  whole = laws.fit_runs(laws.make_runs(*GRID, noisy(*GRID, 0.005, 0, EPOCH)), options())
+  assert "distinct (N, D)" not in " ".join(laws.to_json(whole)["warnings"])
 
 
 def test_five_runs_on_a_line_tell_no_law():
   n = np.geomspace(1e7, 1e10, 5)
-  runs = fit.make_runs(n, np.full(5, 1e10), noisy(n, 1e10, 0.002, 0, EPOCH))
+  runs = laws.make_runs(n, np.full(5, 1e10), noisy(n, 1e10, 0.002, 0, EPOCH))
   assert one_variable.along(runs, options(bootstraps=100)) is None
 
 
@@ -77,7 +77,7 @@ def test_five_runs_on_a_line_tell_no_law():
 def test_one_isoflop_profile_tells_no_law_in_compute(jitter):
   n = np.geomspace(1e7, 1e9, 9)
   d = 1e18 / n * np.exp(jitter * np.random.default_rng(1).standard_normal(9))
-  runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
   assert one_variable.along(runs, options()) is None
 
 
@@ -90,7 +90,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
     tables[name].write_text("N,D,loss\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
   where = tmp_path / "out"
   config = options(bootstraps=100)
-  refit.refit(where, config, str(tables["surface"]))
+  fit_files.write_fit(where, config, str(tables["surface"]))
   assert {"fit.json", "runs.csv"} <= {path.name for path in where.iterdir()}
 
   def refuse(*_):
@@ -98,7 +98,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
 
   monkeypatch.setattr(one_variable, "along", refuse)
   with pytest.raises(ValueError, match="1 distinct sizes N"):
-    refit.refit(where, config, str(tables["line"]))
+    fit_files.write_fit(where, config, str(tables["line"]))
   assert not list(where.iterdir())
   assert main.main(["report", f"--workdir={where}"]) == 2
 
@@ -106,27 +106,27 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
 @pytest.mark.parametrize(("N", "D"), [(100.0, 1.0), (1.0, 100.0), (100.0, 0.01), (0.01, 100.0)])
 def test_far_from_the_runs_in_any_direction_is_far(N, D):
   n, d = isoflop()
-  runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0))
-  found = fit.fit_runs(runs, options(bootstraps=100))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0))
+  found = laws.fit_runs(runs, options(bootstraps=100))
   found.__dict__["form_error"] = 0.01
   i = int(np.argmax(runs.N))
   near, far = (runs.N[i], runs.D[i]), (runs.N[i] * N, runs.D[i] * D)
   assert found.outside(runs.C[i], *near) == 1.0
   assert found.outside(float(found.compute.flops_per_token(far[0]) * far[1]), *far) >= 100
-  ends, close = (fit.predict_loss(found, *place)[1] for place in (far, near))
+  ends, close = (laws.predict_loss(found, *place)[1] for place in (far, near))
   assert np.log(ends[1] / ends[0]) > 5 * np.log(close[1] / close[0])
 
 
 def test_beyond_the_runs_in_compute_alone_nothing_else_counts():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
   C = 3 * found.runs.C.max()
-  assert fit.optimum(found, C)["extrapolation"] == pytest.approx(3)
+  assert laws.optimum(found, C)["extrapolation"] == pytest.approx(3)
 
 
 def test_a_decision_far_off_in_tokens_is_marked():
   n, d = isoflop()
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
   C = float(found.runs.C.max())
   few = float(found.runs.D.min()) / 1e4
   at_flops, constrained = questions.answers(found, questions.Questions(flops=C, max_tokens=few))
@@ -136,12 +136,12 @@ def test_a_decision_far_off_in_tokens_is_marked():
 
 def test_a_run_without_which_there_is_no_law_comes_first():
   n, d = np.append(np.repeat([1e7, 3e7], 3), 1e8), np.append(np.tile([1e8, 1e9, 1e10], 2), 1e9)
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.003, 1, EPOCH)), options(bootstraps=100))
-  rows = fit.jackknife(found)
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.003, 1, EPOCH)), options(bootstraps=100))
+  rows = laws.jackknife(found)
   assert rows[0]["N"] == 1e8
   assert rows[0]["a"] is None
   assert all(row["a"] is not None for row in rows[1:])
-  record = type("Record", (), {"fit": fit.to_json(found)})
+  record = type("Record", (), {"fit": laws.to_json(found)})
   table = next(b for b in evidence.certainty(record) if hasattr(b, "rows"))
   assert table.rows[0][-1] == "no law without it"
 
@@ -150,7 +150,7 @@ def flat():
   """Losses that depend on neither N nor D."""
   n, d = isoflop(sizes=7)
   loss = 3 * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(n)))
-  return fit.fit_runs(fit.make_runs(n, d, loss), options(bootstraps=100))
+  return laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=100))
 
 
 def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_path):
@@ -159,7 +159,7 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   with pytest.raises(ValueError, match="the runs do not determine it: there is no optimum to seal"):
     seal.seal(None, tmp_path, found, [], 0, 0)
   assert not list(tmp_path.iterdir())
-  made = fit.to_json(found)
+  made = laws.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")
   assert row["a"] is None
   assert "the runs do not determine it" in row["reason"]
@@ -170,17 +170,17 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
 
 def test_a_form_fitted_to_one_budget_forecasts_nothing():
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e20, 4), sizes=9)
-  runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
-  for row in fit.compare_forms(runs, ("chinchilla",)):
+  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
+  for row in laws.compare_forms(runs, ("chinchilla",)):
     if row["fitted"] == 9:
       assert row["rms_error"] is None
       assert "alpha and beta cannot be told" in row["reason"]
     else:
       assert row["rms_error"] < 0.1
   two = runs.subset(np.argsort(runs.C)[:18])
-  in_compute = holdout._untold(fit.FORMS["power_law_c"], two)
+  in_compute = holdout._untold(laws.FORMS["power_law_c"], two)
   assert in_compute == "2 distinct C for 3 parameters"
-  assert holdout._untold(fit.FORMS["power_law_c"], runs) is None
+  assert holdout._untold(laws.FORMS["power_law_c"], runs) is None
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_minimum_at_the_edge_of_the_trained_sizes(interval, expected):
 
 def test_what_a_loss_near_the_floor_saves_is_a_share():
   n, d = isoflop(sizes=6)
-  found = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.004, 0)), options(bootstraps=300))
+  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.004, 0)), options(bootstraps=300))
   near = float(found.law.E + 0.5 * np.std(found.draws.E))
   (_, served) = questions.answers(found, questions.Questions(loss=near, inference_tokens=1e9))
   best = served["rows"][0]
@@ -212,7 +212,7 @@ def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
   floor = float(allocation.least_loss(EPOCH, 1e9))
   assert float(allocation.data_constrained(EPOCH, enough, 1e9).loss) < floor * 1.0002
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e20, 4), sizes=6)
-  law = fit.fit_runs(fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=100))
+  law = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=100))
   answers = [
     questions.answers(law, questions.Questions(flops=C, max_tokens=1e9))[1] for C in (1e24, 1e26)
   ]
@@ -249,7 +249,7 @@ def test_student_quantiles_at_one_and_two_degrees():
 
 def test_identifiability_says_what_the_fit_is_refused_for():
   n, d = isoflop(TRUTH, budgets=(1e12,), sizes=9)
-  runs = fit.make_runs(n, d, np.ones(9))
+  runs = laws.make_runs(n, d, np.ones(9))
   with pytest.raises(ValueError, match=r"D follows N\^-1.00") as error:
-    fit.fit_runs(runs, options())
-  assert fit.identifiability(runs)["alpha"] in str(error.value)
+    laws.fit_runs(runs, options())
+  assert laws.identifiability(runs)["alpha"] in str(error.value)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, noisy, options
 
-from scaling import main
-from scaling.laws import chinchilla, fit, one_variable
+from scaling import laws, main
+from scaling.laws import chinchilla, one_variable
 
 N = np.repeat(np.geomspace(1e7, 1e10, 10), 3)
 DESIGNS = {"C": (N, 20 * N), "D": (np.full(30, 1e9), 20 * N), "N": (N, np.full(30, 1e10))}
@@ -16,9 +16,9 @@ DESIGNS = {"C": (N, 20 * N), "D": (np.full(30, 1e9), 20 * N), "N": (N, np.full(3
 @pytest.mark.parametrize("variable", DESIGNS)
 def test_a_law_in_the_variable_that_varies(variable):
   n, d = DESIGNS[variable]
-  runs = fit.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
+  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
   with pytest.raises(ValueError, match="cannot be told"):
-    fit.fit_runs(runs, options())
+    laws.fit_runs(runs, options())
   found = one_variable.along(runs, options())
   assert found["variable"] == variable
   assert {"alpha", "a", "N_opt"} - set(found["refused"]) <= (
@@ -41,9 +41,9 @@ def test_a_law_in_the_variable_that_varies(variable):
 
 def test_runs_on_no_line_and_too_few_runs():
   two = np.tile([1e8, 1e9], 10)
-  runs = fit.make_runs(two, np.geomspace(1e9, 1e11, 20), np.linspace(4, 2, 20))
+  runs = laws.make_runs(two, np.geomspace(1e9, 1e11, 20), np.linspace(4, 2, 20))
   assert one_variable.along(runs, options()) is None
-  few = fit.make_runs([1e8] * 3, [1e9, 3e9, 1e10], [4.0, 3.5, 3.0])
+  few = laws.make_runs([1e8] * 3, [1e9, 3e9, 1e10], [4.0, 3.5, 3.0])
   assert one_variable.along(few, options()) is None
 
 

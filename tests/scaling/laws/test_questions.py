@@ -9,7 +9,8 @@ import pytest
 from synthetic import TRUTH
 
 from configs import base
-from scaling.laws import allocation, chinchilla, fit, questions
+from scaling import laws
+from scaling.laws import allocation, chinchilla, questions
 from scaling.report import evidence, render
 
 # Sardana et al. 2024 (arXiv:2401.00448) use these values of Hoffmann et al.'s law.
@@ -172,7 +173,7 @@ def fitted():
   noise = np.random.default_rng(0).normal(0, 0.002, len(n))
   options = base.get_config().fit
   options.bootstraps = 300
-  return fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
+  return laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
 
 
 ASKED = questions.Questions(flops=1e13, loss=2.2, inference_tokens=1e9, max_tokens=2e6)
@@ -313,7 +314,7 @@ def test_the_intervals_of_a_target_loss_cover(fitted):
   truth, inside = allocation.cheapest(TRUTH, 2.2), 0
   for seed in range(40):
     noise = np.random.default_rng((7, seed)).normal(0, 0.002, len(n))
-    law = fit.fit_runs(fit.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
+    law = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)
     row = questions.answers(law, questions.Questions(loss=2.2))[0]["rows"][0]
     low, high = row["C_interval"]
     inside += low <= 6 * truth.N * truth.D <= (high or math.inf)

@@ -13,7 +13,7 @@ from scaling import main
 from scaling.laws import chinchilla, runs, sensitivity
 from scaling.laws.tables import conditions
 from scaling.report import records, report
-from scaling.sweep import refit
+from scaling.sweep import fit_files
 
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(3e4, 5e5, 4), np.geomspace(2e5, 3e6, 4)))
 LOSS = chinchilla.loss(TRUTH, N, D)
@@ -187,14 +187,14 @@ def test_semicolons_part_columns_too(tmp_path):
 def test_a_condition_that_leaves_nothing_is_named(tmp_path):
   path = write(tmp_path / "runs.csv", rows())
   with pytest.raises(ValueError, match="0 runs at .* left out were 16 by 'where D/N > 1e9'"):
-    refit.refit(tmp_path / "fit", Chosen, str(path), NAMES, ["D/N > 1e9"])
+    fit_files.write_fit(tmp_path / "fit", Chosen, str(path), NAMES, ["D/N > 1e9"])
 
 
 def test_a_sweep_fitted_elsewhere_by_another_count_is_reported_as_it_was_fitted(
   sweep, tmp_path, monkeypatch
 ):
   total = type("Total", (Chosen,), {"params": "total", "bootstraps": 100})
-  law = refit.refit(tmp_path, total, str(sweep))
+  law = fit_files.write_fit(tmp_path, total, str(sweep))
   found = records.read(tmp_path)
   np.testing.assert_array_equal(sorted(records.column(found.cells, "N")), sorted(law.runs.N))
   said = report.terminal(tmp_path)
@@ -204,8 +204,8 @@ def test_a_sweep_fitted_elsewhere_by_another_count_is_reported_as_it_was_fitted(
   record["warnings"] = ["mind the gap"]
   (tmp_path / "fit.json").write_text(json.dumps(record))
   assert "\nWarning: mind the gap\n" in report.terminal(tmp_path)
-  monkeypatch.setattr(refit, "MAX_DRAWN", 10)  # too many to keep: nor is the older copy
-  refit.refit(tmp_path, total, str(sweep))
+  monkeypatch.setattr(fit_files, "MAX_DRAWN", 10)  # too many to keep: nor is the older copy
+  fit_files.write_fit(tmp_path, total, str(sweep))
   assert not (tmp_path / "runs.csv").exists()
 
 
@@ -281,14 +281,14 @@ def test_a_choice_without_a_law_says_why(sweep, tmp_path):
 
 def test_someones_runs_get_a_record_and_a_table_of_their_own(sweep, tmp_path):
   path = write(tmp_path / "runs.jsonl", rows(steps=np.arange(16)))
-  refit.refit(tmp_path / "fit", Chosen, str(path), NAMES, ["steps != 3"], ["loss > 5"])
+  fit_files.write_fit(tmp_path / "fit", Chosen, str(path), NAMES, ["steps != 3"], ["loss > 5"])
   record = json.loads((tmp_path / "fit" / "fit.json").read_text())
   assert record["reading"] == {"columns": NAMES, "where": ["steps != 3"], "exclude": ["loss > 5"]}
   assert {"id": "line 4", "reason": "where steps != 3"} in record["excluded"]
   again = runs.read_runs(tmp_path / "fit" / "runs.csv")
   assert runs.input_hash(again) == record["input_hash"]
   with pytest.raises(ValueError, match="holds a sweep; fit --runs"):
-    refit.refit(sweep, Chosen, str(path), NAMES)
+    fit_files.write_fit(sweep, Chosen, str(path), NAMES)
 
 
 def test_the_command_shows_choices_and_reasons(sweep, tmp_path, capsys):

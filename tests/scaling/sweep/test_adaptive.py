@@ -9,11 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+from surfaces import problem_of
 from synthetic import TRUTH
 
 from configs import base
-from scaling import main
-from scaling.laws import chinchilla, estimate, fit, next_run, runs
+from scaling import laws, main
+from scaling.laws import chinchilla, fit, next_run, runs, solve
 from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters
@@ -74,10 +75,10 @@ def sampled_sd(n, d, noise, simulations=250):
   found = []
   for seed in range(simulations):
     scatter = np.random.default_rng(seed).normal(0, noise, len(n))
-    points = estimate.design(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(scatter))
-    start = estimate.from_law(points, TRUTH)
-    best = estimate.minimise(points, np.ones((1, len(n))), start[None], 10.0)
-    found.append(np.log(chinchilla.optimum(estimate.to_law(points, best.theta[0]), C).N))
+    points = problem_of(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(scatter))
+    start = points.theta(TRUTH._asdict())
+    best = solve.minimise(points, np.ones((1, len(n))), start[None], 10.0)
+    found.append(np.log(chinchilla.optimum(fit.to_law(points, best.theta[0]), C).N))
   return np.std(found)
 
 
@@ -115,8 +116,8 @@ def test_the_proposed_cells_beat_random_ones():
   def width(at, seed):
     n_all, d_all = np.append(n, new_n[at]), np.append(d, new_d[at])
     noise = np.random.default_rng(seed).normal(0, 0.002, len(n_all))
-    made = fit.make_runs(n_all, d_all, chinchilla.loss(TRUTH, n_all, d_all) * np.exp(noise))
-    low, high = fit.optimum(fit.fit_runs(made, options), C)["N_opt_interval"]
+    made = laws.make_runs(n_all, d_all, chinchilla.loss(TRUTH, n_all, d_all) * np.exp(noise))
+    low, high = laws.optimum(laws.fit_runs(made, options), C)["N_opt_interval"]
     return np.log(high / low)
 
   chosen = next_run.choose(start, new_n, new_d, cost, budget)
@@ -181,7 +182,7 @@ def trained(config, cells, off=0.0):
   luck = [np.random.default_rng(list(cell.id.encode())).normal(0, 0.002) for cell in cells]
   law = TRUTH._replace(A=TRUTH.A * np.exp(off))
   loss = chinchilla.loss(law, n, d) * np.exp(luck)
-  return fit.fit_runs(fit.make_runs(n, d, loss, c, [cell.id for cell in cells]), config.fit)
+  return laws.fit_runs(laws.make_runs(n, d, loss, c, [cell.id for cell in cells]), config.fit)
 
 
 def test_cells_that_could_be_trained_next(config):
@@ -209,7 +210,7 @@ def test_cells_that_could_be_trained_next(config):
 def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
   cells = plan.fit_cells(config, 257)
   law = trained(config, cells, off=1.0)  # a surface that wants larger models than there are
-  edges = next_run.open_edges(fit.isoflop_profiles(law.runs, law.compute)["profiles"])
+  edges = next_run.open_edges(laws.isoflop_profiles(law.runs, law.compute)["profiles"])
   assert edges
   assert all(side == 1 for _, _, side in edges)
   found = adaptive.propose(config, cells, law, 257, 10**9, 3e12)
@@ -301,7 +302,7 @@ def test_plan_next_prints_the_proposals(config, tmp_path, capsys):
   code = main.main(["plan", "--next", f"--workdir={tmp_path}", "--next_flops=1e12"])
   output = capsys.readouterr()
   assert code == 0, output.err
-  law = fit.fit_runs(runs.read_runs(tmp_path), config.fit)
+  law = laws.fit_runs(runs.read_runs(tmp_path), config.fit)
   found = adaptive.propose(config, cells, law, 257, 10**9, 1e12)
   listed = [line.split()[0] for line in output.out.splitlines() if line.startswith("fit_s")]
   assert listed == [p.cell.id for p in found]

@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from scaling.bench import growth
-from scaling.sweep import plan, refit, seal, store, verdict
+from scaling.sweep import fit_files, plan, seal, store, verdict
 from train import record
 
 CORPUS = 512, 4_000_000  # V, training tokens
@@ -27,7 +27,7 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   growth.finish(tmp_path, cells)
   store.write_sweep(tmp_path, {"config": record.plain(config.to_dict())}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
-  law = refit.refit(tmp_path, config.fit)
+  law = fit_files.write_fit(tmp_path, config.fit)
   sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
   moved = dataclasses.replace(law, law=law.law._replace(A=8 * law.law.A))
   again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from configs.errors import UsageError, UserError
-from scaling.laws import fit, sensitivity
+from scaling.laws import estimators, fit, fit_json, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.runs import Runs, UnidentifiableError, read_runs
 from scaling.laws.tables import curves
@@ -28,7 +28,7 @@ class Options(sensitivity.Choices, fit.Options, Protocol):
   target_tokens_per_param: float
 
 
-def refit(
+def write_fit(
   workdir: Path,
   options: Options,
   path: str = "",
@@ -75,8 +75,8 @@ def refit(
       if found := one_variable.along(runs, options):
         files.write_json(workdir / "line.json", found)
     raise
-  trained = None if path else fit.make_curves(curves.read_curves(workdir, law.runs))
-  record = fit.to_json(law, trained, compare_forms) | {
+  trained = None if path else estimators.make_curves(curves.read_curves(workdir, law.runs))
+  record = fit_json.to_json(law, trained, compare_forms) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
     "choices": sensitivity.vary_choices(source, options, columns, where, exclude),
     "decisions": answers(law, questions, options.target_tokens_per_param),

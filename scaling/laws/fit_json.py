@@ -1,0 +1,112 @@
+"""The content of fit.json: a fit with its intervals, estimators and warnings."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from scaling.laws import chinchilla
+from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.chinchilla import at_edge
+from scaling.laws.estimators import Curves, isoflop_profiles, side_by_side
+from scaling.laws.fit import Fit, known, optimum
+from scaling.laws.holdout import compare_forms
+from scaling.laws.runs import Runs, input_hash
+from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
+
+VERSION = 2
+PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
+MOST_INFLUENTIAL = 5  # runs that fit.json names
+
+
+def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
+  """Lists the budgets of the table of optima: those that were fitted, and projections."""
+  fitted = [p["C"] for p in profiles]
+  if len(fitted) < 2:  # a grid of N and D has no budgets of its own
+    fitted = np.geomspace(runs.C.min(), runs.C.max(), 4).tolist()
+  return [*fitted, *(float(runs.C.max() * factor) for factor in PROJECTIONS)]
+
+
+def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
+  """Lists what a reader must know before quoting the fit, one sentence each."""
+  warnings = []
+  if bound := fit.convergence["at_bound"]:
+    warnings.append(
+      at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
+    )
+  if few(fit.runs):
+    warnings.append(
+      f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
+      f"intervals are Student's, with {len(fit.runs)} - {len(fit.law)} degrees of freedom."
+    )
+  if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.level:
+    warnings.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")
+  if (share := fit.convergence["resamples_converged"]) < 0.99:
+    warnings.append(f"Only {share:.1%} of the resamples converged.")
+  if fit.compute.error > 0.05:
+    warnings.append(
+      f"C is a function of N times D only to {fit.compute.error:.0%}: N_opt(C) is approximate."
+    )
+  if fit.form_error is None:
+    warnings.append(
+      "Too few budgets to tell how well the law extrapolates: intervals leave it out."
+    )
+  points = np.unique(np.stack([fit.runs.N, fit.runs.D, fit.runs.loss]), axis=1).shape[1]
+  if copies := len(fit.runs) - points:
+    warnings.append(
+      f"{copies} runs repeat another to the last digit (N, D, loss): copies narrow the intervals."
+    )
+  if outside := sum(not p["inside"] for p in profiles):
+    warnings.append(
+      f"{outside} of {len(profiles)} isoFLOP profiles have no minimum inside their sizes."
+    )
+  return warnings
+
+
+def to_json(fit: Fit, curves: Curves | None = None, full: bool = False) -> dict[str, Any]:
+  """Makes the content of fit.json: the law, its intervals, its optima, how it was fitted.
+
+  Args:
+    fit: the fit.
+    curves: training curves, for Approach 1 among the estimators.
+    full: whether forms are compared by held-out error too, which takes seconds.
+  """
+  a, b = chinchilla.exponents(fit.law)
+  values = fit.law._asdict() | {"a": a, "b": b}
+  draws = fit.draws._asdict() | dict(zip("ab", chinchilla.exponents(fit.draws), strict=True))
+  intervals = {k: interval(draw, fit.level, float(values[k])) for k, draw in draws.items()}
+  approach2 = isoflop_profiles(fit.runs, fit.compute)
+  estimators = side_by_side(fit, curves=curves)
+  approach2["bias"] = estimators["rows"][1].get("bias")
+  freedom = len(fit.runs) - len(fit.law)
+  many = len(fit.runs) > MOST_LEFT_OUT
+  return {
+    "version": VERSION,
+    "form": "chinchilla",
+    "params": {name: float(value) for name, value in fit.law._asdict().items()},
+    "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
+    "a": float(a),
+    "b": float(b),
+    "n_runs": len(fit.runs),
+    "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
+    "filters": list(fit.runs.filters),
+    "input_hash": input_hash(fit.runs),
+    "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
+    "delta": fit.delta,
+    "level": fit.level,
+    "bootstraps": len(fit.draws.E),
+    "resampling": fit.resampling,
+    "seed": fit.seed,
+    "convergence": dict(fit.convergence),
+    "warnings": _warnings(fit, approach2["profiles"]),
+    "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / freedom)),
+    "seed_noise": seed_noise(fit.runs),
+    "form_error": fit.form_error,
+    "compute": dataclasses.asdict(fit.compute),
+    "optimum": [known(optimum(fit, C)) for C in _budgets(fit.runs, approach2["profiles"])],
+    "approach2": approach2,
+    "estimators": estimators,
+    "profile": profile_intervals(fit),
+    "influence": None if many else jackknife(fit)[:MOST_INFLUENTIAL],
+    "heldout": compare_forms(fit.runs, delta=fit.delta) if full else None,
+  }
