@@ -30,7 +30,7 @@ def lowered(
   """
   functions = program(config, vocab_size, devices)
   train_rows, eval_rows = config.data.batch_size, config.train.eval_batch_size
-  batch = abstract_batch(config, vocab_size, train_rows, functions.batch)
+  batch = abstract_batch(config, vocab_size, train_rows, functions.batch_sharding)
   scalars = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.uint32)
   if slots == 1:
     step = functions.step.lower(functions.state, batch, *scalars)
@@ -38,8 +38,8 @@ def lowered(
     states, batches, *stacked = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), (functions.state, batch, *scalars)
     )
-    step = functions.together.lower(states, batches, *stacked)
-  evaluated = abstract_batch(config, vocab_size, eval_rows, functions.batch)
+    step = functions.pack_step.lower(states, batches, *stacked)
+  evaluated = abstract_batch(config, vocab_size, eval_rows, functions.batch_sharding)
   return {
     "init": functions.init.lower(scalars[1]),
     "step": step,

@@ -208,7 +208,7 @@ def compile_ahead(config: ConfigDict, slots: int) -> None:
     functions.stack.lower(*one).compile().output_shardings,
   )
   batches_W = {name: np.stack([rows] * slots) for name, rows in batch.items()}
-  functions.together.lower(
+  functions.pack_step.lower(
     states, batches_W, *(np.stack([x] * slots) for x in (lr, seed))
   ).compile()
 
@@ -247,5 +247,5 @@ def stepped(
     state, metrics = functions.step(stack.state, batches[0], lrs[0], seeds[0])
     return Stack(stack.runs, state), {stack.runs[0]: metrics}
   stacked = {name: np.stack([batch[name] for batch in batches]) for name in spare.batch}
-  state, metrics = functions.together(stack.state, stacked, np.stack(lrs), np.stack(seeds))
+  state, metrics = functions.pack_step(stack.state, stacked, np.stack(lrs), np.stack(seeds))
   return Stack(stack.runs, state), {i: metrics[stack.runs.index(i)] for i in requests}

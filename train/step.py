@@ -1,7 +1,12 @@
-"""The pure functions that are compiled: initialise, train one step, evaluate one batch."""
+"""Everything that is compiled: the initial state, one training step, the losses of one batch.
+
+`train_step` and `evaluate` run on each device, on its rows of the batch and its shards of the
+state. What is static in them is a `Setup`; `program` compiles them for a config.
+"""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,39 +19,16 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from model import sharding, transformer
+from model.sharding import Layout
+from model.transformer import Transformer
 from train import optim
 from train.objectives import losses, registry
 from train.objectives.losses import Batch
 from train.objectives.registry import Lengths
 
-
-class TrainState(NamedTuple):
-  """All that a step changes."""
-
-  step: jax.Array  # updates done, int32 scalar
-  params: Any  # nested dicts of the model's weights, in `model.weights`
-  master: Any  # the same in float32, which the optimizer updates; (): `params` are float32
-  opt_state: Any  # optax state, float32
-
-
-class Program(NamedTuple):
-  """Compiled functions of one model shape, objective, optimizer and layout."""
-
-  state: TrainState  # shapes and types of the state, and where it lies
-  init: Any  # seed -> TrainState
-  step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
-  together: Any  # the step of W runs: its arguments all [W, ...] -> (states, W metrics)
-  stack: Any  # W states, one after the other -> states [W, ...]
-  take: Any  # (states [W, ...], slot) -> TrainState
-  gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
-  evaluate: Any  # (params, batch) -> (nll_B, weight_B)
-  place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
-  batch: jax.sharding.NamedSharding  # where a batch lies
-
-
-# The fields of config.optim that are compiled in. The learning rate and the schedule are not: the
-# rate is an argument of the step.
-STATIC = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
+# The fields of config.optim that are compiled in. The learning rate is an argument of the step, so
+# that one program serves every rate and schedule.
+STATIC_OPTIM = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
 
 # By backend. On a CPU the random draws take as long to compile as half a training step; at LLVM's
 # first level half of that, with the same bits.
@@ -59,199 +41,269 @@ OPTIONS: dict[str, dict] = (
 )
 
 
+class TrainState(NamedTuple):
+  """All that a step changes."""
+
+  step: jax.Array  # updates done, int32 scalar
+  params: Any  # nested dicts of the model's weights, in `model.weights`
+  master: Any  # the same in float32, which the optimizer updates; (): `params` are float32
+  opt_state: Any  # optax state, float32
+
+
+@dataclass(frozen=True)
+class Setup:
+  """All that is static in the compiled functions; equal setups share one program."""
+
+  model: FrozenConfigDict  # config.model
+  optim: FrozenConfigDict  # of config.optim, STATIC_OPTIM
+  sharding: FrozenConfigDict  # config.sharding
+  vocab_size: int  # V of the model, special ids included
+  lengths: Lengths
+  segments: str  # see `losses.token_losses`
+  devices: tuple[jax.Device, ...]
+
+  def build(self, seed: Any, gather: Any = None) -> Transformer:
+    """Builds the model with weights drawn from a seed; see `transformer.build`."""
+    lengths, rngs = self.lengths, nnx.Rngs(jax.random.key(seed))
+    return transformer.build(
+      self.model, self.vocab_size, lengths.target, rngs, lengths.source, gather
+    )
+
+  @cached_property
+  def layout(self) -> Layout:
+    """Where the parameters, and the trees of their shape, lie on the devices."""
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: self.build(0))))
+    return sharding.layout(self.sharding, params, sharding.mesh(self.sharding, self.devices))
+
+  @cached_property
+  def graphdef(self) -> nnx.GraphDef:
+    """The model without its weights; each block gathers its own right before their use."""
+    return nnx.graphdef(nnx.eval_shape(lambda: self.build(0, self.layout.gather())))
+
+  @cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    """Gradients to the direction of an update, without the learning rate."""
+    return optim.optimizer(self.optim, optim.matrix_rate(self.model))
+
+  @property
+  def mixed(self) -> bool:
+    """Whether the optimizer updates a float32 copy of the weights."""
+    return self.model.weights != "float32"
+
+
+class Program(NamedTuple):
+  """The compiled functions of one setup."""
+
+  state: TrainState  # shapes, types and shardings of the state
+  init: Any  # seed -> TrainState
+  step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
+  pack_step: Any  # the same for W runs: arguments [W, ...] -> (states, W metrics)
+  stack: Any  # W states -> states [W, ...]
+  take: Any  # (states [W, ...], slot) -> TrainState
+  gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
+  evaluate: Any  # (params, batch) -> (nll_B, weight_B)
+  place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
+  batch_sharding: jax.sharding.NamedSharding
+
+
+# ----------------------------------------------------------------- the functions that are compiled
+
+
+def init(setup: Setup, seed: jax.Array) -> TrainState:
+  """Draws the initial weights."""
+  params = nnx.to_pure_dict(nnx.state(setup.build(seed)))
+  opt_state, master = setup.optimizer.init(params), params if setup.mixed else ()
+  return TrainState(jnp.zeros((), jnp.int32), cast(params, setup.model.weights), master, opt_state)
+
+
+def train_step(
+  setup: Setup, state: TrainState, batch: Batch, lr: jax.Array, seed: jax.Array
+) -> tuple[TrainState, dict]:
+  """Updates the state by one batch."""
+  layout, rows = setup.layout, batch["inputs_BT"].shape[0]
+  keys_B = dropout_keys(seed, state.step, rows) if setup.model.dropout else None
+  grads, (loss, weight) = sum_gradients(setup, state.params, batch, keys_B)
+  grads = cast(layout.own(grads, "gradients"), jnp.float32)
+  weight_or_1 = jnp.maximum(weight, 1.0)  # a batch may have nothing to predict
+  grads = jax.tree.map(lambda g: g / weight_or_1, grads)
+  norm = jnp.sqrt(layout.square_sum(grads))
+  if setup.optim.clip_norm:
+    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, setup.optim.clip_norm / norm), grads)
+  weights = state.master if setup.mixed else layout.own(state.params, "params")
+  direction, opt_state = setup.optimizer.update(grads, state.opt_state, weights)
+  weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
+  params = layout.publish(cast(weights, setup.model.weights))
+  metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
+  return TrainState(state.step + 1, params, weights if setup.mixed else (), opt_state), metrics
+
+
+def sum_gradients(
+  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None = None
+) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+  """Sums gradients (as they are laid out) and (loss, weight) over the whole batch.
+
+  Gradients have the weights' dtype, as a device sends them; over microbatches they are summed in
+  float32.
+  """
+  layout, n = setup.layout, setup.sharding.microbatches
+  if n == 1:
+    grads, sums = microbatch_gradients(setup, params, batch, keys_B)
+  else:
+    parts = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), (batch, keys_B))
+    one = partial(microbatch_gradients, setup, params)
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    # XLA's TPU compiler fails where it would sum bfloat16 shards before it scatters them.
+    barrier = setup.mixed and layout.platform == "tpu"
+    apart = jax.lax.optimization_barrier if barrier else lambda x: x
+    (grads, sums), _ = jax.lax.scan(
+      lambda total, part: (jax.tree.map(jnp.add, total, apart(one(*part))), None), zero, parts
+    )
+  grads = grads if layout.reduces_early else layout.reduce(grads)
+  return layout.total(grads, "replica"), layout.total(sums, *sharding.BATCH)
+
+
+def microbatch_gradients(
+  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None
+) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+  """Returns gradients and (loss, weight), summed over this device's rows."""
+  (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, setup, batch, keys_B)
+  return (setup.layout.reduce(grads) if setup.layout.reduces_early else grads), sums
+
+
+def loss_sum(
+  params: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns what is minimised, and the (sum, weight) of the loss alone."""
+  model = nnx.merge(setup.graphdef, setup.layout.gather_rest(params))
+  nll_BT, log_z_BT = losses.token_losses(model, batch, setup.segments, keys_B)
+  loss, weight = losses.sums(nll_BT, batch["weights_BT"])
+  if setup.optim.z_loss:
+    loss_z, _ = losses.sums(jnp.square(log_z_BT), batch["weights_BT"])
+    return loss + setup.optim.z_loss * loss_z, (loss, weight)
+  return loss, (loss, weight)
+
+
+def evaluate(setup: Setup, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Returns the loss of each sequence, nll_B, and its weight_B."""
+  model = nnx.merge(setup.graphdef, setup.layout.gather_rest(params))
+  nll_BT, _ = losses.token_losses(model, batch, setup.segments)
+  weights_BT = batch["weights_BT"]
+  return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)
+
+
+def dropout_keys(seed: jax.Array, step: jax.Array, rows: int) -> jax.Array:
+  """Returns keys_B by (seed, step, row of the whole batch)."""
+  row_B = jax.lax.axis_index(sharding.BATCH) * rows + jnp.arange(rows)
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
+
+
+def cast(tree: Any, dtype: DTypeLike) -> Any:
+  """Returns a tree's arrays in another dtype."""
+  return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+# ------------------------------------------------------------------------------- their compilation
+
+
 def program(
   config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None
 ) -> Program:
-  """Returns the functions for a resolved config; equal shapes share them within a process.
+  """Makes the functions of a resolved config; equal setups share them within a process.
 
   Args:
     config: the run's.
     vocab_size: V of the tokenizer.
-    devices: what they are made for, also such as this machine has not (`scaling.targets.catalog`);
+    devices: what they are made for; may be absent from this machine (`scaling.targets.catalog`).
       None: all of this machine's.
 
   Raises:
     UserError: the devices do not divide as `config.sharding` asks.
   """
   return _program(
-    FrozenConfigDict(config.model),
-    FrozenConfigDict({name: config.optim[name] for name in STATIC}),
-    FrozenConfigDict(config.sharding),
-    registry.vocab_size(config, vocab_size),
-    registry.lengths(config),
-    registry.segments(config),
-    tuple(jax.devices() if devices is None else devices),
+    Setup(
+      FrozenConfigDict(config.model),
+      FrozenConfigDict({name: config.optim[name] for name in STATIC_OPTIM}),
+      FrozenConfigDict(config.sharding),
+      registry.vocab_size(config, vocab_size),
+      registry.lengths(config),
+      registry.segments(config),
+      tuple(jax.devices() if devices is None else devices),
+    )
   )
 
 
 @lru_cache(maxsize=64)
-def _program(
-  model_config: FrozenConfigDict,
-  optim_config: FrozenConfigDict,
-  sharding_config: FrozenConfigDict,
-  vocab_size: int,
-  lengths: Lengths,
-  segments: str,
-  devices: tuple[jax.Device, ...],
-) -> Program:
-  optimizer = optim.optimizer(optim_config, optim.matrix_rate(model_config))
-  z_loss, microbatches = optim_config.z_loss, sharding_config.microbatches
-  weights_dtype = jnp.dtype(model_config.weights)
-  mixed = weights_dtype != jnp.float32
-
-  def build(seed, gather=None):
-    rngs = nnx.Rngs(jax.random.key(seed))
-    return transformer.build(model_config, vocab_size, lengths.target, rngs, lengths.source, gather)
-
-  def init(seed: jax.Array) -> TrainState:
-    params = nnx.to_pure_dict(nnx.state(build(seed)))
-    opt_state = optimizer.init(params)
-    return TrainState(
-      jnp.zeros((), jnp.int32), cast(params, weights_dtype), params if mixed else (), opt_state
-    )
-
-  abstract = jax.eval_shape(init, 0)
-  mesh = sharding.mesh(sharding_config, devices)
-  layout = sharding.layout(sharding_config, abstract.params, mesh)
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(0, layout.gather())))
-
-  def of_state(param_trees: Callable[[str], Any], other: Any) -> TrainState:
-    """Returns a tree like the state's: what `param_trees` says, and `other` where it is scalar."""
-    opt_state = optax.tree_utils.tree_map_params(
-      optimizer,
-      lambda _, spec: spec,
-      abstract.opt_state,
-      param_trees("optimizer"),
-      transform_non_params=lambda _: other,
-    )
-    master = param_trees("optimizer") if mixed else ()
-    return TrainState(other, param_trees("params"), master, opt_state)
-
-  # ---- On each device, on what it holds ----
-
-  def loss_sum(params, batch: Batch, keys_B: jax.Array | None) -> tuple[jax.Array, tuple]:
-    """Returns what is minimised, and the (sum, weight) of the loss alone."""
-    model = nnx.merge(graphdef, layout.gather_rest(params))
-    nll_BT, log_z_BT = losses.token_losses(model, batch, segments, keys_B)
-    loss, weight = losses.sums(nll_BT, batch["weights_BT"])
-    if z_loss:
-      loss_z, _ = losses.sums(jnp.square(log_z_BT), batch["weights_BT"])
-      return loss + z_loss * loss_z, (loss, weight)
-    return loss, (loss, weight)
-
-  def gradients(params, batch: Batch, keys_B: jax.Array | None = None) -> tuple[Any, tuple]:
-    """Returns the sums over the whole batch of gradients (as laid out) and of (loss, weight).
-
-    Gradients have the weights' dtype, as a device sends them; over microbatches they are summed in
-    float32.
-    """
-
-    def one(part):
-      (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, *part)
-      return (layout.reduce(grads) if layout.reduces_early else grads), sums
-
-    if microbatches == 1:
-      grads, sums = one((batch, keys_B))
-    else:
-      parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), (batch, keys_B))
-      zero = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.float32),
-        jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
-      )
-      # XLA's TPU compiler fails where it would sum bfloat16 shards before it scatters them.
-      apart = jax.lax.optimization_barrier if mixed and layout.platform == "tpu" else lambda x: x
-      grads, sums = jax.lax.scan(
-        lambda total, part: (jax.tree.map(jnp.add, total, apart(one(part))), None), zero, parts
-      )[0]
-    grads = grads if layout.reduces_early else layout.reduce(grads)
-    return layout.total(grads, "replica"), layout.total(sums, *sharding.BATCH)
-
-  def step(
-    state: TrainState, batch: Batch, lr: jax.Array, seed: jax.Array
-  ) -> tuple[TrainState, dict]:
-    keys_B = None
-    if model_config.dropout:
-      rows = batch["inputs_BT"].shape[0]
-      row_B = jax.lax.axis_index(sharding.BATCH) * rows + jnp.arange(rows)
-      key = jax.random.fold_in(jax.random.key(seed), state.step)
-      keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
-    grads, (loss, weight) = gradients(state.params, batch, keys_B)
-    grads = cast(layout.own(grads, "gradients"), jnp.float32)
-    weight_or_1 = jnp.maximum(weight, 1.0)  # a batch may have nothing to predict
-    grads = jax.tree.map(lambda g: g / weight_or_1, grads)
-    norm = jnp.sqrt(layout.square_sum(grads))
-    if optim_config.clip_norm:
-      grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim_config.clip_norm / norm), grads)
-    weights = state.master if mixed else layout.own(state.params, "params")
-    direction, opt_state = optimizer.update(grads, state.opt_state, weights)
-    weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
-    params = layout.publish(cast(weights, weights_dtype))
-    metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
-    return TrainState(state.step + 1, params, weights if mixed else (), opt_state), metrics
-
-  def evaluate(params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    model = nnx.merge(graphdef, layout.gather_rest(params))
-    nll_BT, _ = losses.token_losses(model, batch, segments)
-    weights_BT = batch["weights_BT"]
-    return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)
-
-  # ---- On all of them ----
-
-  specs, shardings = of_state(layout.specs, P()), of_state(layout.shardings, layout.replicated)
-
-  options = OPTIONS.get(layout.platform)
-  exact = layout.platform != "cpu" and model_config.dtype == "float32"
-
-  def on_all(function, in_specs, out_specs):
-    def exactly(*args):
-      # By default accelerators round a product's float32 operands to fewer bits.
-      with jax.default_matmul_precision("float32" if exact else None):
-        return function(*args)
-
-    return jax.shard_map(
-      exactly,
-      mesh=layout.mesh,
-      in_specs=in_specs,
-      out_specs=out_specs,
-      axis_names=set(sharding.BATCH),  # the tensor axis is the compiler's to handle
-      check_vma=False,
-    )
-
-  rows, grad_specs = P(sharding.BATCH), layout.specs("gradients")
-  on_batch = on_all(step, (specs, rows, P(), P()), (specs, P()))
-
-  def together(states: TrainState, batches: Batch, lr_W: jax.Array, seed_W: jax.Array):
-    states, metrics = jax.vmap(on_batch)(states, batches, lr_W, seed_W)
-    return states, [jax.tree.map(lambda x, w=w: x[w], metrics) for w in range(lr_W.size)]
-
+def _program(setup: Setup) -> Program:
+  layout, state = setup.layout, jax.eval_shape(partial(init, setup), 0)
+  specs = state_layout(setup, state, layout.specs, P())
+  shardings = state_layout(setup, state, layout.shardings, layout.replicated)
+  rows, init_options = P(sharding.BATCH), INIT_OPTIONS.get(layout.platform)
+  step = on_devices(setup, train_step, (specs, rows, P(), P()), (specs, P()))
+  gradients = on_devices(setup, _gradients, (specs.params, rows), layout.specs("gradients"))
+  evaluated = on_devices(setup, evaluate, (specs.params, rows), rows)
+  jit = partial(jax.jit, compiler_options=OPTIONS.get(layout.platform))
   return Program(
-    jax.tree.map(
-      lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), abstract, shardings
+    state=jax.tree.map(
+      lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state, shardings
     ),
-    jax.jit(init, out_shardings=shardings, compiler_options=INIT_OPTIONS.get(layout.platform)),
-    jax.jit(
-      on_batch,
-      out_shardings=(shardings, layout.replicated),
-      donate_argnums=0,
-      compiler_options=options,
+    init=jax.jit(partial(init, setup), out_shardings=shardings, compiler_options=init_options),
+    step=jit(step, out_shardings=(shardings, layout.replicated), donate_argnums=0),
+    pack_step=jit(partial(pack_step, step), donate_argnums=0),
+    stack=jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
+    take=jax.jit(
+      lambda states, slot: jax.tree.map(lambda x: x[slot], states), out_shardings=shardings
     ),
-    jax.jit(together, donate_argnums=0, compiler_options=options),
-    jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
-    jax.jit(lambda states, slot: jax.tree.map(lambda x: x[slot], states), out_shardings=shardings),
-    jax.jit(
-      on_all(lambda params, batch: gradients(params, batch)[0], (specs.params, rows), grad_specs),
-      compiler_options=options,
-    ),
-    jax.jit(
-      on_all(evaluate, (specs.params, rows), rows),
-      out_shardings=layout.replicated,
-      compiler_options=options,
-    ),
-    layout.place,
-    layout.batch,
+    gradients=jit(gradients),
+    evaluate=jit(evaluated, out_shardings=layout.replicated),
+    place=layout.place,
+    batch_sharding=layout.batch,
   )
 
 
-def cast(tree: Any, dtype: DTypeLike) -> Any:
-  """Returns a tree's arrays in another dtype."""
-  return jax.tree.map(lambda x: x.astype(dtype), tree)
+def pack_step(
+  step: Callable, states: TrainState, batches: Batch, lr_W: jax.Array, seed_W: jax.Array
+) -> tuple[TrainState, list[dict]]:
+  """Updates the states of W runs, each by its batch."""
+  states, metrics = jax.vmap(step)(states, batches, lr_W, seed_W)
+  return states, [jax.tree.map(lambda x, w=w: x[w], metrics) for w in range(lr_W.size)]
+
+
+def _gradients(setup: Setup, params: Any, batch: Batch) -> Any:
+  return sum_gradients(setup, params, batch)[0]
+
+
+def on_devices(setup: Setup, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """Maps a function of (setup, local arrays) over the devices, as one of (whole arrays)."""
+  # By default accelerators round a product's float32 operands to fewer bits.
+  exact = setup.layout.platform != "cpu" and setup.model.dtype == "float32"
+
+  def local(*args):
+    with jax.default_matmul_precision("float32" if exact else None):
+      return function(setup, *args)
+
+  local.__name__ = function.__name__  # that of the program, in profiles
+  return jax.shard_map(
+    local,
+    mesh=setup.layout.mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    axis_names=set(sharding.BATCH),  # the tensor axis is the compiler's to handle
+    check_vma=False,
+  )
+
+
+def state_layout(
+  setup: Setup, state: TrainState, params_layout: Callable[[str], Any], scalar: Any
+) -> TrainState:
+  """Returns a tree like the state's: where each array lies, by the kind of tree that it is in."""
+  optimizer = params_layout("optimizer")
+  opt_state = optax.tree_utils.tree_map_params(
+    setup.optimizer,
+    lambda _, lies: lies,
+    state.opt_state,
+    optimizer,
+    transform_non_params=lambda _: scalar,
+  )
+  return TrainState(scalar, params_layout("params"), optimizer if setup.mixed else (), opt_state)

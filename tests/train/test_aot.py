@@ -33,7 +33,7 @@ def test_what_is_lowered_ahead_is_what_a_run_executes(tiny):
   """The same program, so that a plan's bytes and collectives are those of the run."""
   config = ladders.resolve(tiny)
   functions = step.program(config, 257)
-  batch = aot.abstract_batch(config, 257, config.data.batch_size, functions.batch)
+  batch = aot.abstract_batch(config, 257, config.data.batch_size, functions.batch_sharding)
   executed = functions.step.lower(functions.state, batch, np.float32(0), np.uint32(0))
   assert aot.lowered(config, 257)["step"].as_text() == executed.as_text()
 

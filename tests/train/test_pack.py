@@ -252,7 +252,7 @@ def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp
   runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(2)]
 
   def programs():
-    return {path.name for path in own_programs.glob("jit_together*-cache")}
+    return {path.name for path in own_programs.glob("jit_pack_step*-cache")}
 
   before = programs()
   thread = threading.Thread(target=pack.compile_ahead, args=(runs[0][0], 2))
