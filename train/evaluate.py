@@ -12,7 +12,7 @@ from train.data.batches import eval_token_count, validation_batches
 from train.objectives import registry
 from train.objectives.registry import Batch
 from train.step import Program, TrainState
-from train.system import process
+from train.system import distributed
 
 KEPT_BYTES = 256 << 20  # of validation batches that are kept from run to run
 
@@ -51,7 +51,7 @@ def evaluate(
   nll, weight, n_bytes = [], [], 0
   bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in validation_set(tokens, config, *process.place()):
+  for batch in validation_set(tokens, config, *distributed.index_and_count()):
     nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
     nll.append(nll_B)
     weight.append(weight_B)
@@ -59,12 +59,12 @@ def evaluate(
   nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
   weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
   nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]
-  loss = nll_S.sum() / weight_S.sum()
+  loss, n_bytes = nll_S.sum() / weight_S.sum(), distributed.sum_over_processes(n_bytes)
   n = len(nll_S)
   variance = np.sum((nll_S - loss * weight_S) ** 2) * n / max(1, n - 1)
   return {
     "loss": float(loss),
     "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, process.summed(n_bytes))),
+    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, n_bytes)),
     "eval_tokens": int(weight_S.sum()),
   }

@@ -1,46 +1,42 @@
-"""One training run, from a config to a number. Reads from top to bottom.
-
-A run is a sequence of requests: for its next step, and for its own state where it saves, evaluates
-or ends. Who drives it holds the state: `train` that of one run, `train.pack` those of several.
-"""
+"""One training run, from a config to a number."""
 
 import math
 import time
-from collections.abc import Callable, Generator
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
-from configs.errors import ConfigError, UsageError
+from configs.errors import ConfigError
 from model import sharding
-from train import checkpoint, fitting, optim, record
-from train.data import dataset
-from train.data.batches import train_batches
+from train import aot, checkpoint, optim, record
+from train.data import batches, dataset
 from train.evaluate import evaluate
 from train.metrics import Metrics
-from train.step import Program, TrainState, program
-from train.system import files, process
+from train.start import start
+from train.step import TrainState, program
+from train.system import distributed, files
 from train.system.clock import Clock
 from train.system.process import Interrupted
 
 PROGRESS_SECONDS = 0.5
-STATE = "state"  # the request for the run's own state; the answer is of use until the next step
 
 
-class Step(NamedTuple):
-  """The request for the next step; it is answered with the step's metrics."""
+class Inputs(NamedTuple):
+  """What the next step takes beside the state."""
 
   batch: Any  # placed; in a pack this host's rows, to be stacked with those of others
   lr: np.float32
   seed: np.uint32
 
 
-# First it gives (its Program, the TrainState that it starts from), and in the end its record.
-Run = Generator[Any, Any, dict]
+StateOf = Callable[[], TrainState]  # gives a run's state where it is needed: a pack has to take it
 
 
 def train(
@@ -51,9 +47,7 @@ def train(
 ) -> dict:
   """Trains one model and returns its record, which is also `workdir/run.json`.
 
-  Where it starts, the first that holds: a record that is done is returned as it is; the run's own
-  newest sound checkpoint; the checkpoint of `train.branch_from` at the step where this run's
-  cooldown begins; initialisation from the seed.
+  A record that is done is returned as it is; else the run starts where `train.start` says.
 
   Args:
     config: as `configs.base.get_config()`; width, depth and heads may be left to the ladder.
@@ -65,210 +59,209 @@ def train(
     UserError: the config cannot be trained; nothing was spent.
     Interrupted: `should_stop` said so; the state is saved.
   """
-  clock = Clock()
-  body = run(config, workdir, clock, should_stop, report)
-  answer = None
-  try:
-    with clock("start"):
-      functions, state = next(body)
-    with clock("train"):
-      while True:
-        request = body.send(answer)
-        if request is STATE:
-          answer = state
-          continue
-        try:
-          state, answer = functions.step(state, *request)
-        except Exception as error:
-          body.throw(error)
-  except StopIteration as end:
-    return end.value
+  with Run(config, workdir, should_stop, report) as run:
+    if run.ended:
+      return run.record
+    state = run.start()
+    with run.clock("train"):
+      while run.going:
+        state, metrics = run.program.step(state, *run.inputs())
+        run.place_batch()  # of the next step, while this one runs
+        run.after(metrics, lambda: state)  # noqa: B023 -- called at once
+      return run.finish(lambda: state)
 
 
-def run(
-  config: ConfigDict,
-  workdir: str | Path,
-  clock: Clock,
-  should_stop: Callable[[], bool],
-  report: Callable[[dict], None],
-  pack: int = 1,
-) -> Run:
-  """Returns a run that is to be driven; see `train`, and `Run`.
+class Run:
+  """A run that `train` drives, or `train.pack` together with others."""
 
-  Args:
-    config: as for `train`, as are those not named here.
-    workdir: the run's folder.
-    clock: the run's; what is not charged within the run is its driver's to charge.
-    should_stop: asked at every step.
-    report: receives the progress.
-    pack: how many runs are driven together, for the record.
-  """
-  # ---- Resolve and check, before any compute ----
-  workdir = Path(workdir)
-  config = ladders.resolve(config)
-  record.check_config(config)
-  sharding.check(config, len(jax.devices()), jax.local_device_count())
-  tokens = dataset.prepare(config)
-  record.check(config, tokens)
-  config, _ = fitting.fitting(config, tokens, near=fitting.NEAR)
-  functions = program(config, tokens.vocab_size)
-  head = record.describe(config, tokens, jax.devices()[0].device_kind) | {"pack": pack}
-  # Each process of a run on many hosts writes its own records; the first one's are the run's.
-  own = workdir if process.leads() else workdir / "processes" / str(jax.process_index())
-  files.make_folder(own)
-  with files.owned(own, wait_seconds=5.0):
-    found = files.read_json(workdir / "run.json")
-    process.meet("start")
-    if found and "N" in found:  # a run that failed before it began has nothing yet
-      record.refuse_other(found, head, f"workdir={workdir}")
-      ended = found["status"] == "done" and found["steps"] == head["steps"]
-      if ended or found["status"] == "diverged":
-        return found
-    folder = workdir / "checkpoints"
-    with checkpoint.opened(folder, config.train.keep_steps) as checkpoints, process.together():
-      return (
-        yield from _steps(
-          config, tokens, functions, own, checkpoints, head, clock, should_stop, report, pack
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: str | Path,
+    should_stop: Callable[[], bool],
+    report: Callable[[dict], None],
+    slots: int = 1,
+  ):
+    """Takes what `train` takes, and in how many slots the run is trained with others."""
+    self.config = config
+    self.workdir = Path(workdir)
+    self.clock = Clock()
+    self.record: dict[str, Any] = {}
+    self.ended = False  # its record is there already
+    self._should_stop, self._report, self._slots = should_stop, report, slots
+    self._running = False
+    self._exits = ExitStack()
+
+  def __enter__(self) -> Self:
+    """Checks the run, before any compute, and takes its folder."""
+    with self.clock("start"), ExitStack() as exits:
+      self._check()
+      # Each process of a run on many hosts writes its own records; the first one's are the run's.
+      self._index, self._count = distributed.index_and_count()
+      self._folder = self.workdir / "processes" / str(self._index) if self._index else self.workdir
+      files.make_folder(self._folder)
+      exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
+      stored = files.read_json(self.workdir / "run.json")
+      distributed.barrier("start")
+      if stored and "N" in stored:  # a run that failed before it began has nothing yet
+        record.check_same_run(stored, self.record, f"workdir={self.workdir}")
+        done = stored["status"] == "done" and stored["steps"] == self.record["steps"]
+        if done or stored["status"] == "diverged":
+          self.record, self.ended = stored, True
+      if not self.ended:
+        folder, keep_steps = self.workdir / "checkpoints", self.config.train.keep_steps
+        self._checkpoints = exits.enter_context(checkpoint.opened(folder, keep_steps))
+      self._exits = exits.pop_all()
+    return self
+
+  def _check(self) -> None:
+    self.config = ladders.resolve(self.config)
+    record.check_config(self.config)
+    sharding.check(self.config, len(jax.devices()), jax.local_device_count())
+    self._tokens = tokens = dataset.prepare(self.config)
+    record.check_run(self.config, tokens)
+    self.config, _ = aot.fit_to_devices(self.config, tokens.vocab_size, near=aot.NEAR)
+    self.program = program(self.config, tokens.vocab_size)
+    self._size = record.size_of(self.config, tokens.vocab_size)
+    head = record.describe(self.config, tokens, jax.devices()[0].device_kind)
+    self.record = head | {"pack": self._slots}
+    self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
+
+  def start(self) -> TrainState:
+    """Returns the state to train on from."""
+    with self.clock("start"):
+      self._first_step, state = start(self.config, self._checkpoints, self.program, self.record)
+      if self._first_step > self._last_step:
+        raise ConfigError(
+          f"train.stop_at_step={self._last_step}: the run has come to step {self._first_step}"
         )
-      )
+      files.write_json(self._folder / "run.json", self.record | {"status": "running"})
+      self._running = True
+      self._done = self._placed = self._first_step
+      path = self._folder / "metrics.jsonl"
+      self._metrics = Metrics(path, self._first_step, self._last_step, self._columns)
+      self._exits.callback(self._metrics.close)
+      place = self._index, self._count
+      self._batches = batches.train_batches(self._tokens, self.config, self._first_step, *place)
+      self.place_batch()
+      self._began = self._saved = self._reported = time.perf_counter()
+    return state
 
+  @property
+  def going(self) -> bool:
+    """Whether there is a next step."""
+    return self._done < self._last_step and not self._metrics.diverged
 
-def _steps(
-  config: ConfigDict,
-  tokens: dataset.TokenData,
-  functions: Program,
-  workdir: Path,
-  checkpoints: checkpoint.Checkpoints,
-  head: dict,
-  clock: Clock,
-  should_stop: Callable[[], bool],
-  report: Callable[[dict], None],
-  pack: int,
-) -> Run:
-  began = saved = reported = time.perf_counter()
-  size = record.size_of(config, tokens.vocab_size)
-  peak_lr = head["lr"]
+  def place_batch(self) -> None:
+    """Makes and places the batch of the next step, if there is one."""
+    if self._placed < self._last_step:
+      self._placed += 1
+      with self.clock("data"):
+        rows = next(self._batches)
+        self._batch = self.program.place(rows) if self._slots == 1 else rows
 
-  def lr_of(step: int) -> float:
-    return optim.learning_rate(config.optim, peak_lr, step, size.steps, size.tokens_per_step)
+  def inputs(self) -> Inputs:
+    """Returns what the next step takes."""
+    return Inputs(self._batch, np.float32(self._lr_of(self._done)), self._seed)
 
-  def columns(step: int) -> dict:
-    done = step * size.tokens_per_step
-    return {"tokens": done, "flops": done * size.flops_per_token, "lr": lr_of(step - 1)}
+  def after(self, metrics: dict, state: StateOf) -> None:
+    """Logs the step before, evaluates, saves and stops: what is due after a step.
 
-  # ---- Start: resume, branch, or from scratch ----
-  first_step, state = start(config, checkpoints, functions, head)
-  last_step = head["steps"]
-  if first_step > last_step:
-    raise ConfigError(f"train.stop_at_step={last_step}: the run has come to step {first_step}")
-  files.write_json(workdir / "run.json", head | {"status": "running"})
-  metrics = Metrics(workdir / "metrics.jsonl", first_step, last_step, columns)
-  yield functions, state
-  del state  # its driver's
+    Args:
+      metrics: of the step, still on the device.
+      state: gives the state after it.
 
-  # ---- Train: dispatch a step, place the next one's batch, look at what others returned ----
-  alone = jax.process_count() == 1
-  batches = train_batches(tokens, config, first_step, *process.place())
-
-  def placed() -> Any:
-    with clock("data"):
-      return functions.place(next(batches)) if pack == 1 else next(batches)
-
-  batch = placed()
-  for done in range(first_step + 1, last_step + 1):
-    lr, seed = np.float32(lr_of(done - 1)), np.uint32(config.seed)
-    metrics.add((yield Step(batch, lr, seed)))
-    if done < last_step:
-      batch = placed()
-    every = config.train.eval_every_steps
-    if every and done % every == 0 and done < last_step:
-      state = yield STATE
-      with clock("evaluate"):
-        loss = evaluate(functions, state, tokens, config)["loss"]
-      del state
-      metrics.write({"step": done, **columns(done), "eval_loss": loss})
-    keep = done in config.train.keep_steps
-    stop = alone and should_stop() and done < last_step
-    if done % config.train.log_every_steps == 0 or keep or stop or done == last_step:
-      metrics.end_interval(done)
-      if metrics.diverged:
-        break
-      now = time.perf_counter()
-      due = now - saved > config.train.checkpoint_every_seconds
-      if not alone:
-        stop, due = process.agreed(should_stop() and done < last_step, process.leads() and due)
-      if keep or stop or due:
-        metrics.flush()
-        state = yield STATE
-        with clock("checkpoint"):
-          checkpoints.save(done, state)
-        del state
-        saved = now
-      if now - reported > PROGRESS_SECONDS and metrics.loss is not None:
-        left = (now - began) / (done - first_step) * (last_step - done)
-        report({"step": done, "steps": last_step, "loss": metrics.loss, "seconds_left": left})
-        reported = now
+    Raises:
+      Interrupted: the run was asked to stop; its state is saved.
+    """
+    self._done += 1
+    done, options = self._done, self.config.train
+    last, alone = done == self._last_step, self._count == 1
+    self._metrics.add(metrics)
+    if options.eval_every_steps and done % options.eval_every_steps == 0 and not last:
+      self._log_evaluation(self._evaluate(state()))
+    keep = done in options.keep_steps
+    stop = alone and self._should_stop() and not last
+    if not (done % options.log_every_steps == 0 or keep or stop or last):
+      return
+    self._metrics.end_interval(done)
+    if self._metrics.diverged:
+      return
+    now = time.perf_counter()
+    due = now - self._saved > options.checkpoint_every_seconds
+    if not alone:
+      stop = self._should_stop() and not last
+      stop, due = distributed.any_process(stop, due and self._index == 0)
+    if keep or stop or due:
+      self._metrics.flush()
+      self._save(state())
+      self._saved = now
+    if now - self._reported > PROGRESS_SECONDS and self._metrics.loss is not None:
+      steps, left = done - self._first_step, self._last_step - done
+      seconds_left = (now - self._began) / steps * left
+      progress = {"step": done, "steps": self._last_step, "loss": self._metrics.loss}
+      self._report(progress | {"seconds_left": seconds_left})
+      self._reported = now
     if stop:
-      metrics.close()
-      checkpoints.wait()
-      raise Interrupted(f"stopped at step {done} of {last_step}")
-  batches.close()
-  metrics.flush()
+      raise Interrupted(f"stopped at step {done} of {self._last_step}")
 
-  # ---- Evaluate and record ----
-  result: dict[str, Any] = {"status": "diverged"}
-  if not metrics.diverged:
-    state = yield STATE
-    with clock("evaluate"):
-      evaluated = evaluate(functions, state, tokens, config)
-    if math.isfinite(evaluated["loss"]):
-      result = {"status": "done", **evaluated}
-      row = {"step": last_step, **columns(last_step), "eval_loss": evaluated["loss"]}
-      metrics.write(row)
-      with clock("checkpoint"):
-        checkpoints.save(last_step, state)
-        checkpoints.wait()
-  metrics.close()
-  times = clock.times()
-  result |= {"first_step": first_step, "seconds": round(sum(times.values()), 3), "times": times}
-  files.write_json(workdir / "run.json", head | result)
-  return head | result
+  def finish(self, state: StateOf) -> dict:
+    """Evaluates, saves, and returns the record, which is also run.json."""
+    self._metrics.flush()
+    result: dict[str, Any] = {"status": "diverged"}
+    if not self._metrics.diverged:
+      final = state()
+      evaluated = self._evaluate(final)
+      if math.isfinite(evaluated["loss"]):
+        result = {"status": "done", **evaluated}
+        self._log_evaluation(evaluated)
+        self._save(final)
+        with self.clock("checkpoint"):
+          self._checkpoints.wait()
+    times = self.clock.times()
+    seconds = round(sum(times.values()), 3)
+    self.record |= result | {"first_step": self._first_step, "seconds": seconds, "times": times}
+    files.write_json(self._folder / "run.json", self.record)
+    self._running = False
+    return self.record
 
+  def close(self, error: BaseException | None = None) -> None:
+    """Leaves the folder; a run that fails has its error in run.json."""
+    if isinstance(error, Exception) and not isinstance(error, Interrupted):
+      if self._running:
+        first_line = (str(error).splitlines() or [""])[0]
+        failed = {
+          "status": "failed",
+          "error": f"{type(error).__name__}: {first_line}",
+          "traceback": "".join(traceback.format_exception(error)),
+        }
+        files.write_json(self._folder / "run.json", self.record | failed)
+      distributed.end_if_one_of_several(error)
+    self._exits.close()
 
-def start(
-  config: ConfigDict, checkpoints: checkpoint.Checkpoints, functions: Program, head: dict
-) -> tuple[int, TrainState]:
-  """Returns (steps done, state) to go on from: own checkpoint, branch, or initialisation.
+  def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+    self.close(error)
 
-  Raises:
-    UserError: `train.branch_from` is of another run, or has no sound checkpoint at the step where
-      the cooldown begins.
-  """
-  resumed = checkpoints.restore_latest(functions.state)
-  if resumed:
-    return resumed
-  if not config.train.branch_from:
-    return 0, functions.init(np.uint32(config.seed))
-  folder = Path(config.train.branch_from)
-  where = f"train.branch_from={folder}"
-  trunk_record = files.read_json(folder.parent / "run.json")
-  if not folder.is_dir() or trunk_record is None:
-    raise UsageError(f"{where}: not a run's checkpoints/; name that folder of the trunk")
-  record.refuse_other(trunk_record, head, where, branch=True)
-  step = optim.cooldown_start(config.optim, head["scheduled_steps"])
-  stays = record.constant_until(trunk_record)
-  if step > stays:
-    raise UsageError(
-      f"{where}: its learning rate stays as it is until step {stays}, and this cooldown begins at "
-      f"step {step}; name a trunk with optim.schedule='constant'"
+  def _lr_of(self, step: int) -> float:
+    size = self._size
+    return optim.learning_rate(
+      self.config.optim, self.record["lr"], step, size.steps, size.tokens_per_step
     )
-  with checkpoint.opened(folder, read_only=True) as trunk:
-    if step not in trunk.steps():
-      raise UsageError(
-        f"{where}: this cooldown begins at step {step}, which is not kept there; "
-        f"kept steps: {trunk.steps()}"
-      )
-    try:
-      return step, trunk.restore(step, functions.state)
-    except checkpoint.DamagedCheckpointError as error:
-      raise UsageError(f"{where}: {error}; train the trunk again") from None
+
+  def _columns(self, step: int) -> dict:
+    """Returns what a row of metrics.jsonl says beside what was measured."""
+    tokens = step * self._size.tokens_per_step
+    flops = tokens * self._size.flops_per_token
+    return {"tokens": tokens, "flops": flops, "lr": self._lr_of(step - 1)}
+
+  def _evaluate(self, state: TrainState) -> dict[str, float]:
+    with self.clock("evaluate"):
+      return evaluate(self.program, state, self._tokens, self.config)
+
+  def _log_evaluation(self, evaluated: dict[str, float]) -> None:
+    row = {"step": self._done, **self._columns(self._done), "eval_loss": evaluated["loss"]}
+    self._metrics.write(row)
+
+  def _save(self, state: TrainState) -> None:
+    with self.clock("checkpoint"):
+      self._checkpoints.save(self._done, state)

@@ -73,6 +73,5 @@ class Metrics:
     self._file.flush()
 
   def close(self) -> None:
-    """Writes what waits and closes the file."""
-    self.flush()
+    """Closes the file."""
     self._file.close()

@@ -91,7 +91,7 @@ def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.Gradie
   )
 
 
-def check(optim: ConfigDict) -> None:
+def check_schedule(optim: ConfigDict) -> None:
   """Raises ConfigError where the schedule is unknown."""
   if optim.schedule not in SCHEDULES:
     raise ConfigError(

@@ -71,7 +71,7 @@ def check_config(config: ConfigDict) -> None:
   """Raises UserError where a resolved config cannot be trained, whatever the text."""
   transformer.check(config.model)
   registry.check(config)
-  optim.check(config.optim)
+  optim.check_schedule(config.optim)
   if config.train.branch_from and config.optim.schedule != "wsd":
     raise ConfigError(
       f"optim.schedule={config.optim.schedule!r}: a branch is the cooldown of a trunk; set 'wsd', "
@@ -79,7 +79,7 @@ def check_config(config: ConfigDict) -> None:
     )
 
 
-def check(config: ConfigDict, tokens: dataset.TokenData) -> None:
+def check_run(config: ConfigDict, tokens: dataset.TokenData) -> None:
   """Raises UserError where a resolved config cannot be trained on these tokens."""
   check_config(config)
   check_tokens(config, tokens)
@@ -178,7 +178,7 @@ _FREE = {
 _SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fraction"}
 
 
-def refuse_other(found: dict, wanted: dict, where: str, branch: bool = False) -> None:
+def check_same_run(found: dict, wanted: dict, where: str, branch: bool = False) -> None:
   """Raises UserError where a record is of another run than is wanted.
 
   Args:

@@ -103,7 +103,7 @@ class Program(NamedTuple):
   gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
   evaluate: Any  # (params, batch) -> (nll_B, weight_B)
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
-  batch_sharding: jax.sharding.NamedSharding
+  batch_sharding: Any  # of a batch that is placed; None: it stays the host's
 
 
 # ----------------------------------------------------------------- the functions that are compiled
@@ -243,6 +243,7 @@ def _program(setup: Setup) -> Program:
   step = on_devices(setup, train_step, (specs, rows, P(), P()), (specs, P()))
   gradients = on_devices(setup, _gradients, (specs.params, rows), layout.specs("gradients"))
   evaluated = on_devices(setup, evaluate, (specs.params, rows), rows)
+  read_in_place = layout.platform == "cpu" and jax.process_count() == 1  # see Layout.place
   jit = partial(jax.jit, compiler_options=OPTIONS.get(layout.platform))
   return Program(
     state=jax.tree.map(
@@ -258,7 +259,7 @@ def _program(setup: Setup) -> Program:
     gradients=jit(gradients),
     evaluate=jit(evaluated, out_shardings=layout.replicated),
     place=layout.place,
-    batch_sharding=layout.batch,
+    batch_sharding=None if read_in_place else layout.batch,
   )
 
 

@@ -12,10 +12,10 @@ STEPS = 4  # in a turn: the same in all processes
 
 def main(path: str, rounds: str, coordinator: str = "", processes: str = "0", index: str = "-1"):
   """Measures the config in a JSON file; the first process prints seconds per step."""
-  from train.system import process
+  from train.system import distributed, process
 
   process.keep_freed_pages()
-  process.join(coordinator, int(processes), int(index))  # before jax is imported
+  distributed.join(coordinator, int(processes), int(index))  # before jax is imported
   from statistics import median
 
   from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def main(path: str, rounds: str, coordinator: str = "", processes: str = "0", in
   config = ConfigDict(json.loads(Path(path).read_text()))
   take, _ = training(config, dataset.prepare(config), STEPS)
   seconds = median(take().step for _ in range(int(rounds)))
-  if process.leads():
+  if distributed.index_and_count()[0] == 0:
     print(json.dumps({"step_seconds": seconds}))
 
 

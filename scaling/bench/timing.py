@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from model import layers
-from train import fitting, record
+from train import aot, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches
 from train.objectives import registry
 from train.step import program
-from train.system import process
+from train.system import distributed
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
 
@@ -38,7 +38,7 @@ def training(
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
   """Compiles a resolved config's step; returns its turn, and what is known before it takes one.
 
-  The config is made to fit the device as training makes it fit (`train.fitting`).
+  The config is made to fit the device as training makes it fit (`aot.fit_to_devices`).
 
   Args:
     config: the run's.
@@ -53,12 +53,12 @@ def training(
   program(config, tokens.vocab_size)  # and the imports of the first batch: not the compiler's time
   train_batches(tokens, config).close()
   began = time.perf_counter()
-  config, needs = fitting.fitting(config, tokens)
+  config, needs = aot.fit_to_devices(config, tokens.vocab_size)
   compile_seconds = time.perf_counter() - began
   assert needs is not None
   functions = program(config, tokens.vocab_size)
   size = record.size_of(config, tokens.vocab_size)
-  batches = train_batches(tokens, config, 0, *process.place())
+  batches = train_batches(tokens, config, 0, *distributed.index_and_count())
   state = functions.init(np.uint32(config.seed))
   seed, lr = np.uint32(config.seed), np.float32(0)  # the weights stay, the arithmetic is the same
 

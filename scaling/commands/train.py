@@ -22,14 +22,14 @@ FLAGS: tuple[Flag, ...] = (
 
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
-  from train.system import process
+  from train.system import distributed, process
 
   config, workdir = args.config, workdir_of(args)
-  process.join(args.coordinator, args.processes, args.process)  # before jax is imported
+  distributed.join(args.coordinator, args.processes, args.process)  # before jax is imported
   from train import loop
 
-  if process.place()[1] > 1:
-    print(process.census(), file=sys.stderr, flush=True)
+  if distributed.index_and_count()[1] > 1:
+    print(distributed.census(), file=sys.stderr, flush=True)
   should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:
     record = loop.train(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from train import fitting
+from train import aot
 from train.pack import width
 from train.system import files
 
@@ -31,7 +31,7 @@ class Task:
   @property
   def record(self) -> Path:
     """The file that holds its outcome."""
-    return self.folder / (fitting.RECORD if self.preflight else "run.json")
+    return self.folder / (aot.RECORD if self.preflight else "run.json")
 
   def done(self) -> bool:
     """Returns whether there is nothing left to do."""

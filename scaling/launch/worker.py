@@ -45,7 +45,7 @@ def serve(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) ->
   """Answers messages until one asks to stop."""
   import jax  # takes seconds; the listener is already there
 
-  from train import pack
+  from train import aot, pack
 
   process.use_compile_cache()
   send({"ready": {"device": jax.devices()[0].device_kind, "devices": len(jax.devices())}})
@@ -61,7 +61,7 @@ def serve(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) ->
     else:
       if following := message["next"]:
         arguments = ConfigDict(following["config"]), following["slots"]
-        ahead = threading.Thread(target=pack.compile_ahead, args=arguments, daemon=True)
+        ahead = threading.Thread(target=aot.compile_ahead, args=arguments, daemon=True)
         ahead.start()
       train(message, send, should_stop)
       if should_stop():
@@ -70,12 +70,12 @@ def serve(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) ->
 
 def compile_runs(message: dict, send: Send) -> None:
   """Compiles each run of a message, and records what it needs of its device."""
-  from train import fitting
+  from train import aot
 
   names, runs = _runs(message)
   for i, (config, folder) in enumerate(runs):
     try:
-      outcome = fitting.record(config, folder, message["preflight"])
+      outcome = aot.record_needs(config, folder, message["preflight"])
     except Exception as error:
       _end(send, names, i, error)
     else:

@@ -63,7 +63,7 @@ def _check_cell(config: ConfigDict, cell: plan.Cell, names: set[str], tokens: To
       f"give it {remedy}, or a smaller data.batch_size ({plan.MIN_STEPS} steps at least)"
     )
   try:
-    record.check(plan.run_config(config, cell), tokens)
+    record.check_run(plan.run_config(config, cell), tokens)
   except UserError as error:
     raise ConfigError(f"{error} ({cell.id})") from None
 

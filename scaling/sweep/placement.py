@@ -178,7 +178,7 @@ def pack_size(config: ConfigDict, size: int, record: dict, on_cpu: int = 1) -> i
   Args:
     config: the sweep's.
     size: a rung of the ladder.
-    record: of `train.fitting`; what is available there is this worker's share.
+    record: of `train.aot`; what is available there is this worker's share.
     on_cpu: how many on a CPU.
 
   Raises:

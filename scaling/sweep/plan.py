@@ -322,7 +322,7 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
     validation_token_count=config.train.eval_tokens,  # `checks.check_sweep` compares the real ones
   )
   try:
-    record.check(run_config(config, cell), cast(TokenData, corpus))
+    record.check_run(run_config(config, cell), cast(TokenData, corpus))
   except UserError as error:
     return str(error)
   return ""

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from train.system import files, process
+from train.system import distributed, files
 
 
 def flags(corpus, strategy):
@@ -124,7 +124,7 @@ def kill_one_and_go_on(arguments, whole, killed, victim):
   other, killed_at = both[1 - victim], time.time()
   said = other.communicate(timeout=900)[1]
   assert other.returncode == 1
-  assert said.splitlines()[-1] == f"isoflop: {process.LOST}", said
+  assert said.splitlines()[-1] == f"isoflop: {distributed.LOST}", said
   lived_on = time.time() - killed_at
   finish(start(killed, arguments, 2, 1))
   record = json.loads((killed / "run.json").read_text())

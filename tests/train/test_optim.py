@@ -114,7 +114,7 @@ def test_mup_scales_the_step_of_matrices_and_not_their_decay(config):
 def test_an_unknown_schedule_is_named(config):
   config.schedule = "cosin"
   with pytest.raises(ValueError, match="optim.schedule='cosin'"):
-    optim.check(config)
+    optim.check_schedule(config)
 
 
 @pytest.mark.slow

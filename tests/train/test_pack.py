@@ -14,7 +14,7 @@ from scaling.launch.local import Pool
 from scaling.launch.queue import Failure, Queue, Task
 from scaling.progress import Display
 from scaling.sweep import placement
-from train import loop, optim, pack
+from train import aot, loop, optim, pack
 from train.objectives import registry
 from train.system import files
 
@@ -168,16 +168,16 @@ def test_more_than_fit_are_refused_before_anything_is_trained(small):
 
 def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, monkeypatch):
   """Four runs out of memory at step 12, two of them again, and one alone: no run is lost."""
-  stepped, steps, said, outcomes = pack.stepped, [], [], {}
+  step, steps, said, outcomes = pack.Slots.step, [], [], {}
 
-  def scarce(functions, stack, requests):
+  def scarce(stack, inputs):
     steps.append(len(stack.runs))
     first = stack.runs[0] == 0 and len(said) < 2
     if len(stack.runs) == 4 and len(steps) == 12 or len(stack.runs) == 2 and first:
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
-    return stepped(functions, stack, requests)
+    return step(stack, inputs)
 
-  monkeypatch.setattr(pack, "stepped", scarce)
+  monkeypatch.setattr(pack.Slots, "step", scarce)
   small.train.checkpoint_every_seconds = 0.0  # each of them is saved at every look
   runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(4)]
   pack.train(runs, lambda: False, lambda i, e: None, outcomes.__setitem__, said.append)
@@ -188,7 +188,7 @@ def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, mo
     "out of memory with 4 runs together (run0): now 2",
     "out of memory with 2 runs together (run0): now 1",
   ]
-  monkeypatch.setattr(pack, "stepped", stepped)
+  monkeypatch.setattr(pack.Slots, "step", step)
   for i in (0, 3):
     alone = together([(runs[i][0], tmp_path / f"alone{i}")])[0]
     assert outcomes[i]["loss"] == pytest.approx(alone["loss"], rel=BOUND)
@@ -200,7 +200,7 @@ def test_what_does_not_fit_alone_has_failed(small, tmp_path, monkeypatch):
   def never(*_):
     raise error
 
-  monkeypatch.setattr(pack, "stepped", never)
+  monkeypatch.setattr(pack.Slots, "step", never)
   assert together([(of(small, 24, i), tmp_path / str(i)) for i in range(2)]) == [error] * 2
 
 
@@ -255,7 +255,7 @@ def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp
     return {path.name for path in own_programs.glob("jit_pack_step*-cache")}
 
   before = programs()
-  thread = threading.Thread(target=pack.compile_ahead, args=(runs[0][0], 2))
+  thread = threading.Thread(target=aot.compile_ahead, args=(runs[0][0], 2))
   thread.start()
   other = of(small, 24)
   other.model.width = 16

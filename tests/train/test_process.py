@@ -12,11 +12,11 @@ import pytest
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SCRIPT = """
 import json, resource, sys
-from train import host
+from train.system import process
 
 if sys.argv[1] == "set":
-  host.use_huge_pages()
-  host.keep_freed_pages()
+  process.use_huge_pages()
+  process.keep_freed_pages()
 import numpy as np
 
 def faults():

@@ -138,39 +138,36 @@ def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monkeypatch, first):
   """Before any metrics are read; each once, in order, and none beyond the last."""
-  config, tokens, log = resolve(tiny), dataset.prepare(tiny), []
+  config, log, seen = resolve(tiny), [], []
   config.train.tokens, config.train.log_every_steps = 5 * 128, 1
   if first:
     config.train.stop_at_step = first
     loop.train(config, tmp_path)
     config.train.stop_at_step = 0
     files.write_json(tmp_path / "run.json", files.read_json(tmp_path / "run.json") | {"status": ""})
+  tokens = dataset.prepare(config)
   expected = list(itertools.islice(train_batches(tokens, config), 5))
   end_interval = metrics.Metrics.end_interval
   monkeypatch.setattr(
     metrics.Metrics, "end_interval", lambda self, n: log.append(n) or end_interval(self, n)
   )
   functions = step.program(config, tokens.vocab_size)
-  place = functions.place
-  functions = functions._replace(place=lambda batch: log.append("placed") or place(batch))
-  monkeypatch.setattr(loop, "program", lambda *_: functions)
-  body = loop.run(config, tmp_path, clock.Clock(), lambda: False, lambda event: None)
-  next(body)
-  answer, seen = None, []
-  for _ in range(first, 5):
-    request = body.send(answer)
-    seen.append(request.batch)
+
+  def place(batch):
+    log.append("placed")
+    return functions.place(batch)
+
+  def train_step(state, batch, lr, seed):
     log.append("step")
-    answer = dict.fromkeys(("loss_sum", "weight", "grad_norm"), np.float32(1))
+    seen.append(batch)
+    return functions.step(state, batch, lr, seed)
+
+  monkeypatch.setattr(loop, "program", lambda *_: functions._replace(place=place, step=train_step))
+  monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 0.0})
+  loop.train(config, tmp_path)
   jax.tree.map(np.testing.assert_array_equal, seen, expected[first:])
-  assert body.send(answer) is loop.STATE
-  body.close()
-  assert log == [
-    "placed",
-    *(x for n in range(first + 1, 5) for x in ("step", "placed", n)),
-    "step",
-    5,
-  ]
+  steps = [(x, "placed", n) for n in range(first + 1, 5) for x in ["step"]]
+  assert log == ["placed", *(x for each in steps for x in each), "step", 5]
 
 
 def test_killed_run_resumes_bit_for_bit(whole, tmp_path):

@@ -7,21 +7,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from configs.errors import ConfigError, RunError
 
 # When the command began, by `time.perf_counter`, but for 0.2 s before this is imported. The age of
 # the process would not do: a shell that has installed all this can become the command.
 BEGAN = time.perf_counter()
-
-# A process of a run on several hosts is given up when it has sent no sign of life for so long. If
-# it dies in a collective the others know at once; where they wait elsewhere, only by this.
-SILENT_SECONDS = 20
-LOST = "another process of this run is gone; start them all again, and they go on where they saved"
-_LOST_CODE = 70  # with it a process has its guard say so, who then ends with 1
 
 # XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
 # it does not know: these are in jaxlib 0.10.2 and 0.12.0. Flags that a GPU must first be seen
@@ -88,156 +78,6 @@ def cache_folder(configured: str = "") -> Path:
   return Path(configured or os.environ.get("ISOFLOP_CACHE") or "~/.cache/isoflop").expanduser()
 
 
-def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-  """Joins the processes of one run, where there are several; call it before jax is used.
-
-  On Slurm and on TPU pods jax finds the others by itself; elsewhere the three arguments name them.
-
-  Args:
-    coordinator: HOST:PORT of the first process; "": there is none, or the environment knows.
-    processes: how many there are.
-    process: which one this is, from 0.
-
-  Raises:
-    ConfigError: the arguments do not fit together.
-    RunError: the others did not come, or there are fewer of them than were started.
-  """
-  expected = processes or int(os.environ.get("SLURM_NTASKS", "1"))
-  if coordinator:
-    if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
-      raise ConfigError(
-        f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
-        "of the first process, how many there are (2 or more), and which this is (from 0)"
-      )
-    _leave_guard()
-    import jax
-
-    jax.distributed.initialize(
-      coordinator, processes, process, heartbeat_timeout_seconds=SILENT_SECONDS
-    )
-  elif processes or process >= 0:
-    raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
-  elif expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-    _leave_guard()
-    import jax
-
-    jax.distributed.initialize(heartbeat_timeout_seconds=SILENT_SECONDS)
-  import jax
-
-  if jax.process_count() < expected:
-    raise RunError(
-      f"{expected} processes were started and {jax.process_count()} joined; give each its GPUs and "
-      "one task per process (srun --ntasks-per-node), or pass --coordinator"
-    )
-
-
-def _leave_guard() -> None:
-  """Goes on in a child of this process, which stays to say in a line what ended the child.
-
-  Where the first process of a run dies, jax aborts the others from within: no handler of theirs can
-  speak, or threads of jax speak after it. Call it before jax is imported: threads do not survive a
-  fork.
-  """
-  child = os.fork()
-  if child == 0:
-    os.setpgid(0, 0)  # a Ctrl-C reaches the guard only, which passes it on
-    if sys.platform.startswith("linux"):
-      ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    return
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, _: os.kill(child, number))
-  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  if code in (-signal.SIGABRT, _LOST_CODE):
-    print(f"isoflop: {LOST}", file=sys.stderr, flush=True)
-    code = 1
-  os._exit(code if code >= 0 else 128 - code)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-  """Ends this process at once where an error is raised in one of several of a run.
-
-  Otherwise it would wait for the others while it cleans up, and they for it in the next step.
-  """
-  import jax
-
-  try:
-    yield
-  except Interrupted:  # all of them were
-    raise
-  except Exception as error:
-    if jax.process_count() == 1:
-      raise
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    own = isinstance(error, OSError)
-    said = first if own else f"{LOST} ({first})"
-    print(f"isoflop: {said}", file=sys.stderr, flush=True)
-    os._exit(1 if own else _LOST_CODE)
-
-
-def census() -> str:
-  """Returns who takes part, in a line: processes and their devices.
-
-  Raises:
-    RunError: the processes have different numbers of devices.
-  """
-  import jax
-  import numpy as np
-  from jax.experimental import multihost_utils
-
-  own = jax.local_device_count()
-  counts = [own]
-  if jax.process_count() > 1:
-    counts = multihost_utils.process_allgather(np.array(own)).tolist()
-  if len(set(counts)) > 1:
-    raise RunError(f"the processes have {counts} devices; give each the same number")
-  kind = jax.devices()[0].device_kind
-  return f"{len(counts)} process(es) with {own} device(s) each ({kind})"
-
-
-def leads() -> bool:
-  """Returns whether this process is the first of the run: the one that writes its records."""
-  import jax
-
-  return jax.process_index() == 0
-
-
-def place() -> tuple[int, int]:
-  """Returns (which process this is, how many there are)."""
-  import jax
-
-  return jax.process_index(), jax.process_count()
-
-
-def meet(name: str) -> None:
-  """Returns when every process has come here."""
-  import jax
-  from jax.experimental import multihost_utils
-
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
-
-
-def agreed(*flags: bool) -> list[bool]:
-  """Returns, in every process alike, which flags any process has raised."""
-  import numpy as np
-  from jax.experimental import multihost_utils
-
-  return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
-
-
-def summed(count: int) -> int:
-  """Returns the sum of all processes' counts, each below 2^62."""
-  import jax
-  import numpy as np
-  from jax.experimental import multihost_utils
-
-  if jax.process_count() == 1:
-    return count
-  halves = multihost_utils.process_allgather(np.array(divmod(count, 2**31), np.int32))
-  return sum(int(high) * 2**31 + int(low) for high, low in halves)
-
-
 class StopSignal:
   """Set by Ctrl-C or SIGTERM: a run saves its state and ends. A second one ends it at once."""
 
@@ -262,7 +102,7 @@ class StopSignal:
     self._event.set()
 
   def __call__(self) -> bool:
-    """Returns whether the stop was asked for."""
+    """Returns whether the stop was requested."""
     return self._event.is_set()
 
 

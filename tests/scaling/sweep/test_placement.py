@@ -9,7 +9,7 @@ from configs import ladders
 from scaling.progress import Display
 from scaling.sweep import placement, plan
 from scaling.sweep import run as sweeps
-from train import fitting
+from train import aot
 from train.data import dataset
 from train.system import files, process
 
@@ -24,7 +24,7 @@ def test_a_size_that_does_not_fit_is_refused_before_training(tiny, tmp_path):
     sized = c.copy_and_resolve_references()
     sized.model.size = size
     sized = ladders.resolve(sized)
-    needed.append(fitting.needs(sized, dataset.prepare(sized)).compiled)
+    needed.append(aot.needs(sized, dataset.prepare(sized).vocab_size).compiled)
   c.sharding.device_memory, c.sharding.halve_microbatches = sum(needed) / 2, False
   display = Display("", io.StringIO())
   with pytest.raises(ValueError, match="1 of 3 sizes do not fit .*preflight_s03: sharding.micro"):
