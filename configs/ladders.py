@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import bounds
+from configs import base
 from configs.errors import ConfigError
 
 
@@ -85,7 +85,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     ConfigError: the size is not on the ladder, a number is out of its bounds, or the heads, buckets
       or positions do not fit.
   """
-  bounds.check(config)
+  base.check_fields(config)
   config = config.copy_and_resolve_references()
   m = config.model
   if not (m.width and m.depth and m.heads):

@@ -77,8 +77,6 @@ PRESETS: dict[str, dict[str, Any]] = {
   "encoder_decoder": {"family": "encoder_decoder"},
 }
 
-OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
-
 
 def get_config(name: str = ""):
   """Returns the complete config with the model's switches set to those of a preset.
@@ -97,6 +95,6 @@ def get_config(name: str = ""):
 
 
 def set_family(config: ConfigDict, family: str) -> None:
-  """Sets a family of models and the objective that it is trained with."""
-  config.model.family, config.objective = family, OBJECTIVES[family]
+  """Sets a family of models and the objective that it is trained with by default."""
+  config.model.family, config.objective = family, base.FAMILIES[family][0]
   config.data.isolate_documents &= family != "encoder_decoder"  # spans are cut across documents

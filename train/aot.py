@@ -86,7 +86,7 @@ def abstract_batch(
   config: ConfigDict, vocab_size: int, rows: int, lies: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes and types of a batch of so many sequences, over all hosts."""
-  objective, length = registry.get(config.objective), registry.lengths(config).text
+  objective, length = registry.OBJECTIVES[config.objective], registry.lengths(config).text
   one = objective.batch(
     np.zeros((1, length + 1), np.int32),
     np.ones((1, length), bool),

@@ -18,8 +18,6 @@ from train.data import dataset, tokenizer
 from train.objectives import registry
 from train.system import files
 
-MASK = "[MASK]"
-
 
 class Restored(NamedTuple):
   """A run's newest checkpoint.
@@ -79,7 +77,7 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
     UserError: there is no sound checkpoint, or no tokenizer.
   """
   config = ladders.resolve(config)
-  config.sharding = base.sharding()  # whole, on one device
+  config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
   state = _state(folder, config, tokenizer_vocab_size)
   lengths = registry.lengths(config)
@@ -122,19 +120,13 @@ def _state(folder: Path, config: ConfigDict, tokenizer_vocab_size: int) -> step.
 def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
   """Returns a trained run's tokenizer, with names for the special ids of its objective.
 
-  The ids are those of `train/objectives.py`; an encoded text has eos where training had it.
+  The ids are those of `train.objectives`; an encoded text has eos where training had it.
 
   Raises:
     UserError: the corpus that it was trained on is another one now.
   """
   library = _bytes() if config.data.tokenizer == "bytes" else _bpe(config, record)
-  sentinels = [sentinel(i) for i in reversed(range(config.corruption.sentinels))]
-  specials = {
-    "mlm": [MASK],
-    "span": sentinels,
-    "ul2": [*map(mode, registry.DENOISERS), *sentinels],
-  }
-  library.add_special_tokens(specials.get(config.objective, []))
+  library.add_special_tokens(list(registry.specials(config)))
   first = config.model.family != "encoder_decoder"
   library.post_processor = processors.TemplateProcessing(
     single=f"{tokenizer.EOS} $A" if first else f"$A {tokenizer.EOS}",
@@ -163,13 +155,3 @@ def _bpe(config: ConfigDict, record: dict) -> Tokenizer:
       f"{config.data.tokenizer}; restore the text"
     )
   return Tokenizer.from_str(serialized)
-
-
-def sentinel(i: int) -> str:
-  """Returns how sentinel i is written; T5's tokenizers write it so, too."""
-  return f"<extra_id_{i}>"
-
-
-def mode(denoiser: str) -> str:
-  """Returns how a mode of ul2 is written."""
-  return f"[{denoiser.upper()}]"

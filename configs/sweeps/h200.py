@@ -37,7 +37,7 @@ import math
 from configs import base, ladders
 from configs.errors import ConfigError
 
-FAMILIES = {"clm": "decoder", "mlm": "encoder", "span": "encoder_decoder"}
+OBJECTIVES = tuple(names[0] for names in base.FAMILIES.values())
 SIZES = (3, 4, 5, 6, 7, 8, 9)  # of the ladder `standard`: 2.1, 4.2, 7.5, 12, 19, 27 and 38M
 
 
@@ -53,10 +53,10 @@ def get_config(argument: str = "1"):
     scale = float(number)
   except ValueError:
     scale = math.nan
-  if not 0 < scale <= 1 or objective not in FAMILIES:
+  if not 0 < scale <= 1 or objective not in OBJECTIVES:
     raise ConfigError(
       f"h200.py:{argument}: write SCALE or SCALE,OBJECTIVE, as 1 or 0.01,mlm; SCALE at most 1, "
-      f"OBJECTIVE one of {', '.join(FAMILIES)}"
+      f"OBJECTIVE one of {', '.join(OBJECTIVES)}"
     )
   root = math.sqrt(scale)
   shrink = 2 ** round(-0.3 * math.log2(scale))
@@ -65,7 +65,7 @@ def get_config(argument: str = "1"):
   c = base.get_config()
   c.sweep.name = f"h200 {argument}"
   c.objective = objective
-  c.model.family = FAMILIES[objective]
+  c.model.family = base.family_of(objective)
   c.model.ladder = "standard" if scale == 1 else "small"
   c.model.dtype = "bfloat16"
   c.model.scan = scale == 1  # a CPU takes longer for scanned layers, see quick.py

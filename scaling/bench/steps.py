@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from configs import ladders
+from configs import base, ladders
 from configs.errors import UsageError
 from model import sharding, transformer
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
@@ -39,7 +39,6 @@ from train.objectives import registry
 from train.system import files, process
 
 FORMAT = 1  # of bench.json; raise it when a field changes its meaning
-OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
 DTYPES = ("float32", "bfloat16")
 HEAD_WIDTH = 32  # of a size that names no heads
 SIDES = {"cpu": (512, 1024, 2048)}  # of the square products of the peak
@@ -79,7 +78,7 @@ def cases(
     UsageError: a name is unknown, a case comes twice, or a model cannot be trained so.
   """
   shapes = {size: _shape(size) for size in _split("sizes", sizes)}
-  names = _split("families", families, OBJECTIVES)
+  names = _split("families", families, base.FAMILIES)
   operands = _split("dtypes", dtypes, DTYPES)
   found: list[Case] = []
   for size, family, dtype, change in itertools.product(
@@ -88,13 +87,13 @@ def cases(
     c = config.copy_and_resolve_references()
     c.model.update(shapes.get(size, {}) | {"dtype": dtype})
     if family != c.model.family:
-      c.model.family, c.objective = family, OBJECTIVES[family]
+      c.model.family, c.objective = family, base.FAMILIES[family][0]
       c.data.isolate_documents &= family != "encoder_decoder"
     if change:
       _set(c, change)
     c = ladders.resolve(c)
     transformer.check(c.model)
-    registry.check(c)
+    registry.check_objective(c)
     length = registry.lengths(c).text
     if tokens and tokens < length:
       raise UsageError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")

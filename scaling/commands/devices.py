@@ -18,7 +18,7 @@ from train.data import tokenizer
 
 def is_sweep(config: ConfigDict) -> bool:
   """Tells whether a config means a sweep: it changes something in `config.sweep`."""
-  return config.sweep.to_dict() != base.sweep().to_dict()
+  return config.sweep.to_dict() != base.get_config().sweep.to_dict()
 
 
 def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:

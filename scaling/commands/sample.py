@@ -74,12 +74,12 @@ def fill_masks(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   import numpy as np
 
   from model import sampling
-  from train import restore
+  from train.objectives import registry
 
-  mask = token_id(tokenizer, restore.MASK)
+  mask = token_id(tokenizer, registry.MASK)
   rows = [tokenizer.encode(prompt).ids for prompt in args.prompt]
   for prompt, row in zip(args.prompt, rows, strict=True):
-    check_blanks(prompt, mask in row, restore.MASK)
+    check_blanks(prompt, mask in row, registry.MASK)
   tokens_BT, real_BT = pad(rows)
   blanks = sampling.fill_mask(
     run.model,
@@ -109,7 +109,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
   from model import sampling
   from model.transformer import Source
-  from train import restore
+  from train.objectives import registry
 
   rows = []
   for prompt in args.prompt:
@@ -118,7 +118,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
     numbers = [int(number) for number in BLANK.findall(prompt)]
     if numbers != list(range(len(numbers))):
       raise UsageError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
-    row = tokenizer.encode(BLANK.sub(lambda match: restore.sentinel(int(match[1])), prompt)).ids
+    row = tokenizer.encode(BLANK.sub(lambda match: registry.sentinel(int(match[1])), prompt)).ids
     rows.append(denoiser_mode(run, tokenizer, prompt) + row)
     if len(rows[-1]) > run.source_context:
       raise UsageError(
@@ -131,7 +131,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   source_BS, real_BS = pad(rows)
   source = Source(jnp.asarray(source_BS), jnp.asarray(real_BS, jnp.int32))
   new = generate(run, [[run.start]] * len(rows), args, source)
-  ids = (tokenizer.token_to_id(restore.sentinel(i)) for i in range(run.vocab_size))
+  ids = (tokenizer.token_to_id(registry.sentinel(i)) for i in range(run.vocab_size))
   sentinels = [token for token in ids if token is not None]
   spans = (sampling.parse_spans(tokens, sentinels, sampling.NO_STOP) for tokens in new)
   return [
@@ -141,13 +141,13 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
 def denoiser_mode(run: "Restored", tokenizer: "Tokenizer", prompt: str) -> list[int]:
   """Returns the mode of ul2 that a prompt is for: S continues a text, R fills holes in it."""
-  from train import restore
+  from train.objectives import registry
 
   if run.config.objective != "ul2":
     return []
   denoisers = run.config.corruption.denoisers
   wanted = "s" if BLANK.split(prompt)[2:] in ([""], ["\n"]) else "r"
-  return [token_id(tokenizer, restore.mode(wanted if wanted in denoisers else denoisers[0]))]
+  return [token_id(tokenizer, registry.mode(wanted if wanted in denoisers else denoisers[0]))]
 
 
 def generate(

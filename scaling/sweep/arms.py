@@ -4,8 +4,8 @@ import ast
 
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import ConfigError
-from train.objectives import registry
 
 
 def split(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -30,7 +30,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   for name in names:
     arm = arms[name] = config.copy_and_resolve_references()
     arm.objective = name
-    arm.model.family = registry.get(name).families[0]
+    arm.model.family = base.family_of(name)
     arm.sweep.name = f"{s.name}, {name}"
     arm.sweep.objectives = arm.sweep.overrides = ()
   for override in s.overrides:

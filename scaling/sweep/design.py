@@ -101,7 +101,7 @@ def _design_table(design: Design) -> str:
     seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
     total_seconds += seconds
     sized = plan.at_size(config, cell.size)
-    sized.sharding.update(base.sharding())  # whole, on one device
+    sized.sharding.update(base.get_config().sharding)  # whole, on one device
     held = memory.device_bytes(sized, vocab_size, lengths.target, lengths.source)
     table.add_row(
       cell.id,

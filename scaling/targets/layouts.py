@@ -72,7 +72,7 @@ def resolve(config: ConfigDict, devices: int) -> ConfigDict:
     raise UsageError(f"devices={devices}: must be at least 1")
   config = ladders.resolve(config)
   transformer.check(config.model)
-  registry.check(config)
+  registry.check_objective(config)
   sharding.check(config, devices)
   return config
 

@@ -26,12 +26,12 @@ def test_every_model_of_a_sweep_can_be_trained(name, argument):
   config = importlib.import_module(f"configs.sweeps.{name}").get_config(*argument)
   for objective in config.sweep.objectives or (config.objective,):
     own = config.copy_and_resolve_references()
-    own.objective, own.model.family = objective, registry.get(objective).families[0]
+    own.objective, own.model.family = objective, base.family_of(objective)
     for size in (*own.sweep.sizes, *own.sweep.probe_sizes):
       own.model.size = size
       resolved = ladders.resolve(own)
       transformer.check(resolved.model)
-      registry.check(resolved)
+      registry.check_objective(resolved)
       sharding.check(resolved, 1)
       lengths = registry.lengths(resolved)
       bytes_ = memory.device_bytes(resolved, 4096, lengths.target, lengths.source)["total"]

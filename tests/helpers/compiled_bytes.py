@@ -18,13 +18,11 @@ from model import memory
 from train import aot, step
 from train.objectives import registry
 
-OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
-
 
 def config_of(family, fields):
   c = base.get_config()
   c.model.update({"family": family, "width": 128, "depth": 4, "heads": 4})
-  c.objective, c.corruption.sentinels = OBJECTIVES[family], 20
+  c.objective, c.corruption.sentinels = base.FAMILIES[family][0], 20
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len = 128
   for field, value in fields.items():

@@ -27,7 +27,7 @@ COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "coll
 def config_of(family, case):
   c = base.get_config()
   c.model.update({"family": family, "width": 32, "depth": 2, "heads": 4, "dropout": 0.1})
-  c.objective = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}[family]
+  c.objective = base.FAMILIES[family][0]
   c.corruption.sentinels = 8
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len, c.data.batch_size = T, B

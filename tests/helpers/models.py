@@ -17,7 +17,7 @@ from model import transformer
 from model.transformer import Source
 
 V, T, S = 29, 12, 10
-FAMILIES = ("decoder", "encoder", "encoder_decoder")
+FAMILIES = tuple(base.FAMILIES)
 POSITIONS = ("rotary", "learned", "sinusoidal", "relative", "none")
 TOKENS_BT = jnp.arange(T, dtype=jnp.int32)[None]  # all distinct, also from the source's
 SOURCE_BS = jnp.arange(T, T + S, dtype=jnp.int32)[None]

@@ -14,7 +14,7 @@ from configs import base, ladders
 from model import accounting, transformer
 
 V, T, S = 257, 128, 160
-FAMILIES = ("decoder", "encoder", "encoder_decoder")
+FAMILIES = tuple(base.FAMILIES)
 LAYER = {"norm": "layer", "biases": True}
 BERT = LAYER | {"norm_position": "post", "embedding_norm": True, "positions": "learned"}
 SWITCHES = [

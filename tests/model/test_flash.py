@@ -157,7 +157,7 @@ def test_a_model_learns_the_same_by_flash_attention(
   rng = np.random.default_rng(0)
   text_BN1 = rng.integers(0, V, (4, length + 1)).astype(np.int32)
   valid_BN = np.arange(length) < np.array([[length], [length], [length - 30], [length]])
-  objective_row = registry.get(objective)
+  objective_row = registry.OBJECTIVES[objective]
   batch = objective_row.batch(
     text_BN1, valid_BN, rng.random((4, objective_row.draws(length))), c, V
   )

@@ -24,7 +24,7 @@ CASES = {
   "fsdp": "strategy=fsdp,remat=full,microbatches=2",
   "hybrid": "strategy=hybrid,shard_factor=4",
 }
-FAMILIES = ("decoder", "encoder", "encoder_decoder")
+FAMILIES = tuple(base.FAMILIES)
 
 
 def trained(devices, family, cases):

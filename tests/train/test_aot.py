@@ -5,18 +5,16 @@ import numpy as np
 import pytest
 from jax._src.mesh import AbstractDevice
 
-from configs import ladders
+from configs import base, ladders
 from model import layers
 from train import aot, loop, step
 from train.data import dataset
 from train.data.batches import train_batches
 
-FAMILIES = {"mlm": "encoder", "span": "encoder_decoder", "ul2": "encoder_decoder"}
-
 
 @pytest.mark.parametrize("objective", ["clm", "prefix", "mlm", "span", "ul2"])
 def test_a_batch_that_is_imagined_has_the_shapes_of_one_that_is_read(tiny, objective):
-  tiny.objective, tiny.model.family = objective, FAMILIES.get(objective, "decoder")
+  tiny.objective, tiny.model.family = objective, base.family_of(objective)
   tiny.data.isolate_documents = False
   config = ladders.resolve(tiny)
   tokens = dataset.prepare(config)

@@ -104,7 +104,7 @@ def least_nll(config, batch):
 def make(objective, symbols, **fields):
   c = base.get_config()
   c.objective = objective
-  c.model.family = {"mlm": "encoder", "span": "encoder_decoder"}.get(objective, "decoder")
+  c.model.family = base.family_of(objective)
   c.model.scan, c.model.heads = False, 4
   c.data.source, c.data.markov_symbols = "markov", symbols
   c.data.isolate_documents = False

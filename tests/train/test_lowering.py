@@ -14,7 +14,6 @@ from train.objectives import registry
 
 T, B, V = 1024, 4, 5000
 SCORES = r"tensor<4x2x\d{3,}x\d{3,}xf32>"  # of queries and keys, for each head
-OBJECTIVES = {"decoder": "clm", "encoder": "mlm", "encoder_decoder": "span"}
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def lowered(family, **changes):
   c = base.get_config()
   c.model.update({"family": family, "width": 128, "depth": 2, "heads": 2, "dtype": "bfloat16"})
   c.model.update({"logits_at_once": 2**20} | changes)
-  c.objective, c.corruption.sentinels = OBJECTIVES[family], 20
+  c.objective, c.corruption.sentinels = base.FAMILIES[family][0], 20
   c.data.update({"seq_len": T, "batch_size": B, "isolate_documents": False})
   config = ladders.resolve(c)
   functions, lengths = step.program(config, V), registry.lengths(config)

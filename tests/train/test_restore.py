@@ -183,16 +183,16 @@ def test_what_an_architecture_cannot_express_is_refused(capsys, trained, tmp_pat
 def test_special_ids_have_the_names_that_training_gave_them(tiny, objective):
   """Batches of known text, written out by the tokenizer that a restored run has."""
   tiny.objective = objective
-  tiny.model.family = registry.get(objective).families[0]
+  tiny.model.family = base.family_of(objective)
   tiny.corruption.sentinels = 9
   table = restore.tokenizer_of(tiny, {})
   N, rng = registry.lengths(tiny).text, np.random.default_rng(0)
   text_BN1 = rng.integers(97, 123, (20, N + 1))
   valid_BN, uniform_BU = (
     np.ones((20, N), bool),
-    rng.random((20, registry.get(objective).draws(N))),
+    rng.random((20, registry.OBJECTIVES[objective].draws(N))),
   )
-  batch = registry.get(objective).batch(text_BN1, valid_BN, uniform_BU, tiny, 257)
+  batch = registry.OBJECTIVES[objective].batch(text_BN1, valid_BN, uniform_BU, tiny, 257)
 
   def written(tokens):
     return table.decode(list(tokens), skip_special_tokens=False)

@@ -130,7 +130,7 @@ def _batch(
   One more token of the stream is the last target. `chance` is the seed, the stream of random
   numbers and the number of the first sequence.
   """
-  objective, text = registry.get(config.objective), registry.lengths(config).text
+  objective, text = registry.OBJECTIVES[config.objective], registry.lengths(config).text
   index_BN1 = windows_B[:, None] * text + np.arange(text + 1)
   text_BN1 = np.asarray(stream)[np.minimum(index_BN1, count)].astype(np.int32)
   uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))

@@ -5,15 +5,15 @@ batches are dicts of `inputs_BT`, `targets_BT`, `segments_BT`, `positions_BT` (i
 `weights_BT` (float32, 0 where nothing is predicted); the encoder of span and ul2 reads `source_BS`,
 `source_segments_BS`, `source_positions_BS`; prefix adds `prefix_BT` (bool). Segment 0 is padding.
 
-  clm     decoder          every token from those before it
-  prefix  decoder          every token after a random point; all see what is before that point
-  mlm     encoder          hidden tokens from the rest (BERT, RoBERTa)
-  span    encoder_decoder  hidden spans, behind sentinels, from the rest (T5)
-  ul2     encoder_decoder  a mixture of spans and suffixes, named by a mode token (UL2)
+  clm     every token from those before it
+  prefix  every token after a random point; all see what is before that point
+  mlm     hidden tokens from the rest (BERT, RoBERTa)
+  span    hidden spans, behind sentinels, from the rest (T5)
+  ul2     a mixture of spans and suffixes, named by a mode token (UL2)
 
-The tokenizer's ids, of which the last is eos, keep their meaning; special ids follow: [MASK] for
-mlm; the modes R, S, X for ul2; then the sentinels, of which the first is the last of all ids. A
-decoder that follows an encoder starts from eos (T5: from its padding, which there is none of here).
+`configs.base.FAMILIES` says which family of models trains which. The tokenizer's ids, of which the
+last is eos, keep their meaning; special ids follow in the order of `Objective.specials`. A decoder
+that follows an encoder starts from eos (T5: from its padding, of which there is none here).
 """
 
 from collections.abc import Callable
@@ -22,11 +22,14 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import ConfigError
 from train.objectives import corruption
 from train.objectives.corruption import span_counts, span_lengths
 
 Batch = dict[str, np.ndarray]
+
+MASK = "[MASK]"
 
 # UL2's denoisers as (density, mean span length); S hides a suffix. Tay et al. 2022
 # (arXiv:2205.05131), table 1 and section 3.1.
@@ -50,21 +53,34 @@ class Objective(NamedTuple):
   """One row of the table.
 
   Attributes:
-    families: the values of `model.family` that it can train.
     lengths: config -> Lengths.
-    specials: config -> ids beyond the tokenizer's.
+    specials: config -> names of the ids beyond the tokenizer's, in their order.
     draws: text tokens N -> random numbers for a sequence, U.
     batch: (text_BN1, valid_BN, uniform_BU, config, tokenizer's V) -> Batch, where `text_BN1` is N
       tokens and the one after them, and `valid_BN` False where there is no text left.
     pads: some of what attention could see is padding.
   """
 
-  families: tuple[str, ...]
   lengths: Callable[[ConfigDict], Lengths]
-  specials: Callable[[ConfigDict], int]
+  specials: Callable[[ConfigDict], tuple[str, ...]]
   draws: Callable[[int], int]
   batch: Callable[[np.ndarray, np.ndarray, np.ndarray, ConfigDict, int], Batch]
   pads: bool
+
+
+def sentinel(i: int) -> str:
+  """Names sentinel i, as T5's tokenizers do."""
+  return f"<extra_id_{i}>"
+
+
+def mode(denoiser: str) -> str:
+  """Names a mode of ul2."""
+  return f"[{denoiser.upper()}]"
+
+
+def _sentinels(config: ConfigDict) -> tuple[str, ...]:
+  """Names the sentinels in the order of their ids: the first is the last of all ids."""
+  return tuple(sentinel(i) for i in reversed(range(config.corruption.sentinels)))
 
 
 # -------------------------------------------------------------------------- decoders and encoders
@@ -75,9 +91,9 @@ def _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
 
   Without `data.isolate_documents` a window is one segment.
   """
-  eos, T = vocab_size - 1, valid_BT.shape[1]
+  eos = vocab_size - 1
   inputs_BT = np.where(valid_BT, text_BN1[:, :-1], eos)
-  positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), inputs_BT.shape)
+  positions_BT = _positions(inputs_BT)
   segments_BT = np.ones_like(inputs_BT)
   if config.data.isolate_documents:
     starts_BT = inputs_BT == eos
@@ -127,23 +143,22 @@ def _mlm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
 # ------------------------------------------------------------------------------ encoder-decoders
 
 
-def _sequence(tokens_BT: np.ndarray, seen_BT: np.ndarray, prefix: str, suffix: str) -> Batch:
-  """Returns tokens with segments (1, or 0 where not seen) and positions."""
-  positions_BT = np.broadcast_to(np.arange(seen_BT.shape[1], dtype=np.int32), seen_BT.shape)
-  return {
-    f"{prefix or 'inputs_'}{suffix}": tokens_BT,
-    f"{prefix}segments_{suffix}": seen_BT.astype(np.int32),
-    f"{prefix}positions_{suffix}": positions_BT,
-  }
+def _positions(tokens_BT: np.ndarray) -> np.ndarray:
+  return np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
 
 
 def _pair(source_BS, source_seen_BS, targets_BT, target_seen_BT, valid_BN, eos: int) -> Batch:
-  """Returns the batch of encoder and decoder sequences; rows that are not all text weigh 0."""
-  weights_BT = (target_seen_BT * valid_BN.all(axis=1, keepdims=True)).astype(np.float32)
-  inputs_BT = corruption.shift_right(targets_BT, eos)
-  source = _sequence(source_BS, source_seen_BS, "source_", "BS")
-  target = _sequence(inputs_BT, target_seen_BT, "", "BT")
-  return source | target | {"targets_BT": targets_BT, "weights_BT": weights_BT}
+  """Makes the batch of encoder and decoder sequences; rows that are not all text weigh 0."""
+  return {
+    "source_BS": source_BS,
+    "source_segments_BS": source_seen_BS.astype(np.int32),
+    "source_positions_BS": _positions(source_BS),
+    "inputs_BT": corruption.shift_right(targets_BT, eos),
+    "segments_BT": target_seen_BT.astype(np.int32),
+    "positions_BT": _positions(targets_BT),
+    "targets_BT": targets_BT,
+    "weights_BT": (target_seen_BT * valid_BN.all(axis=1, keepdims=True)).astype(np.float32),
+  }
 
 
 def _span(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
@@ -197,7 +212,7 @@ def _ul2(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
 
 
 def _mixture(config: ConfigDict) -> list[tuple[str, tuple[float, float] | None, float]]:
-  """Returns (mode, spans or None, probability) of all that ul2 draws from."""
+  """Lists what ul2 draws from: (mode, spans or None for a suffix, probability)."""
   names = config.corruption.denoisers
   return [
     (name, setting, 1 / len(names) / len(DENOISERS[name] or (None,)))
@@ -219,7 +234,7 @@ def _ul2_lengths(config: ConfigDict) -> Lengths:
 
 
 def _suffixes(config: ConfigDict) -> tuple[int, int]:
-  """Returns the shortest and longest suffix that S hides: a quarter of the text on average."""
+  """Bounds the suffixes that S hides, shortest and longest: a quarter of the text on average."""
   text = corruption.text_length(config.data.seq_len - 1, *DENOISERS["r"][0])
   low = max(1, text + 3 - config.data.seq_len)
   return low, 2 * (text // 4) - low
@@ -229,47 +244,42 @@ def _suffixes(config: ConfigDict) -> tuple[int, int]:
 
 
 def _text_lengths(predicted: Callable[[ConfigDict], float]) -> Callable[[ConfigDict], Lengths]:
-  """Returns the lengths of an objective whose one sequence is the text itself."""
+  """Makes the lengths of an objective whose one sequence is the text itself."""
   return lambda config: Lengths(config.data.seq_len, 0, config.data.seq_len, predicted(config))
 
 
 OBJECTIVES: dict[str, Objective] = {
   "clm": Objective(
-    families=("decoder",),
     lengths=_text_lengths(lambda config: config.data.seq_len),
-    specials=lambda config: 0,
+    specials=lambda config: (),
     draws=lambda text: 0,
     batch=_clm,
     pads=False,
   ),
   "prefix": Objective(
-    families=("decoder",),
     lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
-    specials=lambda config: 0,
+    specials=lambda config: (),
     draws=lambda text: 1,
     batch=_prefix,
     pads=False,
   ),
   "mlm": Objective(
-    families=("encoder",),
     lengths=_text_lengths(lambda config: config.corruption.mlm_rate * config.data.seq_len),
-    specials=lambda config: 1,
+    specials=lambda config: (MASK,),
     draws=lambda text: 2 * text + 1,
     batch=_mlm,
     pads=True,
   ),
   "span": Objective(
-    families=("encoder_decoder",),
     lengths=_span_lengths,
-    specials=lambda config: config.corruption.sentinels,
+    specials=_sentinels,
     draws=lambda text: text - 2,
     batch=_span,
     pads=False,
   ),
   "ul2": Objective(
-    families=("encoder_decoder",),
     lengths=_ul2_lengths,
-    specials=lambda config: len(DENOISERS) + config.corruption.sentinels,
+    specials=lambda config: (*map(mode, DENOISERS), *_sentinels(config)),
     draws=lambda text: text - 1,
     batch=_ul2,
     pads=True,
@@ -277,32 +287,26 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def get(name: str) -> Objective:
-  """Returns the objective of that name.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  if name not in OBJECTIVES:
-    raise ConfigError(f"objective={name!r}: unknown; choose one of {sorted(OBJECTIVES)}")
-  return OBJECTIVES[name]
-
-
 def lengths(config: ConfigDict) -> Lengths:
   """Returns the tokens of one sequence: of text, of source and target, and predicted."""
-  return get(config.objective).lengths(config)
+  return OBJECTIVES[config.objective].lengths(config)
+
+
+def specials(config: ConfigDict) -> tuple[str, ...]:
+  """Returns the names of the ids that follow the tokenizer's."""
+  return OBJECTIVES[config.objective].specials(config)
 
 
 def vocab_size(config: ConfigDict, tokenizer_vocab_size: int) -> int:
   """Returns the model's whole vocabulary: the tokenizer's, and the objective's special ids."""
-  return tokenizer_vocab_size + get(config.objective).specials(config)
+  return tokenizer_vocab_size + len(specials(config))
 
 
 def segments(config: ConfigDict) -> str:
-  """Returns what attention is kept inside of: "documents", "text" (of padding), or "": nothing."""
+  """Returns what attention stays inside of: "documents", "text" (of padding), or "": everything."""
   if config.data.isolate_documents:
     return "documents"
-  return "text" if get(config.objective).pads else ""
+  return "text" if OBJECTIVES[config.objective].pads else ""
 
 
 def tokens_per_step(config: ConfigDict) -> int:
@@ -310,42 +314,39 @@ def tokens_per_step(config: ConfigDict) -> int:
   return config.data.batch_size * lengths(config).text
 
 
-def check(config: ConfigDict) -> None:
+def check_objective(config: ConfigDict) -> None:
   """Raises ConfigError where the objective cannot be trained as the config says."""
-  objective, c, data = get(config.objective), config.corruption, config.data
-  if config.model.family not in objective.families:
+  base.check_fields(config, "", "corruption")
+  c, family = config.corruption, base.family_of(config.objective)
+  if config.model.family != family:
     raise ConfigError(
-      f"model.family={config.model.family!r}: objective={config.objective!r} trains an "
-      f"{objective.families[0]}; set model.family={objective.families[0]!r}"
+      f"model.family={config.model.family!r}: objective={config.objective!r} trains an {family}; "
+      f"set model.family={family!r}"
     )
-  for field, holds, need in (
-    ("mlm_rate", 0 < c.mlm_rate <= 1, "in (0, 1]"),
-    ("mlm_mask", 0 <= c.mlm_mask <= 1, "in [0, 1]"),
-    ("mlm_random", 0 <= c.mlm_random <= 1 - c.mlm_mask + 1e-9, "in [0, 1 - mlm_mask]"),
-    ("span_density", 0 < c.span_density < 1, "in (0, 1)"),
-    ("span_length", c.span_length >= 1, "at least 1"),
-    ("sentinels", c.sentinels >= 1, "at least 1"),
-    ("denoisers", 0 < len(c.denoisers) == len({*c.denoisers} & {*DENOISERS}), "some of r, s, x"),
-  ):
-    if not holds:
-      raise ConfigError(f"corruption.{field}={c[field]}: must be {need}")
-  if "encoder_decoder" in objective.families:
-    _check_spans(config, data)
+  if c.mlm_random > 1 - c.mlm_mask + 1e-9:
+    raise ConfigError(f"corruption.mlm_random={c.mlm_random}: must lie in [0, 1 - mlm_mask]")
+  if not 0 < len(c.denoisers) == len({*c.denoisers} & {*DENOISERS}):
+    raise ConfigError(
+      f"corruption.denoisers={c.denoisers}: must be some of {', '.join(DENOISERS)}, each once"
+    )
+  if family == "encoder_decoder":
+    _check_spans(config)
 
 
-def _check_spans(config: ConfigDict, data: ConfigDict) -> None:
-  ul2 = config.objective == "ul2"
-  if data.isolate_documents:
+def _check_spans(config: ConfigDict) -> None:
+  c, ul2 = config.corruption, config.objective == "ul2"
+  if config.data.isolate_documents:
     raise ConfigError(
       f"data.isolate_documents=True: objective={config.objective!r} cuts its text across "
       "documents; set it to False"
     )
   shortest = 16 if ul2 else 3
-  if data.seq_len < shortest:
+  if config.data.seq_len < shortest:
     raise ConfigError(
-      f"data.seq_len={data.seq_len}: objective={config.objective!r} needs {shortest} at least"
+      f"data.seq_len={config.data.seq_len}: objective={config.objective!r} needs {shortest} at "
+      "least"
     )
-  c, text = config.corruption, lengths(config).text
+  text = lengths(config).text
   settings = [s for _, s, _ in _mixture(config) if s] if ul2 else [(c.span_density, c.span_length)]
   spans = max((span_counts(text, *setting)[1] for setting in settings), default=1)
   if spans > c.sentinels:
