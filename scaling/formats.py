@@ -42,9 +42,10 @@ def ratio(value: float | None) -> str:
   return number(value, ".3g")
 
 
-def bracket(interval: Sequence[float] | None, form: Callable[[Any], str] = nats) -> str:
-  """Formats an interval."""
-  return f"[{form(interval[0])}, {form(interval[1])}]" if interval else DASH
+def bracket(interval: Sequence[float | None] | None, form: Callable[[Any], str] = nats) -> str:
+  """Formats an interval, of which an end may be infinite (None)."""
+  ends = ("∞" if end is None else form(end) for end in interval or ())
+  return f"[{', '.join(ends)}]" if interval else DASH
 
 
 def yes_no(value: bool | None) -> str:

@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
   numbers: dict[str, Any]  # the content of comparison.json
 
 
-def read(record: Record) -> Comparison:
+def compare_sweeps(record: Record) -> Comparison:
   """Reads the sweeps in a folder of several objectives, and compares their laws.
 
   Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scaling.formats import DASH, flops, nats, number, ratio, si
+from scaling.formats import DASH, bracket, flops, nats, number, ratio, si
 from scaling.report.records import Record
 from scaling.report.render import Block, Table
 
@@ -25,11 +25,6 @@ QUESTIONS = {
 def exponent(value: float | None) -> str:
   """Formats an exponent of the law."""
   return number(value, ".3f")
-
-
-def interval(ends: list | None, form: Callable[[Any], str]) -> str:
-  """Formats an interval, of which an end may be infinite (None)."""
-  return f"[{', '.join('∞' if end is None else form(end) for end in ends)}]" if ends else ""
 
 
 ANSWERS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row: column, format
@@ -62,7 +57,8 @@ def estimators(record: Record) -> Iterator[Block]:
       note = f"bias: a {bias['a']:+.3f}, N_opt {bias['N_opt']:+.1%}"
     cells = [ESTIMATORS[row["estimator"]]]
     for name, form in (("a", exponent), ("b", exponent), ("N_opt", si), ("D_opt", si)):
-      cells += [form(row[name]), interval(row[f"{name}_interval"], form)]
+      interval = row[f"{name}_interval"]
+      cells += [form(row[name]), bracket(interval, form) if interval else ""]
     rows.append((*cells, note))
   yield Table(("estimator", "a", "", "b", "", "N_opt", "", "D_opt", "", ""), rows)
   by_name = {row["estimator"]: row for row in stored["rows"]}
@@ -80,7 +76,7 @@ def certainty(record: Record) -> Iterator[Block]:
   fit = record.fit
   if profile := fit.get("profile"):
     exponents = [
-      f"{name} = {p['value']:.4f} {interval(p['interval'], nats)}"
+      f"{name} = {p['value']:.4f} {bracket(p['interval'])}"
       + (" (not bounded by these runs)" if any(p["open"]) else "")
       for name, p in profile.items()
     ]
@@ -149,8 +145,8 @@ def decisions(record: Record) -> Iterator[Block]:
     for row in decision["rows"]:
       cells = [row["name"]]
       for key in keys:
-        form = ANSWERS[key][1]
-        cells.append(f"{form(row.get(key))} {interval(row.get(f'{key}_interval'), form)}".strip())
+        form, interval = ANSWERS[key][1], row.get(f"{key}_interval")
+        cells.append(form(row.get(key)) + (f" {bracket(interval, form)}" if interval else ""))
       rows.append(cells)
     yield Table(("", *(ANSWERS[key][0] for key in keys)), rows)
     yield from decision_notes(decision)

@@ -100,7 +100,7 @@ def _compare(record: Record) -> list[Block]:
   """Writes comparison.json and its figure; returns the report on several objectives."""
   from scaling.report.figures import objectives, style
 
-  sweeps, laws, numbers = compare.read(record)
+  sweeps, laws, numbers = compare.compare_sweeps(record)
   files.write_json(record.workdir / "comparison.json", numbers)
   content: list[Block] = [f"**{comparison.headline(sweeps, numbers)}**"]
   if laws:
@@ -117,7 +117,7 @@ def terminal(workdir: str | Path) -> str:
   """
   record = records.read(workdir)
   if record.objectives:
-    sweeps, _, numbers = compare.read(record)
+    sweeps, _, numbers = compare.compare_sweeps(record)
     return "\n\n".join(
       [comparison.headline(sweeps, numbers), *_tables(comparison.blocks(sweeps, numbers))]
     )

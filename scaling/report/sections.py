@@ -1,6 +1,6 @@
 """The report of a sweep, section by section: each turns a record into blocks.
 
-A section yields nothing where the record lacks what it shows; `report.ORDER` gives their order.
+A section yields nothing where the record lacks what it shows; `report.SECTIONS` gives their order.
 """
 
 import math
@@ -26,25 +26,23 @@ def headline(record: Record) -> Iterator[Block]:
 
 
 def glance(record: Record) -> Iterator[Block]:
-  """Yields the verdict in a table of two rows: the loss, and the N with the least loss."""
+  """Yields the verdict as a table."""
   if not record.complete:
     return
-  v, sealed = record.verification, record.prediction
-  excess = number(v.get(f"cost_of_{record.target:g}_tokens_per_param"), "+.4f")
-  if interval := v.get("cost_of_target", {}).get("excess_interval"):
-    excess += f" {bracket(interval)}"
+  v, sealed, target = record.verification, record.prediction, f"{record.target:g}"
+  excess = number(v.get(f"cost_of_{target}_tokens_per_param"), "+.4f")
+  excess_interval = v.get("cost_of_target", {}).get("excess_interval")
   rows = [
     ("loss at the held-out budget [nats/token]", nats(v["predicted_loss"]), bracket(v["interval"]),
      nats(v["trained_loss"]), yes_no(v["inside"])),
     ("N with the least loss", si(sealed.get("N")), bracket(sealed.get("N_interval"), si),
      si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
+    ("tokens per parameter there", ratio(v["tokens_per_param"]),
+     bracket(v["tokens_per_param_interval"], ratio), "", ""),
+    (f"cost of {target} tokens per parameter [nats/token]", excess, bracket(excess_interval), "",
+     ""),
   ]  # fmt: skip
   yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
-  yield (
-    f"The trained loss differs by {number(v['relative_error'], '+.2%')}. The optimum there is "
-    f"{ratio(v['tokens_per_param'])} {bracket(v['tokens_per_param_interval'], ratio)} tokens per "
-    f"parameter; choosing {record.target:g} would cost {excess} nats/token."
-  )
 
 
 def missing(record: Record) -> Iterator[Block]:
@@ -91,7 +89,7 @@ def law(record: Record) -> Iterator[Block]:
   if parabolas.get("a") is not None:
     a, b = parabolas["a"], parabolas["b"]
     notes.append(f"isoFLOP parabolas (approach 2) give a = {a:.3f}, b = {b:.3f}")
-  yield ("; ".join(notes) + ".")
+  yield "; ".join(notes) + "."
   for warning in fit.get("warnings", ()):
     yield f"**{warning}**"
 

@@ -21,7 +21,7 @@ PARTS = {
   "train": "in runs: steps",
   "evaluate": "in runs: validation",
   "checkpoint": "in runs: saving",
-  "unsplit": "in runs: not told apart by their records",
+  "unsplit": "in runs: not split by their records",
   "idle": "workers wait: for work, for another to finish, between runs",
   "fit": "fits, intervals, prediction, verdict",
   "records": "plans and tables",
@@ -29,71 +29,71 @@ PARTS = {
 }
 
 
-class Clock:
+class SweepClock:
   """Wall time of the sweep's process by part, kept in costs.json over all starts of the sweep."""
 
   def __init__(
     self, workdir: Path, began: float | None = None, now: Callable[[], float] = time.perf_counter
   ):
-    """Goes on from what earlier starts took; the part is `start`, since `began` (None: now)."""
+    """Goes on from earlier starts; the present part is `start`, since `began` (None: now)."""
     self._path, self._now = workdir / RECORD, now
-    kept = files.read_json(self._path) or {}
-    self._wall: dict[str, float] = kept.get("wall", {})
-    self._worker_seconds = kept.get("worker_seconds", 0.0)
+    stored = files.read_json(self._path) or {}
+    self._wall: dict[str, float] = stored.get("wall", {})
+    self._worker_seconds = stored.get("worker_seconds", 0.0)
     self._part, self._workers = "start", 0
     self._since = now() if began is None else began
 
   def __call__(self, part: str, workers: int = 0) -> None:
-    """Ends the present part and begins another; in `run`, so many workers are there."""
+    """Ends the present part and begins another; `workers`: how many there are, in `run`."""
     now = self._now()
     self._wall[self._part] = self._wall.get(self._part, 0.0) + now - self._since
     self._worker_seconds += (now - self._since) * self._workers
     self._part, self._workers, self._since = part, workers, now
-    files.write_json(self._path, {"wall": self._wall, "worker_seconds": self._worker_seconds})
+    self._write()
 
   def tick(self) -> None:
-    """Writes down the present part as far as it has come, if it was not within `TICK_SECONDS`."""
+    """Writes the present part so far, unless that was done within `TICK_SECONDS`."""
     if self._now() - self._since >= TICK_SECONDS:
       self(self._part, self._workers)
 
   def finish(self, records: Iterable[dict]) -> float:
-    """Ends the present part and writes the split; returns the whole time [s].
+    """Ends the present part, writes the split, and returns the whole time [s].
 
     Args:
-      records: of all runs: run.json, as far as there is one.
+      records: run.json of every run that has one.
     """
     self(self._part)
     parts = split(self._wall, self._worker_seconds, records)
-    record = {"wall": self._wall, "worker_seconds": self._worker_seconds, "parts": parts}
-    files.write_json(self._path, record)
+    self._write(parts=parts)
     return sum(parts.values())
+
+  def _write(self, **more: Any) -> None:
+    files.write_json(
+      self._path, {"wall": self._wall, "worker_seconds": self._worker_seconds} | more
+    )
 
 
 def split(
   wall: dict[str, float], worker_seconds: float, records: Iterable[dict]
 ) -> dict[str, float]:
-  """Returns the seconds of each part; they add up to the wall time of the sweep's process.
+  """Splits the wall time of the sweep's process into parts that add up to it [s].
 
-  Two kinds of seconds meet here. Between runs one process works, and its wall time counts. In the
-  part `run` w workers work side by side for a wall time W, which makes w W worker-seconds; a second
-  of one worker is charged as 1/w of a second of wall time. What the records of the runs do not
+  In the part `run`, w workers work side by side for a wall time W, which makes w W worker-seconds:
+  a second of one worker is charged as 1/w of a second of wall time. What the runs' records do not
   account for is `idle`: workers that wait, and runs that were killed or failed. A record without
   `times`, and what its `times` leave out of its `seconds`, is `unsplit`.
 
   Args:
-    wall: by part, of the sweep's process [s].
-    worker_seconds: that the workers were there in the part `run` [s].
+    wall: seconds by part.
+    worker_seconds: of all workers, in the part `run`.
     records: of the runs; their "seconds" and "times" (seconds by part) may be missing.
   """
-  parts = dict.fromkeys(PARTS, 0.0)
-  for part, seconds in wall.items():
-    if part != "run":
-      parts[part] += seconds
+  parts = dict.fromkeys(PARTS, 0.0) | {k: v for k, v in wall.items() if k != "run"}
   run = wall.get("run", 0.0)
   workers = worker_seconds / run if run else 1.0
   accounted = 0.0
   for record in records:
-    times: dict[str, Any] = record.get("times", {})
+    times = record.get("times", {})
     rest = max(0.0, record.get("seconds", 0.0) - sum(times.values()))
     for part, seconds in (times | {"unsplit": rest}).items():
       parts[part] += seconds / workers

@@ -65,7 +65,7 @@ def sweep(
   checks.check_sweep_config(config)
   files.make_folder(workdir)
   with files.owned(workdir):
-    clock = costs.Clock(workdir, began)
+    clock = costs.SweepClock(workdir, began)
     each_core = placement.chosen_workers(workdir).each_core
     # Workers come up while the text is prepared.
     pool = Pool(workdir, config.sweep.workers, display, should_stop, each_core, clock.tick)
@@ -84,7 +84,7 @@ def begin(
   tokens: dataset.TokenData,
   pool: Pool,
   display: Display,
-  clock: costs.Clock,
+  clock: costs.SweepClock,
   adapt: bool,
 ) -> Sweep:
   """Checks all that can be refused, and begins the sweep, or goes on with that of the folder."""

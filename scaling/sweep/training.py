@@ -39,7 +39,7 @@ class Sweep:
   cells: list[Cell]  # all that are planned so far, by earlier starts too
   pool: Pool
   display: Display
-  clock: costs.Clock
+  clock: costs.SweepClock
   placements: dict[int, Placement] = dataclasses.field(default_factory=dict)  # by size
 
   @property

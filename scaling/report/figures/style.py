@@ -17,28 +17,16 @@ from scaling.formats import si
 
 SINGLE, DOUBLE = 3.4, 7.0  # widths of one and two columns [in]
 STYLE: dict[Any, Any] = {
-  "font.family": "STIXGeneral",
-  "mathtext.fontset": "stix",
-  "font.size": 8,
-  "legend.fontsize": 7,
-  "xtick.labelsize": 7,
-  "ytick.labelsize": 7,
-  "axes.linewidth": 0.6,
-  "axes.spines.top": False,
-  "axes.spines.right": False,
-  "axes.grid": True,
-  "axes.axisbelow": True,
-  "grid.color": "0.9",
-  "grid.linewidth": 0.5,
-  "xtick.major.width": 0.6,
-  "ytick.major.width": 0.6,
-  "lines.linewidth": 1.0,
-  "lines.markersize": 4,
-  "legend.frameon": False,
-  "legend.columnspacing": 1.2,
+  "font.family": "STIXGeneral", "mathtext.fontset": "stix",
+  "font.size": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+  "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+  "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "grid.linewidth": 0.5,
+  "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+  "lines.linewidth": 1.0, "lines.markersize": 4,
+  "legend.frameon": False, "legend.columnspacing": 1.2,
   "figure.constrained_layout.use": True,
   "pdf.fonttype": 42,  # TrueType: text in the file stays text
-}
+}  # fmt: skip
 SHADES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.86, 256)))
 GREYS = ListedColormap(np.linspace([0.78] * 3, [1.0] * 3, 256))
 ACCENT = "#D55E00"  # held out: Okabe and Ito's vermilion, apart from every shade

@@ -112,7 +112,7 @@ def artists(axes, gid):
 
 
 def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
-  sweeps, laws, numbers = compare.read(records.read(finished))
+  sweeps, laws, numbers = compare.compare_sweeps(records.read(finished))
   axes = objectives.objectives(sweeps, laws, numbers).axes
   assert len(axes) == 2 * 3 + 3
   assert [a.get_title() for a in axes[:6:2]] == [
@@ -173,7 +173,7 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
   assert found["differences"] == []
   assert found["budgets"] == [*BUDGETS, HELD]
-  figure = objectives.objectives(*compare.read(records.read(workdir)))
+  figure = objectives.objectives(*compare.compare_sweeps(records.read(workdir)))
   assert len(figure.axes) == 2 + 3
 
 

@@ -74,7 +74,7 @@ def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   assert text.split("\n\n")[1] == f"**{verdict}**"
   assert records.read(finished).headline == verdict
   assert "| alpha | 0.3500 | [0.3150, 0.3850] |" in text
-  assert "choosing 20 would cost +0.0012 nats/token" in text
+  assert "| cost of 20 tokens per parameter [nats/token] | +0.0012 |" in text
   assert f"| 5 | {si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
   assert "--config.sweep.sizes='(1, 3, 5, 8, 11)'" in text or "'--config.sweep.sizes=(1, 3" in text
   assert "c0ffee12" in text

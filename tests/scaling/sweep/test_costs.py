@@ -48,12 +48,12 @@ def test_the_number_of_workers_is_their_mean_over_the_starts():
 
 def test_the_clock_goes_on_where_an_earlier_start_stopped(tmp_path):
   now = Hands()
-  clock = costs.Clock(tmp_path, began=97.0, now=now)  # the process is 3 s old
+  clock = costs.SweepClock(tmp_path, began=97.0, now=now)  # the process is 3 s old
   clock("run", workers=2)
   now.seconds += 10
   clock("records")
   now.seconds += 1000  # killed in this part: it is lost
-  clock = costs.Clock(tmp_path, now=now)
+  clock = costs.SweepClock(tmp_path, now=now)
   now.seconds += 1
   clock("run", workers=1)
   now.seconds += 30
@@ -70,7 +70,7 @@ def test_the_clock_goes_on_where_an_earlier_start_stopped(tmp_path):
 
 def test_a_clock_that_ticks_loses_seconds_when_it_is_killed(tmp_path):
   now = Hands()
-  clock = costs.Clock(tmp_path, now=now)
+  clock = costs.SweepClock(tmp_path, now=now)
   clock("run", workers=2)
   for _ in range(123):
     now.seconds += 0.5
@@ -78,7 +78,7 @@ def test_a_clock_that_ticks_loses_seconds_when_it_is_killed(tmp_path):
   written = (tmp_path / "costs.json").stat().st_mtime_ns
   clock.tick()
   assert (tmp_path / "costs.json").stat().st_mtime_ns == written
-  clock = costs.Clock(tmp_path, now=now)  # another start, after a SIGKILL
+  clock = costs.SweepClock(tmp_path, now=now)  # another start, after a SIGKILL
   clock("fit")
   clock.finish([{"seconds": 118.0, "times": {"train": 118.0}}])
   kept = json.loads((tmp_path / "costs.json").read_text())
