@@ -8,9 +8,8 @@ from typing import Any
 
 from scaling.formats import bracket, flops, nats, number, ratio, si, yes_no
 from scaling.progress import duration
-from scaling.report.records import Record, outside
+from scaling.report.records import Record, outside, parameters
 from scaling.report.render import Block, Table
-from scaling.report.sections import parameters
 
 Sweeps = Mapping[str, Record]  # by objective
 Numbers = Mapping[str, Any]

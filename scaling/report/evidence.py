@@ -4,16 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, flops, nats, number, ratio, si
-from scaling.report.records import Record
+from scaling.report.records import ESTIMATORS, Record
 from scaling.report.render import Block, Table
 
-ESTIMATORS = {
-  "approach1": "1: envelope of curves",
-  "approach2": "2: isoFLOP parabolas",
-  "huber": "3: Huber",
-  "mse": "3: least squares",
-  "lad": "3: least absolute deviations",
-}
 QUESTIONS = {
   "target_flops": "the best model for {:.3g} FLOPs",
   "target_loss": "the least compute that reaches {:.4g} nats/token",

@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from scaling.formats import bracket, flops, nats, si
+from scaling.formats import bracket, flops, nats, ratio, si
 from scaling.laws import chinchilla
-from scaling.laws.runs import PARAMS
 from train.system import files
 
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
+ESTIMATORS = {
+  "approach1": "1: envelope of curves",
+  "approach2": "2: isoFLOP parabolas",
+  "huber": "3: Huber",
+  "mse": "3: least squares",
+  "lad": "3: least absolute deviations",
+}
 OUTSIDE = 1.05  # times outside the fitted runs, from where an optimum is marked
 
 Cell = dict[str, Any]  # a row of cells.csv: text as text, numbers as float, blanks as nan
@@ -151,7 +157,7 @@ def read(workdir: str | Path) -> Record:
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
   for cell in cells:
-    cell["N"] = cell[PARAMS.get(counting.get("params"), ("N",))[0]]
+    cell["N"] = cell.get(f"params_{counting.get('params')}", cell["N"])
     cell["C"] = 6 * cell["N"] * cell["D"] if counting.get("flops") == "6nd" else cell["C"]
   cells = cells or _read_table(workdir / "runs.csv")
   for cell in cells:
@@ -177,3 +183,12 @@ def column(cells: Iterable[Cell], name: str) -> np.ndarray:
 def outside(optimum: dict[str, Any]) -> bool:
   """Whether an optimum lies outside the runs that were fitted."""
   return optimum.get("extrapolation", 1.0) > OUTSIDE
+
+
+def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:
+  """Formats a law's parameters and exponents: name, value, interval."""
+  form = {"A": ratio, "B": ratio}
+  return [
+    (name, form.get(name, nats)(value), bracket(fit["intervals"].get(name), form.get(name, nats)))
+    for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items()
+  ]

@@ -4,7 +4,7 @@ It reads the sweep's folder and nothing else, so that it can be made again at an
 there yet is named. report.html holds its figures and needs no network.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from scaling.formats import text_table
@@ -14,13 +14,31 @@ from scaling.report.render import Block, Image, Table
 from train.system import files
 
 MOST_BUDGETS = 9  # rows of optima in the terminal
+
+
+def missing(record: Record) -> Iterator[Block]:
+  """Yields the files and the figures that are not there yet."""
+  from scaling.report.figures.table import FIGURES  # matplotlib is slow to import: only to draw
+
+  parts = {
+    "sweep.json": record.sweep, "cells.csv": record.cells, "fit.json": record.fit,
+    "prediction.json": record.prediction, "verification.json": record.verification,
+  }  # fmt: skip
+  names = [f"`{name}`" for name, part in parts.items() if not part and not record.foreign]
+  for name, figure in FIGURES.items():
+    if reason := record.lacks(*figure.needs):
+      names.append(f"figure {name} ({reason})")
+  if names:
+    yield f"**Incomplete.** Missing: {', '.join(names)}."
+
+
 Part = str | Callable[[Record], Iterable[Block]]  # a figure by its name, or a section
 PROVENANCE: tuple[tuple[str, list[Part]], ...] = (
   ("How to reproduce", [sections.reproduction]),
   ("Provenance", [sections.provenance]),
 )
 SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
-  ("", [sections.headline, sections.glance, sections.missing, "isoflop_profiles"]),
+  ("", [sections.headline, sections.glance, missing, "isoflop_profiles"]),
   ("The law", [sections.law, "contours"]),
   ("Compute-optimal models", [sections.optima, "frontier"]),
   ("Held-out cells", [sections.heldout]),
@@ -74,7 +92,7 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
 
 def draw(workdir: str | Path) -> None:
   """Writes the figures that the folder of one sweep allows."""
-  from scaling.report.figures import table  # matplotlib is slow to import: only to draw
+  from scaling.report.figures import table
 
   table.draw(records.read(workdir))
 
@@ -138,7 +156,7 @@ def _law_lines(record: Record) -> str:
   fit = record.fit
   lines = [
     f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = E + A / N^alpha + B / D^beta:",
-    ", ".join(f"{name} = {value} {ends}" for name, value, ends in sections.parameters(fit)),
+    ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit)),
     *(f"Warning: {warning}" for warning in fit.get("warnings", ())),
   ]
   return "\n".join(lines)

@@ -6,11 +6,10 @@ A section yields nothing where the record lacks what it shows; `report.SECTIONS`
 import math
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, yes_no
 from scaling.progress import duration
-from scaling.report.records import Cell, Record, outside
+from scaling.report.records import Cell, Record, outside, parameters
 from scaling.report.render import Block, Table
 from scaling.sweep import costs
 from train.system import files
@@ -43,31 +42,6 @@ def glance(record: Record) -> Iterator[Block]:
      ""),
   ]  # fmt: skip
   yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
-
-
-def missing(record: Record) -> Iterator[Block]:
-  """Yields the files and the figures that are not there yet."""
-  from scaling.report.figures.table import FIGURES  # matplotlib is slow to import: only to draw
-
-  parts: dict[str, Any] = {
-    "sweep.json": record.sweep, "cells.csv": record.cells, "fit.json": record.fit,
-    "prediction.json": record.prediction, "verification.json": record.verification,
-  }  # fmt: skip
-  names = [f"`{name}`" for name, part in parts.items() if not part and not record.foreign]
-  for name, figure in FIGURES.items():
-    if reason := record.lacks(*figure.needs):
-      names.append(f"figure {name} ({reason})")
-  if names:
-    yield f"**Incomplete.** Missing: {', '.join(names)}."
-
-
-def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:
-  """Formats a law's parameters and exponents: name, value, interval."""
-  form = {"A": ratio, "B": ratio}
-  return [
-    (name, form.get(name, nats)(value), bracket(fit["intervals"].get(name), form.get(name, nats)))
-    for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items()
-  ]
 
 
 def law(record: Record) -> Iterator[Block]:

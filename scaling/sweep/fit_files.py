@@ -75,7 +75,8 @@ def write_fit(
       if found := one_variable.along(runs, options):
         files.write_json(workdir / "line.json", found)
     raise
-  trained = None if path else estimators.make_curves(curves.read_curves(workdir, law.runs))
+  rows = curves.read_curves(workdir, law.runs.ids, law.runs.N, law.runs.D, law.runs.C)
+  trained = None if path else estimators.make_curves(rows)
   record = fit_json.to_json(law, trained, compare_forms) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
     "choices": sensitivity.vary_choices(source, options, columns, where, exclude),

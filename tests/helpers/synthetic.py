@@ -197,7 +197,8 @@ def reported(folder: Path) -> Path:
   options.bootstraps = 200
   asked = questions.Questions(flops=1e14, loss=1.8, inference_tokens=1e9, max_tokens=2e6)
   law = laws.fit_runs(runs.read_runs(folder), options)
-  made = laws.to_json(law, laws.make_curves(curves.read_curves(folder, law.runs)))
+  r = law.runs
+  made = laws.to_json(law, laws.make_curves(curves.read_curves(folder, r.ids, r.N, r.D, r.C)))
   held = {"C": 6e11, "fitted": 18, "heldout": 18, "bias": 0.0, "converged": True, "reason": None}
   behind = {key: made[key] for key in ("estimators", "profile", "influence")} | {
     "choices": sensitivity.vary_choices(folder, options),

@@ -1,29 +1,28 @@
 """Training curves of a sweep's cells, read from its folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scaling.laws.runs import Runs
 from train.system import files
 
 
 def read_curves(
-  workdir: Path, runs: Runs
+  workdir: Path, ids: Sequence[str], N: np.ndarray, D: np.ndarray, C: np.ndarray
 ) -> Iterator[tuple[str, float, np.ndarray, np.ndarray, np.ndarray]]:
-  """Yields the training curve of each run: id, N, and tokens, FLOPs, loss, arrays [t].
+  """Yields the curve of each of some runs [n]: id, N, and tokens, FLOPs, loss, arrays [t].
 
   A cell that was branched from a trunk begins with the trunk's curve up to its branch.
   """
   sweep = files.read_json(workdir / "sweep.json") or {}
   trunks = {cell["id"]: cell.get("trunk") for cell in sweep.get("cells", [])}
-  for name, N, D, C in zip(runs.ids, runs.N, runs.D, runs.C, strict=True):
+  for name, n, d, c in zip(ids, N, D, C, strict=True):
     curve = train_losses(workdir / "cells" / name)
     if trunks.get(name):
       curve = join(train_losses(workdir / "trunks" / trunks[name]), curve)
     if curve.size:
-      yield name, N, curve[0], curve[0] * C / D, curve[1]
+      yield name, n, curve[0], curve[0] * c / d, curve[1]
 
 
 def train_losses(folder: Path) -> np.ndarray:

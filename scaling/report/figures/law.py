@@ -7,9 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scaling.laws import chinchilla
-from scaling.report.evidence import ESTIMATORS
 from scaling.report.figures import style
-from scaling.report.records import Cell, Record, column, outside
+from scaling.report.records import ESTIMATORS, Cell, Record, column, outside
 
 
 def contours(record: Record) -> Figure:

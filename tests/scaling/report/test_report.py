@@ -15,7 +15,7 @@ import pytest
 from synthetic import COLUMNS, edit, markdown, params_of
 
 from scaling.formats import si
-from scaling.report import evidence, records, report
+from scaling.report import records, report
 from scaling.report.figures import style, table
 
 
@@ -195,7 +195,7 @@ def test_the_report_says_what_stands_behind_the_law(workdir):
   text, fit_json = markdown(workdir), records.read(workdir).fit
   for row in fit_json["estimators"]["rows"]:
     line = next(
-      x for x in text.splitlines() if x.startswith(f"| {evidence.ESTIMATORS[row['estimator']]} |")
+      x for x in text.splitlines() if x.startswith(f"| {records.ESTIMATORS[row['estimator']]} |")
     )
     assert (f"{row['a']:.3f}" if row["a"] else row["reason"]) in line
   for row in fit_json["choices"]:
