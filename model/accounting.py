@@ -1,4 +1,4 @@
-"""What a model costs, by arithmetic on its resolved config: parameters and FLOPs. No arrays.
+"""What a model costs: parameters, by the shapes of the model itself, and FLOPs, by arithmetic.
 
 Parameters come in four groups that sum to the total: `embedding` and `positions` (also those of a
 relative bias, and token types) are looked up, `body` and `head` are multiplied for every token. A
@@ -15,22 +15,23 @@ encoder-decoder's encoder (0 in the other families). Each raises ConfigError whe
 given to a family that has no use for it.
 """
 
+import functools
 import math
+import re
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
+from flax import nnx
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs.errors import ConfigError
+from model import transformer
 
 GROUPS = ("embedding", "positions", "body", "head")
 CONVENTIONS = {"body_head": ("body", "head"), "body": ("body",), "total": GROUPS}
-GATED = ("geglu", "swiglu")
-
-Matrices = list[tuple[int, int]]  # (fan in, fan out) of dense layers
 
 
-class Stack(NamedTuple):
-  """One stack of blocks, and what it sees."""
+class StackLengths(NamedTuple):
+  """The tokens that one stack of blocks reads, and what they see."""
 
   name: str  # encoder | decoder
   depth: int
@@ -52,22 +53,6 @@ def group(path: str) -> str:
   return "positions" if looked_up else "body"
 
 
-def head_turns(tokens: int, vocab_size: int, logits_at_once: int) -> int:
-  """Returns in how many parts the loss of so many tokens is taken, by `model.logits_at_once`."""
-  return -(-tokens * vocab_size // logits_at_once) if logits_at_once else 1
-
-
-def mlp_width(model_config: ConfigDict) -> int:
-  """Returns F, the hidden width of the feed-forward layer.
-
-  A gated MLP has three matrices instead of two, hence 2/3 of the width that `mlp_ratio` gives
-  (Shazeer 2020, arXiv:2002.05202), rounded to a multiple of 8.
-  """
-  c = model_config
-  width = c.mlp_ratio * c.width
-  return c.mlp_width or (8 * round(width / 12) if _gated(c) else round(width))
-
-
 def shapes(
   model_config: ConfigDict, vocab_size: int, seq_len: int, source_len: int = 0
 ) -> dict[str, tuple[int, ...]]:
@@ -75,51 +60,25 @@ def shapes(
 
   Stacked blocks have a leading axis of their depth.
   """
-  c = model_config
-  d, k, f, queries = c.width, c.head_width, mlp_width(c), c.heads * c.head_width
+  stacks(model_config, seq_len, source_len)  # refuses lengths that do not fit the family
+  return _shapes(FrozenConfigDict(model_config), vocab_size, seq_len, source_len)
 
-  def norm(width: int) -> dict:
-    return {"scale": (width,)} | ({"bias": (width,)} if c.norm == "layer" and c.biases else {})
 
-  def dense(fan_in: int, fan_out: int) -> dict:
-    return {"kernel": (fan_in, fan_out)} | ({"bias": (fan_out,)} if c.biases else {})
+@functools.lru_cache(maxsize=1024)  # tracing a model takes some 40 ms
+def _shapes(
+  model_config: FrozenConfigDict, vocab_size: int, seq_len: int, source_len: int
+) -> dict[str, tuple[int, ...]]:
+  def build() -> transformer.Transformer:
+    return transformer.build(model_config, vocab_size, seq_len, nnx.Rngs(0), source_len)
 
-  attention = {
-    "query": dense(d, queries),
-    "key": dense(d, c.kv_heads * k),
-    "value": dense(d, c.kv_heads * k),
-    "out": dense(queries, d),
-  } | ({"query_norm": norm(k), "key_norm": norm(k)} if c.qk_norm else {})
-  mlp = {"up": dense(d, f), "down": dense(f, d)} | ({"gate": dense(d, f)} if _gated(c) else {})
-  block = {"attention_norm": norm(d), "attention": attention, "mlp_norm": norm(d), "mlp": mlp}
-  cross = {"cross_norm": norm(d), "cross_attention": attention}
-  tree: dict = {"embedding": {"table": (vocab_size, d)}, "head": {}}
-  for stack in stacks(c, seq_len, source_len):
-    blocks = _flat(block | (cross if stack.memory else {}))
-    tree[stack.name] = {"block": {path: (stack.depth, *shape) for path, shape in blocks.items()}}
-    if c.positions == "learned":
-      tree[stack.name]["positions"] = {"table": (stack.length, d)}
-    if c.positions == "relative":
-      tree[stack.name]["relative"] = {"table": (c.relative_buckets, c.heads)}
-    if c.norm_position == "pre":
-      tree[stack.name]["final_norm"] = norm(d)
-  if c.token_types:
-    tree["token_types"] = {"table": (c.token_types, d)}
-  if c.embedding_norm:
-    tree["embedding_norm"] = norm(d)
-  if c.head_transform:
-    tree["head"] = {"transform": dense(d, d), "norm": norm(d)}
-  if not c.tied:
-    tree["head"]["kernel"] = (d, vocab_size)
-  if c.head_bias:
-    tree["head"]["bias"] = (vocab_size,)
-  return _flat(tree)
+  params = nnx.state(nnx.eval_shape(build), nnx.Param)
+  return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(params)}
 
 
 def param_groups(
   model_config: ConfigDict, vocab_size: int, seq_len: int, source_len: int = 0
 ) -> dict[str, int]:
-  """Returns the number of parameters by group, and their sum under "total"."""
+  """Counts the parameters by group, and their sum under "total"."""
   groups = dict.fromkeys(GROUPS, 0)
   for path, shape in shapes(model_config, vocab_size, seq_len, source_len).items():
     groups[group(path)] += math.prod(shape)
@@ -143,7 +102,7 @@ def n_params(groups: dict[str, int], convention: str) -> int:
 def forward_flops_per_sequence(
   model_config: ConfigDict, vocab_size: int, seq_len: int, source_len: int = 0
 ) -> float:
-  """Returns the FLOPs of one sequence's forward pass.
+  """Counts the FLOPs of one sequence's forward pass.
 
   A decoder's token attends to itself and to what precedes it: self-attention is charged its causal
   half, also where a backend computes and masks the full square, and also where a prefix is visible
@@ -151,31 +110,33 @@ def forward_flops_per_sequence(
   for each token of the source, in each block. The head is charged for all T tokens.
   """
   c = model_config
+  flops = 2.0 * seq_len * c.width * vocab_size * c.tied
+  lengths = {stack.name: stack for stack in stacks(c, seq_len, source_len)}
+  for path, shape in shapes(c, vocab_size, seq_len, source_len).items():
+    if path.endswith("/kernel"):
+      of_memory = re.search("/cross_attention/(key|value)/", path)
+      stack = lengths.get(path.split("/")[0])
+      tokens = source_len if of_memory else stack.length if stack else seq_len
+      flops += 2 * tokens * math.prod(shape)
   pair = 2 * 2 * c.heads * c.head_width  # a score, and a weighted value
-  flops = seq_len * (_product(_transform(c)) + _product([(c.width, vocab_size)]))
-  for stack in stacks(c, seq_len, source_len):
-    dense = _product(_queries(c) + _keys(c) + _mlp(c))
-    block = stack.length * dense + pair * stack.pairs
-    if stack.memory:
-      block += stack.length * _product(_queries(c)) + stack.memory * _product(_keys(c))
-      block += pair * stack.length * stack.memory
-    flops += stack.depth * block
-  return float(flops)
+  for stack in lengths.values():
+    flops += pair * stack.depth * (stack.pairs + stack.length * stack.memory)
+  return flops
 
 
 def train_flops_per_sequence(
   model_config: ConfigDict, vocab_size: int, seq_len: int, source_len: int = 0
 ) -> float:
-  """Returns the training FLOPs of one sequence: forward, and twice that for the backward pass."""
+  """Counts the training FLOPs of one sequence: forward, and twice that for the backward pass."""
   return 3 * forward_flops_per_sequence(model_config, vocab_size, seq_len, source_len)
 
 
 def petaflop_s_days(flops: float) -> float:
-  """Returns FLOPs in petaflop/s-days (1e15 x 86,400)."""
+  """Converts FLOPs into petaflop/s-days (1e15 x 86,400)."""
   return flops / 8.64e19
 
 
-def stacks(model_config: ConfigDict, seq_len: int, source_len: int) -> list[Stack]:
+def stacks(model_config: ConfigDict, seq_len: int, source_len: int) -> list[StackLengths]:
   """Returns the stacks of a model, in the order in which they run."""
   c = model_config
   if (c.family == "encoder_decoder") != (source_len > 0):
@@ -186,46 +147,8 @@ def stacks(model_config: ConfigDict, seq_len: int, source_len: int) -> list[Stac
   causal = seq_len * (seq_len + 1) / 2
   if c.family == "encoder_decoder":
     return [
-      Stack("encoder", c.encoder_depth, source_len, source_len**2, memory=0),
-      Stack("decoder", c.depth, seq_len, causal, memory=source_len),
+      StackLengths("encoder", c.encoder_depth, source_len, source_len**2, memory=0),
+      StackLengths("decoder", c.depth, seq_len, causal, memory=source_len),
     ]
   pairs = causal if c.family == "decoder" else seq_len**2
-  return [Stack(c.family, c.depth, seq_len, pairs, memory=0)]
-
-
-def _flat(tree: dict) -> dict[str, tuple[int, ...]]:
-  """Returns the leaves of nested dictionaries by their path."""
-  leaves: dict[str, tuple[int, ...]] = {}
-  for name, branch in tree.items():
-    below = _flat(branch) if isinstance(branch, dict) else {"": branch}
-    leaves |= {f"{name}/{path}".rstrip("/"): leaf for path, leaf in below.items()}
-  return leaves
-
-
-def _gated(model_config: ConfigDict) -> bool:
-  return model_config.mlp in GATED
-
-
-def _queries(model_config: ConfigDict) -> Matrices:
-  """The dense layers of an attention that see the tokens that ask: query and out."""
-  d, width = model_config.width, model_config.heads * model_config.head_width
-  return [(d, width), (width, d)]
-
-
-def _keys(model_config: ConfigDict) -> Matrices:
-  """Those that see the tokens that are asked: key and value."""
-  return [(model_config.width, model_config.kv_heads * model_config.head_width)] * 2
-
-
-def _mlp(model_config: ConfigDict) -> Matrices:
-  d, f = model_config.width, mlp_width(model_config)
-  return [(d, f)] * (2 if _gated(model_config) else 1) + [(f, d)]
-
-
-def _transform(model_config: ConfigDict) -> Matrices:
-  return [(model_config.width, model_config.width)] * int(model_config.head_transform)
-
-
-def _product(matrices: Matrices) -> int:
-  """FLOPs of one token's products with these matrices."""
-  return sum(2 * fan_in * fan_out for fan_in, fan_out in matrices)
+  return [StackLengths(c.family, c.depth, seq_len, pairs, memory=0)]

@@ -1,75 +1,33 @@
-"""The one Block: attention, perhaps cross-attention, and a feed-forward layer, each a residual."""
+"""The one Block (attention, perhaps cross-attention, and an MLP), and a Stack of them."""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from model.accounting import GATED, mlp_width
-from model.attention import Attention, Rotation, View
-from model.layers import Dense, Norm, dropout, joined, repeated, split_keys
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "gelu": jax.nn.gelu,
-  "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
-  "relu": jax.nn.relu,
-  "geglu": jax.nn.gelu,
-  "swiglu": jax.nn.silu,
-}
-
-
-def _gated(activation: Callable) -> Callable[..., jax.Array]:
-  return lambda gate_X, x_X: activation(gate_X) * x_X
-
-
-def _widened(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Returns f, computed in float32, with a result in the dtype of its arguments."""
-  return lambda *x: f(*(x_X.astype(jnp.float32) for x_X in x)).astype(x[0].dtype)
-
-
-# What the MLP's last product takes, of what its first ones made. Of relu the backward pass keeps a
-# boolean for each number; of the others it would keep up to five arrays.
-HIDDEN: dict[str, Callable[..., jax.Array]] = {
-  mlp: repeated(_widened(_gated(f) if mlp in GATED else f)) for mlp, f in ACTIVATIONS.items()
-} | {"relu": jax.nn.relu}
-
-KeysValues = tuple[jax.Array, jax.Array]
-
-
-class Mlp(nnx.Module):
-  """Feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x)."""
-
-  def __init__(self, model_config: ConfigDict, *, rngs: nnx.Rngs):
-    c = model_config
-    self.hidden = HIDDEN[c.mlp]
-    self.up = Dense(c, c.width, mlp_width(c), rngs=rngs)
-    self.gate = Dense(c, c.width, mlp_width(c), rngs=rngs) if c.mlp in GATED else None
-    self.down = Dense(c, mlp_width(c), c.width, rngs=rngs, scale=0.5 / c.depth)
-
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """Returns y_BTD."""
-    layers = (self.up,) if self.gate is None else (self.gate, self.up)
-    return self.down(self.hidden(*joined(layers, x_BTD)))
+from model.attention import Attention, AttentionMask, KeysValues
+from model.layers import MLP, Embedding, Norm, dropout, split_keys
+from model.positions import Rotation, relative_bucket, rotation
 
 
 class Context(NamedTuple):
   """What all blocks of a stack share.
 
   Attributes:
-    view: what a token sees of its own sequence.
+    mask: what a token sees of its own sequence.
     rotation: of its queries and keys; None: positions are not rotary.
-    cross_view: what it sees of the encoder's output; None: there is no encoder.
+    cross_mask: what it sees of the encoder's output; None: there is no encoder.
     memory_BSD: the encoder's output; None where the cache holds its keys and values.
     slots_BT: where in the cache these tokens belong; None: there is no cache.
   """
 
-  view: View
+  mask: AttentionMask
   rotation: Rotation | None = None
-  cross_view: View | None = None
+  cross_mask: AttentionMask | None = None
   memory_BSD: jax.Array | None = None
   slots_BT: jax.Array | None = None
 
@@ -77,21 +35,20 @@ class Context(NamedTuple):
 class Cache(NamedTuple):
   """Keys and values of what was read so far: of one block, or with a leading L of all."""
 
-  own: KeysValues  # BSGK: one slot per position
-  cross: KeysValues | None  # of the encoder's output
+  text: KeysValues  # one slot per position
+  memory: KeysValues | None  # of the encoder's output
 
 
 class Block(nnx.Module):
   """Residual block, with its norms before (`pre`) or after (`post`) the sums."""
 
-  def __init__(self, model_config: ConfigDict, cross: bool, *, rngs: nnx.Rngs):
-    c = model_config
+  def __init__(self, c: ConfigDict, cross: bool, *, rngs: nnx.Rngs):
     self.attention_norm = Norm(c, c.width)
     self.attention = Attention(c, rngs=rngs)
     self.cross_norm = Norm(c, c.width) if cross else None
     self.cross_attention = Attention(c, rngs=rngs) if cross else None
     self.mlp_norm = Norm(c, c.width)
-    self.mlp = Mlp(c, rngs=rngs)
+    self.mlp = MLP(c, rngs=rngs)
     self.post, self.dropout = c.norm_position == "post", c.dropout
 
   def __call__(
@@ -107,40 +64,146 @@ class Block(nnx.Module):
     """
     keys = split_keys(keys_B, 3)
 
-    def attend(x_BTD: jax.Array) -> jax.Array:
-      nonlocal cache
-      own = self.attention.keys_values(x_BTD, context.rotation)
-      if cache is not None:
-        own = _written(cache.own, own, context.slots_BT)
-        cache = cache._replace(own=own)
-      return self.attention(x_BTD, *own, context.view, context.rotation)
+    y_BTD = self._input(x_BTD, self.attention_norm)
+    keys_values = self.attention.keys_values(y_BTD, context.rotation)
+    if cache is not None:
+      keys_values = _write(cache.text, keys_values, context.slots_BT)
+      cache = cache._replace(text=keys_values)
+    y_BTD = self.attention(y_BTD, keys_values, context.mask, context.rotation)
+    x_BTD = self._add(x_BTD, y_BTD, self.attention_norm, keys[0])
 
-    def attend_across(x_BTD: jax.Array) -> jax.Array:
-      assert self.cross_attention is not None
-      assert context.cross_view is not None
-      cross = cache.cross if cache else None
-      if cross is None:
+    if self.cross_attention is not None and self.cross_norm is not None:
+      assert context.cross_mask is not None
+      y_BTD = self._input(x_BTD, self.cross_norm)
+      if cache is not None and cache.memory is not None:
+        keys_values = cache.memory
+      else:
         assert context.memory_BSD is not None
-        cross = self.cross_attention.keys_values(context.memory_BSD)
-      return self.cross_attention(x_BTD, *cross, context.cross_view)
+        keys_values = self.cross_attention.keys_values(context.memory_BSD)
+      y_BTD = self.cross_attention(y_BTD, keys_values, context.cross_mask)
+      x_BTD = self._add(x_BTD, y_BTD, self.cross_norm, keys[1])
 
-    x_BTD = self._add(x_BTD, attend, self.attention_norm, keys[0])
-    if self.cross_norm is not None:
-      x_BTD = self._add(x_BTD, attend_across, self.cross_norm, keys[1])
-    return self._add(x_BTD, self.mlp, self.mlp_norm, keys[2]), cache
+    y_BTD = self.mlp(self._input(x_BTD, self.mlp_norm))
+    return self._add(x_BTD, y_BTD, self.mlp_norm, keys[2]), cache
+
+  def _input(self, x_BTD: jax.Array, norm: Norm) -> jax.Array:
+    return x_BTD if self.post else norm(x_BTD)
 
   def _add(
-    self, x_BTD: jax.Array, layer: Callable, norm: Norm, keys_B: jax.Array | None
+    self, x_BTD: jax.Array, y_BTD: jax.Array, norm: Norm, keys_B: jax.Array | None
   ) -> jax.Array:
-    if self.post:
-      return norm(x_BTD + dropout(layer(x_BTD), self.dropout, keys_B))
-    return x_BTD + dropout(layer(norm(x_BTD)), self.dropout, keys_B)
+    x_BTD = x_BTD + dropout(y_BTD, self.dropout, keys_B)
+    return norm(x_BTD) if self.post else x_BTD
 
 
-def _written(cached: KeysValues, new: KeysValues, slots_BT: jax.Array | None) -> KeysValues:
+def _write(cached: KeysValues, new: KeysValues, slots_BT: jax.Array | None) -> KeysValues:
   """Returns the cached keys and values with new ones in their slots."""
   row_B1 = jnp.arange(new[0].shape[0])[:, None]
   keys, values = (
     old_BSGK.at[row_B1, slots_BT].set(x_BTGK) for old_BSGK, x_BTGK in zip(cached, new, strict=True)
   )
   return keys, values
+
+
+def _save_products(primitive: Any, *args: Any, **params: Any) -> bool:
+  flash = primitive.name.startswith(("dot_product_attention_fwd", "pallas_call"))
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return flash or dots(primitive, *args, **params)
+
+
+# What the backward pass repeats of a block: nothing; all but products with weights, and but flash
+# attention; all. XLA's CPU backend undoes it in unrolled layers: it saves memory under `scan` only.
+REMAT: dict[str, Callable] = {
+  "none": lambda f: f,
+  "dots": functools.partial(jax.checkpoint, policy=_save_products),
+  "full": jax.checkpoint,
+  "all_gather": functools.partial(  # "none" of a model in shards: gathering them is repeated
+    jax.checkpoint, policy=lambda primitive, *_, **__: primitive.name != "all_gather"
+  ),
+}
+
+
+class Stack(nnx.Module):
+  """L blocks, their positions, and the norm that ends them."""
+
+  def __init__(
+    self,
+    c: ConfigDict,
+    depth: int,
+    length: int,
+    *,
+    causal: bool,
+    cross: bool,
+    std: float,
+    rngs: nnx.Rngs,
+    gather: Callable[[Any], Any] | None,
+  ):
+    self.gather = gather
+    learned, relative = c.positions == "learned", c.positions == "relative"
+    self.positions = Embedding(length, c.width, rngs=rngs, std=std) if learned else None
+    self.relative = Embedding(c.relative_buckets, c.heads, rngs=rngs, std=0.1) if relative else None
+    self.block = _stacked_blocks(c, depth, cross, rngs)
+    self.final_norm = Norm(c, c.width) if c.norm_position == "pre" else None
+    self.causal, self.depth, self.scan, self.remat = causal, depth, c.scan, c.remat
+    self.rotary_base = c.rotary_base if c.positions == "rotary" else None
+    self.head_width, self.longest = c.head_width, c.relative_distance
+
+  def rotation(self, positions_BT: jax.Array):
+    """Returns the rotation to these positions; None where positions are not rotary."""
+    if self.rotary_base is None:
+      return None
+    return rotation(positions_BT, self.head_width, self.rotary_base)
+
+  def bias(self, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array | None:
+    """Returns the bias of relative positions, BHTS; None where positions are not relative."""
+    if self.relative is None:
+      return None
+    distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+    buckets = self.relative.table.shape[0]
+    bucket_BTS = relative_bucket(distance_BTS, buckets, self.longest, self.causal)
+    return jnp.moveaxis(self.relative(bucket_BTS), -1, 1)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    context: Context,
+    cache: Cache | None = None,
+    keys_LB: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Returns the output y_BTD, and the cache with these tokens in it."""
+    graphdef, state_L = nnx.split(self.block)
+
+    def apply(x_BTD, layer):
+      params, cache, keys_B = layer
+      params = self.gather(params) if self.gather else params
+      return nnx.merge(graphdef, params)(x_BTD, context, cache, keys_B)
+
+    apply = REMAT["all_gather" if self.gather and self.remat == "none" else self.remat](apply)
+    layers_L = (nnx.to_pure_dict(state_L), cache, keys_LB)
+    if self.scan:
+      x_BTD, cache = jax.lax.scan(apply, x_BTD, layers_L)
+    else:
+      caches = []
+      for i in range(self.depth):
+        x_BTD, layer_cache = apply(x_BTD, jax.tree.map(lambda w_L, i=i: w_L[i], layers_L))
+        caches.append(layer_cache)
+      cache = jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+    return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache
+
+  def cross_keys_values(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys and values of the encoder's output, each LBSGK."""
+    graphdef, params_L = nnx.split(self.block)
+    return jax.vmap(
+      lambda params: nnx.merge(graphdef, params).cross_attention.keys_values(memory_BSD)
+    )(params_L)
+
+
+def _stacked_blocks(c: ConfigDict, depth: int, cross: bool, rngs: nnx.Rngs) -> Any:
+  """Returns L blocks as one, each parameter with a leading axis L."""
+
+  @nnx.split_rngs(splits=depth)
+  @nnx.vmap
+  def create(rngs):
+    return Block(c, cross, rngs=rngs)
+
+  return create(rngs)

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
-from model import layers
+from model import ops
 
 BLOCK = 128  # queries and keys of a Pallas kernel's block: lengths are padded to whole ones
 
@@ -28,29 +29,29 @@ def choose(
   platform: str,
   q_shape: tuple[int, ...],
   k_shape: tuple[int, ...],
-  dtype: jnp.dtype,
+  dtype: DTypeLike,
   segments: bool,
-  tail: bool,
+  right_padded: bool,
 ) -> str:
   """Returns the kernel that serves an attention without bias and dense mask; "": none does.
 
   Args:
-    platform: see `layers.platform`.
+    platform: see `ops.platform`.
     q_shape: BTHK of the queries.
     k_shape: BSGK of the keys.
     dtype: of the products' operands.
     segments: there are some.
-    tail: they are 1, and then 0 to the end of the row.
+    right_padded: they are 1, and then 0 to the end of the row.
   """
   _, T, H, K = q_shape
   _, S, G, _ = k_shape
-  if jnp.dtype(dtype) != jnp.bfloat16 or H % G or G % (layers.tensor_axis() or 1):
+  if jnp.dtype(dtype) != jnp.bfloat16 or H % G or G % (ops.tensor_axis() or 1):
     return ""
   if platform == "tpu":
     return "splash"
   if platform != "gpu":
     return ""
-  if segments and not tail:
+  if segments and not right_padded:
     return "triton" if K >= 16 and T == S else ""
   return "cudnn" if K % 8 == 0 and K <= 128 else ""  # on any GPU from Ampere on
 
@@ -72,7 +73,7 @@ def attend(
       jnp.broadcast_to(segments_BT, q_BTHK.shape[:2]),
       jnp.broadcast_to(segments_BS, k_BSGK.shape[:2]),
     )
-  if layers.tensor_axis():  # the compiler cannot divide a kernel, not even among one device
+  if ops.tensor_axis():  # the compiler cannot divide a kernel, not even among one device
     heads = P(None, None, "tensor")
     ids = P() if segments is None else (P(), P())
     call = jax.shard_map(

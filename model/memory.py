@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from model import accounting, sharding
-from model.accounting import GATED, Stack, mlp_width
+from model import accounting, ops, sharding
+from model.accounting import StackLengths
+from model.layers import GATED, mlp_width
 
 TREES = ("params", "gradients", "optimizer")
 
@@ -110,7 +111,7 @@ def _sizes(model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tup
   imagined: Any = SimpleNamespace(shape=dict(zip(sharding.AXES, mesh, strict=True)))
   any_strategy: Any = SimpleNamespace(strategy="ddp")  # which dimensions divide is the same in all
   leaves = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
-  layout = sharding.layout(any_strategy, leaves, imagined)
+  layout = sharding.make_layout(any_strategy, leaves, imagined)
   tensor = {p: mesh[2] if layout.tensor_dims[p] >= 0 else 1 for p in shapes}
   shards = {p: mesh[1] if layout.dims[p] >= 0 else 1 for p in shapes}
   size = {p: math.prod(shape) // tensor[p] for p, shape in shapes.items()}
@@ -138,7 +139,7 @@ class Block(NamedTuple):
   again: float  # operands that several products share, once more for each
 
 
-def _block(c: ConfigDict, stack: Stack, tensor: int, fused: bool) -> Block:
+def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> Block:
   T, S, D = stack.length, stack.memory, c.width
   operand = 2 if c.dtype == "bfloat16" else 4
   if c.dtype == "bfloat16" and not fused:
@@ -208,7 +209,7 @@ def _activations(
 
 def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int, fused: bool) -> float:
   """Returns bytes of the head at work on so many tokens."""
-  turns = accounting.head_turns(math.ceil(tokens), vocab_size, c.logits_at_once)
+  turns = ops.loss_chunks(math.ceil(tokens), vocab_size, c.logits_at_once)
   gradient = 2 if fused and c.dtype == "bfloat16" else 4  # bytes of each, as products read them
   at_once = (4 + gradient) * tokens / turns * vocab_size / tensor + 3 * 4 * tokens * c.width
   # A turn's gradient of the head, beside their sum.

@@ -142,7 +142,7 @@ def _generate(
     return draw(filter_logits(logits_BV, temperature, top_k, top_p), positions_B, key)
 
   # All prompts at once. What the padding leaves in the cache is overwritten before it is visible.
-  cache = model.start_cache(B, P + max_new_tokens - 1, source)
+  cache = model.start_decoding(B, P + max_new_tokens - 1, source)
   positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
   logits_BPV, cache = model.extend(prompts_BP, positions_BP, cache)
   last_B11 = (lengths_B - 1)[:, None, None]

@@ -5,8 +5,8 @@ strategy keeps in shards; `tensor` divides the products inside a layer. ZeRO's s
 et al. 2020, arXiv:1910.02054) say which of the trees of the parameters' shape lie in shards.
 
 The training step runs once per device on what it holds (`jax.shard_map`), so the collectives are
-those written here: a parameter is made whole right before its use (`whole`), and the derivative of
-that is the reduce-scatter of its gradient.
+those written here: a parameter is all-gathered right before its use, and the derivative of that is
+the reduce-scatter of its gradient.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
-from model import layers
+from model import ops
 
 AXES = ("replica", "shard", "tensor")
 BATCH = ("replica", "shard")  # the axes that divide a batch
@@ -59,8 +59,8 @@ TENSOR = ("heads", "mlp", "vocab")  # the axes that `tensor` divides
 SHARD = ("embed", "mlp", "vocab", "heads", "unit", "hidden", "position")  # `shard`: first to divide
 
 
-def mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the mesh of `config` (`config.sharding`) over all devices.
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Makes the mesh of `config` (`config.sharding`) over all devices.
 
   Raises:
     ConfigError: the devices do not divide as asked.
@@ -101,19 +101,19 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   return data // config.shard_factor, config.shard_factor, config.tensor
 
 
-def check(config: ConfigDict, devices: int, local: int = 0) -> None:
+def check_batches(config: ConfigDict, devices: int, local_devices: int = 0) -> None:
   """Raises ConfigError where a run's batches do not divide among its devices.
 
   Args:
     config: the run's.
     devices: how many there are.
-    local: how many each process has; 0: there is one process.
+    local_devices: how many each process has; 0: there is one process.
   """
   replicas, shards, tensor = mesh_shape(config.sharding, devices)
-  if local % tensor:
+  if local_devices % tensor:
     raise ConfigError(
-      f"sharding.tensor={tensor}: must divide the {local} devices of each process, which reads the "
-      f"batch for its own; one of {divisors(local)}"
+      f"sharding.tensor={tensor}: must divide the {local_devices} devices of each process, which "
+      f"reads the batch for its own; one of {divisors(local_devices)}"
     )
   parts, microbatches = replicas * shards, config.sharding.microbatches
   for field, rows, multiple in (
@@ -180,7 +180,7 @@ class Layout:
     return jax.tree.map(one, self.ndims, self.dims, self.tensor_dims)
 
   @property
-  def reduces_early(self) -> bool:
+  def reduces_each_microbatch(self) -> bool:
     """Whether gradients are summed over devices after each microbatch, not after the last."""
     return "gradients" in self.sharded
 
@@ -208,34 +208,25 @@ class Layout:
 
   # ---- What a step does with them, on each device ----
 
-  def gather(self) -> dict[str, Callable[[Any], Any]]:
-    """Returns by stack what makes whole one block's parameters (see `transformer.build`)."""
+  def block_gathers(self) -> dict[str, Callable[[Any], Any]]:
+    """Returns by stack what all-gathers one block's parameters (see `transformer.build`)."""
     if "params" not in self.sharded or self.mesh.shape["shard"] == 1:
       return {}
-    blocks = {
-      name: self.dims[name]["block"] for name in ("encoder", "decoder") if name in self.dims
-    }
+    stacks = [name for name in ("encoder", "decoder") if name in self.dims]
+    return {name: functools.partial(_gather_block, self.dims[name]["block"]) for name in stacks}
 
-    def gatherer(dims: Any) -> Callable[[Any], Any]:
-      # One block has lost its leading layer axis.
-      return lambda params: jax.tree.map(
-        lambda w, d: whole(w, d - 1) if d >= 0 else w, params, dims
-      )
-
-    return {name: gatherer(dims) for name, dims in blocks.items()}
-
-  def gather_rest(self, params: Any) -> Any:
-    """Returns the parameters with all but those of the blocks made whole."""
+  def all_gather_params(self, params: Any) -> Any:
+    """All-gathers the parameters, but those of the blocks, which gather their own."""
     if "params" not in self.sharded:
       return params
 
-    def one(path: Any, w: jax.Array, dim: int) -> jax.Array:
-      return w if "block" in jax.tree_util.keystr(path) else whole(w, dim)
+    def gather(path: Any, w: jax.Array, dim: int) -> jax.Array:
+      return w if "block" in jax.tree_util.keystr(path) else all_gather(w, dim)
 
-    return jax.tree_util.tree_map_with_path(one, params, self.dims)
+    return jax.tree_util.tree_map_with_path(gather, params, self.dims)
 
-  def total(self, tree: Any, *axes: str) -> Any:
-    """Returns the sums of a tree's leaves over mesh axes; nothing is sent where there is nobody.
+  def all_reduce(self, tree: Any, *axes: str) -> Any:
+    """Sums a tree's leaves over mesh axes; nothing is sent along axes of one device.
 
     Between processes on CPUs all leaves travel as one array: XLA sends each array by itself there,
     which takes a step of two processes with a core each from 31 to 86 ms (D=64, two layers).
@@ -243,26 +234,30 @@ class Layout:
     axes = tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
     if not axes:
       return tree
-    total = jax.tree.map(_addable, tree)
-    if layers.platform() == "cpu" and jax.process_count() > 1:
+    total = jax.tree.map(_summable, tree)
+    if ops.platform() == "cpu" and jax.process_count() > 1:
       flat_N, unravel = ravel_pytree(total)
-      total = unravel(_sum_of_processes(flat_N, axes))
+      total = unravel(_sum_over_processes(flat_N, axes))
     else:
       total = jax.lax.psum(total, axes)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), total, tree)
 
-  def reduce(self, grads: Any) -> Any:
-    """Returns gradients, each device's own, summed over `shard`; in shards where the table says."""
-    if "params" in self.sharded:  # the derivative of `whole` has reduced those in shards
-      return jax.tree.map(lambda g, d: g if d >= 0 else self.total(g, "shard"), grads, self.dims)
-    if "gradients" in self.sharded:
-      return jax.tree.map(
-        lambda g, d: scattered(g, d) if d >= 0 else self.total(g, "shard"), grads, self.dims
-      )
-    return self.total(grads, "shard")
+  def reduce_grads(self, grads: Any) -> Any:
+    """Sums each device's gradients over `shard`; reduce-scatters those that lie in shards."""
+    if "gradients" not in self.sharded:
+      return self.all_reduce(grads, "shard")
+    # Where parameters lie in shards, the derivative of `all_gather` has reduced their gradients.
+    reduced = "params" in self.sharded
 
-  def own(self, tree: Any, kind: str) -> Any:
-    """Returns what a device updates of a tree (gradients or params): its shard or all of it."""
+    def reduce(g: jax.Array, dim: int) -> jax.Array:
+      if dim < 0:
+        return self.all_reduce(g, "shard")
+      return g if reduced else reduce_scatter(g, dim)
+
+    return jax.tree.map(reduce, grads, self.dims)
+
+  def local_shard(self, tree: Any, kind: str) -> Any:
+    """Returns the part of a tree ("gradients" or "params") that a device updates, perhaps all."""
     if "optimizer" not in self.sharded or kind in self.sharded:
       return tree
     return jax.tree.map(self._slice, tree, self.dims)
@@ -273,41 +268,41 @@ class Layout:
     size = w.shape[dim] // self.mesh.shape["shard"]
     return jax.lax.dynamic_slice_in_dim(w, jax.lax.axis_index("shard") * size, size, dim)
 
-  def publish(self, params: Any) -> Any:
-    """Returns the parameters, as the layout keeps them, from what each device has updated."""
+  def all_gather(self, params: Any) -> Any:
+    """Returns the parameters as the layout keeps them, from what each device has updated."""
     if "optimizer" not in self.sharded or "params" in self.sharded:
       return params
-    return jax.tree.map(whole, params, self.dims)
+    return jax.tree.map(all_gather, params, self.dims)
 
   def square_sum(self, grads: Any) -> jax.Array:
-    """Returns the sum of squares of gradients as `own` returns them, over the whole model."""
+    """Returns the sum of squares over the whole model of gradients in local shards."""
     leaves, dims = jax.tree.leaves(grads), jax.tree.leaves(self.dims)
     sums = [(jnp.sum(jnp.square(g)), d) for g, d in zip(leaves, dims, strict=True)]
     if "optimizer" not in self.sharded:
       return jnp.asarray(sum(s for s, _ in sums))
     split = sum(s for s, d in sums if d >= 0)
-    return self.total(jnp.asarray(split), "shard") + sum(s for s, d in sums if d < 0)
+    return self.all_reduce(jnp.asarray(split), "shard") + sum(s for s, d in sums if d < 0)
 
 
-def layout(config: ConfigDict, params: Any, on: Mesh) -> Layout:
-  """Returns the layout of parameters (arrays or their shapes) by `config.sharding`."""
-  shards = on.shape["shard"]
+def make_layout(config: ConfigDict, params: Any, mesh: Mesh) -> Layout:
+  """Lays parameters (arrays or their shapes) out on a mesh by `config.sharding`."""
+  shards, tensor = mesh.shape["shard"], mesh.shape["tensor"]
 
   def tensor_dim(path: Any, leaf: Any) -> int:
     axes = logical_axes(path, leaf.ndim)
-    divides = (axes.index(a) for a in TENSOR if a in axes)
-    return next((i for i in divides if leaf.shape[i] % on.shape["tensor"] == 0), -1)
+    dims = (axes.index(a) for a in TENSOR if a in axes)
+    return next((i for i in dims if leaf.shape[i] % tensor == 0), -1)
 
   def shard_dim(path: Any, leaf: Any) -> int:
     if shards == 1:
       return -1
     axes = logical_axes(path, leaf.ndim)
-    taken = tensor_dim(path, leaf) if on.shape["tensor"] > 1 else -1
+    taken = tensor_dim(path, leaf) if tensor > 1 else -1
     free = (axes.index(a) for a in SHARD if a in axes and axes.index(a) != taken)
     return next((i for i in free if leaf.shape[i] % shards == 0), -1)
 
   return Layout(
-    mesh=on,
+    mesh=mesh,
     sharded=STRATEGIES[config.strategy],
     ndims=jax.tree.map(lambda leaf: leaf.ndim, params),
     dims=jax.tree_util.tree_map_with_path(shard_dim, params),
@@ -315,33 +310,35 @@ def layout(config: ConfigDict, params: Any, on: Mesh) -> Layout:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def whole(w: jax.Array, dim: int) -> jax.Array:
-  """Returns a parameter from its shards along `dim`; one that is not in shards as it is.
-
-  The derivative is written out because XLA's CPU backend fails at bfloat16 sums: see `_addable`.
-  """
-  return _gathered(w, dim)
+# ---- Collectives over `shard` ----
 
 
-def _gathered(w: jax.Array, dim: int) -> jax.Array:
+def _gather(w: jax.Array, dim: int) -> jax.Array:
+  """Returns a parameter from its shards along `dim`; -1: it is not in shards."""
   return w if dim < 0 else jax.lax.all_gather(w, "shard", axis=dim, tiled=True)
 
 
-def scattered(g: jax.Array, dim: int) -> jax.Array:
+def reduce_scatter(g: jax.Array, dim: int) -> jax.Array:
   """Returns this device's shard along `dim` of an array's sum over `shard`."""
-  parts = jax.lax.psum_scatter(_addable(g), "shard", scatter_dimension=dim, tiled=True)
+  parts = jax.lax.psum_scatter(_summable(g), "shard", scatter_dimension=dim, tiled=True)
   return parts.astype(g.dtype)
 
 
-whole.defvjp(
-  lambda w, dim: (_gathered(w, dim), None),
-  lambda dim, _, g: (g if dim < 0 else scattered(g, dim),),
+# The derivative is written out because XLA's CPU backend fails at bfloat16 sums: see `_summable`.
+all_gather = jax.custom_vjp(_gather, nondiff_argnums=(1,))
+all_gather.defvjp(
+  lambda w, dim: (_gather(w, dim), None),
+  lambda dim, _, g: (g if dim < 0 else reduce_scatter(g, dim),),
 )
 
 
-def _sum_of_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """Returns the sum over mesh axes, between processes on CPUs.
+def _gather_block(dims: Any, params: Any) -> Any:
+  """All-gathers one block's parameters, which have lost their leading layer axis."""
+  return jax.tree.map(lambda w, d: all_gather(w, d - 1) if d >= 0 else w, params, dims)
+
+
+def _sum_over_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Sums over mesh axes, between processes on CPUs.
 
   Two devices swap theirs, four do so twice; all of them get the same bits. For 115,000 numbers
   that takes 0.5 ms where XLA's own sum takes 4 (two processes with a core each); 4 instead of 11
@@ -355,6 +352,6 @@ def _sum_of_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return x_N
 
 
-def _addable(x: jax.Array) -> jax.Array:
-  """Returns x as the devices can add it up: XLA's CPU backend adds no bfloat16."""
-  return x.astype(jnp.float32) if layers.platform() == "cpu" else x
+def _summable(x: jax.Array) -> jax.Array:
+  """Returns x in a type that the devices can add up: XLA's CPU backend adds no bfloat16."""
+  return x.astype(jnp.float32) if ops.platform() == "cpu" else x

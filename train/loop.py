@@ -117,7 +117,7 @@ class Run:
   def _check(self) -> None:
     self.config = ladders.resolve(self.config)
     record.check_config(self.config)
-    sharding.check(self.config, len(jax.devices()), jax.local_device_count())
+    sharding.check_batches(self.config, len(jax.devices()), jax.local_device_count())
     self._tokens = tokens = dataset.prepare(self.config)
     record.check_run(self.config, tokens)
     self.config, _ = aot.fit_to_devices(self.config, tokens.vocab_size, near=aot.NEAR)

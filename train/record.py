@@ -69,7 +69,7 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
 
 def check_config(config: ConfigDict) -> None:
   """Raises UserError where a resolved config cannot be trained, whatever the text."""
-  transformer.check(config.model)
+  transformer.check_model(config.model)
   registry.check_objective(config)
   optim.check_schedule(config.optim)
   if config.train.branch_from and config.optim.schedule != "wsd":

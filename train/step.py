@@ -73,12 +73,14 @@ class Setup:
   def layout(self) -> Layout:
     """Where the parameters, and the trees of their shape, lie on the devices."""
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: self.build(0))))
-    return sharding.layout(self.sharding, params, sharding.mesh(self.sharding, self.devices))
+    return sharding.make_layout(
+      self.sharding, params, sharding.make_mesh(self.sharding, self.devices)
+    )
 
   @cached_property
   def graphdef(self) -> nnx.GraphDef:
     """The model without its weights; each block gathers its own right before their use."""
-    return nnx.graphdef(nnx.eval_shape(lambda: self.build(0, self.layout.gather())))
+    return nnx.graphdef(nnx.eval_shape(lambda: self.build(0, self.layout.block_gathers())))
 
   @cached_property
   def optimizer(self) -> optax.GradientTransformation:
@@ -123,16 +125,16 @@ def train_step(
   layout, rows = setup.layout, batch["inputs_BT"].shape[0]
   keys_B = dropout_keys(seed, state.step, rows) if setup.model.dropout else None
   grads, (loss, weight) = sum_gradients(setup, state.params, batch, keys_B)
-  grads = cast(layout.own(grads, "gradients"), jnp.float32)
+  grads = cast(layout.local_shard(grads, "gradients"), jnp.float32)
   weight_or_1 = jnp.maximum(weight, 1.0)  # a batch may have nothing to predict
   grads = jax.tree.map(lambda g: g / weight_or_1, grads)
   norm = jnp.sqrt(layout.square_sum(grads))
   if setup.optim.clip_norm:
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, setup.optim.clip_norm / norm), grads)
-  weights = state.master if setup.mixed else layout.own(state.params, "params")
+  weights = state.master if setup.mixed else layout.local_shard(state.params, "params")
   direction, opt_state = setup.optimizer.update(grads, state.opt_state, weights)
   weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
-  params = layout.publish(cast(weights, setup.model.weights))
+  params = layout.all_gather(cast(weights, setup.model.weights))
   metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
   return TrainState(state.step + 1, params, weights if setup.mixed else (), opt_state), metrics
 
@@ -159,8 +161,8 @@ def sum_gradients(
     (grads, sums), _ = jax.lax.scan(
       lambda total, part: (jax.tree.map(jnp.add, total, apart(one(*part))), None), zero, parts
     )
-  grads = grads if layout.reduces_early else layout.reduce(grads)
-  return layout.total(grads, "replica"), layout.total(sums, *sharding.BATCH)
+  grads = grads if layout.reduces_each_microbatch else layout.reduce_grads(grads)
+  return layout.all_reduce(grads, "replica"), layout.all_reduce(sums, *sharding.BATCH)
 
 
 def microbatch_gradients(
@@ -168,14 +170,14 @@ def microbatch_gradients(
 ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
   """Returns gradients and (loss, weight), summed over this device's rows."""
   (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, setup, batch, keys_B)
-  return (setup.layout.reduce(grads) if setup.layout.reduces_early else grads), sums
+  return (setup.layout.reduce_grads(grads) if setup.layout.reduces_each_microbatch else grads), sums
 
 
 def loss_sum(
   params: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Returns what is minimised, and the (sum, weight) of the loss alone."""
-  model = nnx.merge(setup.graphdef, setup.layout.gather_rest(params))
+  model = nnx.merge(setup.graphdef, setup.layout.all_gather_params(params))
   nll_BT, log_z_BT = losses.token_losses(model, batch, setup.segments, keys_B)
   loss, weight = losses.sums(nll_BT, batch["weights_BT"])
   if setup.optim.z_loss:
@@ -186,7 +188,7 @@ def loss_sum(
 
 def evaluate(setup: Setup, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
   """Returns the loss of each sequence, nll_B, and its weight_B."""
-  model = nnx.merge(setup.graphdef, setup.layout.gather_rest(params))
+  model = nnx.merge(setup.graphdef, setup.layout.all_gather_params(params))
   nll_BT, _ = losses.token_losses(model, batch, setup.segments)
   weights_BT = batch["weights_BT"]
   return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)

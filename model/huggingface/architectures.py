@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
-from model.accounting import GATED
+from model.layers import GATED
 
 REQUIRED = object()  # in place of a default
 

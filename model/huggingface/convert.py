@@ -2,7 +2,7 @@
 
 Of GPT-2, Llama, BERT (with the head of masked language modelling) and T5 (v1.0 and v1.1), without
 PyTorch. Every weight of a folder finds its home and every home its weight, or an error names it;
-`model/architectures.py` has the tables.
+`architectures.py` has the tables.
 """
 
 import json
@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
 from configs.errors import ConfigError, DataError, UserError
-from model import transformer
-from model.accounting import mlp_width
+from model import accounting
 from model.huggingface.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
+from model.layers import mlp_width
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
@@ -287,12 +286,7 @@ def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str])
 def _shapes(model_config: ConfigDict, vocab_size: int, seq_len: int) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every parameter that the config asks for, by path."""
   source_len = seq_len if model_config.family == "encoder_decoder" else 0
-
-  def build():
-    return transformer.build(model_config, vocab_size, seq_len, nnx.Rngs(0), source_len)
-
-  params = nnx.state(nnx.eval_shape(build), nnx.Param)
-  return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(params)}
+  return accounting.shapes(model_config, vocab_size, seq_len, source_len)
 
 
 def _names(weight: Weight, shapes: Mapping) -> list[str]:

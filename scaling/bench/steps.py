@@ -92,14 +92,14 @@ def cases(
     if change:
       _set(c, change)
     c = ladders.resolve(c)
-    transformer.check(c.model)
+    transformer.check_model(c.model)
     registry.check_objective(c)
     length = registry.lengths(c).text
     if tokens and tokens < length:
       raise UsageError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")
     c.data.batch_size = tokens // length or c.data.batch_size
     c.train.tokens = registry.tokens_per_step(c)
-    sharding.check(c, len(jax.devices()))
+    sharding.check_batches(c, len(jax.devices()))
     name = f"{family} {size or f'{c.model.width}/{c.model.depth}'} {dtype} {change}".rstrip()
     if same := [case.name for case in found if case.config == c]:
       flag = f"vary={change}" if change else f"sizes={sizes}"

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from model import layers
+from model import ops
 from train import aot, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches
@@ -105,7 +105,7 @@ def training(
 def product(side: int, dtype: str) -> Callable[[], float]:
   """Returns a turn of a square product on each device: its rate, all devices together [FLOP/s].
 
-  It is `layers.matmul`, which the models use: operands in `dtype`, the result in float32. A turn is
+  It is `ops.matmul`, which the models use: operands in `dtype`, the result in float32. A turn is
   about as long as one of training: what a processor does for milliseconds, no step can go on with.
 
   Args:
@@ -121,7 +121,7 @@ def product(side: int, dtype: str) -> Callable[[], float]:
     return jax.device_put(x.astype(dtype), NamedSharding(mesh, spec))
 
   x_ND, w_DF = operand(devices * side, P("device")), operand(side, P())
-  multiply = jax.jit(lambda x_ND, w_DF: layers.matmul(x_ND, w_DF, np.dtype(dtype)))
+  multiply = jax.jit(lambda x_ND, w_DF: ops.matmul(x_ND, w_DF, np.dtype(dtype)))
   jax.block_until_ready(multiply(x_ND, w_DF))
 
   def take(repeats: int) -> float:

@@ -87,7 +87,7 @@ def check_sweep_config(config: ConfigDict) -> None:
   runs.check_counts(config.fit.params, config.fit.flops)
   record.check_config(plan.at_size(config, config.sweep.sizes[0]))
   if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look
-    sharding.check(config, 1)
+    sharding.check_batches(config, 1)
 
 
 def check_sweep_fields(config: ConfigDict) -> None:

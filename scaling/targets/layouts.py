@@ -71,9 +71,9 @@ def resolve(config: ConfigDict, devices: int) -> ConfigDict:
   if devices < 1:
     raise UsageError(f"devices={devices}: must be at least 1")
   config = ladders.resolve(config)
-  transformer.check(config.model)
+  transformer.check_model(config.model)
   registry.check_objective(config)
-  sharding.check(config, devices)
+  sharding.check_batches(config, devices)
   return config
 
 

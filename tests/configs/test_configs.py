@@ -30,9 +30,9 @@ def test_every_model_of_a_sweep_can_be_trained(name, argument):
     for size in (*own.sweep.sizes, *own.sweep.probe_sizes):
       own.model.size = size
       resolved = ladders.resolve(own)
-      transformer.check(resolved.model)
+      transformer.check_model(resolved.model)
       registry.check_objective(resolved)
-      sharding.check(resolved, 1)
+      sharding.check_batches(resolved, 1)
       lengths = registry.lengths(resolved)
       bytes_ = memory.device_bytes(resolved, 4096, lengths.target, lengths.source)["total"]
       assert bytes_ < 140e9  # of an H200

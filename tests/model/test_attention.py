@@ -17,7 +17,7 @@ from models import (
 )
 
 from model import attention
-from model.attention import View
+from model.attention import AttentionMask
 
 FLOAT32 = jnp.dtype("float32")
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -55,7 +55,7 @@ def test_attention_and_its_written_out_derivative(causal, masked, kv_heads, bias
 
   def total(attend):
     def function(q, k, v, bias_BHTS):
-      view = View(bool(causal), MASK_BTS if masked else None, bias_BHTS)
+      view = AttentionMask(bool(causal), MASK_BTS if masked else None, bias_BHTS)
       return jnp.sin(attend(q, k, v, view)).sum()
 
     wanted = (0, 1, 2, 3) if bias else (0, 1, 2)
@@ -73,7 +73,8 @@ def test_the_derivative_of_bfloat16_stays_within_its_rounding(causal):
 
   def derivatives(dtype):
     def function(q, k, v):
-      return jnp.sum(attention.attend(q, k, v, View(causal), 32**-0.5, jnp.dtype(dtype)) * dy_BTHK)
+      mask = AttentionMask(causal)
+      return jnp.sum(attention.attend(q, k, v, mask, 32**-0.5, jnp.dtype(dtype)) * dy_BTHK)
 
     return jax.grad(function, (0, 1, 2))(q_BTHK, k_BSHK, v_BSHK)
 
@@ -89,7 +90,7 @@ def test_the_derivative_of_bfloat16_stays_within_its_rounding(causal):
 def test_attend_equals_the_librarys_attention(causal):
   k_BSGK, v_BSGK, bias_BHTS = K_BSHK[:, :, :2], V_BSHK[:, :, :2], normal(3, 1, 4, 8, 8)
   ours = attention.attend(
-    Q_BTHK, k_BSGK, v_BSGK, View(causal, MASK_BTS, bias_BHTS), 6**-0.5, FLOAT32
+    Q_BTHK, k_BSGK, v_BSGK, AttentionMask(causal, MASK_BTS, bias_BHTS), 6**-0.5, FLOAT32
   )
   library = jax.nn.dot_product_attention(
     Q_BTHK, k_BSGK, v_BSGK, bias_BHTS, MASK_BTS[:, None], is_causal=causal
@@ -100,8 +101,8 @@ def test_attend_equals_the_librarys_attention(causal):
 def test_a_query_may_see_fewer_or_more_keys_than_there_are_queries():
   for S_ in (3, 8):
     k_BSGK, v_BSGK = K_BSHK[:, :S_], V_BSHK[:, :S_]
-    ours = attention.attend(Q_BTHK[:, :5], k_BSGK, v_BSGK, View(False), 0.3, FLOAT32)
-    plain = plain_attention(Q_BTHK[:, :5], k_BSGK, v_BSGK, View(False), 0.3)
+    ours = attention.attend(Q_BTHK[:, :5], k_BSGK, v_BSGK, AttentionMask(False), 0.3, FLOAT32)
+    plain = plain_attention(Q_BTHK[:, :5], k_BSGK, v_BSGK, AttentionMask(False), 0.3)
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +158,7 @@ def test_causal_halves_equal_the_whole(monkeypatch, T, heads, biased):
   weight_BTHK = jax.random.normal(keys[4], q_BTHK.shape)
 
   def loss(q, k, v, bias):
-    view = attention.View(True, jnp.broadcast_to(same_BTS, (2, T, T)), bias)
+    view = attention.AttentionMask(True, jnp.broadcast_to(same_BTS, (2, T, T)), bias)
     return jnp.sum(weight_BTHK * attention.attend(q, k, v, view, 0.3, jnp.float32))
 
   def outcome(halved_from):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import base, ladders
-from model import flash, layers
-from model.attention import View
+from model import flash, ops
+from model.attention import AttentionMask
 from train import step
 from train.objectives import registry
 
@@ -65,7 +65,7 @@ def test_a_kernel_attends_as_plain_attention_does(
   if segments is not None:
     of_queries = segments if T == S else np.ones((2, T), int)
     ids, real_BT = (jnp.asarray(of_queries), jnp.asarray(segments)), of_queries > 0
-  view = View(causal, segments=ids, tail=tail)
+  view = AttentionMask(causal, segments=ids, right_padded=tail)
   inputs = sequences(T, S, H, G)
   if kernel == "cudnn":  # the arguments that it is given, computed by XLA
     xla = jax.nn.dot_product_attention
@@ -148,7 +148,7 @@ def test_a_model_learns_the_same_by_flash_attention(
     monkeypatch.setitem(
       flash.KERNELS, name, lambda *x, name=name, call=call, **y: used.append(name) or call(*x, **y)
     )
-  monkeypatch.setattr(layers, "platform", lambda: platform)
+  monkeypatch.setattr(ops, "platform", lambda: platform)
   c = base.get_config()
   c.objective, c.data.isolate_documents, c.corruption.sentinels = objective, isolated, 30
   c.model.update({"family": family, "width": 64, "depth": 1, "heads": 2, "dtype": "bfloat16"})

@@ -6,22 +6,22 @@ import numpy as np
 from flax import nnx
 from models import model_config
 
-from model import layers
+from model import layers, ops
 
 
 def test_layers_joined_on_a_gpu_are_those_alone(monkeypatch):
   """Values and gradients, of which each is a product of its own or a part of one."""
   config = model_config()
   rngs = nnx.Rngs(0)
-  denses = [layers.Dense(config, 6, 10, rngs=rngs) for _ in range(3)]
+  denses = [layers.Linear(config, 6, 10, rngs=rngs) for _ in range(3)]
   graphdef, params = nnx.split(denses)
   x_BTD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
 
   def outcome(platform):
-    monkeypatch.setattr(layers, "platform", lambda: platform)
+    monkeypatch.setattr(ops, "platform", lambda: platform)
 
     def total(params, x_BTD):
-      outputs = layers.joined(nnx.merge(graphdef, params), x_BTD)
+      outputs = layers.apply_together(nnx.merge(graphdef, params), x_BTD)
       return sum(jnp.sum(jnp.sin((i + 1) * y)) for i, y in enumerate(outputs))
 
     text = str(jax.make_jaxpr(total)(params, x_BTD))

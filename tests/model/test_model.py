@@ -25,8 +25,8 @@ from models import (
   source_of,
 )
 
-from model import block, layers, transformer
-from model.accounting import GATED
+from model import layers, transformer
+from model.layers import GATED
 from model.transformer import Source
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -378,7 +378,7 @@ def gelu(x):
 def test_an_mlps_gradients_are_its_slopes_and_need_no_more_than_its_products(mlp, value):
   gates = 2 if mlp in GATED else 1
   dy, *h = np.random.default_rng(0).normal(0, 2, (1 + gates, 64))
-  y, gradients = jax.vjp(block.HIDDEN[mlp], *map(jnp.float32, h))
+  y, gradients = jax.vjp(layers.HIDDEN[mlp], *map(jnp.float32, h))
   np.testing.assert_allclose(y, value(*h), rtol=1e-5, atol=1e-6)
   for i, dh in enumerate(gradients(jnp.float32(dy))):
     up, down = ([x + s * (i == j) for j, x in enumerate(h)] for s in (1e-5, -1e-5))

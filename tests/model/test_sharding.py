@@ -247,16 +247,16 @@ def test_batches_that_do_not_divide_are_refused_with_what_would_do():
   c = base.get_config()
   c.data.batch_size = 12
   with pytest.raises(ValueError, match=r"data.batch_size=12: must be a multiple of 8 .*; 16 would"):
-    sharding.check(c, 8)
+    sharding.check_batches(c, 8)
   c.sharding.microbatches = 5
   with pytest.raises(ValueError, match=r"must be a multiple of 5 .*microbatches=5\); 15 would do"):
-    sharding.check(c, 1)
+    sharding.check_batches(c, 1)
   c.data.batch_size, c.train.eval_batch_size = 15, 33
-  sharding.check(c, 1)
+  sharding.check_batches(c, 1)
   c.sharding.microbatches, c.data.batch_size = 1, 16
   with pytest.raises(ValueError, match=r"train.eval_batch_size=33: .*; 40 would do"):
-    sharding.check(c, 8)
+    sharding.check_batches(c, 8)
   c.train.eval_batch_size, c.sharding.tensor = 32, 2
-  sharding.check(c, 8, local=4)
+  sharding.check_batches(c, 8, local_devices=4)
   with pytest.raises(ValueError, match="sharding.tensor=2: must divide the 1 devices of each pro"):
-    sharding.check(c, 8, local=1)
+    sharding.check_batches(c, 8, local_devices=1)

@@ -23,7 +23,7 @@ from models import (
 )
 
 from configs import base
-from model import attention, layers, transformer
+from model import layers, ops, positions, transformer
 from train import optim
 
 FLOAT32 = jnp.dtype("float32")
@@ -41,7 +41,7 @@ def test_the_written_out_derivative_of_a_product(shape):
   x_ND, w_DF = normal(0, n, d), normal(1, d, f)
 
   def ours(x_ND, w_DF):
-    return jnp.sum(jnp.sin(layers.matmul(x_ND, w_DF, FLOAT32)))
+    return jnp.sum(jnp.sin(ops.matmul(x_ND, w_DF, FLOAT32)))
 
   def plain(x_ND, w_DF):
     return jnp.sum(jnp.sin(x_ND @ w_DF))
@@ -53,7 +53,7 @@ def test_the_written_out_derivative_of_a_product(shape):
 
 def test_bfloat16_gradients_are_summed_in_float32():
   def total(w_DF):
-    return jnp.sum(layers.matmul(jnp.ones((1001, 2)), w_DF, jnp.dtype("bfloat16")))
+    return jnp.sum(ops.matmul(jnp.ones((1001, 2)), w_DF, jnp.dtype("bfloat16")))
 
   gradient_DF = jax.grad(total)(jnp.ones((2, 3)))
   np.testing.assert_array_equal(gradient_DF, np.full((2, 3), 1001.0))  # in bfloat16: 1000
@@ -77,7 +77,7 @@ def test_rotary_positions_are_relative():
 @pytest.mark.parametrize("base", [10_000.0, 500.0])
 def test_rotation_is_a_rotation_by_the_angles_of_the_paper(base):
   x_BTHK = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-  y = attention.rotate(x_BTHK, attention.rotation(jnp.array([[5]]), 4, base))[0, 0, 0]
+  y = positions.rotate(x_BTHK, positions.rotation(jnp.array([[5]]), 4, base))[0, 0, 0]
   pairs = np.array([1 + 3j, 2 + 4j]) * np.exp(1j * 5 * np.array([1, base**-0.5]))
   np.testing.assert_allclose(y, [*pairs.real, *pairs.imag], rtol=1e-5)
 
@@ -89,8 +89,8 @@ def test_buckets_of_the_decoder_follow_the_paper():
   """
   for d in range(300):
     expected = d if d < 16 else 16 + sum(d**16 >= 2 ** (64 + 3 * k) for k in range(1, 16))
-    assert attention.relative_bucket(jnp.array(-d), 32, 128, True) == expected, d
-  assert not np.any(attention.relative_bucket(jnp.arange(300), 32, 128, True))  # what comes after
+    assert positions.relative_bucket(jnp.array(-d), 32, 128, True) == expected, d
+  assert not np.any(positions.relative_bucket(jnp.arange(300), 32, 128, True))  # what comes after
 
 
 def test_buckets_of_the_encoder_follow_the_paper():
@@ -99,7 +99,7 @@ def test_buckets_of_the_encoder_follow_the_paper():
   distances = np.arange(300)
   expected = np.searchsorted(starts, distances, side="right") - 1
   before, after = (
-    attention.relative_bucket(jnp.array(sign * distances), 32, 128, False) for sign in (-1, 1)
+    positions.relative_bucket(jnp.array(sign * distances), 32, 128, False) for sign in (-1, 1)
   )
   np.testing.assert_array_equal(before, expected)
   np.testing.assert_array_equal(after[1:], expected[1:] + 16)
@@ -122,7 +122,7 @@ def test_one_table_of_biases_serves_all_layers_of_a_stack():
 
 def test_sinusoids_follow_the_paper():
   """Sine and cosine at the rates 1 and 10,000^(-1/2), the sines first."""
-  x_D = transformer.sinusoids(jnp.array([[3]]), 4)[0, 0]
+  x_D = positions.sinusoids(jnp.array([[3]]), 4)[0, 0]
   np.testing.assert_allclose(x_D, [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-5)
 
 

@@ -75,7 +75,7 @@ class Program:
     shapes = accounting.shapes(config.model, *arguments[1:])
     on = dict(zip(sharding.AXES, sharding.mesh_shape(config.sharding, devices), strict=True))
     leaves = {path: SimpleNamespace(shape=s, ndim=len(s)) for path, s in shapes.items()}
-    dims = sharding.layout(config.sharding, leaves, SimpleNamespace(shape=on)).dims
+    dims = sharding.make_layout(config.sharding, leaves, SimpleNamespace(shape=on)).dims
     each = 2 if config.model.weights == "bfloat16" else 4
     self.split = each * sum(math.prod(s) for p, s in shapes.items() if dims[p] >= 0)
     self.rest = each * sum(math.prod(s) for p, s in shapes.items() if dims[p] < 0)

@@ -6,7 +6,7 @@ import pytest
 from jax._src.mesh import AbstractDevice
 
 from configs import base, ladders
-from model import layers
+from model import ops
 from train import aot, loop, step
 from train.data import dataset
 from train.data.batches import train_batches
@@ -52,7 +52,7 @@ def test_a_program_depends_on_the_devices_that_it_is_made_for():
   seen = []
 
   def part(x):
-    seen.append(layers.platform())
+    seen.append(ops.platform())
     return x
 
   for there in (mesh, on_tpus):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from models import SOURCE_BS, TOKENS_BT, T, V, built, model_config, random_model, randomised
 
-from model import accounting, transformer
+from model import ops, transformer
 from train.objectives import losses
 
 ROWS = 3  # 36 tokens: neither 5 nor 7 chunks divide them
@@ -81,7 +81,7 @@ def test_chunked_losses_and_gradients_equal_plain_ones(changes):
   whole = head_losses(0, **changes)
   for num_chunks in (5, 7):
     at_once = -(-ROWS * T * V // num_chunks)
-    assert accounting.head_turns(ROWS * T, V, at_once) == num_chunks
+    assert ops.loss_chunks(ROWS * T, V, at_once) == num_chunks
     assert_close(head_losses(at_once, **changes), whole)
 
 
@@ -147,7 +147,7 @@ def test_only_the_logits_of_one_chunk_exist_at_a_time():
     return compiled.memory_analysis().temp_size_in_bytes
 
   def whole(x_ND, kernel_DV, targets_N):
-    return losses.cross_entropy(transformer.logits(x_ND, kernel_DV, None, jnp.float32), targets_N)
+    return losses.cross_entropy(ops.logits(x_ND, kernel_DV, None, jnp.float32), targets_N)
 
   def chunked(x_ND, kernel_DV, targets_N):
     return losses.chunked_cross_entropy(x_ND, kernel_DV, None, targets_N, jnp.float32, num_chunks)

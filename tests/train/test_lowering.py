@@ -8,7 +8,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import base, ladders
-from model import layers
+from model import ops
 from train import aot, step
 from train.objectives import registry
 
@@ -19,7 +19,7 @@ SCORES = r"tensor<4x2x\d{3,}x\d{3,}xf32>"  # of queries and keys, for each head
 @pytest.fixture
 def for_gpus(monkeypatch):
   """Programs are made for GPUs, with a cuDNN that jax finds new enough."""
-  monkeypatch.setattr(layers, "platform", lambda: "gpu")
+  monkeypatch.setattr(ops, "platform", lambda: "gpu")
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
   step._program.cache_clear()
   jax.clear_caches()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from model import accounting, layers, transformer
+from model import ops
 from model.transformer import Head, Source, Transformer
 
 Batch = Mapping[str, jax.Array]
@@ -100,8 +100,8 @@ def _chunked_forward(x_XND, kernel_DV, bias_V, targets_XN, dtype):
 
   def losses_of(chunk):
     x_ND, targets_N = chunk
-    losses = cross_entropy if layers.platform() == "cpu" else cross_entropy_in_one_pass
-    return losses(transformer.logits(x_ND, operand_DV, bias_V, dtype), targets_N)
+    losses = cross_entropy if ops.platform() == "cpu" else cross_entropy_in_one_pass
+    return losses(ops.logits(x_ND, operand_DV, bias_V, dtype), targets_N)
 
   nll_XN, log_z_XN = jax.lax.map(losses_of, (x_XND, targets_XN))
   return (nll_XN, log_z_XN), (x_XND, kernel_DV, bias_V, targets_XN, log_z_XN)
@@ -114,7 +114,7 @@ def _chunked_backward(dtype, residuals, cotangents):
   def add_gradients(sums, chunk):
     x_ND, targets_N, log_z_N, dnll_N, dlog_z_N = chunk
     operands = jax.tree.map(lambda x: x.astype(jnp.float32), (x_ND, operand_DV, bias_V))
-    logits_NV, pull = jax.vjp(lambda x, w, b: transformer.logits(x, w, b, dtype), *operands)
+    logits_NV, pull = jax.vjp(lambda x, w, b: ops.logits(x, w, b, dtype), *operands)
     p_NV = jnp.exp(logits_NV - log_z_N[:, None])
     dtarget_NV = jnp.where(_is_target(targets_N, p_NV), dnll_N[:, None], 0.0)
     dx_ND, *grads = pull((dnll_N + dlog_z_N)[:, None] * p_NV - dtarget_NV)
@@ -157,7 +157,7 @@ def token_losses(
     prefix_BT=read.get("prefix_BT"),
     source=source,
     keys_B=keys_B,
-    tail=segments == "text",
+    right_padded=segments == "text",
   )
   table_VD = model.embedding.table[...]
   return head_losses(model.head, x_BTD, table_VD, batch["targets_BT"], model.logits_at_once)
@@ -167,7 +167,7 @@ def head_losses(
   head: Head, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, logits_at_once: int
 ) -> tuple[jax.Array, jax.Array]:
   """Computes nll_BT and log_z_BT of the head's logits, at most `logits_at_once` at a time."""
-  num_chunks = accounting.head_turns(targets_BT.size, table_VD.shape[0], logits_at_once)
+  num_chunks = ops.loss_chunks(targets_BT.size, table_VD.shape[0], logits_at_once)
   if num_chunks == 1:
     return cross_entropy(head(x_BTD, table_VD), targets_BT)
   operands = head.operands(x_BTD, table_VD)
