@@ -6,7 +6,7 @@ import pytest
 
 from configs import base, ladders
 from model import accounting, sharding
-from model.block import ACTIVATIONS
+from model.layers import ACTIVATIONS
 from scaling.laws import bootstrap
 from train import optim
 from train.objectives import registry
