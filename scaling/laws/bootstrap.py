@@ -9,7 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 from configs.errors import ConfigError
-from scaling.laws import chinchilla, solve
+from scaling.laws import solve
+from scaling.laws.forms import chinchilla_gradient
 from scaling.laws.runs import Runs
 
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
@@ -153,9 +154,9 @@ def fit_weighted(
 
 def _slopes(problem, theta):
   """Computes the gradient of log loss by theta [5, n], and its residual [n]."""
-  slopes = chinchilla.gradient(problem.logs, theta)
-  loss = theta[0] + slopes[1] + slopes[2]
-  return slopes / loss, np.log(loss) - problem.y
+  terms = problem.derivatives.terms(problem.logs, theta[None])
+  gradient = chinchilla_gradient(problem.logs, terms)[0]
+  return gradient / terms[-1], solve.residuals(problem, theta[None])[0]
 
 
 def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:

@@ -6,8 +6,7 @@ in nats per token.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -134,69 +133,3 @@ def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Opti
   n = np.exp(log_n)
   d = compute.tokens(n, C)
   return Optimum(N=n, D=d, loss=loss(law, n, d))
-
-
-# What fits the law without a compiler: starts and derivatives in the solver's coordinates, theta =
-# (E, log A, log B, alpha, beta) with N, D and L in units of the runs' geometric means, so that E, A
-# and B are the three shares of the loss at the centre of the runs.
-START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)
-
-
-def starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
-  """Makes a grid of starts [49, 5]: given the exponents, E, A and B by linear least squares."""
-  x, z = logs["N"], logs["D"]
-  grid = []
-  for alpha, beta in itertools.product(START_EXPONENTS, repeat=2):
-    columns = np.stack([np.ones_like(x), np.exp(-alpha * x), np.exp(-beta * z)])
-    shares = np.linalg.lstsq((columns / np.exp(y)).T, np.ones_like(y), rcond=None)[0]
-    e, a, b = np.maximum(shares, 0.02)
-    grid.append([e, np.log(a), np.log(b), alpha, beta])
-  return np.array(grid)
-
-
-def terms(logs: Mapping[str, np.ndarray], theta_S5: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Computes the terms in N and in D, and the loss, each [S, n]."""
-  e, a, b, alpha, beta = theta_S5.T[:, :, None]
-  in_n = np.exp(a - alpha * logs["N"])
-  in_d = np.exp(b - beta * logs["D"])
-  return in_n, in_d, e + in_n + in_d
-
-
-def gradient(logs: Mapping[str, np.ndarray], theta_5: np.ndarray) -> np.ndarray:
-  """Computes the loss's gradient by theta [5, n]."""
-  in_n, in_d, f = (part[0] for part in terms(logs, theta_5[None]))
-  return np.array([np.ones_like(f), in_n, in_d, -in_n * logs["N"], -in_d * logs["D"]])
-
-
-def contract(
-  logs: Mapping[str, np.ndarray],
-  parts: tuple[np.ndarray, ...],
-  phi: np.ndarray,
-  omega: np.ndarray,
-  major: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Sums the loss's derivatives over the runs; see `forms.Derivatives`.
-
-  Every entry is a sum of the terms in N and D times powers of log N and log D: a matrix product.
-  """
-  (in_n, in_d, _), x, z = parts, logs["N"], logs["D"]
-  one = np.ones_like(x)
-  powers_x, powers_z = np.stack([one, x, x**2], 1), np.stack([one, z, z**2], 1)  # [n, 3]
-  p_n, p_d = phi * in_n @ powers_x, phi * in_d @ powers_z
-  slope = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -p_n[:, 1], -p_d[:, 1]], axis=1)
-  o_n, o_d = omega * in_n, omega * in_d
-  e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
-  nn = o_n * in_n @ powers_x + p_n
-  dd = o_d * in_d @ powers_z + p_d
-  nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
-  h = np.empty((len(phi), 5, 5))
-  h[:, 0, 0] = omega.sum(1)
-  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -e_n[:, 1]
-  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -e_d[:, 1]
-  h[:, 1, 1], h[:, 1, 3], h[:, 3, 3] = nn[:, 0], -nn[:, 1], nn[:, 2]
-  h[:, 2, 2], h[:, 2, 4], h[:, 4, 4] = dd[:, 0], -dd[:, 1], dd[:, 2]
-  h[:, 1, 2], h[:, 1, 4], h[:, 2, 3], h[:, 3, 4] = nd[:, 0], -nd[:, 2], -nd[:, 1], nd[:, 3]
-  h = np.triu(h) + np.triu(h, 1).swapaxes(1, 2)
-  m_n, m_d = major * in_n**2, major * in_d**2
-  diagonal = np.stack([major.sum(1), m_n.sum(1), m_d.sum(1), m_n @ x**2, m_d @ z**2], 1)
-  return slope, h, diagonal

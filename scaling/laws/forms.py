@@ -16,16 +16,17 @@ Variables: N parameters, D tokens processed, C training FLOPs, U unique tokens, 
 weights, pretrained (1 where the run started from a pre-trained model, 0 from scratch).
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from scaling.laws import chinchilla as by_hand
+from numpy.typing import ArrayLike
 
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
+START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of Chinchilla's grid of starts
 
 
 class Kind(NamedTuple):
@@ -42,6 +43,10 @@ class Kind(NamedTuple):
   low: float
   high: float
   start: tuple[float, float]
+
+  def moved(self, value: ArrayLike) -> np.ndarray:
+    """Turns values of the parameter into what moves."""
+    return np.log(value) if self.log else np.asarray(value)
 
 
 FLOOR = Kind(False, 0.0, math.inf, (0.0, 0.9))  # may vanish
@@ -121,9 +126,60 @@ def chinchilla(p, x):
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
 
 
-chinchilla = chinchilla._replace(
-  derivatives=Derivatives(by_hand.terms, by_hand.contract), starts=by_hand.starts
-)
+# By hand: theta = (E, log A, log B, alpha, beta), where E, A and B are the three shares of the loss at
+# the centre of the runs.
+
+
+def _starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
+  """Makes a grid of starts [49, 5]: given the exponents, E, A and B by linear least squares."""
+  grid = []
+  for alpha, beta in itertools.product(START_EXPONENTS, repeat=2):
+    shapes = np.stack([np.ones_like(y), np.exp(-alpha * logs["N"]), np.exp(-beta * logs["D"])])
+    shares = np.linalg.lstsq((shapes / np.exp(y)).T, np.ones_like(y), rcond=None)[0]
+    e, a, b = np.maximum(shares, 0.02)
+    grid.append([e, np.log(a), np.log(b), alpha, beta])
+  return np.array(grid)
+
+
+def _terms(logs: Mapping[str, np.ndarray], theta_S5: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Computes the terms in N and in D, and the loss, each [S, n]."""
+  e, a, b, alpha, beta = theta_S5.T[:, :, None]
+  in_n = np.exp(a - alpha * logs["N"])
+  in_d = np.exp(b - beta * logs["D"])
+  return in_n, in_d, e + in_n + in_d
+
+
+def chinchilla_gradient(logs: Mapping[str, np.ndarray], terms: Sequence[np.ndarray]) -> np.ndarray:
+  """Computes the loss's gradient by theta [S, 5, n], from its terms."""
+  in_n, in_d, f = terms
+  return np.stack([np.ones_like(f), in_n, in_d, -in_n * logs["N"], -in_d * logs["D"]], axis=1)
+
+
+def _contract(logs, terms, phi, omega, major):
+  """Sums the derivatives over the runs: all are terms times powers of log N and log D."""
+  (in_n, in_d, _), x, z = terms, logs["N"], logs["D"]
+  one = np.ones_like(x)
+  powers_x, powers_z = np.stack([one, x, x**2], 1), np.stack([one, z, z**2], 1)  # [n, 3]
+  p_n, p_d = phi * in_n @ powers_x, phi * in_d @ powers_z
+  gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -p_n[:, 1], -p_d[:, 1]], axis=1)
+  o_n, o_d = omega * in_n, omega * in_d
+  e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
+  nn = o_n * in_n @ powers_x + p_n
+  dd = o_d * in_d @ powers_z + p_d
+  nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
+  h = np.empty((len(phi), 5, 5))
+  h[:, 0, 0] = omega.sum(1)
+  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -e_n[:, 1]
+  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -e_d[:, 1]
+  h[:, 1, 1], h[:, 1, 3], h[:, 3, 3] = nn[:, 0], -nn[:, 1], nn[:, 2]
+  h[:, 2, 2], h[:, 2, 4], h[:, 4, 4] = dd[:, 0], -dd[:, 1], dd[:, 2]
+  h[:, 1, 2], h[:, 1, 4], h[:, 2, 3], h[:, 3, 4] = nd[:, 0], -nd[:, 2], -nd[:, 1], nd[:, 3]
+  m_n, m_d = major * in_n**2, major * in_d**2
+  squares = np.stack([major.sum(1), m_n.sum(1), m_d.sum(1), m_n @ x**2, m_d @ z**2], 1)
+  return gradient, np.triu(h) + np.triu(h, 1).swapaxes(1, 2), squares
+
+
+chinchilla = chinchilla._replace(derivatives=Derivatives(_terms, _contract), starts=_starts)
 FORMS["chinchilla"] = chinchilla
 
 

@@ -10,6 +10,7 @@ converged.
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -38,45 +39,28 @@ class Problem:
 
   Attributes:
     form: the form.
-    x: its variables by name [n], in `units`.
-    y: log loss [n], in its unit.
+    logs: of its variables by name, in `units` [n]; -inf where a flag is 0.
+    y: log loss, in its unit [n].
     units: of each variable, and of L: their geometric means.
   """
 
   form: Form
-  x: dict[str, np.ndarray]
+  logs: dict[str, np.ndarray]
   y: np.ndarray
   units: dict[str, float]
 
-  @functools.cached_property
-  def logs(self) -> dict[str, np.ndarray]:
-    """Logs of the variables [n]; -inf where a flag is 0."""
-    with np.errstate(divide="ignore"):
-      return {name: np.log(values) for name, values in self.x.items()}
-
-  @functools.cached_property
+  @property
   def box(self) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest parameters [p], as they move."""
-    ends = [(kind.low, kind.high) for kind in self.form.kinds.values()]
-    logged = [kind.log for kind in self.form.kinds.values()]
-    with np.errstate(divide="ignore", invalid="ignore"):  # of what does not move as its log
-      low, high = np.where(logged, np.log(np.transpose(ends)), np.transpose(ends))
+    low, high = np.transpose(
+      [kind.moved((kind.low, kind.high)) for kind in self.form.kinds.values()]
+    )
     return low, high
-
-  @functools.cached_property
-  def digest(self) -> bytes:
-    """The SHA-256 of the runs in these coordinates."""
-    return hashlib.sha256(np.stack([self.y, *self.x.values()]).tobytes()).digest()
 
   @property
   def derivatives(self) -> Derivatives:
     """The form's derivatives: its own, or compiled."""
     return self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
-
-  def part(self, index: np.ndarray) -> "Problem":
-    """Keeps the runs at some positions."""
-    x = {name: values[index] for name, values in self.x.items()}
-    return dataclasses.replace(self, x=x, y=self.y[index])
 
   def starts(self, rng: np.random.Generator) -> np.ndarray:
     """Makes the form's grid of starts [S, p], or draws them."""
@@ -86,20 +70,18 @@ class Problem:
 
   def natural(self, theta: np.ndarray) -> dict[str, np.ndarray]:
     """Turns parameters as they move [..., p] into parameters by name, in natural units."""
+    kinds = self.form.kinds.items()
     values = {
       name: np.exp(theta[..., i]) if kind.log else theta[..., i]
-      for i, (name, kind) in enumerate(self.form.kinds.items())
+      for i, (name, kind) in enumerate(kinds)
     }
     units = self._units_of(values)
     return {name: value * units.get(name, 1.0) for name, value in values.items()}
 
   def theta(self, params: Mapping[str, Any]) -> np.ndarray:
     """Turns parameters in natural units into parameters as they move: the inverse of `natural`."""
-    units, columns = self._units_of(params), []
-    for name, kind in self.form.kinds.items():
-      value = params[name] / units.get(name, 1.0)
-      columns.append(np.log(value) if kind.log else value)
-    return np.stack(columns, axis=-1)
+    units, kinds = self._units_of(params), self.form.kinds.items()
+    return np.stack([kind.moved(params[name] / units.get(name, 1.0)) for name, kind in kinds], -1)
 
   def _units_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
     return self.form.units(SimpleNamespace(**params), SimpleNamespace(**self.units))
@@ -123,25 +105,26 @@ def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike
         f"form={form.name}: {columns[name].size} values of {name} for {columns['loss'].size} losses"
       )
   for name, values in columns.items():
-    least = -1e-300 if name in FLAGS else 0.0
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > least)))
+    bad = np.flatnonzero(~(np.isfinite(values) & ((values > 0) | (values == 0) & (name in FLAGS))))
     if len(bad):
       raise DataError(
         f"form={form.name}, run {bad[0]}, {name}: {values[bad[0]]} is not a positive finite number"
       )
-  units = {k: 1.0 if k in FLAGS else float(np.exp(np.log(v).mean())) for k, v in columns.items()}
-  if "U" in units:  # unique tokens are tokens
-    units["U"] = units["D"]
-  unit_loss = units.pop("loss")
-  x = {name: columns[name] / units[name] for name in form.variables}
-  return Problem(form, x, np.log(columns["loss"] / unit_loss), units | {"L": unit_loss})
+  with np.errstate(divide="ignore"):  # of flags
+    logs = {name: np.log(values) for name, values in columns.items()}
+  means = {name: 0.0 if name in FLAGS else float(values.mean()) for name, values in logs.items()}
+  if "U" in means:  # unique tokens are tokens
+    means["U"] = means["D"]
+  y = logs.pop("loss") - means["loss"]
+  units = {"L" if name == "loss" else name: math.exp(mean) for name, mean in means.items()}
+  return Problem(form, {name: values - means[name] for name, values in logs.items()}, y, units)
 
 
 def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
   """Draws starts [size, p]: each parameter even in its range, as in a Latin hypercube."""
   columns = []
   for kind in form.kinds.values():
-    low, high = (np.log(v) if kind.log else v for v in kind.start)
+    low, high = kind.moved(kind.start)
     share = (rng.permutation(size) + rng.uniform(size=size)) / size
     columns.append(low + (high - low) * share)
   return np.stack(columns, axis=1)
@@ -317,7 +300,8 @@ _minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
 
 def minimum(problem: Problem, delta: float) -> tuple[Solution, Solution]:
   """Calls `search`, and keeps the minima that were found last."""
-  key = problem.form.loss, problem.digest, delta
+  runs = np.stack([problem.y, *problem.logs.values()]).tobytes()
+  key = problem.form.loss, hashlib.sha256(runs).digest(), delta
   if key not in _minima:
     if len(_minima) >= MOST_KEPT:
       _minima.pop(next(iter(_minima)))
@@ -343,7 +327,9 @@ def search(problem: Problem, delta: float, rng: np.random.Generator) -> tuple[So
   """
   some, n = problem, len(problem.y)
   if n > MANY:
-    some = problem.part(np.random.default_rng(0).choice(n, MANY, replace=False))
+    part = np.random.default_rng(0).choice(n, MANY, replace=False)
+    logs = {name: values[part] for name, values in problem.logs.items()}
+    some = dataclasses.replace(problem, logs=logs, y=problem.y[part])
   starts = some.starts(rng)
   ends = minimise(some, np.ones((len(starts), len(some.y))), starts, max(delta, COARSE))
   lowest = ends.theta[[np.argmin(ends.cost)]]

@@ -143,7 +143,8 @@ def test_one_fit_with_intervals_from_a_fresh_process_takes_three_seconds():
 import resource
 import numpy as np
 from configs import base
-from scaling.laws import chinchilla, fit
+from scaling import laws
+from scaling.laws import chinchilla
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 16), np.geomspace(1e9, 1e11, 15)))
 law = chinchilla.Chinchilla(*map(np.float64, (1.8, 480.0, 2100.0, 0.35, 0.37)))
 loss = chinchilla.loss(law, N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(240))

@@ -259,7 +259,8 @@ process.keep_freed_pages()
 import json, resource
 import numpy as np
 from configs import base
-from scaling.laws import chinchilla, fit
+from scaling import laws
+from scaling.laws import chinchilla
 rng = np.random.default_rng(0)
 law = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 N, D = np.exp(rng.uniform(np.log(1e5), np.log(1e8), 10**6)), rng.uniform(1e6, 1e9, 10**6)
