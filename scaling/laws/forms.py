@@ -126,7 +126,7 @@ def chinchilla(p, x):
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
 
 
-# By hand: theta = (E, log A, log B, alpha, beta), where E, A and B are the three shares of the loss at
+# By hand: theta = (E, log A, log B, alpha, beta), with E, A and B the three shares of the loss at
 # the centre of the runs.
 
 
