@@ -8,8 +8,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from train.data import dataset
-from train.data.batches import eval_token_count, train_batches, validation_batches
 from train.objectives import corruption, registry
 
 V = 257
@@ -266,85 +264,6 @@ def test_chance_is_a_function_of_seed_and_sequence(seed, first, rows, count):
   if count > 1:
     assert (whole != corruption.uniform(seed, 1, first, rows + 3, count)).any()
     assert (whole != corruption.uniform(seed + 1, 0, first, rows + 3, count)).any()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("objectives")
-  rng = np.random.default_rng(0)
-  for i in range(60):
-    (folder / f"{i}.txt").write_bytes(bytes(rng.integers(97, 123, 900).astype(np.uint8)))
-  return folder
-
-
-def prepared(corpus, objective, **fields):
-  config = make(objective, source=f"text:{corpus}", cache=f"{corpus}/cache", seq_len=64, **fields)
-  return config, dataset.prepare(config)
-
-
-def take(n, batches):
-  return list(itertools.islice(batches, n))
-
-
-def same(a, b):
-  return all(np.array_equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x)
-
-
-@pytest.mark.parametrize("objective", registry.OBJECTIVES)
-def test_batches_are_a_function_of_seed_and_step_for_any_host_count(corpus, objective):
-  config, tokens = prepared(corpus, objective)
-  registry.check_objective(config)
-  whole = take(4, train_batches(tokens, config))
-  assert same(whole[2:], take(2, train_batches(tokens, config, 2)))
-  for hosts in (2, 8):
-    parts = [take(4, train_batches(tokens, config, 0, i, hosts)) for i in range(hosts)]
-    joint = [{k: np.concatenate([p[s][k] for p in parts]) for k in whole[s]} for s in range(4)]
-    assert same(whole, joint)
-  config.seed = 1
-  assert not same(whole, take(4, train_batches(tokens, config)))
-
-
-@pytest.mark.parametrize("objective", ["mlm", "span", "ul2", "prefix"])
-def test_each_epoch_hides_something_else(corpus, objective):
-  config, tokens = prepared(corpus, objective, batch_size=1)
-  windows = tokens.train_token_count // registry.lengths(config).text
-  epochs = take(2 * windows, train_batches(tokens, config))
-  seen = {"mlm": ("inputs_BT",), "prefix": ("inputs_BT", "prefix_BT")}
-  first, second = (
-    {b"".join(b[k].tobytes() for k in seen.get(objective, ("source_BS",))) for b in epoch}
-    for epoch in (epochs[:windows], epochs[windows:])
-  )
-  assert len(second - first) > 0.6 * len(second)
-
-
-@pytest.mark.parametrize("objective", registry.OBJECTIVES)
-def test_validation_is_the_same_for_every_seed_host_and_batch_size(corpus, objective):
-  config, tokens = prepared(corpus, objective)
-  config.train.eval_tokens = 1500
-  rows = {}
-  for seed, size, hosts in ((0, 32, 1), (7, 4, 1), (0, 8, 2)):
-    config.seed, config.train.eval_batch_size = seed, size
-    parts = [list(validation_batches(tokens, config, i, hosts)) for i in range(hosts)]
-    ordered = [part for group in zip(*parts, strict=True) for part in group]
-    whole = {k: np.concatenate([b[k] for b in ordered]) for k in ordered[0]}
-    weighed = whole["weights_BT"].any(axis=1)
-    rows[size] = {k: array[weighed] for k, array in whole.items()}
-  assert same([rows[32]], [rows[4]])
-  assert same([rows[32]], [rows[8]])
-  count = eval_token_count(tokens, config)
-  if objective in ("span", "ul2"):  # whole windows
-    assert len(rows[32]["weights_BT"]) * registry.lengths(config).text == count
-
-
-def test_special_ids_have_no_bytes_and_text_keeps_its_own(corpus):
-  """What bits per byte divides by: the bytes of the predicted text."""
-  config, tokens = prepared(corpus, "span")
-  (batch, *_) = validation_batches(tokens, config)
-  targets = batch["targets_BT"][batch["weights_BT"] == 1]
-  noise, spans = corruption.span_counts(registry.lengths(config).text, 0.15, 3.0)
-  sequences = int(batch["weights_BT"].any(axis=1).sum())
-  assert (targets >= tokens.vocab_size).sum() == sequences * spans
-  assert len(targets) == sequences * (noise + spans + 1)
 
 
 # ----------------------------------------------------------------------------------------- refusals

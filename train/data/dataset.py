@@ -103,7 +103,7 @@ def prepare(config: ConfigDict) -> TokenData:
   path = folder / name.replace(":", "-")
   if (data := _open(path, corpus, fingerprint)) is None:
     try:
-      _prepare(path, corpus, fingerprint, name, config.data.validation_percent)
+      _prepare(path, corpus, fingerprint, config.data)
     except OSError as error:
       raise ConfigError(
         f"data.cache={str(folder.parent)!r}: cannot prepare the corpus there ({error}); "
@@ -115,9 +115,7 @@ def prepare(config: ConfigDict) -> TokenData:
   return data
 
 
-def _prepare(
-  path: Path, corpus: sources.Corpus, fingerprint: str, name: str, validation_percent: float
-) -> None:
+def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigDict) -> None:
   """Writes the documents (once for all tokenizers) and their tokens, under a lock."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with _lock(path.parent / "lock"):
@@ -126,14 +124,14 @@ def _prepare(
     documents = path.parent / "documents"
     if not _intact(documents):
       with _complete(documents) as partial:
-        sources.build(corpus, partial, validation_percent)
+        sources.build(corpus, partial, data.validation_percent)
     with _complete(path) as partial:
-      tokenizer = tokenizers.train(name, sources.read(documents, "train"))
+      tokenizer = tokenizers.train(data.tokenizer, sources.read(documents, "train"))
       tokenizer.save(partial)
       sidecar = {
         "source": corpus.name,
         "fingerprint": fingerprint,
-        "tokenizer": name,
+        "tokenizer": data.tokenizer,
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "eos": tokenizer.eos,
@@ -141,9 +139,9 @@ def _prepare(
         "token_bytes": tokenizer.token_bytes.tolist(),
       }
       for split in SPLITS:
-        file, dtype = partial / f"{split}.bin", sidecar["dtype"]
-        count = _tokenise(sources.read(documents, split), tokenizer, dtype, file)
-        sidecar[f"{split}_documents"] = count
+        sidecar[f"{split}_documents"] = _tokenise(
+          sources.read(documents, split), tokenizer, sidecar["dtype"], partial / f"{split}.bin"
+        )
       (partial / SIDECAR).write_text(json.dumps(sidecar))
 
 
@@ -159,12 +157,7 @@ def _tokenise(
     while group := list(itertools.islice(documents, DOCUMENTS_PER_CALL)):
       count += len(group)
       for ids in tokenizer.encode(group):
-        if len(ids) and int(ids.max()) >= tokenizer.eos:
-          raise ConfigError(
-            f"data.tokenizer={tokenizer.name!r}: id {ids.max()}, text has 0 to {tokenizer.eos - 1}"
-          )
-        file.write(ids.astype(dtype).tobytes())
-        file.write(eos.tobytes())
+        file.write(ids.astype(dtype).tobytes() + eos.tobytes())
   return count
 
 
@@ -208,7 +201,7 @@ def _sync(path: Path) -> None:
 
 
 def _intact(path: Path) -> bool:
-  """Returns whether a folder is there with all its files as they were written."""
+  """Tells whether a folder is there with all its files as they were written."""
   try:
     manifest = json.loads((path / MANIFEST).read_text())
     return all(_checksum(path / name) == written for name, written in manifest.items())
@@ -217,7 +210,7 @@ def _intact(path: Path) -> bool:
 
 
 def _checksum(path: Path) -> list[int]:
-  """Returns size and CRC-32 of a file; above 256 MiB, of 64 blocks spread evenly over it."""
+  """Computes size and CRC-32 of a file; above 256 MiB, of 64 blocks spread evenly over it."""
   size, crc = path.stat().st_size, 0
   stride = max(BLOCK, (size - BLOCK) // (BLOCKS - 1))
   with open(path, "rb") as file:

@@ -19,21 +19,21 @@ MEMORY = 64  # from this distance on two symbols are independent, to 1e-9 nats [
 
 @functools.cache
 def _zipf(symbols: int) -> np.ndarray:
-  """Returns the probability of each rank [V]."""
+  """Computes the probability of each rank [V]."""
   weights_V = np.arange(1, symbols + 1) ** -EXPONENT
   return weights_V / weights_V.sum()
 
 
 @functools.cache
 def _permutations(symbols: int) -> np.ndarray:
-  """Returns the symbol of each rank in each row [V, V]."""
+  """Draws the symbol of each rank in each row [V, V]."""
   rng = np.random.default_rng(0)
   return np.stack([rng.permutation(symbols) for _ in range(symbols)]).astype(np.uint8)
 
 
 @functools.cache
 def transition(symbols: int = 256) -> np.ndarray:
-  """Returns P [V, V]: the probability of the next symbol (column) given this one (row)."""
+  """Makes P [V, V]: the probability of the next symbol (column) given this one (row)."""
   matrix_VV = np.empty((symbols, symbols))
   np.put_along_axis(matrix_VV, _permutations(symbols).astype(int), _zipf(symbols)[None], axis=1)
   return matrix_VV
@@ -41,7 +41,7 @@ def transition(symbols: int = 256) -> np.ndarray:
 
 @functools.cache
 def stationary(symbols: int = 256) -> np.ndarray:
-  """Returns the law of one symbol [V], the left eigenvector of P at eigenvalue 1."""
+  """Solves for the law of one symbol [V], the left eigenvector of P at eigenvalue 1."""
   equations_VV = transition(symbols).T - np.eye(symbols)
   equations_VV[-1] = 1.0  # the balance equations are dependent; one of them gives way to sum = 1
   return np.linalg.solve(equations_VV, np.eye(symbols)[-1])
@@ -49,7 +49,7 @@ def stationary(symbols: int = 256) -> np.ndarray:
 
 @functools.cache
 def _entropies(symbols: int) -> np.ndarray:
-  """Returns h(k) for k = 0 ... MEMORY [nats]."""
+  """Computes h(k) for k = 0 ... MEMORY [nats]."""
   power_VV, h = np.eye(symbols), [0.0]
   for _ in range(MEMORY):
     power_VV = power_VV @ transition(symbols)
@@ -66,7 +66,7 @@ def entropy(distance: int = 1, symbols: int = 256) -> float:
 
 
 def causal_floor(symbols: int = 256, length: int = DOCUMENT) -> float:
-  """Returns the least loss of a causal model [nats per predicted token].
+  """Computes the least loss of a causal model [nats per predicted token].
 
   A document of n symbols is n + 1 predictions: the first symbol, whose law is the stationary one,
   n - 1 transitions, and the end, which is certain after n symbols and so costs nothing.
@@ -76,7 +76,7 @@ def causal_floor(symbols: int = 256, length: int = DOCUMENT) -> float:
 
 
 def masked_floor(rate: float, length: int | None = None, symbols: int = 256) -> float:
-  """Returns the least loss where hidden symbols show nothing but that they are hidden.
+  """Computes the least loss where hidden symbols show nothing but that they are hidden.
 
   Args:
     rate: share of the symbols that is hidden.
@@ -99,19 +99,19 @@ def masked_floor(rate: float, length: int | None = None, symbols: int = 256) -> 
 
 
 def _between(left: np.ndarray, right: np.ndarray, symbols: int) -> np.ndarray:
-  """Returns the entropy of a symbol whose nearest visible neighbours are at these distances."""
+  """Computes the entropy of a symbol whose nearest visible neighbours are this far away."""
   left, right, both = (np.minimum(k, MEMORY) for k in (left, right, left + right))
   h = _entropies(symbols)
   return h[left] + h[right] - h[both]
 
 
 def _hidden_nats(hidden: int, length: int, symbols: int) -> float:
-  """Returns the expected entropy of `hidden` symbols among `length`, summed over them."""
+  """Computes the expected entropy of `hidden` symbols among `length`, summed over them."""
   log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, length + 1)))])
 
-  def chance(others: np.ndarray, seen: int) -> np.ndarray:
-    """Probability that next to a hidden symbol these `others` are hidden and `seen` are not."""
-    n, k = length - 1 - others - seen, hidden - 1 - others
+  def chance(masked: np.ndarray, seen: int) -> np.ndarray:
+    """Probability that beside a hidden symbol `masked` given ones are hidden, `seen` are not."""
+    n, k = length - 1 - masked - seen, hidden - 1 - masked
     possible = (k >= 0) & (n >= k)
     n, k = np.where(possible, n, 0), np.where(possible, k, 0)
     log_ways = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
@@ -133,7 +133,7 @@ def _hidden_nats(hidden: int, length: int, symbols: int) -> float:
 
 
 def negative_log_prob(document: bytes, symbols: int = 256) -> float:
-  """Returns -log P of a document under the chain, started in its stationary law [nats]."""
+  """Computes -log P of a document under the chain, started in its stationary law [nats]."""
   symbols_T = np.frombuffer(document, np.uint8)
   steps = -np.log(transition(symbols)[symbols_T[:-1], symbols_T[1:]]).sum()
   return float(steps - np.log(stationary(symbols)[symbols_T[0]]))

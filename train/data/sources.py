@@ -1,9 +1,9 @@
 """Corpora: where documents come from, their splits, and the TFDS dataset they become.
 
-A source is opened without reading more of it than its fingerprint needs. `build` then writes it as
-a TFDS dataset with two splits: a document is in `validation` when the SHA-256 of its content is
-among the lowest `data.validation_percent`, so that adding documents moves no other one; exact
-duplicates are dropped. TFDS orders documents by a hash of their key, here the content again.
+`open_source` reads no more of a source than its fingerprint needs. `build` then writes it as a
+TFDS dataset with two splits: a document is in `validation` when the SHA-256 of its content is among
+the lowest `data.validation_percent`, so that adding documents moves no other one; exact duplicates
+are dropped. TFDS orders documents by a hash of their key, here the content again.
 
 Documents of `text:` and `tfds:` longer than 64 KiB are cut at line ends. A corpus of fewer than 64
 documents is cut finer, into about 64 pieces (of at least 1 KiB), so that even one file has a
@@ -11,8 +11,8 @@ validation split.
 """
 
 import contextlib
-import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -20,7 +20,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -37,8 +37,7 @@ GROUP = 64  # examples read from a TFDS dataset together
 _Item = TypeVar("_Item")
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
   """A source of documents, opened but not yet read.
 
   Attributes:
@@ -76,7 +75,7 @@ def open_source(config: ConfigDict) -> Corpus:
 
 
 def progress(items: Iterable[_Item], what: str) -> Iterator[_Item]:
-  """Passes items through and, beyond two seconds, says on stderr how many there have been."""
+  """Passes items through; after two seconds it counts them on stderr."""
   start = last = time.monotonic()
   count = 0
   for count, item in enumerate(items, 1):  # noqa: B007
@@ -122,7 +121,7 @@ def _markov(config: ConfigDict) -> Corpus:
 
 
 def _floor(config: ConfigDict) -> float | None:
-  """Returns the floor of the objective on the chain, where it has a closed form."""
+  """Computes the floor of the objective on the chain, where it has a closed form."""
   symbols, c = config.data.markov_symbols, config.corruption
   match config.objective:
     case "clm" | "prefix":
@@ -133,11 +132,11 @@ def _floor(config: ConfigDict) -> float | None:
 
 
 def _python_stdlib() -> Corpus:
-  """The source text of the running Python's standard library, without its tests."""
-  others = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+  """Opens the source text of the running Python's standard library, without its tests."""
+  left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
   def skip(name: str) -> bool:  # ... and without what was generated when this Python was built
-    return name in others or name.startswith(("config-", "_sysconfigdata"))
+    return name in left_out or name.startswith(("config-", "_sysconfigdata"))
 
   folder = sysconfig.get_paths()["stdlib"]
   paths = [path for path in _walk(folder, skip) if path.suffix == ".py"]
@@ -150,7 +149,7 @@ def _python_stdlib() -> Corpus:
 
 
 def _text(argument: str, field: str) -> Corpus:
-  """A .txt, .md or .jsonl file, or all of them below a folder (hidden ones are left out)."""
+  """Opens a .txt, .md or .jsonl file, or all of them below a folder, without hidden ones."""
   root = Path(argument).expanduser()
   name = f"data.source='text:{argument}'"
   if root.is_file():
@@ -167,7 +166,7 @@ def _text(argument: str, field: str) -> Corpus:
   if not any(path.stat().st_size for path in paths):
     raise DataError(f"{name}: empty ({len(paths)} file(s) of 0 bytes); add text")
 
-  def whole() -> Iterator[bytes]:
+  def documents() -> Iterator[bytes]:
     for path in paths:
       if path.suffix.lower() == ".jsonl":
         yield from _rows(path, field)
@@ -175,7 +174,7 @@ def _text(argument: str, field: str) -> Corpus:
         yield _utf8(path.read_bytes(), f"data.source: {path}")
 
   kinds = sorted((path.suffix.lower() == ".jsonl", _digest(path)) for path in paths)
-  return Corpus(f"text:{argument}", _fingerprint("text", 1, field, kinds), lambda: _cut(whole))
+  return Corpus(f"text:{argument}", _fingerprint("text", 1, field, kinds), lambda: _cut(documents))
 
 
 def _rows(path: Path, field: str) -> Iterator[bytes]:
@@ -193,8 +192,8 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
       except ValueError as error:
         raise ConfigError(f"data.source: {path} line {number} is not JSON: {error}") from error
       if not isinstance(row, dict) or field not in row:
-        found = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
-        raise DataError(f"{where} has no such field; {found}")
+        reason = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
+        raise DataError(f"{where} has no such field; {reason}")
       if not isinstance(row[field], str):
         raise DataError(f"{where} holds {type(row[field]).__name__}, not text")
       try:
@@ -204,7 +203,7 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
 
 
 def _tfds(argument: str, field: str) -> Corpus:
-  """A dataset of tensorflow-datasets: its train split where it has one, else all it has.
+  """Opens a dataset of tensorflow-datasets: its train split, or all splits where it has none.
 
   The dataset's own test and validation splits stay untouched; ours is cut from its train split. A
   version of a dataset is taken not to change: it is known by its name and the sizes of its shards.
@@ -219,14 +218,14 @@ def _tfds(argument: str, field: str) -> Corpus:
         builder.download_and_prepare()
     splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
     sources = [builder.as_data_source(split=split) for split in splits]
-  except Exception as error:  # whatever a dataset's own code raises
+  except (AssertionError, ImportError, OSError, ValueError) as error:  # no such one, or by hand
     reason = next(iter(str(error).strip().splitlines()), "")
     raise DataError(f"{where}: {type(error).__name__}: {reason}") from error
   features = builder.info.features
   if field not in features:
     raise ConfigError(f"data.text_field={field!r}: {argument} has the fields {sorted(features)}")
 
-  def whole() -> Iterator[bytes]:
+  def documents() -> Iterator[bytes]:
     for split, source in zip(splits, sources, strict=True):
       for i, text in enumerate(_values(source, field)):
         if not isinstance(text, bytes):
@@ -234,17 +233,14 @@ def _tfds(argument: str, field: str) -> Corpus:
           raise ConfigError(f"data.text_field={field!r}: {argument} holds {kind}, not text")
         yield _utf8(text, f"{where}: example {i} of {split}")
 
-  shards = [
-    (split, builder.info.splits[split].shard_lengths, [os.path.getsize(f) for f in files])
-    for split in splits
-    for files in [builder.info.splits[split].filepaths]
-  ]
+  infos = [builder.info.splits[split] for split in splits]
+  shards = [(x.name, x.shard_lengths, [os.path.getsize(f) for f in x.filepaths]) for x in infos]
   fingerprint = _fingerprint("tfds", 1, builder.info.full_name, field, shards)
-  return Corpus(f"tfds:{argument}", fingerprint, lambda: _cut(whole))
+  return Corpus(f"tfds:{argument}", fingerprint, lambda: _cut(documents))
 
 
 def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
-  """Returns a text that is valid UTF-8."""
+  """Passes on a text that is valid UTF-8."""
   try:
     text.decode()
   except UnicodeDecodeError as error:
@@ -256,16 +252,13 @@ def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
 # ---------------------------------------------------------------------------------- documents
 
 
-def _cut(whole: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+def _cut(documents: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
   """Yields documents cut into pieces (see the top of this file)."""
-  sizes: list[int] = []
-  for document in whole():
-    sizes.append(len(document))
-    if len(sizes) == PIECES:
-      break
-  few = len(sizes) < PIECES
-  limit = min(max(sum(sizes) // PIECES, SMALLEST_PIECE), PIECE) if few else PIECE
-  for document in whole():
+  sizes = [len(document) for document in itertools.islice(documents(), PIECES)]
+  limit = PIECE
+  if len(sizes) < PIECES:
+    limit = min(max(sum(sizes) // PIECES, SMALLEST_PIECE), PIECE)
+  for document in documents():
     yield from pieces(document, limit)
 
 
@@ -289,24 +282,22 @@ def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
   Raises:
     UserError: fewer than two different documents, or the source changed meanwhile.
   """
-  if not 0 < validation_percent < 100:
-    raise ConfigError(f"data.validation_percent={validation_percent}: must be between 0 and 100")
 
   def digests() -> Iterator[tuple[bytes, bytes]]:
     for document in corpus.documents():
       if document.strip():
         yield hashlib.sha256(document).digest(), document
 
-  found = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
-  if len(found) < 2:
+  kept = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
+  if len(kept) < 2:
     raise ConfigError(
-      f"data.source={corpus.name!r}: too small; {len(found)} different document(s) of at least "
+      f"data.source={corpus.name!r}: too small; {len(kept)} different document(s) of at least "
       f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
     )
   threshold = round(validation_percent / 100 * 2**64)
-  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in found)
-  held_out = min(max(count, 1), len(found) - 1)
-  parts = {"train": set(found[held_out:]), "validation": set(found[:held_out])}
+  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in kept)
+  held_out = min(max(count, 1), len(kept) - 1)
+  parts = {"train": set(kept[held_out:]), "validation": set(kept[:held_out])}
 
   def examples(split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     missing = parts[split]

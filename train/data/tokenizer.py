@@ -55,12 +55,12 @@ class Tokenizer:
     return np.array([len(text) for text in self.table], np.int32)
 
   def decode(self, ids: Iterable[int]) -> bytes:
-    """Returns the bytes of some ids, the boundaries between documents left out."""
+    """Joins the bytes of ids, without the boundaries between documents."""
     return b"".join(self.table[i] for i in ids)
 
 
 def size(name: str) -> int:
-  """Returns the vocabulary size that `data.tokenizer` asks for.
+  """Returns the vocabulary size of a `data.tokenizer`.
 
   Raises:
     ConfigError: the tokenizer is unknown or too small for every text.
@@ -78,7 +78,7 @@ def size(name: str) -> int:
 
 
 def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
-  """Returns the tokenizer `name`; BPE is trained on the documents.
+  """Makes the tokenizer `name`; BPE is trained on the documents.
 
   Raises:
     ConfigError: the name is not valid, or the documents have too few different words for BPE.
@@ -86,11 +86,11 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   vocab_size = size(name)
   if name == "bytes":
     return _bytes()
-  from tokenizers import Tokenizer as Library
+  import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
   print(f"training {name}", file=sys.stderr, flush=True)
-  library = Library(models.BPE())
+  library = tokenizers.Tokenizer(models.BPE())
   library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   library.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
@@ -109,7 +109,7 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
 
 
 def load(name: str, folder: Path) -> Tokenizer:
-  """Returns a tokenizer that was saved into a folder."""
+  """Loads a tokenizer that was saved into a folder."""
   return _bytes() if name == "bytes" else _bpe(name, (folder / FILE).read_text("utf-8"))
 
 
@@ -124,9 +124,9 @@ def _bytes() -> Tokenizer:
 
 
 def _bpe(name: str, serialized: str) -> Tokenizer:
-  from tokenizers import Tokenizer as Library
+  import tokenizers
 
-  library = Library.from_str(serialized)
+  library = tokenizers.Tokenizer.from_str(serialized)
   library.encode_special_tokens = True  # text that spells out eos is text
   byte_of = {character: i for i, character in enumerate(byte_characters())}
   vocab = sorted(library.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
@@ -143,10 +143,10 @@ def _bpe(name: str, serialized: str) -> Tokenizer:
 
 
 def byte_characters() -> list[str]:
-  """Returns what byte-level BPE writes each byte as: its own character, or one from 256 upwards."""
+  """Lists what byte-level BPE writes for each byte: its character, or one from 256 upwards."""
   printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  others = itertools.count(256)
-  return [chr(i) if i in printable else chr(next(others)) for i in range(256)]
+  substitutes = itertools.count(256)
+  return [chr(i) if i in printable else chr(next(substitutes)) for i in range(256)]
 
 
 def _text(name: str, document: bytes | str) -> str:

@@ -10,15 +10,14 @@ import numpy as np
 
 
 def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndarray:
-  """Returns numbers in [0, 1) for the sequences `first` to `first + rows - 1` [rows, count].
+  """Draws numbers in [0, 1) for the sequences `first` to `first + rows - 1` [rows, count].
 
   Those of a sequence depend on (seed, split, its number) only. Philox is a function of a counter
   (Salmon et al. 2011), so that any host can start at its own rows.
 
   Args:
     seed: the run's; any integer of 64 bits.
-    split: tells apart streams of the same seed: 0 and 1 hide text of the training and validation
-      sets, from 2 on each orders the windows of an epoch.
+    split: number of a stream of the same seed: see `train.data.batches`.
     first: number of the first sequence.
     rows: sequences.
     count: numbers for each.
@@ -80,7 +79,7 @@ def mask_tokens(
 
 
 def span_counts(length: int, density: float, span_length: float) -> tuple[int, int]:
-  """Returns (hidden tokens, spans) of a text of `length` tokens, as T5 counts them.
+  """Counts (hidden tokens, spans) of a text of `length` tokens, as T5 does.
 
   Raffel et al. 2019 (arXiv:1910.10683), section 3.1.4. No more spans than there is text to keep
   them apart.
@@ -91,14 +90,14 @@ def span_counts(length: int, density: float, span_length: float) -> tuple[int, i
 
 
 def span_lengths(length: int, density: float, span_length: float) -> tuple[int, int]:
-  """Returns the lengths of (inputs, targets) of a text of `length` tokens, each with its eos."""
+  """Computes the lengths of (inputs, targets) of a text of `length` tokens, each with its eos."""
   noise, spans = span_counts(length, density, span_length)
   return length - noise + spans + 1, noise + spans + 1
 
 
 @functools.cache
 def text_length(input_length: int, density: float, span_length: float) -> int:
-  """Returns the longest text [tokens] whose inputs are no longer than `input_length`."""
+  """Finds the longest text [tokens] whose inputs are no longer than `input_length`."""
   length = 1
   while span_lengths(length + 1, density, span_length)[0] <= input_length:
     length += 1
@@ -189,7 +188,7 @@ def cut_suffix(
 
 
 def shift_right(targets_BT: np.ndarray, start: int) -> np.ndarray:
-  """Returns the inputs that go with these targets: `start`, and all but the last."""
+  """Makes the inputs that go with these targets: `start`, and all but the last."""
   inputs_BT = np.roll(targets_BT, 1, axis=1)
   inputs_BT[:, 0] = start
   return inputs_BT

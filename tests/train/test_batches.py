@@ -1,0 +1,193 @@
+"""Batches: windows of the stream, by (seed, step) alone, on any number of hosts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from configs import base
+from train.data import dataset
+from train.data.batches import check_tokens, eval_token_count, train_batches, validation_batches
+from train.objectives import corruption, registry
+
+
+@pytest.fixture
+def prepare(cache, corpus):
+  """Makes a config of an objective, and its tokens."""
+
+  def make(objective="clm", **fields):
+    c = base.get_config()
+    c.objective, c.model.family = objective, base.family_of(objective)
+    c.data.source = f"text:{corpus}"
+    c.data.isolate_documents = c.model.family != "encoder_decoder"
+    c.data.update({"seq_len": 64} | fields)
+    return c, dataset.prepare(c)
+
+  return make
+
+
+def take(n, batches):
+  return list(itertools.islice(batches, n))
+
+
+def same(a, b):
+  return all(
+    x.keys() == y.keys() and all(x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k]) for k in x)
+    for x, y in zip(a, b, strict=True)
+  )
+
+
+def joined(parts):
+  """The batches of all hosts, row after row."""
+  return [
+    {k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)
+  ]
+
+
+@pytest.mark.parametrize("objective", registry.OBJECTIVES)
+def test_batches_are_a_function_of_seed_and_step_on_any_number_of_hosts(prepare, objective):
+  config, data = prepare(objective)
+  whole = take(4, train_batches(data, config))
+  assert same(whole[2:], take(2, train_batches(data, config, start_step=2)))
+  for hosts in (2, 8):
+    parts = [take(4, train_batches(data, config, 0, i, hosts)) for i in range(hosts)]
+    assert same(whole, joined(parts))
+  config.seed = 1
+  assert not same(whole, take(4, train_batches(data, config)))
+
+
+def test_hosts_must_divide_a_batch(prepare):
+  config, data = prepare()
+  with pytest.raises(ValueError, match="data.batch_size=8: must be a positive multiple of 3 hosts"):
+    train_batches(data, config, 0, 0, 3)
+
+
+def test_windows_are_the_stream_shifted_by_one(prepare):
+  config, data = prepare()
+  stream = np.asarray(data.train_tokens).astype(np.int32)
+  windows = {stream[i : i + 65].tobytes() for i in range(0, len(stream) - 64, 64)}
+  for batch in take(5, train_batches(data, config)):
+    for inputs, targets in zip(batch["inputs_BT"], batch["targets_BT"], strict=True):
+      assert np.append(inputs, targets[-1]).tobytes() in windows
+      assert np.array_equal(inputs[1:], targets[:-1])
+    assert batch["weights_BT"].sum() == batch["inputs_BT"].size
+    assert {k: v.dtype.name for k, v in batch.items()} == {
+      "inputs_BT": "int32",
+      "targets_BT": "int32",
+      "weights_BT": "float32",
+      "segments_BT": "int32",
+      "positions_BT": "int32",
+    }
+
+
+def test_each_epoch_is_every_window_once_in_another_order(prepare):
+  config, data = prepare(batch_size=1, seq_len=2048)
+  n = data.train_token_count // 2048
+  rows = [b["inputs_BT"].tobytes() for b in take(2 * n, train_batches(data, config))]
+  assert n > 50
+  assert len(set(rows[:n])) == n
+  assert set(rows[:n]) == set(rows[n:])
+  assert rows[:n] != rows[n:]
+  config.data.batch_size = 2 * n  # a batch may hold several epochs
+  (batch,) = take(1, train_batches(data, config))
+  assert [row.tobytes() for row in batch["inputs_BT"]] == rows
+
+
+@pytest.mark.parametrize("objective", ["mlm", "span", "ul2", "prefix"])
+def test_each_epoch_hides_something_else(prepare, objective):
+  config, data = prepare(objective, batch_size=1, seq_len=512)
+  windows = data.train_token_count // registry.lengths(config).text
+  epochs = take(2 * windows, train_batches(data, config))
+  names = {"mlm": ("inputs_BT",), "prefix": ("inputs_BT", "prefix_BT")}
+  first, second = (
+    {b"".join(b[k].tobytes() for k in names.get(objective, ("source_BS",))) for b in epoch}
+    for epoch in (epochs[:windows], epochs[windows:])
+  )
+  assert len(second - first) > 0.6 * len(second)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_segments_and_positions_restart_at_documents(prepare, isolate):
+  config, data = prepare(isolate_documents=isolate, seq_len=700)
+  boundaries = 0
+  epoch = data.train_token_count // 700 // config.data.batch_size + 1
+  for batch in take(epoch, train_batches(data, config)):  # one window starts with eos
+    for inputs, segments, positions in zip(
+      batch["inputs_BT"], batch["segments_BT"], batch["positions_BT"], strict=True
+    ):
+      segment, position = 1, 0
+      for t, token in enumerate(inputs):  # the definition, spelt out
+        if isolate and t and token == data.eos:
+          segment, position = segment + 1, 0
+          boundaries += 1
+        assert (segments[t], positions[t]) == (segment, position)
+        position += 1
+  assert (boundaries > 20) == isolate
+
+
+# ------------------------------------------------------------------------------------ validation
+
+
+@pytest.mark.parametrize("objective", registry.OBJECTIVES)
+def test_validation_is_the_same_for_every_seed_host_and_batch_size(prepare, objective):
+  config, data = prepare(objective)
+  config.train.eval_tokens = 1500
+  rows = {}
+  for seed, size, hosts in ((0, 32, 1), (7, 4, 1), (0, 8, 2)):
+    config.seed, config.train.eval_batch_size = seed, size
+    batches = joined([list(validation_batches(data, config, i, hosts)) for i in range(hosts)])
+    whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    weighed = whole["weights_BT"].any(axis=1)
+    rows[size] = {k: array[weighed] for k, array in whole.items()}
+  assert same([rows[32]], [rows[4]])
+  assert same([rows[32]], [rows[8]])
+  if objective in ("span", "ul2"):  # whole windows
+    n_tokens = len(rows[32]["weights_BT"]) * registry.lengths(config).text
+    assert n_tokens == eval_token_count(data, config)
+
+
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(64, 32), (100, 7), (999, 1)])
+def test_validation_is_the_same_tokens_for_any_shape(prepare, seq_len, batch_size):
+  config, data = prepare(seq_len=seq_len)
+  config.train.eval_tokens = 10_007
+  config.train.eval_batch_size = batch_size
+  targets = []
+  for batch in validation_batches(data, config):
+    assert batch["inputs_BT"].shape == (batch_size, seq_len)
+    counted = batch["weights_BT"] == 1
+    assert np.array_equal(counted, batch["segments_BT"] > 0)
+    assert np.array_equal(batch["weights_BT"], counted)
+    targets.append(batch["targets_BT"][counted])
+  assert np.array_equal(np.concatenate(targets), np.asarray(data.validation_tokens)[1:10_008])
+  assert eval_token_count(data, config) == 10_007
+
+
+def test_a_short_validation_split_is_used_whole(prepare):
+  config, data = prepare()
+  config.train.eval_tokens = 10**9
+  count = sum(batch["weights_BT"].sum() for batch in validation_batches(data, config))
+  assert count == data.validation_token_count == eval_token_count(data, config)
+
+
+def test_sentinels_follow_the_ids_of_text(prepare):
+  """Bits per byte divide by the bytes of the predicted text: special ids have none."""
+  config, data = prepare("span")
+  (batch, *_) = validation_batches(data, config)
+  targets = batch["targets_BT"][batch["weights_BT"] == 1]
+  noise, spans = corruption.span_counts(registry.lengths(config).text, 0.15, 3.0)
+  sequences = int(batch["weights_BT"].any(axis=1).sum())
+  assert (targets >= data.vocab_size).sum() == sequences * spans
+  assert len(targets) == sequences * (noise + spans + 1)
+
+
+def test_a_run_that_its_data_cannot_feed_is_refused(prepare):
+  config, data = prepare()
+  config.train.tokens = 4 * data.train_token_count
+  check_tokens(config, data)
+  config.train.tokens += 1
+  with pytest.raises(ValueError, match=r"4\.0 epochs of .* more than data.max_epochs=4"):
+    check_tokens(config, data)
+  config.train.tokens = 1000
+  config.data.seq_len = data.train_token_count + 1
+  with pytest.raises(ValueError, match="data.seq_len=.*must be 1 to"):
+    check_tokens(config, data)
