@@ -7,10 +7,9 @@ reads back; the checksums do.
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +63,8 @@ def _sum(leaf: Any) -> int:
     total = int(_hashes_on_device(leaf))  # over all hosts
     return total if jax.process_index() == 0 else 0
   places = np.arange(leaf.size, dtype=np.uint32).reshape(leaf.shape)
-  own = (shard for shard in leaf.addressable_shards if shard.replica_id == 0)
-  parts = [_hashes(np, np.ravel(shard.data), np.ravel(places[shard.index])) for shard in own]
+  shards = (shard for shard in leaf.addressable_shards if shard.replica_id == 0)
+  parts = [_hashes(np, np.ravel(shard.data), np.ravel(places[shard.index])) for shard in shards]
   return int(np.sum(parts, dtype=np.uint32))
 
 
@@ -88,7 +87,7 @@ def _parts(state: Any) -> dict[str, Any]:
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `folder`."""
+  """The checkpoints of one run, in `folder`; closed at the end of a with-block."""
 
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
@@ -106,7 +105,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to save `state` as `step`; `close` or the next save waits for it.
+    """Starts to save `state` as `step`; the next save, or the end, waits for it.
 
     Raises:
       RunError: the disk is nearly full.
@@ -152,9 +151,8 @@ class Checkpoints:
       if not _is_damage(error):
         raise
       raise DamagedCheckpointError(f"{self.folder}/{step}: {first_line}") from error
-    saved, found = restored["checksums"], _checksums(restored["state"])
-    bad = [path for path in found if found[path] != saved.get(path)]
-    if bad:
+    saved, read = restored["checksums"], _checksums(restored["state"])
+    if bad := [path for path in read if read[path] != saved.get(path)]:
       raise DamagedCheckpointError(f"{self.folder}/{step}: {bad[0]} differs from what was saved")
     return like._replace(**restored["state"])
 
@@ -182,19 +180,9 @@ class Checkpoints:
     """Returns when everything that was saved is on disk."""
     self._manager.wait_until_finished()
 
-  def close(self) -> None:
-    """Waits for what is being saved and releases the folder."""
-    self._manager.wait_until_finished()
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.wait()
     self._manager.close()
-
-
-@contextmanager
-def opened(
-  folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False
-) -> Iterator[Checkpoints]:
-  """Yields a folder's checkpoints and closes them."""
-  checkpoints = Checkpoints(folder, keep_steps, read_only)
-  try:
-    yield checkpoints
-  finally:
-    checkpoints.close()

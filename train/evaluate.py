@@ -22,7 +22,7 @@ _kept: dict[str, list[Batch]] = {}  # the newest validation set, by all that dec
 def validation_set(
   tokens: dataset.TokenData, config: ConfigDict, process_index: int = 0, process_count: int = 1
 ) -> Iterable[Batch]:
-  """Returns `data.validation_batches`; small ones are made once, for all runs of a process."""
+  """Makes the validation batches; small sets are kept for the next run of the process."""
   train = config.train
   decides = (config.objective, config.data, config.corruption, config.model.family)
   evaluated = (tokens.fingerprint, tokens.tokenizer_hash, train.eval_tokens, train.eval_batch_size)
@@ -42,7 +42,7 @@ def validation_set(
 def evaluate(
   functions: Program, state: TrainState, tokens: dataset.TokenData, config: ConfigDict
 ) -> dict[str, float]:
-  """Returns the validation loss on the fixed held-out tokens.
+  """Evaluates a state on the fixed held-out tokens.
 
   Returns:
     loss [nats per predicted token], its standard error (over sequences), bits_per_byte (of the

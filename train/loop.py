@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -27,15 +27,7 @@ from train.system.process import Interrupted
 
 PROGRESS_SECONDS = 0.5
 
-
-class Inputs(NamedTuple):
-  """What the next step takes beside the state."""
-
-  batch: Any  # placed; in a pack this host's rows, to be stacked with those of others
-  lr: np.float32
-  seed: np.uint32
-
-
+Inputs = tuple[Any, np.float32, np.uint32]  # what a step takes beside the state: batch, lr, seed
 StateOf = Callable[[], TrainState]  # gives a run's state where it is needed: a pack has to take it
 
 
@@ -110,7 +102,7 @@ class Run:
           self.record, self.ended = stored, True
       if not self.ended:
         folder, keep_steps = self.workdir / "checkpoints", self.config.train.keep_steps
-        self._checkpoints = exits.enter_context(checkpoint.opened(folder, keep_steps))
+        self._checkpoints = exits.enter_context(checkpoint.Checkpoints(folder, keep_steps))
       self._exits = exits.pop_all()
     return self
 
@@ -153,7 +145,7 @@ class Run:
     return self._done < self._last_step and not self._metrics.diverged
 
   def place_batch(self) -> None:
-    """Makes and places the batch of the next step, if there is one."""
+    """Makes the batch of the next step, if there is one; places it, but for a pack to stack."""
     if self._placed < self._last_step:
       self._placed += 1
       with self.clock("data"):
@@ -162,7 +154,7 @@ class Run:
 
   def inputs(self) -> Inputs:
     """Returns what the next step takes."""
-    return Inputs(self._batch, np.float32(self._lr_of(self._done)), self._seed)
+    return self._batch, np.float32(self._lr_of(self._done)), self._seed
 
   def after(self, metrics: dict, state: StateOf) -> None:
     """Logs the step before, evaluates, saves and stops: what is due after a step.

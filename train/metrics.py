@@ -12,7 +12,7 @@ from train.system import files
 
 
 class Metrics:
-  """Collects what each step returned and writes a row per interval.
+  """Writes a row per interval of steps.
 
   A row is fetched when the interval after it is complete: by then its steps are done, and the fetch
   does not stop the device.
@@ -27,18 +27,15 @@ class Metrics:
       path: metrics.jsonl.
       first_step: steps done before the first interval.
       last_step: after which the run is evaluated once more.
-      describe: gives the other columns of the row after that many steps.
+      describe: steps done -> the other columns of their row.
     """
-
-    def stays(row: dict) -> bool:
-      return row["step"] <= first_step and not (row["step"] == last_step and "eval_loss" in row)
-
-    rows = [row for row in files.read_rows(path) if stays(row)]
+    rows = [row for row in files.read_rows(path) if row["step"] <= first_step]
+    rows = [row for row in rows if row["step"] < last_step or "eval_loss" not in row]
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = path.open("a")
     self._describe = describe
     self._interval: list[dict] = []
-    self._waiting: list[tuple[int, list[dict]]] = []
+    self._pending: list[tuple[int, list[dict]]] = []
     self.loss: float | None = None  # of the newest row [nats per token]
 
   @property
@@ -47,20 +44,20 @@ class Metrics:
     return self.loss is not None and not math.isfinite(self.loss)
 
   def add(self, metrics: dict) -> None:
-    """Takes in the metrics of a step: loss_sum, weight, grad_norm, still on the device."""
+    """Adds a step's metrics to the interval: loss_sum, weight, grad_norm, still on the device."""
     self._interval.append(metrics)
 
   def end_interval(self, step: int) -> None:
     """Ends the interval after `step` steps, and writes the row of the one before it."""
     if self._interval:
-      self._waiting.append((step, self._interval))
+      self._pending.append((step, self._interval))
       self._interval = []
-    self.flush(waiting=1)
+    self.flush(pending=1)
 
-  def flush(self, waiting: int = 0) -> None:
-    """Writes rows until only so many intervals wait."""
-    while len(self._waiting) > waiting:
-      step, interval = self._waiting.pop(0)
+  def flush(self, pending: int = 0) -> None:
+    """Writes rows until only so many intervals are pending."""
+    while len(self._pending) > pending:
+      step, interval = self._pending.pop(0)
       fetched = jax.device_get(interval)
       weight = max(1, sum(m["weight"] for m in fetched))  # they may have nothing to predict
       self.loss = float(sum(m["loss_sum"] for m in fetched) / weight)

@@ -58,11 +58,9 @@ def learning_rate(
 
 def _matrices(params):
   """Returns which leaves are matrices: not norms, biases or embeddings."""
-
-  def is_matrix(path, _):
-    return "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-
-  return jax.tree_util.tree_map_with_path(is_matrix, params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: any(getattr(key, "key", None) == "kernel" for key in path), params
+  )
 
 
 def matrix_rate(model: FrozenConfigDict) -> float:
@@ -76,7 +74,7 @@ def matrix_rate(model: FrozenConfigDict) -> float:
 
 
 def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.GradientTransformation:
-  """Returns AdamW's direction; an update is `params - learning_rate * direction`.
+  """Makes AdamW's direction; an update is `params - learning_rate * direction`.
 
   Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019);
   `matrix_rate` multiplies their step, not their decay.

@@ -9,7 +9,7 @@ a product, which depends on the number of slots and on nothing else: not on the 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Slots:
     if len(self.runs) == 1:
       self._state, metrics = self._functions.step(self._state, batches[0], lrs[0], seeds[0])
       return {self.runs[0]: metrics}
-    stacked = {name: np.stack([batch[name] for batch in batches]) for name in spare.batch}
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     self._state, metrics = self._functions.pack_step(
       self._state, stacked, np.stack(lrs), np.stack(seeds)
     )
@@ -85,16 +85,15 @@ def train(
   pending = [(list(range(len(runs))), slots or width(len(runs)))]
   while pending:
     members, slots = pending.pop(0)
-    pack = Pack(slots, ended)
+    pack = PackedRuns(slots, ended)
     pack.train({i: runs[i] for i in members}, should_stop, report)
-    if pack.too_large:
-      half, first = slots // 2, runs[pack.too_large[0]][1].name
+    if too_large := sorted(pack.too_large):
+      half, first = slots // 2, runs[too_large[0]][1].name
       say(f"out of memory with {slots} runs together ({first}): now {half}")
-      halves = pack.too_large[:half], pack.too_large[half:]
-      pending[:0] = [(part, half) for part in halves if part]
+      pending[:0] = [(part, half) for part in (too_large[:half], too_large[half:]) if part]
 
 
-class Pack:
+class PackedRuns:
   """Runs that are trained in so many slots, each until it ends."""
 
   def __init__(self, slots: int, ended: Callable[[int, dict | Exception], None]):
@@ -114,14 +113,14 @@ class Pack:
       run = self._runs[i] = Run(config, folder, should_stop, partial(report, i), self._slots)
       with self._guard([i], run.clock("start")):
         run.__enter__()
-        self._check(run)
         if not run.ended:
+          self._check(run)
           states[i] = run.start()
       if run.ended:
         self._end(i, run.record)
     if not states:
       return
-    with self._guard([*states], Clock()("start")):
+    with self._guard([*states], nullcontext()):
       stack = Slots(self._program, states, self._slots)
     del states
     for i in [*self._runs]:
@@ -168,7 +167,10 @@ class Pack:
 
   def _end(self, i: int, outcome: dict | Exception) -> None:
     error = outcome if isinstance(outcome, Exception) else None
-    self._runs.pop(i).close(error)
+    try:
+      self._runs.pop(i).close(error)
+    except Exception as closing:
+      error = outcome = closing
     if error and self._slots > 1 and exhausted(error):
       self.too_large.append(i)
     else:
@@ -192,7 +194,7 @@ def rate(config: ConfigDict, slots: int, seconds: float) -> float:
   for count in itertools.count():
     rows = [next(batches) for _ in range(slots)]
     placed = rows if slots > 1 else [functions.place(rows[0])]
-    jax.block_until_ready(stack.step({i: Inputs(x, no_lr, seed) for i, x in enumerate(placed)}))
+    jax.block_until_ready(stack.step({i: (batch, no_lr, seed) for i, batch in enumerate(placed)}))
     if not count:
       began = time.perf_counter()
     elif (passed := time.perf_counter() - began) >= seconds:

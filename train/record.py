@@ -1,4 +1,4 @@
-"""What a config amounts to: its size, whether it can be trained, and the head of its record."""
+"""A run on paper: its size, whether it can be trained, and the head of its record."""
 
 import dataclasses
 import importlib.metadata
@@ -23,7 +23,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a config amounts to, before anything is trained."""
+  """What a config amounts to."""
 
   groups: dict[str, int]  # parameters by group
   steps: int  # updates
@@ -53,7 +53,7 @@ class Size:
 
 
 def size_of(config: ConfigDict, vocab_size: int) -> Size:
-  """Returns parameters, steps and FLOPs of a resolved config; `vocab_size` is the tokenizer's."""
+  """Counts parameters, steps and FLOPs of a resolved config; `vocab_size` is the tokenizer's."""
   lengths = registry.lengths(config)
   vocab_size = registry.vocab_size(config, vocab_size)
   shape = (config.model, vocab_size, lengths.target, lengths.source)
@@ -100,7 +100,7 @@ def check_run(config: ConfigDict, tokens: dataset.TokenData) -> None:
 
 
 def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) -> dict:
-  """Returns all that makes a run what it is: the head of run.json."""
+  """Describes a run by all that makes it what it is: the head of run.json."""
   size = size_of(config, tokens.vocab_size)
   steps = min(config.train.stop_at_step or size.steps, size.steps)
   n_tokens = steps * size.tokens_per_step
@@ -130,7 +130,7 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
     },
     "device": device_kind,
     "versions": versions(),
-    "config": plain(config.to_dict()),
+    "config": plain(config),
     "config_diff": diff(config),
   }
 
@@ -147,8 +147,13 @@ def versions() -> dict[str, str]:
 
 def diff(config: ConfigDict) -> dict[str, Any]:
   """Returns the fields that differ from the defaults, by dotted name."""
-  own, default = flat(plain(config.to_dict())), flat(plain(base.get_config().to_dict()))
-  return {name: value for name, value in own.items() if value != default.get(name)}
+  default = defaults()
+  return {name: x for name, x in flat(plain(config)).items() if x != default.get(name)}
+
+
+def defaults() -> dict[str, Any]:
+  """Returns the default of each field, by dotted name."""
+  return flat(plain(base.get_config()))
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -162,9 +167,9 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
   return leaves
 
 
-def plain(tree: dict) -> dict[str, Any]:
-  """Returns a config's dict as it comes back from JSON (tuples are lists there)."""
-  return json.loads(json.dumps(tree))
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """Returns a config as a dict that comes back from JSON as it is: tuples are lists."""
+  return json.loads(json.dumps(config.to_dict()))
 
 
 # What a run may differ in from the one that a folder holds: where its text lies (its content is
@@ -178,42 +183,41 @@ _FREE = {
 _SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fraction"}
 
 
-def check_same_run(found: dict, wanted: dict, where: str, branch: bool = False) -> None:
+def check_same_run(stored: dict, wanted: dict, where: str, branch: bool = False) -> None:
   """Raises UserError where a record is of another run than is wanted.
 
   Args:
-    found: the record that is there.
-    wanted: `describe` of the run that is asked for.
+    stored: the record that is there.
+    wanted: `describe` of the run that is wanted.
     where: the field and folder that led to it.
-    branch: the record is of a trunk, whose length, schedule and evaluation are its own.
+    branch: the record is of a trunk, whose length, schedule and evaluation may differ.
   """
-
-  def numbers(record: dict) -> dict[str, Any]:
-    """What decides the run's numbers, by name."""
-    fields = flat(plain(base.get_config().to_dict())) | flat(record["config"])
-    sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens")
-    free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
-    own = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
-    steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}
-    head = {x: record.get(x) for x in ("N", "lr", "seed", "objective")}
-    return own | steps | head
-
-  old, new = numbers(found), numbers(wanted)
+  old, new = _numbers(stored, branch), _numbers(wanted, branch)
   for name, value in new.items():
     if old.get(name) != value:
       raise UsageError(
         f"{where}: holds a run with {name}={old.get(name)!r}, asked {value!r}; name another folder"
       )
   for name in ("fingerprint", "tokenizer"):
-    if found["data"][name] != wanted["data"][name]:
+    if stored["data"][name] != wanted["data"][name]:
       raise UsageError(f"{where}: holds a run on other data ({name}); name another folder")
+
+
+def _numbers(record: dict, branch: bool) -> dict[str, Any]:
+  """Returns what decides a run's numbers, by name."""
+  fields = defaults() | flat(record["config"])
+  sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens")
+  free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
+  decisive = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
+  steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}
+  return decisive | steps | {x: record.get(x) for x in ("N", "lr", "seed", "objective")}
 
 
 def constant_until(record: dict) -> float:
   """Returns the step until which the schedule of a record's run leaves its rate as it is."""
-  own = base.get_config().optim
-  own.update(record["config"]["optim"])
-  if own.schedule == "constant":
+  config = base.get_config().optim
+  config.update(record["config"]["optim"])
+  if config.schedule == "constant":
     return math.inf
   steps = record.get("scheduled_steps", record["steps"])
-  return optim.cooldown_start(own, steps) if own.schedule == "wsd" else 0
+  return optim.cooldown_start(config, steps) if config.schedule == "wsd" else 0

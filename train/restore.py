@@ -1,4 +1,4 @@
-"""A run read back: its model, and its tokens as text."""
+"""Reads a run back: its model, and its tokens as text."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from configs import base, ladders
 from configs.errors import ConfigError, UsageError
-from model import transformer
 from model.transformer import Transformer
 from train import checkpoint, step
 from train.data import dataset, tokenizer
@@ -20,34 +19,20 @@ from train.system import files
 
 
 class Restored(NamedTuple):
-  """A run's newest checkpoint.
+  """A run's newest checkpoint."""
 
-  Attributes:
-    config: the run's, resolved.
-    model: with its trained weights.
-    vocab_size: V of the model, special ids included.
-    tokenizer: text to all of the model's ids and back; None: an import came without one.
-    start: what a decoder reads first, if the prompt has nothing; None: there is no such id.
-    stop: what ends a text; None: there is no such id.
-    context: T, the longest sequence of a decoder, or of a lone encoder [tokens].
-    source_context: S, the longest that an encoder-decoder encodes [tokens].
-  """
-
-  config: ConfigDict
-  model: Transformer
-  vocab_size: int
-  tokenizer: Tokenizer | None
-  start: int | None
-  stop: int | None
-  context: int
-  source_context: int
+  config: ConfigDict  # the run's, resolved
+  model: Transformer  # with its trained weights
+  vocab_size: int  # V of the model, special ids included
+  tokenizer: Tokenizer | None  # all of the model's ids to text; None: an import came without one
+  start: int | None  # what a decoder reads first, if the prompt has nothing; None: no such id
+  stop: int | None  # what ends a text; None: no such id
+  context: int  # T, the longest sequence of a decoder, or of a lone encoder [tokens]
+  source_context: int  # S, the longest that an encoder-decoder encodes [tokens]
 
 
 def find(path: str) -> tuple[Path, dict]:
-  """Returns a run's folder and record (run.json).
-
-  Args:
-    path: the folder, or the checkpoints/ in it.
+  """Finds a run's folder and record, from its folder or the checkpoints/ in it.
 
   Raises:
     UserError: it is neither.
@@ -66,7 +51,7 @@ def find(path: str) -> tuple[Path, dict]:
 
 
 def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
-  """Returns the newest checkpoint of a run.
+  """Reads a run's newest checkpoint back, whole, onto one device.
 
   Args:
     folder: the run's.
@@ -79,33 +64,25 @@ def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
   config = ladders.resolve(config)
   config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
-  state = _state(folder, config, tokenizer_vocab_size)
+  functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])
+  state = _state(folder, functions.state)
+  model = nnx.merge(functions.setup.graphdef, state.master or state.params)
   lengths = registry.lengths(config)
-  vocab_size = registry.vocab_size(config, tokenizer_vocab_size)
-
-  def build():
-    shape = config.model, vocab_size, lengths.target, nnx.Rngs(0), lengths.source
-    return transformer.build(*shape)
-
-  model = nnx.merge(nnx.graphdef(nnx.eval_shape(build)), state.master or state.params)
+  context, source_context = lengths.target, lengths.source
+  start = stop = tokenizer_vocab_size - 1  # eos
   if imported:
-    length, roles = config.data.seq_len, (imported["start"], imported["stop"])
     path = folder / tokenizer.FILE
     library = Tokenizer.from_str(path.read_text("utf-8")) if path.is_file() else None
-    return Restored(config, model, vocab_size, library, *roles, length, length)
-  eos = tokenizer_vocab_size - 1
-  library = tokenizer_of(config, record)
-  return Restored(config, model, vocab_size, library, eos, eos, lengths.target, lengths.source)
+    start, stop = imported["start"], imported["stop"]
+    context = source_context = config.data.seq_len
+  else:
+    library = tokenizer_of(config, record)
+  vocab_size = functions.setup.vocab_size
+  return Restored(config, model, vocab_size, library, start, stop, context, source_context)
 
 
-def _state(folder: Path, config: ConfigDict, tokenizer_vocab_size: int) -> step.TrainState:
-  state = step.program(config, tokenizer_vocab_size).state
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  like = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-    state,
-  )
-  with checkpoint.opened(folder / "checkpoints", read_only=True) as checkpoints:
+def _state(folder: Path, like: step.TrainState) -> step.TrainState:
+  with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
     if not checkpoints.steps():
       raise UsageError(f"checkpoint={folder}: the run has not saved one yet")
     try:
@@ -118,7 +95,7 @@ def _state(folder: Path, config: ConfigDict, tokenizer_vocab_size: int) -> step.
 
 
 def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
-  """Returns a trained run's tokenizer, with names for the special ids of its objective.
+  """Makes a trained run's tokenizer, with names for the special ids of its objective.
 
   The ids are those of `train.objectives`; an encoded text has eos where training had it.
 
@@ -136,10 +113,9 @@ def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-  """Returns the tokenizer `bytes` as a BPE that merges nothing."""
-  library = Tokenizer(
-    models.BPE({character: i for i, character in enumerate(tokenizer.byte_characters())}, [])
-  )
+  """Makes the tokenizer `bytes` as a BPE that merges nothing."""
+  vocab = {character: i for i, character in enumerate(tokenizer.byte_characters())}
+  library = Tokenizer(models.BPE(vocab, []))
   library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   library.decoder = decoders.ByteLevel()
   library.add_special_tokens([tokenizer.EOS])
@@ -147,7 +123,7 @@ def _bytes() -> Tokenizer:
 
 
 def _bpe(config: ConfigDict, record: dict) -> Tokenizer:
-  """Returns the BPE that was trained for the run, from the cache, or trained again."""
+  """Reads the BPE that was trained for the run from the cache, or trains it again."""
   serialized = (dataset.prepare(config).path / tokenizer.FILE).read_text("utf-8")
   if hashlib.sha256(serialized.encode()).hexdigest() != record["data"]["tokenizer"]:
     raise ConfigError(

@@ -51,7 +51,7 @@ def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
       f"{where}: its learning rate stays as it is until step {constant}, and this cooldown begins "
       f"at step {step}; name a trunk with optim.schedule='constant'"
     )
-  with checkpoint.opened(folder, read_only=True) as checkpoints:
+  with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
     if step not in checkpoints.steps():
       raise UsageError(
         f"{where}: this cooldown begins at step {step}, which is not kept there; "

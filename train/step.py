@@ -96,6 +96,7 @@ class Setup:
 class Program(NamedTuple):
   """The compiled functions of one setup."""
 
+  setup: Setup
   state: TrainState  # shapes, types and shardings of the state
   init: Any  # seed -> TrainState
   step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
@@ -248,6 +249,7 @@ def _program(setup: Setup) -> Program:
   read_in_place = layout.platform == "cpu" and jax.process_count() == 1  # see Layout.place
   jit = partial(jax.jit, compiler_options=OPTIONS.get(layout.platform))
   return Program(
+    setup=setup,
     state=jax.tree.map(
       lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state, shardings
     ),

@@ -187,7 +187,7 @@ def _elsewhere(config: ConfigDict, rounds: int, processes: int, devices: int) ->
   """Returns seconds per step in processes of their own, each with simulated devices."""
   with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
     path = Path(folder, "config.json")
-    path.write_text(json.dumps(record.plain(config.to_dict())))
+    path.write_text(json.dumps(record.plain(config)))
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
@@ -272,7 +272,7 @@ def sweep_work(workdir: Path, config: ConfigDict) -> Iterator[tuple[str, float]]
   yield "plan", lap()
   finish(workdir, cells)
   lap()
-  head = {"name": "synthetic", "config": record.plain(config.to_dict()), "config_diff": {}}
+  head = {"name": "synthetic", "config": record.plain(config), "config_diff": {}}
   store.write_sweep(workdir, head, cells)
   yield "write sweep.json", lap()
   store.write_table(workdir, store.rows(workdir, cells, "clm"))

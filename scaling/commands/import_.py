@@ -84,14 +84,14 @@ def import_run(folder: Path, workdir: Path) -> dict:
       "stop": first_id(theirs, "eos_token_id"),
     },
     "versions": record.versions(),
-    "config": record.plain(config.to_dict()),
+    "config": record.plain(config),
     "config_diff": record.diff(config),
     "status": "imported",
   }
   files.make_folder(workdir)
   if imported.tokenizer_json is not None:
     files.write_text(workdir / convert.TOKENIZER, imported.tokenizer_json)
-  with checkpoint.opened(workdir / "checkpoints") as checkpoints:
+  with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(0, state)
   files.write_json(workdir / "run.json", head)
   return head

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, ladders
+from configs import ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
 from scaling.laws import fit, runs
@@ -151,9 +151,9 @@ def check_same_sweep(
   workdir: Path, stored: dict[str, Any], config: ConfigDict, tokens: TokenData
 ) -> None:
   """Raises UsageError where the folder's sweep.json (`stored`) is of another sweep."""
-  defaults = record.flat(record.plain(base.get_config().to_dict()))
+  defaults = record.defaults()
   old = defaults | record.flat(stored["config"])
-  new = defaults | record.flat(record.plain(config.to_dict()))
+  new = defaults | record.flat(record.plain(config))
   is_sealed = (workdir / "prediction.json").exists()
   for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
     if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law

@@ -93,7 +93,7 @@ def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
       "validation_tokens": tokens.validation_token_count,
       "floor": tokens.floor,
     },
-    "config": record.plain(config.to_dict()),
+    "config": record.plain(config),
     "config_diff": record.diff(config),
   }
 

@@ -68,7 +68,7 @@ def checkpointed(family, case):
   folder = Path(case.pop("checkpoints"))
   config = config_of(family, case)
   functions = step.program(config, V)
-  with checkpoint.opened(folder) as checkpoints:
+  with checkpoint.Checkpoints(folder) as checkpoints:
     if checkpoints.steps():
       state = checkpoints.restore(checkpoints.steps()[-1], functions.state)
     else:

@@ -110,7 +110,7 @@ def test_evaluations_on_the_way_survive_a_stop_at_their_step(tiny, tmp_path):
 )
 def test_what_the_machine_cannot_read_now_is_not_damaged(done, monkeypatch, error):
   config, folder = done
-  with checkpoint.opened(folder / "checkpoints") as kept:
+  with checkpoint.Checkpoints(folder / "checkpoints") as kept:
     monkeypatch.setattr(kept._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
       kept.restore_latest(step.TrainState(np.int32(0), {"w": np.zeros(1)}, (), ()))

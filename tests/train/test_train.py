@@ -202,7 +202,7 @@ def test_branch_equals_the_run_alone(whole, tmp_path):
   trunk.train.keep_steps = (20, start)
   trunk.train.tokens = start * 128
   loop.train(trunk, tmp_path / "trunk")
-  with checkpoint.opened(tmp_path / "trunk" / "checkpoints", read_only=True) as kept:
+  with checkpoint.Checkpoints(tmp_path / "trunk" / "checkpoints", read_only=True) as kept:
     assert kept.steps() == [20, start]
   branch = config.copy_and_resolve_references()
   branch.train.branch_from = str(tmp_path / "trunk" / "checkpoints")

@@ -19,7 +19,6 @@ class Clock:
   """Seconds by phase, of one run. It runs within its with-blocks only."""
 
   def __init__(self) -> None:
-    """Starts with no time spent, and standing still."""
     self._seconds = dict.fromkeys(PHASES, 0.0)
     self._phase: str | None = None
     self._since = 0.0
@@ -34,7 +33,7 @@ class Clock:
       self._switch(before)
 
   def add(self, other: "Clock", share: float) -> None:
-    """Takes over a share of the time on another clock, which stands still."""
+    """Adds a share of the time on another clock, which stands still."""
     for phase, seconds in other._seconds.items():  # noqa: SLF001 -- of the same class
       self._seconds[phase] += share * seconds
 
@@ -54,18 +53,18 @@ class Clock:
     return before
 
 
-_own = threading.local()  # a compilation in another thread takes none of this one's time
+_thread = threading.local()  # a compilation in another thread takes none of this one's time
 
 
 def _spans() -> deque[tuple[float, float]]:
   """Returns when jax compiled in this thread: disjoint (start, end), in order [s]."""
-  if not hasattr(_own, "spans"):
-    _own.spans = deque(maxlen=1000)
-  return _own.spans
+  if not hasattr(_thread, "spans"):
+    _thread.spans = deque(maxlen=1000)
+  return _thread.spans
 
 
-def _took(event: str, duration_secs: float, **_: str | int) -> None:
-  """Takes in what jax reports. Functions are traced within others, and reported before them."""
+def _add_span(event: str, duration_secs: float, **_: str | int) -> None:
+  """Adds what jax reports. Functions are traced within others, and reported before them."""
   if event.startswith("/jax/core/compile/"):
     end, spans = time.perf_counter(), _spans()
     while spans and spans[-1][0] >= end - duration_secs:
@@ -73,4 +72,4 @@ def _took(event: str, duration_secs: float, **_: str | int) -> None:
     spans.append((end - duration_secs, end))
 
 
-jax.monitoring.register_event_duration_secs_listener(_took)
+jax.monitoring.register_event_duration_secs_listener(_add_span)

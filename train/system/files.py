@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """Returns a file's JSON, or None where there is no such file.
+  """Reads a file's JSON; None where there is no such file.
 
   Raises:
     ConfigError: the file is not JSON.
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict]:
-  """Returns the rows of a .jsonl file; a last line that a kill cut short does not count."""
+  """Reads the rows of a .jsonl file; a last line that a kill cut short does not count."""
   if not path.exists():
     return []
   rows = []

@@ -1,4 +1,4 @@
-"""What a process sets up before it trains: allocator, cores, compile cache, signals."""
+"""What a process sets up before it trains: allocator, cores, XLA's flags and cache, signals."""
 
 import ctypes
 import importlib.util
@@ -32,7 +32,7 @@ class Interrupted(Exception):  # noqa: N818 -- not an error
 
 
 def keep_freed_pages() -> bool:
-  """Has the C allocator keep the pages of freed arrays; returns whether that was possible.
+  """Makes the C allocator keep the pages of freed arrays; returns whether that was possible.
 
   By default glibc maps each large temporary and unmaps it again, so that every step faults all its
   pages in anew: about half of a small model's step. Harmless elsewhere: without glibc it does
@@ -83,7 +83,6 @@ class StopSignal:
 
   def __init__(self) -> None:
     self._event = threading.Event()
-    self.number = 0
 
   def install(self) -> "StopSignal":
     """Takes over SIGINT and SIGTERM."""
@@ -94,11 +93,10 @@ class StopSignal:
   def _receive(self, number: int, _frame: object) -> None:
     if self._event.is_set():
       os._exit(128 + number)
-    self.number = number
     self._event.set()
 
   def set(self) -> None:
-    """Asks for the stop from within the process."""
+    """Requests the stop from within the process."""
     self._event.set()
 
   def __call__(self) -> bool:
@@ -123,10 +121,10 @@ def use_xla_flags() -> None:
   Without an accelerator it does nothing. Call it before jax is imported.
   """
   if has_accelerator():
-    own = os.environ.get("XLA_FLAGS", "").split()
-    named = {flag.lstrip("-").partition("=")[0] for flag in own}
-    added = [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in named]
-    os.environ["XLA_FLAGS"] = " ".join([*own, *added])
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    named = {flag.lstrip("-").partition("=")[0] for flag in flags}
+    flags += [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in named]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def use_compile_cache() -> None:

@@ -25,7 +25,7 @@ def config():
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
   cells = plan.fit_cells(config, CORPUS[0])
   growth.finish(tmp_path, cells)
-  store.write_sweep(tmp_path, {"config": record.plain(config.to_dict())}, cells)
+  store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
   law = fit_files.write_fit(tmp_path, config.fit)
   sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
