@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from configs.errors import ConfigError, DataError, UserError
+from configs.errors import ConfigError, DataError
 from scaling.laws.tables import conditions, rows
 
-COLUMNS = ("id", "N", "D", "C", "loss", "loss_stderr")
+COLUMNS = ("id", "N", "D", "C", "loss")
 EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.laws.forms`
-PARAMS = {  # which parameters N counts: the columns of cells.csv that add up to it
-  "body_head": ("N",),
-  "body": ("params_body",),
-  "total": ("params_total",),
-}
+PARAMS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # N's in cells.csv
 MIN_RUNS = 6  # one more than the law has parameters
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
@@ -42,7 +38,6 @@ class Runs:
     D: tokens processed.
     C: training FLOPs.
     loss: validation loss [nats per token].
-    loss_stderr: its standard error over the validation tokens, nan where unknown; None: no column.
     excluded: runs of the file that are not among these, as (id, reason).
     params: what N counts, one of `PARAMS`, or "given": as whoever gave the numbers counts.
     flops: what C counts: exact (as given), or 6nd.
@@ -55,7 +50,6 @@ class Runs:
   D: np.ndarray
   C: np.ndarray
   loss: np.ndarray
-  loss_stderr: np.ndarray | None = None
   excluded: tuple[tuple[str, str], ...] = ()
   params: str = "given"
   flops: str = "exact"
@@ -66,12 +60,10 @@ class Runs:
     return len(self.ids)
 
   def subset(self, index: np.ndarray) -> "Runs":
-    """Returns the runs at some positions [m], in that order."""
-    stderr = None if self.loss_stderr is None else self.loss_stderr[index]
+    """Selects the runs at some positions [m], in that order."""
     return dataclasses.replace(
       self,
       ids=tuple(self.ids[i] for i in index),
-      loss_stderr=stderr,
       extra={name: values[index] for name, values in self.extra.items()},
       **{name: getattr(self, name)[index] for name in ("N", "D", "C", "loss")},
     )
@@ -83,23 +75,17 @@ def make_runs(
   loss: ArrayLike,
   C: ArrayLike | None = None,
   ids: Sequence[str] = (),
-  loss_stderr: ArrayLike | None = None,
-  excluded: Sequence[tuple[str, str]] = (),
-  params: str = "given",
   extra: Mapping[str, ArrayLike] | None = None,
 ) -> Runs:
-  """Returns runs from arrays [n]; C defaults to 6 N D. They are put into a canonical order.
+  """Makes runs of arrays [n], in a canonical order; C defaults to 6 N D.
 
   Raises:
-    UserError: a value is not a positive finite number, or N, D or C below 1; the message names its
-      run and column.
+    DataError: a value is not a positive finite number, or N, D or C below 1.
   """
-  flops = "6nd" if C is None else "exact"
   with np.errstate(over="ignore"):
-    C = 6.0 * np.asarray(N, float) * np.asarray(D, float) if C is None else C
-  columns: dict[str, Any] = {
-    k: np.asarray(v, float) for k, v in (("N", N), ("D", D), ("C", C), ("loss", loss))
-  }
+    product = 6.0 * np.asarray(N, float) * np.asarray(D, float)
+  given = {"N": N, "D": D, "C": product if C is None else C, "loss": loss}
+  columns: dict[str, Any] = {name: np.asarray(values, float) for name, values in given.items()}
   ids = ids or [str(i) for i in range(columns["N"].size)]
   for name, values in columns.items():
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
@@ -118,16 +104,13 @@ def make_runs(
   return Runs(
     ids=tuple(ids[i] for i in order),
     **{name: values[order] for name, values in columns.items()},
-    loss_stderr=None if loss_stderr is None else np.asarray(loss_stderr, float)[order],
-    excluded=tuple(excluded),
-    params=params,
-    flops=flops,
+    flops="6nd" if C is None else "exact",
     extra={name: np.asarray(values, float)[order] for name, values in (extra or {}).items()},
   )
 
 
 def check_counts(params: str, flops: str) -> None:
-  """Raises UserError where what N or C counts is unknown; see `read_runs`."""
+  """Refuses an unknown count of N or C; see `read_runs`."""
   if params not in PARAMS:
     raise ConfigError(f"fit.params={params!r}: unknown; choose one of {sorted(PARAMS)}")
   if flops not in ("exact", "6nd"):
@@ -163,23 +146,15 @@ def read_runs(
       that no condition left out (the message names its line and column), or an unknown choice.
   """
   check_counts(params, flops)
-  path = _table_of(path)
-  names = {name: name for name in COLUMNS} | {"id": "cell", "N": PARAMS[params][0]}
-  names |= (given := _parse_columns(columns))
-  filters = [Filter("where", text) for text in where]
-  filters += [Filter("exclude", text) for text in exclude]
+  path, given = _table_of(path), _parse_columns(columns)
+  names = {name: name for name in COLUMNS} | {"id": "cell", "N": PARAMS[params]} | given
+  filters = [("where", text) for text in where] + [("exclude", text) for text in exclude]
+  read = {name for kind, text in filters for name in conditions.names(text, f"--{kind}=")}
+  read -= set(COLUMNS)
   with rows.opened(path) as table:
     ours = {"kind", "status"} <= set(table.header)
-    wanted = [n for n in ("N", "D", "C", "loss") if n in given or names[n] in table.header]
-    for name in sorted({"loss"} - set(wanted)) + [n for n in given if given[n] not in table.header]:
-      raise _missing(path, names[name], name, table.header)
-    if len(set(wanted) & {"N", "D", "C"}) < 2:
-      lost = next(name for name in ("N", "D") if name not in wanted)
-      raise _missing(path, names[lost], lost, table.header)
-    sources = {name: names[name] for name in [*wanted, *(n for n in EXTRAS if n in given)]}
-    if names["loss_stderr"] in table.header:
-      sources["loss_stderr"] = names["loss_stderr"]
-    read = {name for each in filters for name in each.names} - set(COLUMNS)
+    sources = _sources(path, table.header, names, given)
+    measured = list(sources)
     sources |= {name: name for name in sorted(read & set(table.header))}
     ids, index, excluded, values = _columns(table, names["id"], sources, ours)
   if not ids and not excluded:
@@ -192,64 +167,39 @@ def read_runs(
       values["D"] = values["C"] / (6 * values["N"])
     if flops == "6nd" or "C" not in values:
       values["C"] = 6 * values["N"] * values["D"]
-  kept = np.ones(len(ids), bool)
   for name in read & values.keys():
     if ids and np.isnan(values[name]).all():
       raise DataError(f"runs={path}, column {name}: a condition reads it, and has no number there")
-  for each in filters:
-    dropped = kept & ~each.holds(values)
-    excluded += [(ids[i], str(each)) for i in np.flatnonzero(dropped)]
+  kept = np.ones(len(ids), bool)
+  for kind, text in filters:
+    holds = conditions.evaluate(text, values, f"--{kind}=")
+    dropped = kept & (holds != (kind == "where"))
+    excluded += [(ids[i], f"{kind} {text}") for i in np.flatnonzero(dropped)]
     kept &= ~dropped
-  for name in [name for name in sources if name in (*COLUMNS, *EXTRAS)]:
+  for name in measured:
     bad = kept & ~(np.isfinite(values[name]) & ((values[name] > 0) | (name == "pretrained")))
-    if name == "loss_stderr":  # may be missing
-      bad &= ~np.isnan(values[name])
     if bad.any():
-      place, seen = rows.cell(path, index[np.argmax(bad)], sources[name])
+      place, cell = rows.cell(path, index[np.argmax(bad)], sources[name])
       raise DataError(
-        f"runs={path}, {place}, column {sources[name]}: {seen!r} is not a positive finite number; "
+        f"runs={path}, {place}, column {sources[name]}: {cell!r} is not a positive finite number; "
         f"correct the row, or leave it out with --where='{name} > 0 and {name} < 1e99'"
       )
   runs = make_runs(
     **{name: values[name][kept] for name in ("N", "D", "C", "loss")},
     ids=[ids[i] for i in np.flatnonzero(kept)],
-    loss_stderr=values["loss_stderr"][kept] if "loss_stderr" in values else None,
-    excluded=excluded,
-    params=params if ours and "N" not in given else "given",
     extra={name: values[name][kept] for name in EXTRAS if name in values},
   )
-  counts = "exact" if "C" in wanted and flops == "exact" else "6nd"
-  return dataclasses.replace(runs, flops=counts, filters=tuple(map(str, filters)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Filter:
-  """A condition on runs: `where` keeps those that meet it, `exclude` those that do not."""
-
-  kind: str
-  text: str
-
-  def __str__(self) -> str:
-    return f"{self.kind} {self.text}"
-
-  @property
-  def names(self) -> list[str]:
-    """The columns that it reads."""
-    try:
-      return conditions.names(self.text)
-    except UserError as error:
-      raise DataError(f"--{self.kind}={error}") from None
-
-  def holds(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns which runs it keeps [n]."""
-    try:
-      return conditions.evaluate(self.text, values) == (self.kind == "where")
-    except UserError as error:
-      raise DataError(f"--{self.kind}={error}") from None
+  return dataclasses.replace(
+    runs,
+    excluded=tuple(excluded),
+    params=params if ours and "N" not in given else "given",
+    flops="exact" if "C" in measured and flops == "exact" else "6nd",
+    filters=tuple(f"{kind} {text}" for kind, text in filters),
+  )
 
 
 def _table_of(path: str | os.PathLike) -> Path:
-  """Returns the table of a sweep's folder, and any other path as it is."""
+  """Finds the table of a sweep's folder; any other path stays."""
   path = Path(path)
   if not path.is_dir():
     return path
@@ -260,10 +210,28 @@ def _table_of(path: str | os.PathLike) -> Path:
   raise DataError(f"runs={path}: a folder without cells.csv; {hint}")
 
 
+def _sources(
+  path: Path, header: Sequence[str], names: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str]:
+  """Maps loss, two of N, D and C or all, and the extras that were named to columns of the file."""
+  there = [name for name in ("N", "D", "C", "loss") if name in given or names[name] in header]
+  lost = sorted({"loss"} - set(there)) + [name for name in given if given[name] not in header]
+  if len({"N", "D", "C"} & set(there)) < 2:
+    lost += [name for name in ("N", "D") if name not in there]
+  if lost:
+    column = names[lost[0]]
+    close = difflib.get_close_matches(column, header, n=1) or ["COLUMN"]
+    raise DataError(
+      f"runs={path}: no column {column!r} for {lost[0]}; the file has "
+      f"{', '.join(header) or 'none'}; name it with --columns={lost[0]}={close[0]}"
+    )
+  return {name: names[name] for name in [*there, *(name for name in EXTRAS if name in given)]}
+
+
 def _columns(
   table: rows.Table, id_column: str, sources: Mapping[str, str], ours: bool
 ) -> tuple[list[str], array, list[tuple[str, str]], dict[str, np.ndarray]]:
-  """Returns ids [n], positions in the file [n], excluded runs, and columns [n]; nan: no number."""
+  """Reads ids [n], positions in the file [n], excluded runs, and columns [n]; nan: no number."""
   ids, index, excluded = [], array("q"), []
   values = {name: array("d") for name in sources}
   appends = [(column, values[name].append) for name, column in sources.items()]
@@ -295,22 +263,14 @@ def _parse_columns(columns: str) -> dict[str, str]:
   return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def _missing(path: str | os.PathLike, column: str, name: str, header: Sequence[str]) -> DataError:
-  close = difflib.get_close_matches(column, header, n=1) or ["COLUMN"]
-  return DataError(
-    f"runs={path}: no column {column!r} for {name}; the file has {', '.join(header) or 'none'}; "
-    f"name it with --columns={name}={close[0]}"
-  )
-
-
 def input_hash(runs: Runs) -> str:
-  """Returns the SHA-256 of the (N, D, C, loss) of the runs, whatever their order in the file."""
+  """Computes the SHA-256 of the runs' (N, D, C, loss), whatever their order in the file."""
   table = np.stack([runs.N, runs.D, runs.C, runs.loss], axis=1).astype("<f8")
   return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
 
 
 def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
-  """Returns why a design of runs cannot tell the law, worst first; nothing if it can.
+  """Lists why a design of runs cannot tell the law, worst first; nothing if it can.
 
   Returns:
     Per fault the quantities that cannot be told, the reason, and the remedy.
@@ -348,7 +308,7 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 def identifiability(runs: Runs) -> dict[str, str | None]:
-  """Returns, for each quantity, why a design of runs cannot tell it; None where it can.
+  """Tells for each quantity why a design of runs cannot tell it; None where it can.
 
   Quantities are E, A, B, alpha, beta, a, N_opt and D_opt. What remains to be said of a design that
   tells no surface is a law in one variable: see `forms.FORMS`, power_law_n, power_law_d and
@@ -362,10 +322,6 @@ def identifiability(runs: Runs) -> dict[str, str | None]:
 
 
 def check_identifiable(runs: Runs) -> None:
-  """Refuses runs from which the law's parameters cannot be told.
-
-  Raises:
-    UnidentifiableError: too few runs, sizes or token counts, or both that move together.
-  """
+  """Raises UnidentifiableError for runs from which the law's parameters cannot be told."""
   for _, reason, remedy in faults(runs):
     raise UnidentifiableError(f"fit: {reason}: {remedy}")

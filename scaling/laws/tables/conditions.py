@@ -15,6 +15,7 @@ import numpy as np
 from configs.errors import DataError
 
 MAX_LENGTH = 1000  # of an expression [characters]
+EXAMPLE = "write one like D/N > 5 and loss < 4"
 ARITHMETIC: dict[type, Any] = {
   ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide,
   ast.Pow: np.power, ast.UAdd: np.positive, ast.USub: np.negative,
@@ -26,47 +27,41 @@ COMPARISONS: dict[type, Any] = {
 LOGIC: dict[type, Any] = {ast.And: np.logical_and, ast.Or: np.logical_or}
 
 
-def names(text: str) -> list[str]:
-  """Returns the columns that an expression reads, in the order of their names.
+def names(text: str, option: str = "") -> list[str]:
+  """Lists the columns that an expression reads, by name.
 
   Raises:
-    DataError: it is not an expression of this language.
+    DataError: it is not an expression of this language; the message begins with the option.
   """
-  tree = _parse(text)
-  found = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
-  _condition(text, tree, dict.fromkeys(found, np.empty(0)))
-  return found
+  tree = _parse(text, option)
+  columns = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
+  evaluate(text, dict.fromkeys(columns, np.empty(0)), option)
+  return columns
 
 
-def evaluate(text: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns where an expression holds [n], from columns of n numbers; nan compares as false.
+def evaluate(text: str, columns: Mapping[str, np.ndarray], option: str = "") -> np.ndarray:
+  """Evaluates where an expression holds [n], from columns of n numbers; nan compares as false.
 
   Raises:
     DataError: it is not a condition, or reads a column that is not there.
   """
-  return _condition(text, _parse(text), columns)
+  tree = _parse(text, option)
+  try:
+    with np.errstate(all="ignore"):
+      value = _boolean(tree, columns)
+  except _NotUnderstoodError as error:
+    raise DataError(f"{option}{text!r}: {error}; {EXAMPLE}") from None
+  return np.broadcast_to(value, len(next(iter(columns.values()), ())))
 
 
-def _parse(text: str) -> ast.expr:
+def _parse(text: str, option: str) -> ast.expr:
   try:
     if len(text) > MAX_LENGTH:
       raise DataError(f"more than {MAX_LENGTH} characters")
     return ast.parse(text.strip(), mode="eval").body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     reason = error.msg if isinstance(error, SyntaxError) else error
-    raise DataError(
-      f"{text[:80]!r}: not an expression ({reason}); write one like D/N > 5 and loss < 4"
-    ) from None
-
-
-def _condition(text: str, tree: ast.expr, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-  size = len(next(iter(columns.values()), ()))
-  try:
-    with np.errstate(all="ignore"):
-      value = _boolean(tree, columns)
-  except _NotUnderstoodError as error:
-    raise DataError(f"{text!r}: {error}; write one like D/N > 5 and loss < 4") from None
-  return np.broadcast_to(value, size)
+    raise DataError(f"{option}{text[:80]!r}: not an expression ({reason}); {EXAMPLE}") from None
 
 
 class _NotUnderstoodError(Exception):
