@@ -73,7 +73,7 @@ def start(config, tmp_path, monkeypatch):
   )
   monkeypatch.setattr(placement, "choose_workers", lambda *_: False)
   for name in ("draw", "write"):
-    monkeypatch.setattr(report, name, lambda *_: {})
+    monkeypatch.setattr(report, name, lambda *_, **__: None)
 
   def begin(**fates):
     monkeypatch.setattr(Pool, "fates", fates)
