@@ -224,15 +224,13 @@ class Pool:
       case {"id": name, "finished": "failed"}:
         self._fail(worker.tasks.pop(name), Failure(**event["failure"]), queue)
       case {"id": name, "finished": status}:
-        del worker.tasks[name]
-        queue.end(name)
+        queue.finish(worker.tasks.pop(name))
         self._display.ended(name, status, event["loss"])
       case {"id": name}:
         worker.progress[name] = event
 
   def _fail(self, task: Task, failure: Failure, queue: Queue) -> None:
-    task.record_failure(failure)
-    queue.end(task.id, failure)
+    queue.fail(task, failure)
     self._display.ended(task.id, failure.error, None)
 
   def _replace(self, worker: Worker, queue: Queue) -> None:

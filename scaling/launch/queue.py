@@ -1,9 +1,7 @@
 """What workers train: tasks, packs of tasks that share a compiled shape, and the queue of packs."""
 
+import bisect
 import dataclasses
-import graphlib
-import heapq
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,16 +40,14 @@ class Task:
     """Adds a failure to the task's record; a new start continues the run from its checkpoint."""
     self.folder.mkdir(parents=True, exist_ok=True)
     record = files.read_json(self.record) or {"config": self.config}
-    record |= {
+    failed = {
       "status": "failed",
       "error": failure.error,
       "failed_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "failures": self.failures + 1,
+      "traceback": failure.traceback,
     }
-    record.pop("traceback", None)
-    if failure.traceback:
-      record["traceback"] = failure.traceback
-    files.write_json(self.record, record)
+    files.write_json(self.record, record | failed)
 
 
 class Failure(NamedTuple):
@@ -116,77 +112,64 @@ def group(tasks: Sequence[Task]) -> list[Pack]:
 
 
 class Queue:
-  """The packs that wait to be trained: those whose needs are done, longest chain first."""
+  """The packs that wait to be trained, longest chain first."""
 
   def __init__(self, tasks: Sequence[Task]):
     """Groups all tasks, and leaves out those that are done."""
     self.finished = {task.id for task in tasks if task.done()}
     self.failures: dict[str, Failure] = {}  # by id of the task
-    self._waiting: dict[int, Pack] = {}
-    self._ready: list[tuple[float, int]] = []  # a heap of (-chain, key of a waiting pack)
-    self._order: graphlib.TopologicalSorter[int | str] = graphlib.TopologicalSorter()
-    self._needed: set[str] = set()  # tasks that packs wait for
-    self._keys = itertools.count()
-    pending = {task.id for task in tasks} - self.finished
-    for planned in group(tasks):
-      left = [task for task in planned.tasks if task.id in pending]
+    self._pending = {task.id for task in tasks} - self.finished
+    self._waiting: list[Pack] = []
+    for pack in group(tasks):
+      left = [task for task in pack.tasks if task.id in self._pending]
       if left:
-        key, needs = next(self._keys), {task.needs for task in left if task.needs in pending}
-        self._waiting[key] = planned._replace(tasks=left)
-        self._order.add(key, *needs)
-        self._needed |= needs
-    self._order.prepare()
-    self._collect_ready()
+        self.put_back(pack._replace(tasks=left))
 
   def __bool__(self) -> bool:
     return bool(self._waiting)
 
+  def put_back(self, pack: Pack) -> None:
+    """Queues a pack, before those of shorter chains."""
+    bisect.insort(self._waiting, pack, key=lambda pack: -pack.chain)
+
   def clear(self) -> None:
     """Drops all packs."""
-    self._waiting, self._ready = {}, []
+    self._waiting = []
 
   def pop(self) -> Pack | None:
-    """Takes out the ready pack of the longest chain; a task whose needs have failed fails too."""
-    while self._ready:
-      popped = self._waiting.pop(heapq.heappop(self._ready)[1])
-      tasks = []
-      for task in popped.tasks:
-        if task.needs is None or task.needs in self.finished:
-          tasks.append(task)
-        else:
-          cause = self.failures.get(task.needs, Failure("it failed"))
-          failure = Failure(f"{task.needs} did not finish: {cause.error}", cause.kind)
-          task.record_failure(failure)
-          self.end(task.id, failure)
+    """Takes out the first pack that waits for nothing; a task whose needs have failed fails too."""
+    i = 0
+    while i < len(self._waiting):
+      if any(task.needs in self._pending for task in self._waiting[i].tasks):
+        i += 1
+        continue
+      pack = self._waiting.pop(i)
+      tasks = [task for task in pack.tasks if not self._fails_with_its_needs(task)]
       if tasks:
-        return popped._replace(tasks=tasks)
+        return pack._replace(tasks=tasks)
     return None
 
-  def put_back(self, popped: Pack) -> None:
-    """Queues a popped pack again."""
-    key = next(self._keys)
-    self._waiting[key] = popped
-    heapq.heappush(self._ready, (-popped.chain, key))
+  def _fails_with_its_needs(self, task: Task) -> bool:
+    if task.needs is None or task.needs in self.finished:
+      return False
+    cause = self.failures.get(task.needs, Failure("it failed"))
+    self.fail(task, Failure(f"{task.needs} did not finish: {cause.error}", cause.kind))
+    return True
 
   def another(self, programs: set) -> Pack | None:
     """Returns a waiting pack whose program is not among these."""
-    return next((pack for pack in self._waiting.values() if pack.program not in programs), None)
+    return next((pack for pack in self._waiting if pack.program not in programs), None)
 
-  def end(self, name: str, failure: Failure | None = None) -> None:
-    """Takes in that a task has finished, or failed."""
-    if failure:
-      self.failures[name] = failure
-    else:
-      self.finished.add(name)
-    if name in self._needed:
-      self._needed.remove(name)
-      self._order.done(name)
-      self._collect_ready()
+  def finish(self, task: Task) -> None:
+    """Takes in that a task has finished."""
+    self._pending.discard(task.id)
+    self.finished.add(task.id)
 
-  def _collect_ready(self) -> None:
-    for key in self._order.get_ready():  # a task that is needed is ready at once, and ignored
-      if key in self._waiting:
-        heapq.heappush(self._ready, (-self._waiting[key].chain, key))
+  def fail(self, task: Task, failure: Failure) -> None:
+    """Takes in that a task has failed, also into its record."""
+    self._pending.discard(task.id)
+    self.failures[task.id] = failure
+    task.record_failure(failure)
 
 
 def power_of_two(count: int) -> int:

@@ -75,11 +75,10 @@ def compile_runs(message: dict, send: Send) -> None:
   names, runs = _runs(message)
   for i, (config, folder) in enumerate(runs):
     try:
-      outcome = aot.record_needs(config, folder, message["preflight"])
+      outcome: dict | Exception = aot.record_needs(config, folder, message["preflight"])
     except Exception as error:
-      _end(send, names, i, error)
-    else:
-      _end(send, names, i, outcome)
+      outcome = error
+    _end(send, names, i, outcome)
 
 
 def train(message: dict, send: Send, should_stop: process.StopSignal) -> None:

@@ -73,7 +73,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
     middle = float(np.median([cell.params(config.fit.params) for cell in fit_cells]))
     corpus = tokens.vocab_size, tokens.train_token_count
     budget = plan.heldout_budget(config, fit_cells)
-    heldout_cells = plan.heldout_cells(config, *corpus, middle, budget)
+    heldout_cells, _ = plan.heldout_cells(config, *corpus, middle, budget)
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
 
 

@@ -170,18 +170,12 @@ def _axis(config: ConfigDict) -> tuple[str, tuple]:
 def next_cells(
   config: ConfigDict, vocab_size: int, cells: Sequence[Cell], train_tokens: int
 ) -> list[Cell]:
-  """Plans the cells that a sweep could train next, each without a trunk.
+  """Plans the cells that a sweep could train beside its fit cells, each without a trunk.
 
   They are the sweep's budgets (or token counts) at every rung from one below its smallest to one
   above its largest: no shorter than its shortest run, within its limits of tokens per parameter,
   and such as can be trained (see `refusal`). Where the sweep has the cell already, it is repeated
   with another seed.
-
-  Args:
-    config: the sweep's config, with its learning-rate rule.
-    vocab_size: V.
-    cells: the fit cells that there are.
-    train_tokens: of the corpus.
   """
   s = config.sweep
   ladder, sizes = sorted(ladders.rungs(config.model.ladder)), {cell.size for cell in cells}
@@ -257,10 +251,8 @@ def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[Cell
 
 def heldout_cells(
   config: ConfigDict, vocab_size: int, train_tokens: int, n_opt: float, budget: float
-) -> list[Cell]:
+) -> tuple[list[Cell], dict[str, str]]:
   """Plans the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
-
-  Only those that can be trained count (see `refusal`).
 
   Args:
     config: the sweep's config.
@@ -268,6 +260,9 @@ def heldout_cells(
     train_tokens: of the corpus.
     n_opt: the predicted N* [parameters, as `fit.params` counts them].
     budget: the held-out compute [FLOPs].
+
+  Returns:
+    The cells, and why others that are nearer to a multiple cannot be trained, by id.
 
   Raises:
     ConfigError: too few rungs can be trained.
@@ -283,34 +278,17 @@ def heldout_cells(
       f"model.ladder={config.model.ladder!r} can be trained, {len(multiples)} are needed ({why}); "
       "raise data.max_epochs, which a begun sweep may, or begin one with a smaller held-out budget"
     )
-  nearest = []
+  cells: list[Cell] = []
+  passed_over: dict[str, str] = {}
   for multiple in multiples:
-    nearest.append(min(free, key=lambda cell: _distance(config, cell, multiple * n_opt)))
-    free.remove(nearest[-1])
-  return nearest
-
-
-def passed_over(
-  config: ConfigDict,
-  vocab_size: int,
-  train_tokens: int,
-  n_opt: float,
-  budget: float,
-  heldout: Sequence[Cell],
-) -> dict[str, str]:
-  """Returns why cells nearer to a multiple of N* than the held-out ones are not trained, by id."""
-  reasons, options = {}, heldout_options(config, vocab_size, budget)
-  for multiple, cell in zip(config.sweep.heldout_sizes, heldout, strict=True):
-    limit = _distance(config, cell, multiple * n_opt)
-    for option in options:
-      if _distance(config, option, multiple * n_opt) < limit:
-        reasons[option.id] = refusal(config, option, vocab_size, train_tokens)
-  return {cell: why for cell, why in reasons.items() if why}
-
-
-def _distance(config: ConfigDict, cell: Cell, n: float) -> float:
-  """Returns how far a cell's N is from n, in log N."""
-  return abs(math.log(cell.params(config.fit.params) / n))
+    n = multiple * n_opt
+    distance = {c.id: abs(math.log(c.params(config.fit.params) / n)) for c in options}
+    nearest = min(free, key=lambda cell: distance[cell.id])
+    free.remove(nearest)
+    cells.append(nearest)
+    nearer = [name for name in reasons if reasons[name] and distance[name] < distance[nearest.id]]
+    passed_over |= {name: reasons[name] for name in nearer}
+  return cells, passed_over
 
 
 def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:

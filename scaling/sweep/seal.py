@@ -59,8 +59,8 @@ def seal(
   fit.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
   best = fit.optimum(law, budget)
-  planning = config, vocab_size, train_tokens, best["N_opt"], budget
-  heldout = plan.heldout_cells(*planning)
+  corpus = vocab_size, train_tokens
+  heldout, passed_over = plan.heldout_cells(config, *corpus, best["N_opt"], budget)
   loss, interval = fit.predict_loss(law, best["N_opt"], best["D_opt"])
   sealed = {
     "version": VERSION,
@@ -77,7 +77,7 @@ def seal(
     "loss": loss,
     "interval": interval,
     "cells": [_predict(law, cell, cell.params(config.fit.params)) for cell in heldout],
-    "passed_over": plan.passed_over(*planning, heldout),
+    "passed_over": passed_over,
   }
   files.write_json(workdir / "prediction.json", sealed)
   return sealed, heldout

@@ -74,7 +74,7 @@ def test_handing_out_grows_with_the_tasks_and_not_with_their_square(tmp_path):
     count = 0
     while own := queue.pop():
       for done in own.tasks:
-        queue.end(done.id)
+        queue.finish(done)
         count += 1
     assert count == n
     return time.perf_counter() - began

@@ -11,9 +11,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from scaling.launch.local import Pool
-from scaling.launch.queue import Failure, Queue, Task
+from scaling.launch.queue import Task
 from scaling.progress import Display
-from scaling.sweep import placement
 from train import aot, loop, optim, pack
 from train.objectives import registry
 from train.system import files
@@ -141,31 +140,6 @@ def test_the_pool_hands_out_packs(small, tmp_path):
   assert said.getvalue().count("loss") == 3
 
 
-def test_the_planner_packs_as_many_as_fit(small):
-  found = {"devices": 1, "accelerator": True, "compiled": 10, "evaluating": 12, "available": 1000}
-  for n, change, expected in (
-    (0, {}, 64),
-    (0, {"available": 12 * 9}, 8),
-    (0, {"available": 12 * 8}, 4),
-    (0, {"available": 12}, 1),
-    (0, {"accelerator": False}, 1),
-    (3, {"accelerator": False}, 2),
-    (16, {}, 16),
-    (1, {}, 1),
-    (16, {"devices": 8}, 1),
-  ):
-    small.sweep.pack = n
-    assert placement.pack_size(small, 0, found | change) == expected
-
-
-def test_more_than_fit_are_refused_before_anything_is_trained(small):
-  found = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
-  small.sweep.pack = 8
-  assert placement.pack_size(small, 5, found | {"available": 108 << 20}) == 8
-  with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
-    placement.pack_size(small, 5, found | {"available": 107 << 20})
-
-
 def test_what_memory_does_not_hold_goes_on_in_half_the_slots(small, tmp_path, monkeypatch):
   """Four runs out of memory at step 12, two of them again, and one alone: no run is lost."""
   step, steps, said, outcomes = pack.Slots.step, [], [], {}
@@ -204,37 +178,6 @@ def test_what_does_not_fit_alone_has_failed(small, tmp_path, monkeypatch):
   assert together([(of(small, 24, i), tmp_path / str(i)) for i in range(2)]) == [error] * 2
 
 
-def test_packs_follow_the_plan_and_not_what_is_done(tmp_path):
-  def task(name, cost, needs=None, shape=0):
-    return Task(name, tmp_path / name, {}, cost, needs, shape, pack=2)
-
-  tasks = [task("trunk", 5), task("a", 1, "trunk"), task("b", 3, "trunk"), task("c", 2, "trunk")]
-  tasks.append(task("other", 4, shape=1))
-  names = lambda pack: ([t.id for t in pack.tasks], pack.slots)  # noqa: E731
-  queue = Queue(tasks)
-  assert [names(queue.pop()) for _ in range(2)] == [(["trunk"], 1), (["other"], 1)]
-  assert queue.pop() is None
-  queue.end("trunk")
-  assert [names(queue.pop()) for _ in range(2)] == [(["b", "c"], 2), (["a"], 1)]
-  assert not queue
-  for name in ("trunk", "b"):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "run.json").write_text('{"status": "done"}')
-  queue = Queue(tasks)
-  assert [names(queue.pop()) for _ in range(3)] == [
-    (["other"], 1), (["c"], 2), (["a"], 1)
-  ]  # fmt: skip
-  (tmp_path / "trunk/run.json").unlink()
-  queue = Queue(tasks[:4])
-  assert names(queue.pop()) == (["trunk"], 1)
-  queue.end("trunk", Failure("it broke"))
-  assert queue.pop() is None
-  assert not queue
-  reason = "trunk did not finish: it broke"
-  errors = {name: failure.error for name, failure in queue.failures.items()}
-  assert errors == {"trunk": "it broke", "c": reason, "a": reason}
-
-
 @pytest.fixture
 def own_programs(tmp_path):
   """A folder of compiled programs that no other test writes into."""
@@ -265,15 +208,6 @@ def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp
   assert len(compiled - before) == 1
   assert [run["status"] for run in together(runs)] == ["done"] * 2
   assert programs() == compiled
-
-
-def test_the_next_program_is_another(tmp_path):
-  tasks = [Task(f"{s}{i}", tmp_path, {}, 9 - i - s, None, s, 2) for s in (0, 1) for i in range(4)]
-  queue = Queue(tasks)
-  first = queue.pop()
-  assert first.tasks[0].shape == 0
-  assert queue.another({first.program}).tasks[0].shape == 1
-  assert Queue(tasks[:4]).another({first.program}) is None
 
 
 SWEEP = (

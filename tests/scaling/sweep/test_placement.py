@@ -153,3 +153,28 @@ def test_sizes_are_compiled_again_on_other_devices_and_options(tiny, tmp_path):
     change()
     assert look()[1] == [0, 1]
     assert look()[1] == []
+
+
+def test_the_planner_packs_as_many_as_fit(tiny):
+  record = {"devices": 1, "accelerator": True, "compiled": 10, "evaluating": 12, "available": 1000}
+  for n, change, expected in (
+    (0, {}, 64),
+    (0, {"available": 12 * 9}, 8),
+    (0, {"available": 12 * 8}, 4),
+    (0, {"available": 12}, 1),
+    (0, {"accelerator": False}, 1),
+    (3, {"accelerator": False}, 2),
+    (16, {}, 16),
+    (1, {}, 1),
+    (16, {"devices": 8}, 1),
+  ):
+    tiny.sweep.pack = n
+    assert placement.pack_size(tiny, 0, record | change) == expected
+
+
+def test_more_than_fit_are_refused_before_anything_is_trained(tiny):
+  record = {"devices": 1, "accelerator": True, "compiled": 10 << 20, "evaluating": 12 << 20}
+  tiny.sweep.pack = 8
+  assert placement.pack_size(tiny, 5, record | {"available": 108 << 20}) == 8
+  with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
+    placement.pack_size(tiny, 5, record | {"available": 107 << 20})

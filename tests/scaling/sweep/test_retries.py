@@ -40,8 +40,7 @@ class Pool:
         self.ran.append(task.id)
         fate = next((fate for part, fate in self.fates.items() if part in task.id), "done")
         if fate == "killed":
-          task.record_failure(KILLED)
-          queue.end(task.id, KILLED)
+          queue.fail(task, KILLED)
           continue
         result = {"status": fate, "config": task.config}
         if fate == "done" and task.id in cells:
@@ -50,7 +49,7 @@ class Pool:
           result |= {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss}
         task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / "run.json").write_text(json.dumps(result))
-        queue.end(task.id)
+        queue.finish(task)
     return queue.failures
 
 
