@@ -239,18 +239,17 @@ def from_json(tree: dict) -> ConfigDict:
   return config
 
 
-def check_fields(config: ConfigDict, *sections: str) -> None:
-  """Raises ConfigError where a field has a value that the schema does not allow.
+def check_fields(config: ConfigDict) -> None:
+  """Raises ConfigError where a field of a config has a value that the schema does not allow."""
+  for section in SCHEMA:
+    check_section(section, config[section] if section else config)
 
-  Args:
-    config: a complete config.
-    sections: those that are looked at, "" for the fields outside of them; all if none is named.
-  """
-  for section in sections or SCHEMA:
-    values = config[section] if section else config
-    for name, field in SCHEMA[section].items():
-      if isinstance(field, Field):
-        field.check(f"{section}.{name}".lstrip("."), values[name])
+
+def check_section(section: str, values: ConfigDict) -> None:
+  """Raises ConfigError where a field of one section has a value that the schema does not allow."""
+  for name, field in SCHEMA[section].items():
+    if isinstance(field, Field):
+      field.check(f"{section}.{name}".lstrip("."), values[name])
 
 
 def family_of(objective: str) -> str:

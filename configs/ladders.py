@@ -70,8 +70,7 @@ def rungs(ladder: str) -> dict[int, Rung]:
   Raises:
     ConfigError: there is no such ladder.
   """
-  if ladder not in LADDERS:
-    raise ConfigError(f"model.ladder={ladder!r}: unknown; choose one of {sorted(LADDERS)}")
+  base.MODEL["ladder"].check("model.ladder", ladder)
   return LADDERS[ladder]
 
 

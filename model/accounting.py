@@ -23,6 +23,7 @@ from typing import NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from configs import base
 from configs.errors import ConfigError
 from model import transformer
 
@@ -94,8 +95,7 @@ def n_params(groups: dict[str, int], convention: str) -> int:
   Raises:
     ConfigError: there is no such convention.
   """
-  if convention not in CONVENTIONS:
-    raise ConfigError(f"fit.params={convention!r}: unknown; choose one of {sorted(CONVENTIONS)}")
+  base.FIT["params"].check("fit.params", convention)
   return sum(groups[name] for name in CONVENTIONS[convention])
 
 

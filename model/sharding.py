@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import ConfigError
 from model import ops
 
@@ -76,10 +77,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   Raises:
     ConfigError: the strategy is unknown, or the devices do not divide as asked.
   """
-  if config.strategy not in STRATEGIES:
-    raise ConfigError(
-      f"sharding.strategy={config.strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}"
-    )
+  base.check_section("sharding", config)
   if config.tensor < 1 or devices % config.tensor:
     raise ConfigError(
       f"sharding.tensor={config.tensor}: must divide the {devices} devices; "

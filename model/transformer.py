@@ -9,25 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import ConfigError
 from model import ops
 from model.attention import AttentionMask, segment_mask
 from model.block import Cache, Context, Stack
 from model.layers import ACTIVATIONS, Embedding, Linear, Norm, dropout, split_keys
 from model.positions import sinusoids
-
-SWITCHES = {
-  "family": ("decoder", "encoder", "encoder_decoder"),
-  "mlp": tuple(ACTIVATIONS),
-  "norm": ("rms", "layer"),
-  "norm_position": ("pre", "post"),
-  "positions": ("rotary", "learned", "sinusoidal", "relative", "none"),
-  "width_scaling": ("standard", "mup"),
-  "dtype": ("float32", "bfloat16"),
-  "weights": ("float32", "bfloat16"),
-  "activations": ("float32", "bfloat16"),
-  "remat": ("none", "dots", "full"),
-}
 
 
 class Source(NamedTuple):
@@ -262,12 +250,8 @@ def _scale_width(c: ConfigDict) -> int:
 
 
 def check_model(model_config: ConfigDict) -> None:
-  """Raises ConfigError where a switch of the config has a value that it does not know."""
-  for field, options in SWITCHES.items():
-    if model_config[field] not in options:
-      raise ConfigError(
-        f"model.{field}={model_config[field]!r}: unknown; choose one of {', '.join(options)}"
-      )
+  """Raises ConfigError where a field has a value that it may not have, alone or beside another."""
+  base.check_section("model", model_config)
   for field in ("weights", "activations"):
     if model_config[field] == "bfloat16" and model_config.dtype != "bfloat16":
       raise ConfigError(
@@ -296,7 +280,7 @@ def build(
       device holds a shard, right before they are used; None: every device holds all of them.
 
   Raises:
-    ConfigError: a switch of the config has a value that it does not know.
+    ConfigError: see `check_model`.
   """
   check_model(model_config)
   return Transformer(model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather or {})

@@ -10,10 +10,6 @@ import jax
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs.errors import ConfigError
-
-SCHEDULES = ("constant", "cosine", "wsd")
-
 
 def base_learning_rate(optim: ConfigDict, n_params: int) -> float:
   """Returns `optim.lr`, or where that is 0 the rule lr_ref (N / lr_ref_params)^lr_exponent.
@@ -87,11 +83,3 @@ def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.Gradie
     scale,
     optax.add_decayed_weights(optim.weight_decay, mask=_matrices),
   )
-
-
-def check_schedule(optim: ConfigDict) -> None:
-  """Raises ConfigError where the schedule is unknown."""
-  if optim.schedule not in SCHEDULES:
-    raise ConfigError(
-      f"optim.schedule={optim.schedule!r}: unknown; choose one of {sorted(SCHEDULES)}"
-    )

@@ -71,7 +71,6 @@ def check_config(config: ConfigDict) -> None:
   """Raises UserError where a resolved config cannot be trained, whatever the text."""
   transformer.check_model(config.model)
   registry.check_objective(config)
-  optim.check_schedule(config.optim)
   if config.train.branch_from and config.optim.schedule != "wsd":
     raise ConfigError(
       f"optim.schedule={config.optim.schedule!r}: a branch is the cooldown of a trunk; set 'wsd', "

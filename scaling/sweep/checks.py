@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import ladders
+from configs import base, ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
 from scaling.laws import fit, runs
@@ -93,8 +93,7 @@ def check_sweep_config(config: ConfigDict) -> None:
 def check_sweep_fields(config: ConfigDict) -> None:
   """Raises ConfigError where a field of `config.sweep` cannot be used, or wastes compute."""
   s = config.sweep
-  if s.design not in ("isoflop", "grid"):
-    raise ConfigError(f"sweep.design={s.design!r}: unknown; choose isoflop or grid")
+  base.check_section("sweep", s)
   axis = _axis(config)
   for name in ("sizes", axis, "seed_sizes", "seed_budgets", "probe_sizes"):
     again = [value for i, value in enumerate(s[name]) if value in s[name][:i]]

@@ -25,7 +25,8 @@ from models import (
   source_of,
 )
 
-from model import layers, transformer
+from configs import base
+from model import layers
 from model.layers import GATED
 from model.transformer import Source
 
@@ -261,7 +262,9 @@ def test_the_depth_of_the_encoder_is_its_own():
   assert not np.allclose(a, b, atol=1e-3)
 
 
-@pytest.mark.parametrize("field", list(transformer.SWITCHES))
+@pytest.mark.parametrize(
+  "field", [name for name, field in base.MODEL.items() if getattr(field, "choices", ())]
+)
 def test_an_unknown_switch_is_named(field):
   with pytest.raises(ValueError, match=rf"^model\.{field}='odd': unknown; choose one of [^\n]+$"):
     built(**{field: "odd"})

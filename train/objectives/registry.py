@@ -316,7 +316,6 @@ def tokens_per_step(config: ConfigDict) -> int:
 
 def check_objective(config: ConfigDict) -> None:
   """Raises ConfigError where the objective cannot be trained as the config says."""
-  base.check_fields(config, "", "corruption")
   c, family = config.corruption, base.family_of(config.objective)
   if config.model.family != family:
     raise ConfigError(
