@@ -53,7 +53,7 @@ def interval(draws: np.ndarray, level: float, value: float | None = None) -> lis
   With the estimate itself, `value`, it is the bias-corrected percentile interval (Efron 1981, The
   Canadian Journal of Statistics 9:139): where the estimate is not the median of its resamples, the
   quantiles move by twice that distance. Like the plain one it commutes with monotone maps. Plain
-  percentiles of pairs cover the exponents of small sweeps in 95 to 98 % of cases when 90 is asked.
+  percentiles of pairs cover the exponents of small sweeps in 95 to 98 % of cases at a level of 90.
   """
   z = np.array([-1.0, 1.0]) * NormalDist().inv_cdf((1 + level) / 2)
   if value is not None:
@@ -199,7 +199,7 @@ def few(runs: Runs) -> bool:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-  """Returns Student's quantile, exact at 1 and 2 degrees of freedom, else to 1 % within 98 %.
+  """Computes Student's quantile, exact at 1 and 2 degrees of freedom, else to 1 % within 98 %.
 
   It is the expansion of Abramowitz and Stegun, 26.7.5.
   """

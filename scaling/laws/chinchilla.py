@@ -1,4 +1,4 @@
-"""The laws: L(N, D) as data and functions, and the optimum of a law along a compute budget.
+"""Chinchilla's law: L(N, D) as data and functions, and its optimum along a compute budget.
 
 A law is a tuple of parameters, each one number or an array of draws [R]; every function here
 broadcasts, so one call answers for a whole bootstrap. N counts parameters, D tokens, C FLOPs, L is
@@ -24,12 +24,12 @@ class Chinchilla(NamedTuple):
 
 
 def loss(law: Chinchilla, N: ArrayLike, D: ArrayLike) -> np.ndarray:
-  """Returns L(N, D) [nats per token]."""
+  """Evaluates L(N, D) [nats per token]."""
   return law.E + law.A * np.power(N, -law.alpha) + law.B * np.power(D, -law.beta)
 
 
 def exponents(law: Chinchilla) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (a, b): N_opt grows as C^a, D_opt as C^b (Hoffmann et al. 2022, eq. 4)."""
+  """Computes (a, b): N_opt grows as C^a, D_opt as C^b (Hoffmann et al. 2022, eq. 4)."""
   total = law.alpha + law.beta
   return law.beta / total, law.alpha / total
 
@@ -69,19 +69,19 @@ class Compute:
   error: float = 0.0
 
   def flops_per_token(self, N: ArrayLike) -> np.ndarray:
-    """Returns the FLOPs per training token of a model of N parameters."""
+    """Computes the FLOPs per training token of a model of N parameters."""
     return self.k * np.asarray(N, float) + self.q * np.sqrt(N)
 
   def elasticity(self, N: ArrayLike) -> np.ndarray:
-    """Returns d log(FLOPs per token) / d log(N); it is 1 for C = k N D."""
+    """Computes d log(FLOPs per token) / d log(N); it is 1 for C = k N D."""
     return 1 - 0.5 * self.q * np.sqrt(N) / self.flops_per_token(N)
 
   def tokens(self, N: ArrayLike, C: ArrayLike) -> np.ndarray:
-    """Returns D: the tokens on which N parameters train for C FLOPs."""
+    """Computes D: the tokens on which N parameters train for C FLOPs."""
     return np.asarray(C, float) / self.flops_per_token(N)
 
   def params(self, C: ArrayLike, tokens_per_param: ArrayLike) -> np.ndarray:
-    """Returns the N that trains for C FLOPs on tokens_per_param x N tokens."""
+    """Computes the N that trains for C FLOPs on tokens_per_param x N tokens."""
     per_ratio = np.asarray(C, float) / np.asarray(tokens_per_param, float)
     log_n = 0.5 * np.log(per_ratio / self.k)
     for _ in range(30):  # C = flops_per_token(N) x ratio x N, by Newton's method in log N
@@ -92,7 +92,7 @@ class Compute:
 
 
 def estimate_compute(N: np.ndarray, D: np.ndarray, C: np.ndarray) -> Compute:
-  """Returns the Compute that fits the FLOPs of some runs, by least relative squares."""
+  """Estimates FLOPs per token from the FLOPs of some runs, by least relative squares."""
   per_param = C / (N * D)
   if np.ptp(per_param) <= 1e-6 * per_param.mean() or np.ptp(N) == 0:
     return Compute(k=float(per_param.mean()))
@@ -114,7 +114,7 @@ class Optimum(NamedTuple):
 
 
 def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Optimum:
-  """Returns the N and D that minimise the loss at C FLOPs.
+  """Finds the N and D that minimise the loss at C FLOPs.
 
   For C = k N D this is Hoffmann et al. 2022, eq. 4: N = G (C/k)^a, D = (C/k)^b / G, with
   G = (alpha A / beta B)^(1 / (alpha + beta)). Elsewhere the stationarity condition along the curve

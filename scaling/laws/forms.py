@@ -30,19 +30,12 @@ START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of Chinchilla's grid 
 
 
 class Kind(NamedTuple):
-  """How the solver sees a parameter, in units of its own.
+  """How the solver sees a parameter, in units of its own."""
 
-  Attributes:
-    log: whether it moves as its logarithm.
-    low: least value.
-    high: greatest value.
-    start: range from which starts are drawn, evenly in what moves.
-  """
-
-  log: bool
-  low: float
-  high: float
-  start: tuple[float, float]
+  log: bool  # whether it moves as its logarithm
+  low: float  # least value
+  high: float  # greatest value
+  start: tuple[float, float]  # range from which starts are drawn, evenly in what moves
 
   def moved(self, value: ArrayLike) -> np.ndarray:
     """Turns values of the parameter into what moves."""
@@ -96,13 +89,15 @@ class Form(NamedTuple):
 FORMS: dict[str, Form] = {}
 
 
-def form(variables: str, units: Callable[[Any, Any], dict[str, Any]], **kinds: Kind) -> Callable:
-  """Decorates a loss function: makes a Form of it and enters it into `FORMS`."""
+def form(
+  variables: str, units: Callable[[Any, Any], dict[str, Any]], name: str = "", **kinds: Kind
+) -> Callable:
+  """Decorates a loss function: makes a Form of it and enters it into `FORMS`, under its name."""
 
   def enter(loss: Callable[[Any, Any], Any]) -> Form:
-    made = Form(loss.__name__, tuple(variables.split()), kinds, loss, units, loss.__doc__ or "")
-    FORMS[made.name] = made
-    return made
+    key = name or loss.__name__
+    FORMS[key] = Form(key, tuple(variables.split()), kinds, loss, units, loss.__doc__ or "")
+    return FORMS[key]
 
   return enter
 
@@ -276,14 +271,32 @@ def transfer(p, x):
 def _in_one_variable(v: str) -> None:
   """Enters the forms in one variable: N, D or C."""
 
+  def of(values):
+    return getattr(values, v)
+
+  @form(
+    v,
+    lambda p, u: {"X_c": of(u) * u.L ** (1 / p.alpha)},
+    f"kaplan_{v.lower()}",
+    X_c=SCALE,
+    alpha=POWER,
+  )
   def kaplan(p, x):
     """(X_c / X)^alpha (Kaplan et al. 2020, arXiv:2001.08361, eqs. 1.1 to 1.3)."""
-    return (p.X_c / getattr(x, v)) ** p.alpha
+    return (p.X_c / of(x)) ** p.alpha
 
+  @form(
+    v, lambda p, u: {"E": u.L, "A": u.L * of(u) ** p.alpha}, f"power_law_{v.lower()}",
+    E=FLOOR, A=SCALE, alpha=POWER,
+  )  # fmt: skip
   def power_law(p, x):
     """E + A / X^alpha: a power law with a floor (Henighan et al. 2020, arXiv:2010.14701)."""
-    return p.E + p.A * getattr(x, v) ** -p.alpha
+    return p.E + p.A * of(x) ** -p.alpha
 
+  @form(
+    v, lambda p, u: {"E": u.L, "A": u.L * of(u) ** p.c0, "X_1": of(u)}, f"broken_{v.lower()}",
+    E=FLOOR, A=SCALE, X_1=SHAPE, c0=POWER, c1=SLOPE, f=SHAPE,
+  )  # fmt: skip
   def broken(p, x):
     """E + A X^-c0 (1 + (X / X_1)^(1 / f))^(-c1 f): a power law with one smooth break.
 
@@ -291,32 +304,8 @@ def _in_one_variable(v: str) -> None:
     """
     import jax.numpy as jnp
 
-    x = getattr(x, v)
-    bend = jnp.logaddexp(0.0, jnp.log(x / p.X_1) / p.f)
-    return p.E + p.A * x**-p.c0 * jnp.exp(-p.c1 * p.f * bend)
-
-  def scale(u):
-    return getattr(u, v)
-
-  for loss, units, kinds in (
-    (
-      kaplan,
-      lambda p, u: {"X_c": scale(u) * u.L ** (1 / p.alpha)},
-      {"X_c": SCALE, "alpha": POWER},
-    ),
-    (
-      power_law,
-      lambda p, u: {"E": u.L, "A": u.L * scale(u) ** p.alpha},
-      {"E": FLOOR, "A": SCALE, "alpha": POWER},
-    ),
-    (
-      broken,
-      lambda p, u: {"E": u.L, "A": u.L * scale(u) ** p.c0, "X_1": scale(u)},
-      {"E": FLOOR, "A": SCALE, "X_1": SHAPE, "c0": POWER, "c1": SLOPE, "f": SHAPE},
-    ),
-  ):
-    loss.__name__ += f"_{v.lower()}"
-    form(v, units, **kinds)(loss)
+    bend = jnp.logaddexp(0.0, jnp.log(of(x) / p.X_1) / p.f)
+    return p.E + p.A * of(x) ** -p.c0 * jnp.exp(-p.c1 * p.f * bend)
 
 
 for _variable in "NDC":

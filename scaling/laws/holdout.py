@@ -9,7 +9,7 @@ from configs.errors import DataError
 from scaling.laws import solve
 from scaling.laws.bootstrap import budgets
 from scaling.laws.fit import cuts
-from scaling.laws.forms import FORMS, Form, evaluate
+from scaling.laws.forms import FORMS, Form
 from scaling.laws.runs import Runs, faults
 
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")
@@ -21,7 +21,7 @@ MOST_COMPARED = 2000  # runs
 def compare_forms(
   runs: Runs, forms: Sequence[str] = DEFAULT, delta: float = 1e-3, seed: int = 0
 ) -> list[dict[str, Any]]:
-  """Returns how well each form, fitted to the runs up to each budget, predicts those above.
+  """Measures how well each form, fitted to the runs up to each budget, predicts those above.
 
   Args:
     runs: the runs; forms of more than N, D and C find the rest in `runs.extra`. Of more than 2,000,
@@ -55,43 +55,43 @@ def compare_forms(
 
 
 def _rows(runs, name, variables, delta, seed) -> list[dict[str, Any]]:
-  """Returns the rows of one form; all its starts at all budgets are solved at once."""
+  """Makes the rows of one form; all its starts at all K budgets are solved at once."""
   form, splits = FORMS[name], cuts(runs)
   problem = solve.make_problem(form, variables, runs.loss)
-  grid = solve.draw_starts(form, STARTS, np.random.default_rng(seed))
-  weights = np.zeros((len(splits), STARTS, len(runs)))
-  for i, (below, _) in enumerate(splits):
-    weights[i][:, below] = 1
-  flat = weights.reshape(-1, len(runs))
-  ends = solve.minimise(problem, flat, np.tile(grid, (len(splits), 1)), delta, MAX_STEPS)
-  theta_KSP = ends.theta.reshape(len(splits), STARTS, -1)
+  starts = solve.draw_starts(form, STARTS, np.random.default_rng(seed))
+  weights_KSn = np.zeros((len(splits), STARTS, len(runs)))
+  for weights_Sn, (below, _) in zip(weights_KSn, splits, strict=True):
+    weights_Sn[:, below] = 1
+  ends = solve.minimise(
+    problem, weights_KSn.reshape(-1, len(runs)), np.tile(starts, (len(splits), 1)), delta, MAX_STEPS
+  )
   cost_KS = np.where(ends.converged, ends.cost, np.inf).reshape(len(splits), STARTS)
+  theta_KSp = ends.theta.reshape(len(splits), STARTS, -1)
+  theta_Kp = theta_KSp[np.arange(len(splits)), np.argmin(cost_KS, axis=1)]
+  error_Kn = -solve.residuals(problem, theta_Kp)  # log of observed over predicted loss
   rows = []
-  for (below, above), some, costs in zip(splits, theta_KSP, cost_KS, strict=True):
-    row: dict[str, Any] = {
-      "form": name,
-      "C": float(runs.C[below].max()),
-      "fitted": len(below),
-      "heldout": len(above),
-      "rms_error": None,
-      "bias": None,
-      "converged": bool(np.isfinite(costs).any()),
-      "reason": None,
-    }
-    row["reason"] = _untold(form, runs.subset(below))
-    if not (row["reason"] or row["converged"]):
-      row["reason"] = f"none of {STARTS} starts found a minimum"
-    if not row["reason"]:
-      params = problem.natural(some[np.argmin(costs)])
-      held = {key: values[above] for key, values in variables.items()}
-      error = np.log(runs.loss[above] / evaluate(form, params, held))
-      row |= {"rms_error": float(np.sqrt(np.mean(error**2))), "bias": float(np.mean(error))}
-    rows.append(row)
+  for (below, above), cost_S, error_n in zip(splits, cost_KS, error_Kn, strict=True):
+    converged = bool(np.isfinite(cost_S).any())
+    reason = _fault(form, runs.subset(below))
+    if not (reason or converged):
+      reason = f"none of {STARTS} starts found a minimum"
+    rows.append(
+      {
+        "form": name,
+        "C": float(runs.C[below].max()),
+        "fitted": len(below),
+        "heldout": len(above),
+        "rms_error": None if reason else float(np.sqrt(np.mean(error_n[above] ** 2))),
+        "bias": None if reason else float(np.mean(error_n[above])),
+        "converged": converged,
+        "reason": reason,
+      }
+    )
   return rows
 
 
-def _untold(form: Form, runs: Runs) -> str | None:
-  """Returns why runs cannot tell a form's parameters; None where nothing says so."""
+def _fault(form: Form, runs: Runs) -> str | None:
+  """Says why runs cannot tell a form's parameters; None where they may."""
   if len(runs) <= len(form.kinds):
     return f"{len(runs)} runs for {len(form.kinds)} parameters"
   if {"N", "D"} <= set(form.variables):

@@ -275,7 +275,7 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
   Returns:
     Per fault the quantities that cannot be told, the reason, and the remedy.
   """
-  found: list[tuple[tuple[str, ...], str, str]] = []
+  faults: list[tuple[tuple[str, ...], str, str]] = []
   optimum = ("a", "N_opt", "D_opt")
   points = len(set(zip(runs.N, runs.D, strict=True)))
   if points < MIN_RUNS:
@@ -285,16 +285,16 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
       f"{len(runs)} runs at {points} distinct (N, D); the law has 5 parameters and needs "
       f"{MIN_RUNS} or more"
     )
-    found.append((("E", "A", "B", "alpha", "beta", *optimum), reason, f"train more cells{out}"))
+    faults.append((("E", "A", "B", "alpha", "beta", *optimum), reason, f"train more cells{out}"))
   levels = [len(np.unique(values)) for values in (runs.N, runs.D)]
   for level, name, factor, exponent in zip(
     levels, ("sizes N", "token counts D"), "AB", ("alpha", "beta"), strict=True
   ):
     if level < 3:
       reason = f"{level} distinct {name}; {exponent} cannot be told from E with fewer than 3"
-      found.append((("E", factor, exponent, *optimum), reason, "train more of them"))
+      faults.append((("E", factor, exponent, *optimum), reason, "train more of them"))
   if min(levels) < 3:
-    return found
+    return faults
   log_n, log_d = np.log(runs.N), np.log(runs.D)
   slope, intercept = np.polyfit(log_n - log_n.mean(), log_d, 1)
   spread = np.std(log_d - intercept - slope * (log_n - log_n.mean()))
@@ -303,8 +303,8 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
       f"D follows N^{slope:.2f} to within {100 * spread:.1f} % in all {len(runs)} runs (as it "
       "does at one tokens-per-parameter ratio or one budget); alpha and beta cannot be told apart"
     )
-    found.append((("A", "B", "alpha", "beta", *optimum), reason, "vary D at each N"))
-  return found
+    faults.append((("A", "B", "alpha", "beta", *optimum), reason, "vary D at each N"))
+  return faults
 
 
 def identifiability(runs: Runs) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""What `isoflop fit` does: reads runs, fits the law, tries other choices, answers questions.
+"""Writes the files of a fit: reads runs, fits the law, varies its choices, answers questions.
 
 It writes fit.json, and runs.csv beside it where the runs are not those of a sweep's folder, so that
 the report needs nothing else.
@@ -47,10 +47,10 @@ def write_fit(
     workdir: the folder to write to; a sweep's, if `path` is "".
     options: `config.fit`.
     path: a table of runs, or another sweep's folder: see `scaling.laws.runs.read_runs`.
-    columns: its column names that differ.
+    columns: names that differ.
     where: conditions that every run meets.
     exclude: conditions that no run meets.
-    questions: what is asked of the law.
+    questions: about the law, to be answered in fit.json.
     compare_forms: whether other forms are held against it, by held-out error; up to a minute.
 
   Raises:
@@ -72,8 +72,8 @@ def write_fit(
     for name in ("fit.json", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
     with contextlib.suppress(UserError):  # the runs are refused either way
-      if found := one_variable.along(runs, options):
-        files.write_json(workdir / "line.json", found)
+      if line := one_variable.along(runs, options):
+        files.write_json(workdir / "line.json", line)
     raise
   rows = curves.read_curves(workdir, law.runs.ids, law.runs.N, law.runs.D, law.runs.C)
   trained = None if path else estimators.make_curves(rows)
@@ -90,7 +90,7 @@ def write_fit(
 
 
 def _write_runs(path: Path, runs: Runs) -> None:
-  """Writes runs as a table with the columns of cells.csv, those that are not known left blank."""
+  """Writes runs as a table with the columns of cells.csv, unknown ones left blank."""
   text = io.StringIO()
   writer = csv.DictWriter(text, store.COLUMNS, restval="", lineterminator="\n")
   writer.writeheader()

@@ -74,8 +74,8 @@ def _boolean(node: ast.expr, columns: Mapping[str, np.ndarray]) -> np.ndarray:
       return LOGIC[type(op)].reduce(np.broadcast_arrays(*[_boolean(v, columns) for v in values]))
     case ast.UnaryOp(ast.Not(), operand):
       return np.logical_not(_boolean(operand, columns))
-    case ast.Compare(left, operators, others) if all(type(o) in COMPARISONS for o in operators):
-      values = [_number(side, columns) for side in (left, *others)]
+    case ast.Compare(left, operators, rest) if all(type(o) in COMPARISONS for o in operators):
+      values = [_number(side, columns) for side in (left, *rest)]
       pairs = [
         COMPARISONS[type(operator)](*sides)
         for operator, *sides in zip(operators, values, values[1:], strict=False)

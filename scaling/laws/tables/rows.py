@@ -92,7 +92,7 @@ def _parquet(path) -> Table:
 
 
 def cell(path: str | os.PathLike, index: int, column: str) -> tuple[str, Any]:
-  """Returns the place of a row, by its index from 0, and what stands there in a column."""
+  """Reads the place of a row, by its index from 0, and what stands there in a column."""
   with opened(path) as table:
     place, row = next(itertools.islice(table.rows, index, None))
   return place, row.get(column)

@@ -178,9 +178,9 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
     else:
       assert row["rms_error"] < 0.1
   two = runs.subset(np.argsort(runs.C)[:18])
-  in_compute = holdout._untold(laws.FORMS["power_law_c"], two)
+  in_compute = holdout._fault(laws.FORMS["power_law_c"], two)
   assert in_compute == "2 distinct C for 3 parameters"
-  assert holdout._untold(laws.FORMS["power_law_c"], runs) is None
+  assert holdout._fault(laws.FORMS["power_law_c"], runs) is None
 
 
 @pytest.mark.parametrize(
