@@ -87,12 +87,16 @@ class Display:
     count = f"{self._count}/{len(self._costs)} runs, {self._seconds_left(finished)} left"
     self._live.update(Group(Text(f"{self.title}: {count}", style="bold"), table))
 
-  def update_one(self, name: str, progress: dict) -> None:
-    """Shows the progress of a single run: a line that is drawn over, or one every ten seconds."""
-    text = (
-      f"{name}: step {progress['step']:,}/{progress['steps']:,}, loss {progress['loss']:.4f}, "
+  def update_one(self, progress: dict) -> None:
+    """Shows the progress of a single run."""
+    self.show(
+      f"step {progress['step']:,}/{progress['steps']:,}, loss {progress['loss']:.4f}, "
       f"{duration(progress['seconds_left'])} left"
     )
+
+  def show(self, text: str) -> None:
+    """Shows a line that the next one draws over; without a terminal, one every ten seconds."""
+    text = f"{self.title}: {text}"
     if self._fancy:
       self._live.update(Text(text))
     elif time.monotonic() - self._phase_began > PLAIN_SECONDS:

@@ -1,8 +1,17 @@
-"""A turn of a training step, a turn of a matrix product, and how they alternate."""
+"""Turns of a training step and of a matrix product, taken one after the other.
+
+As a program it times a config's step in a process of its own, alone or as one of several that train
+together, and prints the seconds of a step: see `scaling.bench.growth`.
+
+    python -m scaling.bench.timing CONFIG.json ROUNDS [COORDINATOR PROCESSES INDEX]
+"""
 
 import itertools
+import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,14 +22,16 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from model import ops
+from scaling.progress import Display, duration
 from train import aot, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches
 from train.objectives import registry
 from train.step import program
-from train.system import distributed
+from train.system import process
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
+PROCESS_STEPS = 4  # in a turn of a process of its own: the same in all that train together
 
 Result = TypeVar("Result")
 
@@ -36,15 +47,16 @@ class Turn(NamedTuple):
 def training(
   config: ConfigDict, tokens: dataset.TokenData, steps: int = 0
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
-  """Compiles a resolved config's step; returns its turn, and what is known before it takes one.
-
-  The config is made to fit the device as training makes it fit (`aot.fit_to_devices`).
+  """Compiles a resolved config's step, in microbatches that fit the device.
 
   Args:
     config: the run's.
     tokens: its text.
-    steps: in a turn; 0: as many as take `TURN_SECONDS`. Processes that train together name it, as
-      each must take as many as the others.
+    steps: in a turn; 0: as many as take `TURN_SECONDS`.
+
+  Returns:
+    take: takes a turn.
+    facts: the case's shape, size, FLOPs, compile time and memory.
 
   Raises:
     UserError: it does not fit, or there is not enough text for it.
@@ -57,8 +69,7 @@ def training(
   compile_seconds = time.perf_counter() - began
   assert needs is not None
   functions = program(config, tokens.vocab_size)
-  size = record.size_of(config, tokens.vocab_size)
-  batches = train_batches(tokens, config, 0, *distributed.index_and_count())
+  batches = train_batches(tokens, config, 0, jax.process_index(), jax.process_count())
   state = functions.init(np.uint32(config.seed))
   seed, lr = np.uint32(config.seed), np.float32(0)  # the weights stay, the arithmetic is the same
 
@@ -82,6 +93,7 @@ def training(
   fewest, most = TURN_STEPS
   steps = steps or min(most, max(fewest, round(TURN_SECONDS / take(fewest).step)))
   m, lengths = config.model, registry.lengths(config)
+  size = record.size_of(config, tokens.vocab_size)
   return lambda: take(steps), {
     "objective": config.objective,
     **{name: m[name] for name in ("family", "width", "depth", "heads", "dtype", "weights")},
@@ -103,14 +115,17 @@ def training(
 
 
 def product(side: int, dtype: str) -> Callable[[], float]:
-  """Returns a turn of a square product on each device: its rate, all devices together [FLOP/s].
+  """Compiles a square product on each device, `ops.matmul`, with a float32 result.
 
-  It is `ops.matmul`, which the models use: operands in `dtype`, the result in float32. A turn is
-  about as long as one of training: what a processor does for milliseconds, no step can go on with.
+  A turn is about as long as one of training: a processor can be faster for milliseconds than in
+  any step.
 
   Args:
     side: rows and columns of both operands, on each device.
-    dtype: float32 | bfloat16.
+    dtype: of the operands: float32 | bfloat16.
+
+  Returns:
+    what takes a turn and returns its rate, all devices together [FLOP/s].
   """
   devices = len(jax.devices())
   mesh = jax.make_mesh((devices,), ("device",), axis_types=(AxisType.Auto,))
@@ -136,24 +151,35 @@ def product(side: int, dtype: str) -> Callable[[], float]:
 
 
 def round_robin(
-  turns: Mapping[str, Callable[[], Result]],
-  rounds: int,
-  tell: Callable[[int, int, str], None] = lambda done, total, what: None,
+  turns: Mapping[str, Callable[[], Result]], rounds: int, display: Display | None = None
 ) -> dict[str, list[Result]]:
-  """Returns each one's results: in every round each takes one turn, in their order.
-
-  Args:
-    turns: by name.
-    rounds: how many.
-    tell: told (turns taken, turns in all, whose was the last).
-  """
+  """Has each take one turn in every round, in their order; returns the results of each."""
   results: dict[str, list[Result]] = {name: [] for name in turns}
+  began, total = time.monotonic(), rounds * len(turns)
   for i, (_, name) in enumerate(itertools.product(range(rounds), turns), start=1):
     results[name].append(turns[name]())
-    tell(i, rounds * len(turns), name)
+    if display:
+      left = duration((time.monotonic() - began) / i * (total - i))
+      display.show(f"{i}/{total}, {name}; {left} left")
   return results
 
 
-def ratio(turns: Iterable[Turn], others: Iterable[Turn]) -> float:
-  """Returns how many times as long a step takes as another's: the median over paired turns."""
-  return median(a.step / b.step for a, b in zip(turns, others, strict=True))
+def ratio(turns: Iterable[Turn], baseline: Iterable[Turn]) -> float:
+  """Returns the median ratio of step times over paired turns."""
+  return median(a.step / b.step for a, b in zip(turns, baseline, strict=True))
+
+
+def main(path: str, rounds: str, coordinator: str = "", processes: str = "1", index: str = "0"):
+  """Times the config in a JSON file; the first process prints the seconds of a step."""
+  process.keep_freed_pages()
+  if coordinator:
+    jax.distributed.initialize(coordinator, int(processes), int(index))
+  config = ConfigDict(json.loads(Path(path).read_text()))
+  take, _ = training(config, dataset.prepare(config), PROCESS_STEPS)
+  seconds = median(take().step for _ in range(int(rounds)))
+  if jax.process_index() == 0:
+    print(seconds)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -32,9 +32,7 @@ def run(args: flags.FlagValues) -> None:
     print(distributed.census(), file=sys.stderr, flush=True)
   should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:
-    record = loop.train(
-      config, workdir, should_stop, lambda event: display.update_one(str(workdir), event)
-    )
+    record = loop.train(config, workdir, should_stop, display.update_one)
   if record["status"] != "done":
     raise RunError(f"{workdir}: the run {record['status']}; see metrics.jsonl")
   print(

@@ -292,32 +292,25 @@ def serve(name: str, given: dict) -> None:
 
 def compare(shape: Shape, args: argparse.Namespace) -> dict:
   """Returns the medians of a peer and of ours, and of the ratio of paired turns."""
-  from scaling.bench.steps import progress
+  from scaling.bench.timing import round_robin
+  from scaling.progress import Display
 
-  what = f"{shape.width}/{shape.depth} {shape.dtype}"
   peer_dtype, our_dtype = (shape.dtype.split(":") * 2)[:2]
-  progress(sys.stderr)(0, args.rounds, f"compiling both sides of {what}")
-  seconds: dict[str, list[float]] = {args.peer: [], "ours": []}
+  pythons = {args.peer: (args.python, peer_dtype), "ours": (sys.executable, our_dtype)}
   with contextlib.ExitStack() as stack:
-    sides = []
-    for name, python, dtype in (
-      (args.peer, args.python, peer_dtype),
-      ("ours", sys.executable, our_dtype),
-    ):
-      sides.append(Side(name, python, shape._replace(dtype=dtype), args))
-      stack.callback(sides[-1].close)
-    for side in sides * WARM_TURNS:
-      side.turn()
-    tell = progress(sys.stderr)
-    for i in range(args.rounds):
-      for side in sides:
-        seconds[side.name].append(side.turn())
-      tell(i + 1, args.rounds, what)
-    tell(0, 0, "")
+    display = stack.enter_context(Display(f"{shape.width}/{shape.depth} {shape.dtype}"))
+    display.show("compiling both sides")
+    sides = {}
+    for name, (python, dtype) in pythons.items():
+      sides[name] = Side(name, python, shape._replace(dtype=dtype), args)
+      stack.callback(sides[name].close)
+    turns = {name: side.turn for name, side in sides.items()}
+    round_robin(turns, WARM_TURNS)
+    seconds = round_robin(turns, args.rounds, display)
   ratios = [peer / own for peer, own in zip(*seconds.values(), strict=True)]
   return {
     "peer": args.peer + " compiled" * args.compile,
-    "versions": [side.version for side in sides],
+    "versions": [side.version for side in sides.values()],
     **shape._asdict(),
     "peer_seconds": median(seconds[args.peer]),
     "our_seconds": median(seconds["ours"]),

@@ -21,14 +21,14 @@ def test_slopes_are_the_exponents():
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_a_design_has_as_many_cells_as_asked_each_by_its_own_name(n):
-  cells = plan.fit_cells(growth.design(n), 257)
+  cells = plan.fit_cells(growth.synthetic_sweep(n), 257)
   assert n <= len(cells) <= 1.2 * n
   assert len({cell.id for cell in cells}) == len(cells)
 
 
 @pytest.mark.slow
 def test_the_fit_of_synthetic_runs_finds_their_law(tmp_path):
-  taken = dict(growth.sweep_work(tmp_path, growth.design(100)))
+  taken = growth.sweep_work(tmp_path, growth.synthetic_sweep(100))
   assert len(taken) == 7
   assert min(taken.values()) > 0
   assert len(runs.read_runs(tmp_path)) == 100
