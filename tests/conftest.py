@@ -1,5 +1,6 @@
 """Shared by the tests: a small corpus, and a config that trains on it in seconds."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily bes
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, presets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +77,45 @@ def make_tiny(cache, corpus):
 @pytest.fixture
 def tiny(make_tiny):
   return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def trained(make_tiny, tmp_path_factory):
+  """Trains four steps of a preset, once, and returns the run's folder: by its name."""
+  workdir = tmp_path_factory.mktemp("runs")
+
+  @functools.cache
+  def train(name):
+    from train import loop
+
+    c = make_tiny()
+    preset = presets.get_config(name)
+    with c.unlocked():
+      c.model, c.objective = preset.model, preset.objective
+    c.model.size = 0
+    c.seed, c.optim.lr = 3, 0.03  # far from any other initialisation
+    c.data.isolate_documents = preset.data.isolate_documents
+    c.data.tokenizer = "bpe:300" if name == "bert" else "bytes"
+    c.optim.warmup_tokens = 0
+    c.optim.schedule = "constant"
+    c.train.tokens = 4 * 4 * 32
+    assert loop.train(c, workdir / name)["status"] == "done"
+    return workdir / name
+
+  return train
+
+
+@pytest.fixture
+def isoflop(capsys):
+  """Runs the command in this process; returns its exit code, output and errors."""
+  from scaling import main
+
+  def run(*argv):
+    code = main.main([str(argument) for argument in argv])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+  return run
 
 
 @pytest.fixture(scope="session")
