@@ -30,22 +30,21 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.commands import devices
   from scaling.laws import questions
   from scaling.sweep import design
-  from scaling.targets import layouts
+  from scaling.targets import cases, layouts
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
     raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
   workdir = workdir_of(args, exists=args.next) if args.next or args.workdir else None
   if args.target:
-    print(devices.target_report(args.config, args.target, workdir))
+    print(cases.target_report(args.config, args.target, workdir))
   elif workdir and args.next:
     print(next_table(args.config, workdir, questions.parse_flops(args.next_flops, "next_flops")))
-  elif devices.is_sweep(args.config):
+  elif cases.is_sweep(args.config):
     print(design.plan_table(args.config, workdir))
     if args.devices > 1 or args.device_memory:
-      print("\n" + devices.sweep_memory(args.config, args.devices, args.device_memory))
+      print("\n" + cases.sweep_memory(args.config, args.devices, args.device_memory))
   else:
     print(layouts.run_report(args.config, args.devices, args.device_memory))
 

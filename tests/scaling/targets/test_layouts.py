@@ -8,8 +8,7 @@ import pytest
 
 from configs import base, ladders, large
 from scaling import main
-from scaling.commands import devices
-from scaling.targets import layouts
+from scaling.targets import cases, layouts
 
 ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
@@ -135,14 +134,14 @@ def test_without_a_memory_nothing_is_said_about_what_fits(capsys):
 
 def test_a_sweep_has_a_row_for_each_size():
   c = base.get_config()
-  assert not devices.is_sweep(c)
+  assert not cases.is_sweep(c)
   c.sweep.sizes, c.sweep.probe_sizes = (2, 9), (5,)
   c.data.batch_size = c.train.eval_batch_size = 64
-  assert devices.is_sweep(c)
-  text = devices.sweep_memory(c, 64, "80GiB")
+  assert cases.is_sweep(c)
+  text = cases.sweep_memory(c, 64, "80GiB")
   rows = [line.split() for line in text.splitlines() if line.endswith("yes")]
   assert [row[0] for row in rows] == ["2", "5", "9"]
-  text = devices.sweep_memory(c, 64, "2MiB")
+  text = cases.sweep_memory(c, 64, "2MiB")
   assert "size 9:" in text
 
 

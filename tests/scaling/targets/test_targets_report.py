@@ -9,9 +9,8 @@ import pytest
 
 from configs import base, large
 from scaling import main
-from scaling.commands import devices
 from scaling.sweep.design import designs
-from scaling.targets import catalog, compiled, layouts
+from scaling.targets import cases, catalog, compiled, layouts
 from train import record
 
 LARGE = Path(large.__file__)
@@ -127,19 +126,18 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   config.sweep.sizes, config.sweep.budgets = (0, 1, 2), (2e9, 4e9)
   config.sweep.probe_sizes, config.data.max_epochs = (0,), 1000.0
   config.optim.warmup_tokens = 0
-  devices.target_report(config, "h100", None, io.StringIO())
+  cases.target_report(config, "h100", None, io.StringIO())
   ((_, design),) = designs(config, None)
   cells = design.cells
   assert [task["case"] for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
-  cases = [*devices.cases(config, None, catalog.parse("h100"))]
-  assert sum(case.evaluations for case in cases) == len(cells)
+  planned = [*cases.plan_cases(config, None, catalog.parse("h100"))]
+  assert sum(case.evaluations for case in planned) == len(cells)
   spent = sum(cell.flops_spent for cell in cells)
   flops = {cell.size: cell.flops_per_token * cell.tokens_per_step for cell in cells}
-  assert sum(case.steps * flops[int(case.name.split()[1])] for case in cases) == pytest.approx(
-    spent
-  )
+  steps = sum(case.steps * flops[int(case.name.split()[1])] for case in planned)
+  assert steps == pytest.approx(spent)
 
 
 def test_a_compiler_that_dies_is_a_row(monkeypatch):

@@ -1,4 +1,4 @@
-"""What `isoflop plan` says of devices that are not here: --devices, --device_memory, --target."""
+"""What `isoflop plan` looks at on devices that are not here: a run, or each size of a sweep."""
 
 import sys
 from collections.abc import Iterator
@@ -23,14 +23,13 @@ def is_sweep(config: ConfigDict) -> bool:
 
 def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
   """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by objective."""
-  if config.sweep.objectives:
-    return "\n\n".join(
-      f"{name}\n\n{sweep_memory(arm, devices, device_memory)}"
-      for name, arm in arms.split(config).items()
-    )
-  sizes = sorted({*config.sweep.probe_sizes, *config.sweep.sizes})
-  configs = {size: plan.at_size(config, size) for size in sizes}
-  return layouts.sizes_report(configs, devices, device_memory)
+  texts = []
+  for name, arm in (arms.split(config) if config.sweep.objectives else {"": config}).items():
+    sizes = sorted({*arm.sweep.probe_sizes, *arm.sweep.sizes})
+    configs = {size: plan.at_size(arm, size) for size in sizes}
+    heading = f"{name}\n\n" if name else ""
+    texts.append(heading + layouts.sizes_report(configs, devices, device_memory))
+  return "\n\n".join(texts)
 
 
 def target_report(
@@ -51,10 +50,10 @@ def target_report(
   """
   target = catalog.parse(name)
   catalog.check_installed(target)
-  return report.report([*cases(config, workdir, target)], target, workdir, stream)
+  return report.report([*plan_cases(config, workdir, target)], target, workdir, stream)
 
 
-def cases(
+def plan_cases(
   config: ConfigDict, workdir: Path | None, target: catalog.Target
 ) -> Iterator[report.Case]:
   """Yields what is compiled: the programs of a run, or of each size of a sweep."""
