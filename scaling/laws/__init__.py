@@ -28,7 +28,7 @@ from typing import Any
 
 MODULES = {
   "bootstrap": ("interval", "seed_noise"),
-  "estimators": ("Curves", "isoflop_profiles", "make_curves", "side_by_side"),
+  "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
     "Fit", "FormFit", "Options", "check_sealable", "fit_form", "fit_runs", "new_run_noise",
     "optimum", "predict_loss", "ratio_cost",

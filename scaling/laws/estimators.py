@@ -6,8 +6,8 @@ reads a staircase, and the second is biased by its design, by how much is comput
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,83 +25,67 @@ BIN = 0.1  # width of the envelope's steps in log C
 QUANTITIES = ("a", "b", "N_opt", "D_opt")
 
 
-@dataclasses.dataclass(frozen=True)
-class Curves:
-  """Training curves of runs: of each its id, its N, and arrays [t] along it.
+class Curve(NamedTuple):
+  """A run's training curve."""
 
-  Attributes:
-    ids: names of the runs.
-    N: parameters [n].
-    tokens: processed so far, n arrays [t].
-    flops: spent so far, n arrays [t].
-    loss: there [nats per token], n arrays [t].
-  """
-
-  ids: tuple[str, ...]
-  N: np.ndarray
-  tokens: tuple[np.ndarray, ...]
-  flops: tuple[np.ndarray, ...]
-  loss: tuple[np.ndarray, ...]
-
-  def subset(self, index: np.ndarray) -> "Curves":
-    """Returns the curves at some positions [m]."""
-    lists = ("ids", "tokens", "flops", "loss")
-    some = {name: tuple(getattr(self, name)[i] for i in index) for name in lists}
-    return dataclasses.replace(self, N=self.N[index], **some)
+  id: str
+  N: float
+  tokens: np.ndarray  # [t], processed so far
+  flops: np.ndarray  # [t], spent so far
+  loss: np.ndarray  # [t], there [nats per token]
 
 
-def make_curves(rows: Iterable[tuple[str, float, ArrayLike, ArrayLike, ArrayLike]]) -> Curves:
-  """Returns curves from rows (id, N, tokens [t], flops [t], loss [t]).
+def make_curves(rows: Iterable[tuple[str, float, ArrayLike, ArrayLike, ArrayLike]]) -> list[Curve]:
+  """Makes curves from rows (id, N, tokens [t], flops [t], loss [t]).
 
   Raises:
     DataError: a curve is empty, of unequal lengths, or not of positive finite numbers.
   """
-  ids, sizes, columns = [], [], []
+  curves = []
   for name, size, *arrays in rows:
-    curve = [np.asarray(values, float) for values in arrays]
-    if len({values.shape for values in curve}) != 1 or not curve[0].size:
+    columns = [np.asarray(values, float) for values in arrays]
+    if len({values.shape for values in columns}) != 1 or not columns[0].size:
       raise DataError(f"curve {name}: tokens, flops, loss must be as long as each other, not empty")
-    if not all(np.all(np.isfinite(values) & (values > 0)) for values in [np.array(size), *curve]):
+    if not all(np.all(np.isfinite(values) & (values > 0)) for values in [np.array(size), *columns]):
       raise DataError(f"curve {name}: a value is not a positive finite number; remove its row")
-    order = np.argsort(curve[1], kind="stable")
-    ids.append(name)
-    sizes.append(size)
-    columns.append(tuple(values[order] for values in curve))
-  tokens, flops, loss = zip(*columns, strict=True) if columns else ((), (), ())
-  return Curves(tuple(ids), np.array(sizes, float), tokens, flops, loss)
+    order = np.argsort(columns[1], kind="stable")
+    curves.append(Curve(name, float(size), *(values[order] for values in columns)))
+  return curves
 
 
-def envelope(curves: Curves) -> dict[str, np.ndarray]:
-  """Returns the lowest loss at each compute, and whose it is: C, N, D, loss, arrays [m].
+def envelope(curves: Sequence[Curve]) -> dict[str, np.ndarray]:
+  """Finds the lowest loss at each compute, and whose it is: C, N, D, loss, arrays [m].
 
   Losses are averaged over steps of `BIN` in log C, so that noise wins less often. Steps whose
   winner is the smallest or the largest of the sizes there are left out: it only bounds the best.
   """
-  ends = [np.log(flops[[0, -1]]) for flops in curves.flops]
+  ends = [np.log(curve.flops[[0, -1]]) for curve in curves]
   edges = np.arange(min(e[0] for e in ends), max(e[1] for e in ends) + 2 * BIN, BIN)
   grid = (edges[1:] + edges[:-1]) / 2
   losses, tokens = [], []
-  for flops, loss, token in zip(curves.flops, curves.loss, curves.tokens, strict=True):
-    x = np.log(flops)
+  for curve in curves:
+    x = np.log(curve.flops)
     _, where = np.unique(np.digitize(x, edges), return_inverse=True)
     count = np.bincount(where)
-    x_mean, mean = np.bincount(where, x) / count, np.bincount(where, loss) / count
+    x_mean, mean = np.bincount(where, x) / count, np.bincount(where, curve.loss) / count
     inside = np.where((grid >= x[0]) & (grid <= x[-1]), 0.0, np.nan)
     losses.append(np.interp(grid, x_mean, mean) + inside)
-    tokens.append(np.exp(np.interp(grid, x, np.log(token))))
-  loss_nm = np.array(losses)
+    tokens.append(np.exp(np.interp(grid, x, np.log(curve.tokens))))
+  loss_nm, size_n = np.array(losses), np.array([curve.N for curve in curves])
   alive = np.isfinite(loss_nm)
   winner = np.argmin(np.where(alive, loss_nm, np.inf), axis=0)
-  N = curves.N[winner]
-  least = np.min(np.where(alive, curves.N[:, None], np.inf), axis=0)
-  most = np.max(np.where(alive, curves.N[:, None], -np.inf), axis=0)
+  N = size_n[winner]
+  least = np.min(np.where(alive, size_n[:, None], np.inf), axis=0)
+  most = np.max(np.where(alive, size_n[:, None], -np.inf), axis=0)
   keep = (least < N) & (most > N)
   at = (winner[keep], np.flatnonzero(keep))
   return {"C": np.exp(grid[keep]), "N": N[keep], "D": np.array(tokens)[at], "loss": loss_nm[at]}
 
 
-def approach1(curves: Curves, C: float, level: float = 0.9, seed: int = 0) -> dict[str, Any]:
-  """Approach 1: power laws through the envelope of training curves, with a bootstrap over runs.
+def approach1(
+  curves: Sequence[Curve], C: float, level: float = 0.9, seed: int = 0
+) -> dict[str, Any]:
+  """Fits power laws through the envelope of training curves, with a bootstrap over runs.
 
   Schedules bend curves: what is read off before a run's cooldown lies above what a run of that
   length would have reached, so the paper's approach asks for one run per length.
@@ -117,31 +101,36 @@ def approach1(curves: Curves, C: float, level: float = 0.9, seed: int = 0) -> di
   """
 
   def powers(index):
-    front = envelope(curves.subset(index))
+    front = envelope([curves[i] for i in index])
     if len(np.unique(front["N"])) < 2:
       return None
     lines = [np.polyfit(np.log(front["C"]), np.log(front[v]), 1) for v in "ND"]
     (a, n), (b, d) = lines
     return np.array([a, b, np.exp(n + a * np.log(C)), np.exp(d + b * np.log(C))])
 
-  every = np.arange(len(curves.ids))
+  every = np.arange(len(curves))
   values = powers(every) if len(every) > 2 else None
   if values is None:
-    return _row("approach1", None, None, level, "fewer than two sizes win inside the envelope")
+    return _unknown("approach1", "fewer than two sizes win inside the envelope")
   rng = np.random.default_rng(seed)
   draws = [powers(np.unique(rng.choice(every, len(every)))) for _ in range(OTHER_RESAMPLES)]
-  kept = np.array([draw for draw in draws if draw is not None])
-  return _row("approach1", values, kept.T, level)
+  return _row("approach1", values, np.array([d for d in draws if d is not None]).T, level)
 
 
-def _row(name, values, draws, level, reason=None) -> dict[str, Any]:
-  """Returns a row of `side_by_side` from values [4] and draws [4, R]; finite draws count."""
-  row: dict[str, Any] = {"estimator": name, "reason": reason}
-  for i, key in enumerate(QUANTITIES):
-    row[key] = None if values is None else float(values[i])
-    some = np.array([]) if draws is None else draws[i][np.isfinite(draws[i])]
-    row[f"{key}_interval"] = interval(some, level, row[key]) if len(some) >= FEWEST_DRAWS else None
+def _row(name: str, values: np.ndarray, draws: np.ndarray, level: float) -> dict[str, Any]:
+  """Makes a row of `side_by_side` from values [4] and draws [4, R]; finite draws count."""
+  row: dict[str, Any] = {"estimator": name, "reason": None}
+  for key, value, sample in zip(QUANTITIES, values.tolist(), draws, strict=True):
+    finite = sample[np.isfinite(sample)]
+    enough = len(finite) >= FEWEST_DRAWS
+    row |= {key: value, f"{key}_interval": interval(finite, level, value) if enough else None}
   return row
+
+
+def _unknown(name: str, reason: str) -> dict[str, Any]:
+  """Makes a row of an estimator that has no answer."""
+  keys = (key for name in QUANTITIES for key in (name, f"{name}_interval"))
+  return {"estimator": name, "reason": reason} | dict.fromkeys(keys)
 
 
 def isoflop_profiles(runs: Runs, compute: chinchilla.Compute) -> dict[str, Any]:
@@ -204,7 +193,7 @@ def approach2(fit: Fit, C: float) -> dict[str, Any]:
   runs, compute = fit.runs, fit.compute
   values = _through_minima(isoflop_profiles(runs, compute), C)
   if values is None:
-    return _row("approach2", None, None, fit.level, "fewer than two budgets have a minimum inside")
+    return _unknown("approach2", "fewer than two budgets have a minimum inside")
   row = _row("approach2", values, _parabola_draws(fit, C), fit.level)
   if fit.unbounded:  # the surface is none to measure a bias on
     return row
@@ -271,7 +260,9 @@ def _slopes(x_G, y_RG, at):
   return slope, y_mean + slope * (at - x_mean)
 
 
-def side_by_side(fit: Fit, C: float | None = None, curves: Curves | None = None) -> dict[str, Any]:
+def side_by_side(
+  fit: Fit, C: float | None = None, curves: Sequence[Curve] | None = None
+) -> dict[str, Any]:
   """Runs every estimator on the same runs, and says where they disagree.
 
   Args:
@@ -287,7 +278,7 @@ def side_by_side(fit: Fit, C: float | None = None, curves: Curves | None = None)
   """
   C = 10 * float(fit.runs.C.max()) if C is None else float(C)
   if curves is None:
-    rows = [_row("approach1", None, None, fit.level, "no training curves were given")]
+    rows = [_unknown("approach1", "no training curves were given")]
   else:
     rows = [approach1(curves, C, fit.level, fit.seed)]
   rows.append(approach2(fit, C))
@@ -300,23 +291,22 @@ def side_by_side(fit: Fit, C: float | None = None, curves: Curves | None = None)
 
 
 def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
-  """Returns the row of another delta, from the runs alone."""
+  """Makes the row of another delta, from the runs alone."""
   problem = chinchilla_problem(fit.runs)
   try:
-    found = solve.minimum(problem, delta)[1]
+    best = solve.minimum(problem, delta)[1]
   except UserError as error:
-    return _row(name, None, None, fit.level, str(error))
-  best, bound = found.theta[0], unbounded(bound_names(found.at_bound[0]))
+    return _unknown(name, str(error))
+  theta, bound = best.theta[0], unbounded(bound_names(best.at_bound[0]))
   draws = bootstrap.resample(
-    problem, fit.runs, best, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
+    problem, fit.runs, theta, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
   )
-  law, sample = (to_law(problem, theta) for theta in (best, draws.theta))
-  return _parametric(name, fit, law, sample, C, bound)
+  return _parametric(name, fit, to_law(problem, theta), to_law(problem, draws.theta), C, bound)
 
 
 def _parametric(name, fit, law, draws, C, bound):
   if bound:
-    return _row(name, None, None, fit.level, at_edge(bound))
+    return _unknown(name, at_edge(bound))
   values, sample = (
     np.array([*chinchilla.exponents(one), *chinchilla.optimum(one, C, fit.compute)[:2]])
     for one in (law, draws)
@@ -325,24 +315,27 @@ def _parametric(name, fit, law, draws, C, bound):
 
 
 def _disagreement(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  found = []
+  disagreement = []
   for name in QUANTITIES:
-    some = sorted((row for row in rows if row[name] is not None), key=lambda row: row[name])
-    if not some:
+    answers = sorted((row for row in rows if row[name] is not None), key=lambda row: row[name])
+    if not answers:
       continue
-    low, high = some[0], some[-1]
-    known = [(*row[key], row["estimator"]) for row in some if row[key := f"{name}_interval"]]
-    below, above = (min(known, key=lambda k: k[1]), max(known)) if len(known) > 1 else ((), ())
-    overlap = bool(above[0] <= below[1]) if known[1:] else None
+    low, high = answers[0], answers[-1]
+    intervals = [(*row[key], row["estimator"]) for row in answers if row[key := f"{name}_interval"]]
+    overlap = apart = None
+    if len(intervals) > 1:
+      below, above = min(intervals, key=lambda ends: ends[1]), max(intervals)
+      overlap = bool(above[0] <= below[1])
+      apart = None if overlap else [below[2], above[2]]
     gap = high[name] - low[name] if name in "ab" else high[name] / low[name]
-    found.append(
+    disagreement.append(
       {
         "quantity": name,
         "low": {"estimator": low["estimator"], "value": low[name]},
         "high": {"estimator": high["estimator"], "value": high[name]},
         "gap": float(gap),
         "intervals_overlap": overlap,
-        "apart": [below[2], above[2]] if overlap is False else None,
+        "apart": apart,
       }
     )
-  return found
+  return disagreement

@@ -1,6 +1,7 @@
 """The content of fit.json: a fit with its intervals, estimators and warnings."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from scaling.laws import chinchilla
 from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
 from scaling.laws.chinchilla import at_edge
-from scaling.laws.estimators import Curves, isoflop_profiles, side_by_side
+from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fit import Fit, known, optimum
 from scaling.laws.holdout import compare_forms
 from scaling.laws.runs import Runs, input_hash
@@ -63,7 +64,7 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   return warnings
 
 
-def to_json(fit: Fit, curves: Curves | None = None, full: bool = False) -> dict[str, Any]:
+def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False) -> dict[str, Any]:
   """Makes the content of fit.json: the law, its intervals, its optima, how it was fitted.
 
   Args:

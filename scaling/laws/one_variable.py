@@ -14,7 +14,7 @@ LEAST_RANGE = 0.5  # of log C: a narrower one is one budget, along which the los
 
 
 def along(runs: Runs, options: Options) -> dict[str, Any] | None:
-  """Returns L(N) at one token count, L(D) at one size, or L(C) where D follows N, with a floor.
+  """Fits L(N) at one token count, L(D) at one size, or L(C) where D follows N, with a floor.
 
   Returns:
     refused: what the runs cannot tell, with the reason. form, variable, range (of the variable),
@@ -41,14 +41,14 @@ def along(runs: Runs, options: Options) -> dict[str, Any] | None:
   values, form = getattr(runs, variable), FORMS[f"power_law_{variable.lower()}"]
   if len(np.unique(values)) < LEAST:
     return None
-  found = fit_form(
+  law = fit_form(
     form, {variable: values}, runs.loss, options.delta, resamples=options.bootstraps,
     seed=options.seed,
   )  # fmt: skip
   rows = []
   for at in (*np.geomspace(values.min(), values.max(), 4), 3 * values.max()):
-    draws = found.draws["E"] + found.draws["A"] * at ** -found.draws["alpha"]
-    value = float(evaluate(form, found.params, {variable: at}))
+    draws = law.draws["E"] + law.draws["A"] * at ** -law.draws["alpha"]
+    value = float(evaluate(form, law.params, {variable: at}))
     ends = interval(draws, options.level, value)
     rows.append({variable: float(at), "loss": value, "loss_interval": ends})
   return {
@@ -56,33 +56,32 @@ def along(runs: Runs, options: Options) -> dict[str, Any] | None:
     "form": form.name,
     "variable": variable,
     "range": [float(values.min()), float(values.max())],
-    "params": found.params,
+    "params": law.params,
     "intervals": {
-      name: interval(draws, options.level, found.params[name])
-      for name, draws in found.draws.items()
+      name: interval(draws, options.level, law.params[name]) for name, draws in law.draws.items()
     },
     "n_runs": len(runs),
     "rows": rows,
   }
 
 
-def text(found: dict[str, Any]) -> str:
-  """Returns what `along` found, for a terminal."""
-  x, lines = found["variable"], []
+def text(record: dict[str, Any]) -> str:
+  """Renders what `along` found, for a terminal."""
+  x, lines = record["variable"], []
   by_reason: dict[str, list[str]] = {}
-  for name, reason in found["refused"].items():
+  for name, reason in record["refused"].items():
     by_reason.setdefault(reason, []).append(name)
   lines += [f"Refused: {', '.join(names)} ({reason})." for reason, names in by_reason.items()]
-  said = ", ".join(
+  params = ", ".join(
     f"{name} = {value:.4g} [{low:.4g}, {high:.4g}]"
     for (name, value), (low, high) in zip(
-      found["params"].items(), found["intervals"].values(), strict=True
+      record["params"].items(), record["intervals"].values(), strict=True
     )
   )
-  lines += [f"What {found['n_runs']} runs tell: L({x}) = E + A / {x}^alpha, {said}.", ""]
+  lines += [f"What {record['n_runs']} runs tell: L({x}) = E + A / {x}^alpha, {params}.", ""]
   lines += [f"{x:>10}  loss"]
-  for row in found["rows"]:
+  for row in record["rows"]:
     low, high = row["loss_interval"]
-    mark = " *" if row[x] > found["range"][1] * 1.001 else ""
+    mark = " *" if row[x] > record["range"][1] * 1.001 else ""
     lines.append(f"{row[x]:>10.3g}  {row['loss']:.4f} [{low:.4f}, {high:.4f}]{mark}")
   return "\n".join([*lines, "* beyond the runs"])

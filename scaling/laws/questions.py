@@ -24,7 +24,7 @@ GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a lo
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """What is asked of a law; 0: not q.
+  """What is asked of a law; 0: not asked.
 
   Attributes:
     flops: training compute [FLOPs].

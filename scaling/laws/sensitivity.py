@@ -24,7 +24,7 @@ DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": LEAST_ABSOLUTE, "MSE": LEAST_SQUARE
 
 
 def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
-  """Returns how the fit moves without each run, the most influential run first.
+  """Measures how the fit moves without each run, the most influential run first.
 
   Args:
     fit: the fit.
@@ -46,12 +46,9 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   start = problem.theta(fit.law._asdict())
   without = bootstrap.fit_weighted(problem, 1 - np.eye(n), start, fit.delta)
   law = to_law(problem, without.theta)
-  n_opt, whole = (
-    chinchilla.optimum(law, C, fit.compute).N,
-    chinchilla.optimum(fit.law, C, fit.compute).N,
-  )
-  a, a_whole = chinchilla.exponents(law)[0], chinchilla.exponents(fit.law)[0]
-  shift = np.log(n_opt / whole)
+  n_opt, n_whole = (chinchilla.optimum(each, C, fit.compute).N for each in (law, fit.law))
+  a, a_whole = (chinchilla.exponents(each)[0] for each in (law, fit.law))
+  shift = np.log(n_opt / n_whole)
   shift[[bool(faults(runs.subset(np.delete(np.arange(n), i)))) for i in range(n)]] = np.inf
   spread = max(float(np.std(np.log(chinchilla.optimum(fit.draws, C, fit.compute).N))), 1e-300)
   rows: list[dict[str, Any]] = []
@@ -69,7 +66,7 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
 
 
 def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
-  """Returns profile-likelihood intervals of alpha and beta.
+  """Computes profile-likelihood intervals of alpha and beta.
 
   The likelihood is that of normal scatter of log loss, so its maximum is the least-squares fit
   whatever the fit's own delta: a second opinion that resamples nothing. With all else refitted at
@@ -87,19 +84,19 @@ def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
   limit = bootstrap.t_quantile((1 + fit.level) / 2, freedom)
   hessian = solve.curvature(problem, theta, LEAST_SQUARES)
   variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / freedom
-  found = {}
+  intervals = {}
   for name, index in (("alpha", 3), ("beta", 4)):
     reach = limit * np.sqrt(max(variance[index, index], 1e-24))
     if len(runs) > solve.MANY:  # there, the profile is a parabola
       ends, beyond = theta[index] + np.array([-reach, reach]), [False, False]
     else:
       ends, beyond = _profile(problem, theta, index, best.cost[0], limit**2 / freedom, reach)
-    found[name] = {
+    intervals[name] = {
       "value": float(theta[index]),
       "interval": [float(end) for end in ends],
       "open": beyond,
     }
-  return found
+  return intervals
 
 
 def _profile(problem, theta, index, least, allowed, reach):
@@ -159,12 +156,12 @@ def vary_choices(
   chosen = {"params": options.params, "flops": options.flops, "where": where, "exclude": exclude}
 
   def row(choice: str, value: str, delta: float = options.delta, **changed: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"choice": choice, "value": value}
+    head: dict[str, Any] = {"choice": choice, "value": value}
     try:
       runs_otherwise = read_runs(path, columns, **(chosen | changed)) if changed else runs
-      return found | _summary(runs_otherwise, delta)
+      return head | _summary(runs_otherwise, delta)
     except UserError as error:
-      return found | {"reason": str(error)}
+      return head | {"reason": str(error)}
 
   runs = read_runs(path, columns, options.params, options.flops, where, exclude)
   rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options.delta)]
