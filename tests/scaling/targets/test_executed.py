@@ -184,21 +184,28 @@ def by_name(works):
   return {work.name: work for work in works if work.kind != "done"}
 
 
-def test_a_tpus_attention_scores_are_a_convolution():
+@pytest.fixture(scope="module")
+def tpu():
+  return by_name(executed.read(TPU, tpu=True))
+
+
+@pytest.fixture(scope="module")
+def gpu():
+  return by_name(executed.read(GPU))
+
+
+def test_a_tpus_attention_scores_are_a_convolution(tpu):
   """Rows of a batch lie on dilated axes: one product of each window is not of zeros."""
-  works = by_name(executed.read(TPU, tpu=True))
-  assert works["scores"].flops == {"bfloat16": 2 * 8 * 4 * 256 * 256 * 64}
+  assert tpu["scores"].flops == {"bfloat16": 2 * 8 * 4 * 256 * 256 * 64}
 
 
-def test_a_tpus_tiles_are_padded_and_its_own_memory_is_free():
-  works = by_name(executed.read(TPU, tpu=True))
+def test_a_tpus_tiles_are_padded_and_its_own_memory_is_free(tpu):
   q = 2 * 8 * 4 * 256 * 128  # heads of 64 in tiles of 128
-  assert works["scores"].nbytes == 2 * q + 4 * 8 * 4 * 256 * 256
-  assert works["cs"].kind == "copy"
-  assert works["cs"].is_async
-  assert works["cs"].nbytes == 2 * 64 * 256  # read, and written on the chip
-  assert works["y"].nbytes == 2 * 2048 * 256
-  assert works["loop"].body[0].nbytes == 2 * 4 * 2 * 128
+  assert tpu["scores"].nbytes == 2 * q + 4 * 8 * 4 * 256 * 256
+  assert (tpu["cs"].kind, tpu["cs"].is_async) == ("copy", True)
+  assert tpu["cs"].nbytes == 2 * 64 * 256  # read, and written on the chip
+  assert tpu["y"].nbytes == 2 * 2048 * 256
+  assert tpu["loop"].body[0].nbytes == 2 * 4 * 2 * 128
 
 
 def test_a_tpus_collective_is_begun_pushed_on_and_ended():
@@ -212,8 +219,8 @@ def test_a_tpus_collective_is_begun_pushed_on_and_ended():
   assert works.index(begun) < works.index(pushed) < end
 
 
-def test_a_tpus_loop_ends_at_its_conditions_constant():
-  assert by_name(executed.read(TPU, tpu=True))["loop"].trips == 7
+def test_a_tpus_loop_ends_at_its_conditions_constant(tpu):
+  assert tpu["loop"].trips == 7
 
 
 GPU = """HloModule jit_step, is_scheduled=true, num_partitions=2
@@ -278,30 +285,28 @@ condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"},"known_i
 """
 
 
-def test_cudnns_attention_is_two_products_forward_and_five_back():
-  works = by_name(executed.read(GPU))
+def test_cudnns_attention_is_two_products_forward_and_five_back(gpu):
   product = 2 * 8 * 4 * 256 * 64  # of a query with one key
-  assert works["forward"].flops == {"bfloat16": 2 * product * 257 / 2}
-  assert works["backward"].flops == {"bfloat16": 5 * product * 256}
+  assert gpu["forward"].flops == {"bfloat16": 2 * product * 257 / 2}
+  assert gpu["backward"].flops == {"bfloat16": 5 * product * 256}
   q = 2 * 8 * 256 * 4 * 64
-  assert works["forward"].nbytes == 4 * q + 4 * 8 * 4 * 256  # without its workspace
+  assert gpu["forward"].nbytes == 4 * q + 4 * 8 * 4 * 256  # without its workspace
 
 
-def test_a_gpus_products_in_their_forms():
-  works = by_name(executed.read(GPU))
-  assert works["lt"].flops == {"tensorfloat32": 2 * 2048 * 2048 * 256}
-  assert works["exact"].flops == {"float32": 2 * 2048 * 2048 * 256}
-  (gemm, put) = works["loop"].body
+def test_a_gpus_products_in_their_forms(gpu):
+  assert gpu["lt"].flops == {"tensorfloat32": 2 * 2048 * 2048 * 256}
+  assert gpu["exact"].flops == {"float32": 2 * 2048 * 2048 * 256}
+  (gemm, put) = gpu["loop"].body
   assert gemm.flops == {"bfloat16": 2 * 2048 * 256 * 768}
   assert gemm.nbytes == 2 * (2048 * 256 + 256 * 768) + 4 * 2048 * 768
   assert put.nbytes == 2 * 4 * 2048 * 768 + 4  # not the stack
-  assert works["loop"].trips == 12
+  assert gpu["loop"].trips == 12
 
 
-def test_a_collective_of_many_arrays_is_one():
-  (sent,) = (work for work in executed.read(GPU) if work.kind == "reduce-scatter")
+def test_a_collective_of_many_arrays_is_one(gpu):
+  sent = gpu["rs"]
+  assert (sent.kind, sent.is_async) == ("reduce-scatter", True)
   assert (sent.payload, sent.dtype, sent.group) == (4 * (256 * 256 + 64), "f32", (0, 1))
-  assert sent.is_async
 
 
 @pytest.mark.parametrize(

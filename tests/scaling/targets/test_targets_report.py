@@ -53,7 +53,6 @@ TIMES = ("total", "products", "memory", "links", "waiting")
   ("flags", "line"),
   [
     (("--target=h10",), "target='h10': unknown; did you mean 'h100'?"),
-    (("--target=v5e:8",), "target='v5e:8': write v5e:2x4"),
     (("--target=h100", "--devices=2"), "--target has its devices"),
     (("--target=h100", "--device_memory=80GiB"), "--target has its devices"),
     (("--target=h100", "--next"), "--target has its devices"),
