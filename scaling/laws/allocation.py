@@ -23,7 +23,7 @@ def cheapest(
   compute: Compute = TEXTBOOK,
   inference_tokens: float = 0.0,
 ) -> Optimum:
-  """Returns the N and D that reach a loss at the least compute, of training and of inference.
+  """Finds the N and D that reach a loss at the least compute, of training and of inference.
 
   With f(N) the training FLOPs per token and a third of it (a forward pass) for a token served, it
   minimises f(N) (D + inference_tokens / 3) subject to L(N, D) = loss: for f = 6 N, Sardana et al.
@@ -58,7 +58,7 @@ def cheapest(
 
 
 def effective(unique: ArrayLike, used: ArrayLike, decay: float) -> np.ndarray:
-  """Returns how many new ones the `used` are worth, of which only `unique` are new.
+  """Computes how many new ones the `used` are worth, of which only `unique` are new.
 
   U + U R* (1 - exp(-R / R*)) with R = used / U - 1 repetitions (Muennighoff et al. 2023, eq. 5).
   """
@@ -68,7 +68,7 @@ def effective(unique: ArrayLike, used: ArrayLike, decay: float) -> np.ndarray:
 
 
 def base_params(law: Chinchilla, tokens: ArrayLike, compute: Compute = TEXTBOOK) -> np.ndarray:
-  """Returns the N for which so many tokens are compute-optimal."""
+  """Finds the N for which so many tokens are compute-optimal."""
   log_n = (np.log(law.alpha * law.A / (law.beta * law.B)) + law.beta * np.log(tokens)) / law.alpha
   n = np.exp(log_n)
   for _ in range(50 if compute.q else 0):
@@ -83,7 +83,7 @@ def repeated_loss(
   unique: float,
   compute: Compute = TEXTBOOK,
 ) -> np.ndarray:
-  """Returns the loss of N parameters on D tokens of which `unique` are new [nats per token].
+  """Computes the loss of N parameters on D tokens of which `unique` are new [nats per token].
 
   Muennighoff et al. 2023, eq. 6: both repeated tokens, and parameters beyond those that the unique
   tokens deserve, are worth less than new ones. The law's own parameters, their two decay constants.
@@ -95,7 +95,7 @@ def repeated_loss(
 def data_constrained(
   law: Chinchilla, C: float, unique: float, compute: Compute = TEXTBOOK
 ) -> Optimum:
-  """Returns the best use of C FLOPs when there are only so many unique tokens.
+  """Finds the best use of C FLOPs when there are only so many unique tokens.
 
   The minimum over N is found on a grid that closes in on its lowest point, for every law [R].
   """
@@ -118,13 +118,13 @@ def _cheapest_n(cost, n, width: float, steps: int, rounds: int) -> np.ndarray:
 
 
 def least_loss(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:
-  """Returns the loss that no compute gets below, if only `unique` tokens are repeated for ever."""
+  """Computes the loss that no compute gets below, if only `unique` tokens are repeated for ever."""
   n = base_params(law, unique, compute) * (1 + EXCESS_PARAMS)
   return chinchilla.loss(law, n, unique * (1 + REPEATED_TOKENS))
 
 
 def saturation(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> np.ndarray:
-  """Returns the least C that comes within `SATURATED` of `least_loss`: more does not help."""
+  """Finds the least C that comes within `SATURATED` of `least_loss`: more does not help."""
   loss = least_loss(law, unique, compute) * (1 + SATURATED)
   best = cheapest_constrained(law, loss, unique, compute)
   return compute.flops_per_token(best.N) * best.D
@@ -134,7 +134,7 @@ def saturation(law: Chinchilla, unique: float, compute: Compute = TEXTBOOK) -> n
 def cheapest_constrained(
   law: Chinchilla, loss: ArrayLike, unique: float, compute: Compute = TEXTBOOK
 ) -> Optimum:
-  """Returns the N and D that reach a loss at the least compute, of only so many unique tokens.
+  """Finds the N and D that reach a loss at the least compute, of only so many unique tokens.
 
   It inverts `data_constrained`. Where the unconstrained optimum needs no more tokens than there
   are, it is the answer; else every token is used, and `repeated_loss` solved for D at each N of a
@@ -165,6 +165,6 @@ def cheapest_constrained(
 
 
 def params_for(C: float, tokens: float, compute: Compute = TEXTBOOK) -> np.ndarray:
-  """Returns the N that trains on so many tokens for C FLOPs: k N + q sqrt(N) = C / tokens."""
+  """Computes the N that trains on so many tokens for C FLOPs: k N + q sqrt(N) = C / tokens."""
   root = np.sqrt(compute.q**2 + 4 * compute.k * C / tokens)
   return ((root - compute.q) / (2 * compute.k)) ** 2

@@ -175,7 +175,7 @@ def isoflop_profiles(runs: Runs, compute: chinchilla.Compute) -> dict[str, Any]:
 
 
 def _groups(runs: Runs) -> list[np.ndarray]:
-  """Returns the positions of the runs of each isoFLOP profile."""
+  """Selects the runs of each isoFLOP profile, by position."""
   return [
     group
     for group in isolated(runs.C)
@@ -210,15 +210,15 @@ def approach2(fit: Fit, C: float) -> dict[str, Any]:
   return row
 
 
-def _through_minima(found, C):
-  if found["a"] is None:
+def _through_minima(fits, C):
+  if fits["a"] is None:
     return None
-  n, d = found["N_coefficient"] * C ** found["a"], found["D_coefficient"] * C ** found["b"]
-  return np.array([found["a"], found["b"], n, d])
+  n, d = fits["N_coefficient"] * C ** fits["a"], fits["D_coefficient"] * C ** fits["b"]
+  return np.array([fits["a"], fits["b"], n, d])
 
 
 def _local_exponents(fit: Fit, C: float) -> tuple[float, float]:
-  """Returns the slopes of log N_opt and log D_opt over the budgets: a and b, if C = k N D."""
+  """Fits the slopes of log N_opt and log D_opt over the budgets: a and b, if C = k N D."""
   c = np.geomspace(fit.runs.C.min(), fit.runs.C.max(), 9)
   best = chinchilla.optimum(fit.law, c, fit.compute)
   a, b = (float(np.polyfit(np.log(c), np.log(v), 1)[0]) for v in (best.N, best.D))
@@ -226,7 +226,7 @@ def _local_exponents(fit: Fit, C: float) -> tuple[float, float]:
 
 
 def _parabola_draws(fit: Fit, C: float) -> np.ndarray:
-  """Returns a, b, N_opt, D_opt [4, R] of resamples within each budget; nan where there is none."""
+  """Draws a, b, N_opt, D_opt [4, R] by resampling within each budget; nan where there is none."""
   rng = np.random.default_rng((fit.seed, 3))
   runs, size = fit.runs, OTHER_RESAMPLES
   log_c, log_n = [], []
@@ -250,7 +250,7 @@ def _parabola_draws(fit: Fit, C: float) -> np.ndarray:
 
 @np.errstate(invalid="ignore", divide="ignore")
 def _slopes(x_G, y_RG, at):
-  """Returns the slope [R] of lines through the finite of points, and their value [R] at `at`."""
+  """Fits lines through the finite of points: their slope [R], and their value [R] at `at`."""
   w = np.isfinite(y_RG)
   y = np.where(w, y_RG, 0.0)
   count = w.sum(1)

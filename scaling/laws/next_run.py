@@ -38,11 +38,11 @@ class Information:
     return float(self.gradient @ self.covariance @ self.gradient)
 
   def sd_relative_to(self, start: "Information") -> float:
-    """Returns the standard deviation of log N_opt(C), over that at the start."""
+    """Divides the standard deviation of log N_opt(C) by that at the start."""
     return float(np.sqrt(self.variance / start.variance))
 
   def shrink(self, N: np.ndarray, D: np.ndarray) -> np.ndarray:
-    """Returns by how much one more run of N [m] and D [m] divides the SD of log N_opt(C) [m].
+    """Predicts by how much one more run of N [m] and D [m] divides the SD of log N_opt(C) [m].
 
     It is 1 for a run that tells nothing, and 0 for one that would tell all.
     """
@@ -60,7 +60,7 @@ class Information:
 
 
 def jacobian(law: chinchilla.Chinchilla, N: np.ndarray, D: np.ndarray) -> np.ndarray:
-  """Returns the derivative of log L at N [m], D [m] in the logarithms of E, A, B, alpha, beta."""
+  """Differentiates log L at N [m], D [m] in the logarithms of E, A, B, alpha, beta."""
   in_n, in_d = law.A * N**-law.alpha, law.B * D**-law.beta
   columns = (law.E, in_n, in_d, -law.alpha * np.log(N) * in_n, -law.beta * np.log(D) * in_d)
   return np.stack(np.broadcast_arrays(*columns), axis=1) / chinchilla.loss(law, N, D)[:, None]
@@ -74,7 +74,7 @@ def information(
   compute: chinchilla.Compute,
   held: Sequence[str] = (),
 ) -> Information:
-  """Returns what runs of N [n] and D [n] say about log N_opt(C).
+  """Measures what runs of N [n] and D [n] say about log N_opt(C).
 
   Args:
     law: the law that was fitted to them.
@@ -131,11 +131,11 @@ def choose(
 
 
 def open_edges(profiles: Sequence[dict[str, Any]]) -> list[tuple[float, float, int]]:
-  """Returns the isoFLOP profiles whose lowest loss is at the edge: (C, N there, -1 | +1 beyond)."""
-  found = []
+  """Selects the isoFLOP profiles whose lowest loss is at the edge: (C, N there, -1 | +1 beyond)."""
+  edges = []
   for profile in profiles:
     n, loss = np.array(profile["N"]), np.array(profile["loss"])
     lowest = n[np.argmin(loss)]
     if not profile["inside"] and lowest in (n.min(), n.max()):
-      found.append((float(profile["C"]), float(lowest), -1 if lowest == n.min() else 1))
-  return found
+      edges.append((float(profile["C"]), float(lowest), -1 if lowest == n.min() else 1))
+  return edges

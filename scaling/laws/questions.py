@@ -19,6 +19,7 @@ from scaling.laws.chinchilla import at_edge
 from scaling.laws.fit import Fit, far, form_noise, known, optimum, ratio_cost
 
 NEVER = 1e60  # stands for what is beyond all reach
+FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
 
 
@@ -40,7 +41,7 @@ class Questions:
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
-      flag = f"target_{name}" if name in ("flops", "loss") else name
+      flag = FLAGS.get(name, name)
       if not 0 <= value < np.inf:
         raise UsageError(f"{flag}={value:g}: must be a positive number")
     for name in ("inference_tokens", "max_tokens"):
@@ -55,7 +56,7 @@ NOTHING = Questions()
 
 
 def parse_flops(text: str, flag: str = "target_flops") -> float:
-  """Returns a compute in FLOPs, from "1e21" (FLOPs) or "0.5PFs-days" (petaflop/s-days); "": 0.
+  """Parses a compute in FLOPs: "1e21" (FLOPs) or "0.5PFs-days" (petaflop/s-days); "": 0.
 
   Raises:
     UsageError: it is neither.
@@ -90,10 +91,9 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
   q = questions
   for name in ("loss", "inference_tokens", "max_tokens"):
     if fit.unbounded and (value := getattr(q, name)):
-      flag = "target_loss" if name == "loss" else name
       raise UsageError(
-        f"{flag}={value:g}: {at_edge(fit.unbounded)}, and no best model; train cells at more sizes "
-        "or budgets"
+        f"{FLAGS.get(name, name)}={value:g}: {at_edge(fit.unbounded)}, and no best model; train "
+        "cells at more sizes or budgets"
       )
   if q.loss and q.loss <= fit.law.E:
     raise UsageError(
@@ -132,7 +132,7 @@ def _decision(fit: Fit, question: str, value: float, rows: list[dict]) -> dict[s
 
 
 def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any]) -> dict:
-  """Returns what was found of the law, and intervals from what was found of its bootstrap.
+  """Makes a row from the values of the law, with intervals from those of its bootstrap.
 
   Of resamples that reach no such loss the `GROWING` are beyond every number; what else they say
   does not count.
@@ -155,13 +155,13 @@ def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any
 def _both(
   fit: Fit, name: str, C: float, answer: Callable[[chinchilla.Chinchilla], dict[str, Any]]
 ) -> dict:
-  """Returns a row at C FLOPs; of the loss, the error of the law's form counts too."""
+  """Makes a row at C FLOPs; of the loss, the error of the law's form counts too."""
   values, draws = answer(fit.law), answer(fit.draws)
   return _row(fit, name, values, {**draws, "loss": draws["loss"] * _form(fit, values | {"C": C})})
 
 
 def _form(fit: Fit, model: Mapping[str, Any]) -> np.ndarray:
-  """Returns draws [R] of the factor by which the law's form errs on the loss of a model."""
+  """Draws the factor [R] by which the law's form errs on the loss of a model."""
   return np.exp(form_noise(fit, *(float(model[key]) for key in ("C", "N", "D"))))
 
 
@@ -171,7 +171,7 @@ def _model(fit: Fit, N: np.ndarray, D: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any]]:
-  """Returns the rows of the best model for a compute, and of a fixed ratio D/N."""
+  """Makes the rows of the best model for a compute, and of a fixed ratio D/N."""
   best, rule = known(optimum(fit, C)), ratio_cost(fit, C, tokens_per_param)
   row: dict[str, Any] = {"name": "optimum", "C": C}
   names = {"N": "N_opt", "D": "D_opt", "tokens_per_param": "tokens_per_param", "loss": "loss"}
@@ -182,7 +182,7 @@ def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any
 
 
 def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the loss to reach, as the law sees it and as each of its bootstrap does [R].
+  """Computes the loss to reach, as the law sees it and as each of its bootstrap does [R].
 
   Beyond the fitted runs the law's form errs by some share of the loss: so does the loss that the
   law must be asked for. The quality of the best model for a budget is what each law says it is.
@@ -197,7 +197,7 @@ def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reaching(fit: Fit, q: Questions) -> dict[str, Any]:
-  """Returns the row of the cheapest model to train of a quality."""
+  """Makes the row of the cheapest model to train of a quality."""
 
   def answer(law, target):
     best = cheapest(law, target, fit.compute)
@@ -208,7 +208,7 @@ def _reaching(fit: Fit, q: Questions) -> dict[str, Any]:
 
 
 def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
-  """Returns the rows of the cheapest model of a quality, counting inference and not."""
+  """Makes the rows of the cheapest model of a quality, counting inference and not."""
 
   @np.errstate(invalid="ignore")  # 0 x inf, where no model reaches the loss
   def both(law, target):
@@ -239,7 +239,7 @@ def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
 
 
 def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
-  """Returns the rows of the least compute that reaches a loss, on few data and on any number."""
+  """Makes the rows of the least compute that reaches a loss, on few data and on any number."""
   unique, floor = q.max_tokens, allocation.least_loss(fit.law, q.max_tokens, fit.compute)
   if q.loss <= floor:
     raise UsageError(
@@ -260,7 +260,7 @@ def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
 
 
 def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
-  """Returns the rows of the best model for a compute on few data, and what it compares with.
+  """Makes the rows of the best model for a compute on few data, and what it compares with.
 
   Beyond the `allocation.saturation` of so few data it is the model that saturates them: the loss of
   larger ones differs by rounding.

@@ -128,7 +128,7 @@ def next_round(
   vocab_size: int,
   train_tokens: int,
 ) -> list[Cell]:
-  """Returns the cells of the next round, [] after the last one.
+  """Chooses the cells of the next round, [] after the last one.
 
   A round that is written down and not among `cells` comes first. A new one spends half of what is
   left, or all of it where half buys nothing, and is written down here.

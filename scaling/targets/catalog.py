@@ -45,7 +45,7 @@ class Target(NamedTuple):
     return math.prod(self.dims)
 
   def seconds(self, kind: str, payload: float, group: tuple[int, ...]) -> float:
-    """Returns the least time of a collective, as rings send it.
+    """Computes the least time of a collective, as rings send it.
 
     A TPU's rings use the links that every chip of the slice has: 2 along an axis that closes to a
     ring, else 1. GPUs send by NVLink within a host, and between hosts each by its own adapter.

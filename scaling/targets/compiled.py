@@ -48,7 +48,7 @@ def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) ->
 
 
 def environment(target: catalog.Target) -> dict[str, str]:
-  """Returns the environment of a process that compiles for a target, and uses no device."""
+  """Makes the environment of a process that compiles for a target, and uses no device."""
   variables = child.environment(JAX_PLATFORMS="cpu")
   if not target.tpu:
     flags = " ".join(f"--{name}={value}" for name, value in process.XLA_FLAGS.items())
@@ -98,7 +98,7 @@ def rows(task: dict[str, Any]) -> list[dict]:
 
 
 def message_of(error: Exception) -> str:
-  """Returns the line of a compiler's error that says what is wrong, after the error's type."""
+  """Picks the line of a compiler's error that says what is wrong, and names the error's type."""
   lines = str(error).strip().splitlines() or [""]
   line = lines[-1] if "Traceback" in lines[0] else lines[0]
   return f"{type(error).__name__}: {line[:400]}"
@@ -107,7 +107,7 @@ def message_of(error: Exception) -> str:
 def needs(
   compiled: Any, target: catalog.Target, causal: bool = False, seconds: float = 0.0
 ) -> dict[str, Any]:
-  """Returns what a compiled program (`jax.stages.Compiled`) needs of each device of a target.
+  """Measures what a compiled program (`jax.stages.Compiled`) needs of each device of a target.
 
   Args:
     compiled: the program.

@@ -166,7 +166,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Returns the index of the parenthesis that closes the one at `start`."""
+  """Finds the parenthesis that closes the one at `start`."""
   depth = 0
   for match in PARENTHESES.finditer(text, start):
     depth += 1 if match[0] == "(" else -1

@@ -76,7 +76,7 @@ def times(works: tuple[Work, ...], target: Target) -> Times:
 
 
 def alone(work: Work, target: Target) -> tuple[float, float, float]:
-  """Returns the seconds that an instruction needs of products, of memory, and of links."""
+  """Computes the seconds that an instruction needs of products, of memory, and of links."""
   chip = target.chip
   products = sum(flops / chip.peaks[peak] for peak, flops in work.flops.items())
   sends = target.seconds(work.kind, work.payload, work.group) if work.payload else 0.0

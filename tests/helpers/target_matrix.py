@@ -137,8 +137,7 @@ def task_of(
     slots: runs that are trained together.
     texts: the compiled programs' texts go to this path and .PROGRAM.txt; "": nowhere.
   """
-  config = json.loads(json.dumps(config.to_dict()))
-  task = {"config": config, "target": target, "vocab_size": vocab_size, "slots": slots}
+  task = {"config": config.to_dict(), "target": target, "vocab_size": vocab_size, "slots": slots}
   return task | {"programs": list(programs), "texts": texts}
 
 

@@ -90,7 +90,7 @@ def step(model: str, strategy: str, target: catalog.Target) -> dict[str, Any]:
   predicted = layouts.device_bytes(config, target.devices)["total"]
   if predicted > 2 * target.chip.memory:
     return {"fits": False, "predicted": predicted}
-  task = {"case": model, "config": json.loads(json.dumps(config.to_dict())), "slots": 1}
+  task = {"case": model, "config": config.to_dict(), "slots": 1}
   task |= {"vocab_size": VOCABULARY, "target": target.name, "programs": ["step"]}
   (found,) = compiled.compile_all([task])
   if "error" in found:
