@@ -15,7 +15,7 @@ from model import accounting
 from scaling.laws import allocation, chinchilla
 from scaling.laws.allocation import cheapest
 from scaling.laws.bootstrap import FEWEST_DRAWS, interval
-from scaling.laws.chinchilla import at_edge
+from scaling.laws.chinchilla import Optimum, at_edge
 from scaling.laws.fit import Fit, far, form_noise, known, optimum, ratio_cost
 
 NEVER = 1e60  # stands for what is beyond all reach
@@ -165,9 +165,11 @@ def _form(fit: Fit, model: Mapping[str, Any]) -> np.ndarray:
   return np.exp(form_noise(fit, *(float(model[key]) for key in ("C", "N", "D"))))
 
 
-def _model(fit: Fit, N: np.ndarray, D: np.ndarray) -> dict[str, np.ndarray]:
-  with np.errstate(invalid="ignore"):  # inf / inf, where no model reaches a loss
-    return {"N": N, "D": D, "tokens_per_param": D / N, "C": fit.compute.flops_per_token(N) * D}
+@np.errstate(invalid="ignore")  # inf / inf, where no model reaches a loss
+def _model(fit: Fit, best: Optimum) -> dict[str, Any]:
+  N, D, loss = best
+  C = fit.compute.flops_per_token(N) * D
+  return {"N": N, "D": D, "tokens_per_param": D / N, "C": C, "loss": loss}
 
 
 def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any]]:
@@ -192,7 +194,7 @@ def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:
       chinchilla.optimum(law, q.flops, fit.compute).loss for law in (fit.law, fit.draws)
     )
     return value, draws
-  model = _model(fit, *cheapest(fit.law, q.loss, fit.compute)[:2])
+  model = _model(fit, cheapest(fit.law, q.loss, fit.compute))
   return np.array(q.loss), q.loss / _form(fit, model)
 
 
@@ -200,8 +202,7 @@ def _reaching(fit: Fit, q: Questions) -> dict[str, Any]:
   """Makes the row of the cheapest model to train of a quality."""
 
   def answer(law, target):
-    best = cheapest(law, target, fit.compute)
-    return _model(fit, best.N, best.D) | {"loss": q.loss}
+    return _model(fit, cheapest(law, target, fit.compute)) | {"loss": q.loss}
 
   value, draws = _targets(fit, q)
   return _row(fit, "optimum", answer(fit.law, value), answer(fit.draws, draws))
@@ -217,7 +218,7 @@ def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
       best = cheapest(law, target, fit.compute, tokens)
       served = best.D + q.inference_tokens / 3
       total = {"total_flops": fit.compute.flops_per_token(best.N) * served}
-      models.append(_model(fit, best.N, best.D) | {"loss": q.loss or target} | total)
+      models.append(_model(fit, best) | {"loss": q.loss or target} | total)
     models[0]["saved"] = 1 - models[0]["total_flops"] / models[1]["total_flops"]
     return models
 
@@ -225,11 +226,10 @@ def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   samples = both(fit.draws, draws)
   if not q.loss:
     best = chinchilla.optimum(fit.law, q.flops, fit.compute)
-    loss = draws * _form(fit, _model(fit, best.N, best.D))
+    loss = draws * _form(fit, _model(fit, best))
     samples = [sample | {"loss": loss} for sample in samples]
   names = ("optimum", "not counting inference")
-  rows = zip(names, both(fit.law, value), samples, strict=True)
-  return [_row(fit, *row) for row in rows]
+  return [_row(fit, *row) for row in zip(names, both(fit.law, value), samples, strict=True)]
 
 
 def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
 
   def answer(law, target):
     best = allocation.cheapest_constrained(law, target, unique, fit.compute)
-    return _model(fit, best.N, best.D) | {"loss": q.loss} | _epochs(best.D, unique)
+    return _model(fit, best) | {"loss": q.loss} | _epochs(best.D, unique)
 
   values = answer(fit.law, q.loss)
   draws = answer(fit.draws, q.loss / _form(fit, values))
@@ -271,19 +271,15 @@ def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   def repeated(law):
     best = allocation.data_constrained(law, enough, unique, fit.compute)
     excess = best.loss - chinchilla.optimum(law, C, fit.compute).loss
-    worth = {"loss": best.loss, "excess": excess} | _epochs(best.D, unique)
-    return _model(fit, best.N, best.D) | worth
+    return _model(fit, best) | {"excess": excess} | _epochs(best.D, unique)
 
   def once(law):
     n = allocation.params_for(C, unique, fit.compute)
-    return _model(fit, n, np.array(unique)) | {
-      "loss": allocation.repeated_loss(law, n, unique, unique, fit.compute),
-      "epochs": np.float64(1.0),
-    }
+    loss = allocation.repeated_loss(law, n, unique, unique, fit.compute)
+    return _model(fit, Optimum(n, np.array(unique), loss)) | {"epochs": np.float64(1.0)}
 
   def unlimited(law):
-    best = chinchilla.optimum(law, C, fit.compute)
-    return _model(fit, best.N, best.D) | {"loss": best.loss}
+    return _model(fit, chinchilla.optimum(law, C, fit.compute))
 
   rows = [_both(fit, "optimum", enough, repeated), _both(fit, "unlimited data", C, unlimited)]
   if rows[0]["epochs"] > 1:
