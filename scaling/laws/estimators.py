@@ -90,14 +90,8 @@ def approach1(
   Schedules bend curves: what is read off before a run's cooldown lies above what a run of that
   length would have reached, so the paper's approach asks for one run per length.
 
-  Args:
-    curves: the training curves.
-    C: budget of N_opt and D_opt [FLOPs].
-    level: probability content of the intervals.
-    seed: of the resampling.
-
   Returns:
-    A row of `side_by_side`; its values are None, with a reason, where too few sizes win.
+    A row of `side_by_side` at a budget of C, with intervals of `level`.
   """
 
   def powers(index):

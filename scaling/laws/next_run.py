@@ -18,19 +18,12 @@ STEP = 1e-5  # of the central difference in log parameters
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-  """What the runs so far say about log N_opt(C), in units of one run's scatter.
-
-  Attributes:
-    law: the fitted law.
-    free: which of its parameters the runs determine [5] (one that ended at its bound is held).
-    covariance: of their logarithms [p, p], over the variance of one run's log loss.
-    gradient: of log N_opt(C) in them [p].
-  """
+  """What the runs so far say about log N_opt(C), in units of one run's scatter."""
 
   law: chinchilla.Chinchilla
-  free: np.ndarray
-  covariance: np.ndarray
-  gradient: np.ndarray
+  free: np.ndarray  # [5], which parameters the runs determine: one that ended at its bound is held
+  covariance: np.ndarray  # [p, p], of their logarithms, over the variance of one run's log loss
+  gradient: np.ndarray  # [p], of log N_opt(C) in them
 
   @property
   def variance(self) -> float:
@@ -76,13 +69,7 @@ def information(
 ) -> Information:
   """Measures what runs of N [n] and D [n] say about log N_opt(C).
 
-  Args:
-    law: the law that was fitted to them.
-    N: parameters.
-    D: tokens.
-    C: the budget that matters [FLOPs].
-    compute: FLOPs as a function of N and D.
-    held: parameters that ended at a bound, of which the runs say nothing.
+  The law is the one fitted to them; of `held`, its parameters at a bound, the runs say nothing.
   """
   free = np.array([name not in held for name in law._fields])
   logs = np.log(np.maximum(np.array(law), 1e-300))
@@ -110,11 +97,11 @@ def choose(
     start: what is known so far.
     N: parameters of the candidates [m].
     D: their tokens [m].
-    cost: what each costs [FLOPs].
-    budget: what may be spent on all of them [FLOPs].
+    cost: of each [FLOPs, m].
+    budget: of all that are chosen [FLOPs].
 
   Returns:
-    (candidate, by how much the SD has shrunk once it is trained too), in the order of their choice.
+    (candidate, SD once it is trained too over the SD at the start), in the order of their choice.
   """
   lists = []
   for price in (np.ones_like(cost), cost):

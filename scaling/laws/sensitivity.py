@@ -100,10 +100,9 @@ def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
 
 
 def _profile(problem, theta, index, least, allowed, reach):
-  """Walks from the minimum both ways until the cost exceeds least (1 + allowed).
+  """Walks from the minimum both ways until the cost exceeds least (1 + allowed); says where [2].
 
-  Returns:
-    Where it does so [2], and whether the walk ended at the box, or far out, before it did.
+  And whether the walk ended at the box, or far out, before it did.
   """
   low, high = (bound[index] for bound in problem.box)
   at = np.tile(theta, (2, 1))
@@ -140,14 +139,8 @@ def vary_choices(
 ) -> list[dict[str, Any]]:
   """Fits the runs of a table as chosen, and again with one choice made otherwise at a time.
 
-  Other counts of N and C are tried where the table has them: in our cells.csv.
-
-  Args:
-    path: the table, with `columns`, `where` and `exclude` as in `scaling.laws.runs.read_runs`.
-    options: `config.fit`.
-    columns: names that differ.
-    where: conditions that every run meets.
-    exclude: conditions that no run meets.
+  Other counts of N and C are tried where the table has them: in our cells.csv. The arguments are
+  those of `read_runs`, and `config.fit`.
 
   Returns:
     Rows, the first as chosen: the choice and its value, n_runs, a, b, and tokens_per_param at C,

@@ -25,16 +25,10 @@ VERSION = 1  # of adaptive.json
 
 
 class Proposal(NamedTuple):
-  """A cell that is proposed.
+  """A cell that is proposed."""
 
-  Attributes:
-    cell: what would be trained, alone.
-    shrink: the SD of log N_opt at the target once it and those before it are trained, over today's.
-    reason: why.
-  """
-
-  cell: Cell
-  shrink: float
+  cell: Cell  # alone, of no trunk
+  shrink: float  # SD of log N_opt at the target once it and those before it are trained, over now's
   reason: str
 
 
@@ -85,16 +79,7 @@ def propose(
 
 
 def check_rounds(config: ConfigDict, workdir: Path, adapt: bool) -> None:
-  """Refuses adaptive rounds that cannot be.
-
-  Args:
-    config: the sweep's.
-    workdir: its folder.
-    adapt: whether they are wanted (--adaptive); else nothing is refused.
-
-  Raises:
-    UserError: there is no compute for them, or the sweep's prediction is sealed already.
-  """
+  """Refuses --adaptive (`adapt`) without compute to spend, or after the prediction is sealed."""
   allowed = config.sweep.adaptive_flops
   if adapt and not allowed > 0:
     raise ConfigError(
@@ -109,11 +94,7 @@ def check_rounds(config: ConfigDict, workdir: Path, adapt: bool) -> None:
 
 
 def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
-  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend.
-
-  Raises:
-    UserError: see `check_rounds`.
-  """
+  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend."""
   check_rounds(config, workdir, adapt)
   if adapt:
     record = _read(workdir) | {"flops": config.sweep.adaptive_flops}
@@ -131,15 +112,8 @@ def next_round(
   """Chooses the cells of the next round, [] after the last one.
 
   A round that is written down and not among `cells` comes first. A new one spends half of what is
-  left, or all of it where half buys nothing, and is written down here.
-
-  Args:
-    config: the sweep's config, with its learning-rate rule.
-    workdir: the sweep's folder.
-    cells: the fit cells so far, those of earlier rounds included.
-    law: the fit to them.
-    vocab_size: V.
-    train_tokens: of the corpus.
+  left, or all of it where half buys nothing, and is written down here. The arguments are those of
+  `propose`, and the sweep's folder.
   """
   record, known = _read(workdir), {cell.id for cell in cells}
   for past in record["rounds"]:
@@ -176,12 +150,8 @@ def table(
 ) -> str:
   """Says what `isoflop plan --next` prints: the proposed cells and what they would tell.
 
-  Args:
-    config: the sweep's config, with its learning-rate rule.
-    corpus: of sweep.json: its vocab_size and train_tokens.
-    cells: the fit cells that there are.
-    law: the fit to them.
-    budget: what may be spent [FLOPs]; 0: as much as its largest cell cost.
+  The arguments are those of `propose`, with a sweep's record of its corpus; a budget of 0 is what
+  its largest cell cost.
   """
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)

@@ -92,8 +92,8 @@ def rows(task: dict[str, Any]) -> list[dict]:
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
       answers.append(head | {"error": message_of(error)})
     else:
-      seconds = time.monotonic() - began
-      answers.append(head | needs(compiled, target, causal, seconds))
+      seconds = {"compile_seconds": time.monotonic() - began}
+      answers.append(head | _needs(compiled, target, causal) | seconds)
   return answers
 
 
@@ -104,17 +104,8 @@ def message_of(error: Exception) -> str:
   return f"{type(error).__name__}: {line[:400]}"
 
 
-def needs(
-  compiled: Any, target: catalog.Target, causal: bool = False, seconds: float = 0.0
-) -> dict[str, Any]:
-  """Measures what a compiled program (`jax.stages.Compiled`) needs of each device of a target.
-
-  Args:
-    compiled: the program.
-    target: what it is compiled for.
-    causal: as in `executed.read`.
-    seconds: that it took to compile.
-  """
+def _needs(compiled: Any, target: catalog.Target, causal: bool) -> dict[str, Any]:
+  """Measures what a compiled program (`jax.stages.Compiled`) needs of each device of a target."""
   works = executed.read(compiled.as_text(), target.tpu, causal)
   sums, times = executed.total(works), roofline.times(works, target)
   sent: dict[str, dict[str, Any]] = {}
@@ -140,7 +131,6 @@ def needs(
     "seconds": times.total,
     "seconds_alone": times._asdict(),
     "slowest": roofline.slowest(works, target, SLOWEST),
-    "compile_seconds": seconds,
   }
 
 
