@@ -39,13 +39,14 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def get_config(name: str = ""):
-  """Returns one of the runs.
+  """Configures one of the runs.
 
   Raises:
     ConfigError: there is no run of that name.
   """
   if name not in RUNS:
-    raise ConfigError(f"run {name!r}: unknown; write configs/large.py:NAME with one of 1b, 70b")
+    known = ", ".join(RUNS)
+    raise ConfigError(f"run {name!r}: unknown; write configs/large.py:NAME with one of {known}")
   c = base.get_config()
   for section, fields in RUNS[name].items():
     c[section].update(fields)

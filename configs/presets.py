@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def get_config(name: str = ""):
-  """Returns the complete config with the model's switches set to those of a preset.
+  """Configures a model whose switches are those of a preset.
 
   Raises:
     ConfigError: there is no preset of that name.

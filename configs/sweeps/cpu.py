@@ -10,7 +10,7 @@ from configs.sweeps import h200
 
 
 def get_config():
-  """Returns seven sizes of 140k to 1.3M parameters, three budgets, and one held out."""
+  """Configures seven sizes of 140k to 1.3M parameters, three budgets, and one held out."""
   c = h200.get_config("0.001")
   c.sweep.name = "cpu"
   return c

@@ -22,10 +22,10 @@ from configs.sweeps import h200
 
 
 def get_config(argument: str = "1"):
-  """Returns the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
+  """Configures the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
 
   Raises:
-    UserError: the scale is not in (0, 1], or there is no such objective.
+    ConfigError: the scale is not in (0, 1], or there is no such objective.
   """
   c = h200.get_config(argument)
   scale = float(argument.partition(",")[0])

@@ -34,7 +34,7 @@ Why these numbers:
 
 import math
 
-from configs import base, ladders
+from configs import base, ladders, presets
 from configs.errors import ConfigError
 
 OBJECTIVES = tuple(names[0] for names in base.FAMILIES.values())
@@ -42,7 +42,7 @@ SIZES = (3, 4, 5, 6, 7, 8, 9)  # of the ladder `standard`: 2.1, 4.2, 7.5, 12, 19
 
 
 def get_config(argument: str = "1"):
-  """Returns the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
+  """Configures the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
 
   Raises:
     ConfigError: the scale is not in (0, 1], or there is no such objective.
@@ -64,8 +64,7 @@ def get_config(argument: str = "1"):
 
   c = base.get_config()
   c.sweep.name = f"h200 {argument}"
-  c.objective = objective
-  c.model.family = base.family_of(objective)
+  presets.set_family(c, base.family_of(objective))
   c.model.ladder = "standard" if scale == 1 else "small"
   c.model.dtype = "bfloat16"
   c.model.scan = scale == 1  # a CPU takes longer for scanned layers, see quick.py
@@ -90,7 +89,7 @@ def get_config(argument: str = "1"):
 
 
 def nearest(sizes: tuple[int, ...], ladder: str, vocabulary: int, factor: float) -> tuple[int, ...]:
-  """Returns the rungs of a ladder nearest to `factor` times those sizes of the whole sweep."""
+  """Finds the rungs of a ladder nearest to `factor` times those sizes of the whole sweep."""
 
   def log_n(rung: ladders.Rung, vocabulary: int) -> float:
     return math.log(12 * rung.depth * rung.width**2 + vocabulary * rung.width)

@@ -33,7 +33,7 @@ from configs.sweeps import quick
 
 
 def get_config():
-  """Returns six sizes and four isoFLOP budgets for each of three objectives."""
+  """Configures six sizes and four isoFLOP budgets for each of three objectives."""
   c = quick.get_config()
   c.sweep.name = "objectives"
   c.sweep.objectives = ("clm", "mlm", "span")

@@ -2,7 +2,9 @@
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
-The text is Python's own standard library, in 512 BPE tokens. 4 to 5 minutes on two cores.
+The text is Python's own standard library, in 512 BPE tokens. 4 to 5 minutes on two cores. On Python
+3.11's, 2026-11, the held-out loss at 1.5e12 FLOPs was predicted as 2.724 [2.609, 2.826] nats per
+token and trained to 2.673; digits differ by processor and Python (README.md).
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
@@ -20,7 +22,7 @@ from configs import base
 
 
 def get_config():
-  """Returns six sizes, four isoFLOP budgets, and a held-out budget three times the largest."""
+  """Configures six sizes, four isoFLOP budgets, and a held-out budget three times the largest."""
   c = base.get_config()
   c.sweep.name = "quick"
   c.model.scan = False

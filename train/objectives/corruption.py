@@ -45,17 +45,17 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Hides int(rate n + u) of a sequence's n real tokens, at places drawn without replacement.
 
-  Of these, `mask_share` become [MASK] (id V), `random_share` another token of text, and the rest
-  stay as they are; they are predicted all the same. Devlin et al. 2018 (arXiv:1810.04805), section
-  3.1; drawn anew each time a text is seen: Liu et al. 2019 (arXiv:1907.11692), section 4.1.
+  Some become [MASK] (id V), some a random token, and the rest stay as they are; all are predicted.
+  Devlin et al. 2018 (arXiv:1810.04805), section 3.1; drawn anew each time a text is seen: Liu et
+  al. 2019 (arXiv:1907.11692), section 4.1.
 
   Args:
     tokens_BT: the text.
     real_BT: True where a token may be chosen.
     uniform_BU: U = 2 T + 1 numbers a sequence.
     rate: share of the real tokens that is predicted.
-    mask_share: see above.
-    random_share: see above; drawn from 0 to V - 2, so never a special token.
+    mask_share: of those, the share that becomes [MASK].
+    random_share: the share that becomes one of 0 to V - 2, so never a special token.
     vocab_size: V of the tokenizer; V - 1 is eos.
 
   Returns:

@@ -53,19 +53,19 @@ class Objective(NamedTuple):
   """One row of the table.
 
   Attributes:
-    lengths: config -> Lengths.
-    specials: config -> names of the ids beyond the tokenizer's, in their order.
-    draws: text tokens N -> random numbers for a sequence, U.
     batch: (text_BN1, valid_BN, uniform_BU, config, tokenizer's V) -> Batch, where `text_BN1` is N
       tokens and the one after them, and `valid_BN` False where there is no text left.
+    lengths: config -> Lengths.
+    draws: text tokens N -> random numbers for a sequence, U.
+    specials: config -> names of the ids beyond the tokenizer's, in their order.
     pads: some of what attention could see is padding.
   """
 
-  lengths: Callable[[ConfigDict], Lengths]
-  specials: Callable[[ConfigDict], tuple[str, ...]]
-  draws: Callable[[int], int]
   batch: Callable[[np.ndarray, np.ndarray, np.ndarray, ConfigDict, int], Batch]
-  pads: bool
+  lengths: Callable[[ConfigDict], Lengths]
+  draws: Callable[[int], int] = lambda text: 0
+  specials: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  pads: bool = False
 
 
 def sentinel(i: int) -> str:
@@ -127,15 +127,9 @@ def _mlm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
   c = config.corruption
   batch = _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size)
   tokens_BT = batch["inputs_BT"]
-  inputs_BT, chosen_BT = corruption.mask_tokens(
-    tokens_BT,
-    valid_BT & (tokens_BT != vocab_size - 1),
-    uniform_BU,
-    c.mlm_rate,
-    c.mlm_mask,
-    c.mlm_random,
-    vocab_size,
-  )
+  real_BT = valid_BT & (tokens_BT != vocab_size - 1)
+  shares = c.mlm_rate, c.mlm_mask, c.mlm_random
+  inputs_BT, chosen_BT = corruption.mask_tokens(tokens_BT, real_BT, uniform_BU, *shares, vocab_size)
   weights_BT = chosen_BT.astype(np.float32)
   return batch | {"inputs_BT": inputs_BT, "targets_BT": tokens_BT, "weights_BT": weights_BT}
 
@@ -163,9 +157,9 @@ def _pair(source_BS, source_seen_BS, targets_BT, target_seen_BT, valid_BN, eos: 
 
 def _span(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
   c, eos = config.corruption, vocab_size - 1
-  sentinel = vocab_size + c.sentinels - 1
+  first_sentinel = special_ids(config, vocab_size)[sentinel(0)]
   source_BS, targets_BT = corruption.corrupt_spans(
-    text_BN1[:, :-1], uniform_BU, c.span_density, c.span_length, sentinel, eos
+    text_BN1[:, :-1], uniform_BU, c.span_density, c.span_length, first_sentinel, eos
   )
   all_BS, all_BT = np.ones_like(source_BS), np.ones_like(targets_BT)
   return _pair(source_BS, all_BS, targets_BT, all_BT, valid_BN, eos)
@@ -181,27 +175,26 @@ def _span_lengths(config: ConfigDict) -> Lengths:
 def _ul2(text_BN1, valid_BN, uniform_BU, config, vocab_size) -> Batch:
   """Each sequence draws one of `corruption.denoisers`, and then one of its settings."""
   eos, lengths, low_high = vocab_size - 1, _ul2_lengths(config), _suffixes(config)
-  sentinel = vocab_size + len(DENOISERS) + config.corruption.sentinels - 1
+  ids = special_ids(config, vocab_size)
+  ends = ids[sentinel(0)], eos
   text_BN, chance_B, uniform_BU = text_BN1[:, :-1], uniform_BU[:, 0], uniform_BU[:, 1:]
   B, mixture = len(text_BN), _mixture(config)
   source_BS = np.full((B, lengths.source), eos, text_BN.dtype)
   targets_BT = np.full((B, lengths.target), eos, text_BN.dtype)
   ends_B2 = np.zeros((B, 2), int)
   drawn_B = np.searchsorted(np.cumsum([share for _, _, share in mixture])[:-1], chance_B, "right")
-  for i, (mode, setting, _) in enumerate(mixture):
+  for i, (denoiser, setting, _) in enumerate(mixture):
     rows = np.flatnonzero(drawn_B == i)
     if setting:
-      kept, hidden = corruption.corrupt_spans(
-        text_BN[rows], uniform_BU[rows], *setting, sentinel, eos
-      )
+      kept, hidden = corruption.corrupt_spans(text_BN[rows], uniform_BU[rows], *setting, *ends)
       ends_B2[rows] = 1 + kept.shape[1], hidden.shape[1]
     else:
       kept, hidden, suffix_B = corruption.cut_suffix(
-        text_BN[rows], uniform_BU[rows, 0], *low_high, sentinel, eos
+        text_BN[rows], uniform_BU[rows, 0], *low_high, *ends
       )
       ends_B2[rows] = np.stack([lengths.text - suffix_B + 3, suffix_B + 2], axis=1)
     kept, hidden = kept[:, : lengths.source - 1], hidden[:, : lengths.target]
-    source_BS[rows, 0] = vocab_size + list(DENOISERS).index(mode)
+    source_BS[rows, 0] = ids[mode(denoiser)]
     source_BS[rows, 1 : 1 + kept.shape[1]] = kept
     targets_BT[rows, : hidden.shape[1]] = hidden
   seen_BS, seen_BT = (
@@ -249,39 +242,30 @@ def _text_lengths(predicted: Callable[[ConfigDict], float]) -> Callable[[ConfigD
 
 
 OBJECTIVES: dict[str, Objective] = {
-  "clm": Objective(
-    lengths=_text_lengths(lambda config: config.data.seq_len),
-    specials=lambda config: (),
-    draws=lambda text: 0,
-    batch=_clm,
-    pads=False,
-  ),
+  "clm": Objective(batch=_clm, lengths=_text_lengths(lambda config: config.data.seq_len)),
   "prefix": Objective(
-    lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
-    specials=lambda config: (),
-    draws=lambda text: 1,
     batch=_prefix,
-    pads=False,
+    lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
+    draws=lambda text: 1,
   ),
   "mlm": Objective(
-    lengths=_text_lengths(lambda config: config.corruption.mlm_rate * config.data.seq_len),
-    specials=lambda config: (MASK,),
-    draws=lambda text: 2 * text + 1,
     batch=_mlm,
+    lengths=_text_lengths(lambda config: config.corruption.mlm_rate * config.data.seq_len),
+    draws=lambda text: 2 * text + 1,
+    specials=lambda config: (MASK,),
     pads=True,
   ),
   "span": Objective(
-    lengths=_span_lengths,
-    specials=_sentinels,
-    draws=lambda text: text - 2,
     batch=_span,
-    pads=False,
+    lengths=_span_lengths,
+    draws=lambda text: text - 2,
+    specials=_sentinels,
   ),
   "ul2": Objective(
-    lengths=_ul2_lengths,
-    specials=lambda config: (*map(mode, DENOISERS), *_sentinels(config)),
-    draws=lambda text: text - 1,
     batch=_ul2,
+    lengths=_ul2_lengths,
+    draws=lambda text: text - 1,
+    specials=lambda config: (*map(mode, DENOISERS), *_sentinels(config)),
     pads=True,
   ),
 }
@@ -295,6 +279,11 @@ def lengths(config: ConfigDict) -> Lengths:
 def specials(config: ConfigDict) -> tuple[str, ...]:
   """Returns the names of the ids that follow the tokenizer's."""
   return OBJECTIVES[config.objective].specials(config)
+
+
+def special_ids(config: ConfigDict, tokenizer_vocab_size: int) -> dict[str, int]:
+  """Returns the ids that follow the tokenizer's, by name."""
+  return {name: tokenizer_vocab_size + i for i, name in enumerate(specials(config))}
 
 
 def vocab_size(config: ConfigDict, tokenizer_vocab_size: int) -> int:
