@@ -136,19 +136,18 @@ def terminal(workdir: str | Path) -> str:
   record = records.read(workdir)
   if record.objectives:
     sweeps, _, numbers = compare.compare_sweeps(record)
-    return "\n\n".join(
-      [comparison.headline(sweeps, numbers), *_tables(comparison.blocks(sweeps, numbers))]
-    )
+    tables = _tables(comparison.blocks(sweeps, numbers))
+    return "\n\n".join([comparison.headline(sweeps, numbers), *tables])
   law = [_law_lines(record)] if record.fit else []
-  tables = [*sections.optima(record, MOST_BUDGETS), *sections.heldout(record)]
-  tables += sections.unused(record)
+  optima, heldout = sections.optima(record, MOST_BUDGETS), sections.heldout(record)
+  tables = _tables([*optima, *heldout, *sections.unused(record)])
   answers: list[str] = []
   for block in evidence.decisions(record):
     if isinstance(block, Table):
       answers[-1] += "\n" + text_table(*block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
-  return "\n\n".join([record.headline, *law, *_tables(tables), *answers])
+  return "\n\n".join([record.headline, *law, *tables, *answers])
 
 
 def _law_lines(record: Record) -> str:

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Iterator
 
+from model.accounting import petaflop_s_days
 from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, yes_no
 from scaling.progress import duration
 from scaling.report.records import Cell, Record, outside, parameters
@@ -15,7 +16,6 @@ from scaling.sweep import costs
 from train.system import files
 
 MOST_NAMED = 20  # cells that were not used, in a table
-PETAFLOP_DAY = 1e15 * 86_400  # [FLOPs]
 NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
 
 
@@ -192,7 +192,7 @@ def cost(record: Record) -> Iterator[Block]:
       for name in ("C", "flops_spent", "seconds")
     )
     rows.append((kind, str(len(cells)), flops(alone), flops(spent),
-                 flops(spent / PETAFLOP_DAY), duration(seconds)))  # fmt: skip
+                 flops(petaflop_s_days(spent)), duration(seconds)))  # fmt: skip
   columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
   yield Table(columns.split("|"), rows)
   taken = record.sweep.get("seconds")
