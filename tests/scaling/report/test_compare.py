@@ -50,7 +50,7 @@ def true_ratio(name, C):
   return float(best.D / best.N)
 
 
-def test_each_law_is_the_one_of_its_own_sweep(finished):
+def test_each_law_equals_that_of_its_own_sweep(finished):
   found = comparison(finished)
   assert found["complete"]
   assert found["budgets"] == [*BUDGETS, HELD]
@@ -66,7 +66,7 @@ def test_each_law_is_the_one_of_its_own_sweep(finished):
     assert side["verification"]["predicted_loss"] == sealed["loss"]
 
 
-def test_the_optima_are_those_of_the_truth(finished):
+def test_optima_agree_with_the_true_surfaces(finished):
   found = comparison(finished)
   inside = []
   for name in TRUTHS:
@@ -82,7 +82,7 @@ def test_the_optima_are_those_of_the_truth(finished):
   assert np.mean(inside) >= 0.7  # of 90 % intervals, of which those of a law move together
 
 
-def test_differences_have_their_ratio_and_their_sign(finished):
+def test_differences_have_the_true_ratio_and_sign(finished):
   rows = {(r["of"], r["to"], r["quantity"], r["C"]): r for r in comparison(finished)["differences"]}
   assert len(rows) == 3 * (3 + len(BUDGETS) + 1)
   for C in BUDGETS:
@@ -111,7 +111,7 @@ def artists(axes, gid):
   return [artist for artist in axes.get_children() if artist.get_gid() == gid]
 
 
-def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
+def test_figure_has_a_column_per_objective_and_the_optima_together(finished):
   sweeps, laws, numbers = compare.compare_sweeps(records.read(finished))
   axes = objectives.objectives(sweeps, laws, numbers).axes
   assert len(axes) == 2 * 3 + 3
@@ -138,7 +138,7 @@ def test_the_figure_has_a_column_for_each_and_their_optima_together(finished):
     assert (finished / "figures" / f"objectives.{kind}").read_bytes().startswith(start)
 
 
-def test_the_report_gives_the_numbers_and_says_what_cannot_be_compared(finished):
+def test_report_gives_the_numbers_and_what_cannot_be_compared(finished):
   text = (finished / "report.md").read_text()
   found = comparison(finished)
   best = {name: found["sweeps"][name]["optimum"][-1] for name in TRUTHS}
@@ -177,7 +177,7 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert len(figure.axes) == 2 + 3
 
 
-def test_nothing_is_there_yet(workdir):
+def test_comparison_before_any_sweep_has_begun(workdir):
   for name in TRUTHS:
     shutil.rmtree(workdir / name)
   shutil.rmtree(workdir / "figures")
@@ -187,7 +187,7 @@ def test_nothing_is_there_yet(workdir):
   assert not (workdir / "figures").exists()
 
 
-def test_the_same_records_give_the_same_bytes(finished, workdir):
+def test_comparison_bytes_depend_on_the_records_alone(finished, workdir):
   names = ("comparison.json", "report.md", "report.html", "figures/objectives.pdf")
   for name in names:
     (workdir / name).unlink()

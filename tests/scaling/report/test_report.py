@@ -39,7 +39,7 @@ class Page(html.parser.HTMLParser):
     self.text.append(data)
 
 
-def test_the_page_is_whole_and_needs_nothing_else(finished):
+def test_html_is_well_formed_and_self_contained(finished):
   text = (finished / "report.html").read_text()
   page = Page()
   page.feed(text)
@@ -55,7 +55,7 @@ def test_the_page_is_whole_and_needs_nothing_else(finished):
   assert "color-scheme: light dark" in text
 
 
-def test_markdown_and_page_say_the_same(finished):
+def test_html_has_every_cell_of_the_markdown(finished):
   markdown = (finished / "report.md").read_text()
   page = Page()
   page.feed((finished / "report.html").read_text())
@@ -68,7 +68,7 @@ def test_markdown_and_page_say_the_same(finished):
   assert all((finished / path).exists() for path in re.findall(r"\]\((figures/.+?)\)", markdown))
 
 
-def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
+def test_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   text = (finished / "report.md").read_text()
   verdict = json.loads((finished / "verification.json").read_text())["verdict"]
   assert text.split("\n\n")[1] == f"**{verdict}**"
@@ -88,7 +88,7 @@ def test_the_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   assert len({line.index("[") for line in table}) <= 2
 
 
-def test_cells_that_were_lost_are_named_with_their_reason(workdir):
+def test_excluded_cells_are_named_with_their_reason(workdir):
   table = (workdir / "cells.csv").read_text()
   name = "fit-s11-6e+11-0"
   row = next(line for line in table.splitlines() if line.startswith(name))
@@ -122,7 +122,7 @@ def test_a_loss_below_the_floor_is_flagged(workdir, floor, said):
     (("sweep.json", "cells.csv", "fit.json", "prediction.json"), 7, "Sealed, not yet tested"),
   ],
 )
-def test_a_partial_sweep_gets_the_report_it_can_have(
+def test_report_of_a_partial_sweep_names_what_is_missing(
   finished, workdir, monkeypatch, left, drawn, starts
 ):
   def copied(_figure, stem):  # to set and print them takes seconds
@@ -140,9 +140,12 @@ def test_a_partial_sweep_gets_the_report_it_can_have(
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     assert (f"`{name}`" in missing) == (name not in left)
   assert missing.count("figure ") == 7 - drawn
+  sealed = "prediction.json" in left
+  assert ("The dashed curve is the sealed prediction" in text) == sealed
+  assert ("Bars are prediction intervals" in text) == sealed
 
 
-def test_nothing_trained_yet(workdir):
+def test_report_before_anything_has_trained(workdir):
   """The table is there with planned cells only, before the first has begun."""
   with (workdir / "cells.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
@@ -157,7 +160,7 @@ def test_nothing_trained_yet(workdir):
   assert "0 of 43 cells are done" in records.read(workdir).headline
 
 
-def test_broken_and_missing_folders_are_one_line(tmp_path):
+def test_broken_and_missing_folders_are_one_line_errors(tmp_path):
   with pytest.raises(ValueError, match="no such folder") as error:
     report.write(tmp_path / "nowhere")
   assert "\n" not in str(error.value)
@@ -183,7 +186,7 @@ def test_n_and_c_are_counted_as_the_fit_counts_them(workdir):
   assert records.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
 
 
-def test_the_same_records_give_the_same_bytes_anywhere(finished, workdir):
+def test_report_bytes_depend_on_the_records_alone(finished, workdir):
   command = "import sys; from scaling.report import report; report.write(sys.argv[1])"
   root = Path(report.__file__).parents[2]
   environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
@@ -195,7 +198,7 @@ def test_the_same_records_give_the_same_bytes_anywhere(finished, workdir):
     assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_the_report_says_what_stands_behind_the_law(workdir):
+def test_report_has_estimators_choices_influence_and_decisions(workdir):
   text, fit_json = markdown(workdir), records.read(workdir).fit
   for row in fit_json["estimators"]["rows"]:
     line = next(
@@ -219,7 +222,7 @@ def test_the_report_says_what_stands_behind_the_law(workdir):
   assert f"{100 * served['saved']:.1f}%" in text
 
 
-def test_the_terminal_stays_short_and_answers(workdir):
+def test_terminal_is_short_and_has_the_decisions(workdir):
   lines = report.terminal(workdir).splitlines()
   assert len(lines) < 45
   asked = [i for i, line in enumerate(lines) if line.startswith("Asked: ")]
@@ -236,7 +239,7 @@ def test_estimators_that_disagree_are_named(workdir):
   assert f"on a by {found[0]['gap']:.3f}: 1: envelope of curves and " in text
 
 
-def test_many_excluded_runs_are_counted_not_listed(workdir):
+def test_many_excluded_cells_are_counted_not_listed(workdir):
   many = [{"id": f"line {i}", "reason": "exclude loss > 4"} for i in range(5000)]
   edit(workdir / "fit.json", lambda stored: stored.update(excluded=many))
   text = report.terminal(workdir)
@@ -244,7 +247,7 @@ def test_many_excluded_runs_are_counted_not_listed(workdir):
   assert text.count("exclude loss > 4") == 19
 
 
-def test_someones_runs_have_figures_and_no_sweep(workdir):
+def test_runs_of_a_table_have_figures_and_no_sweep(workdir):
   for name in ("sweep.json", "prediction.json", "verification.json"):
     (workdir / name).unlink()
   (workdir / "cells.csv").rename(workdir / "runs.csv")
@@ -258,22 +261,13 @@ def test_someones_runs_have_figures_and_no_sweep(workdir):
   assert set(table.FIGURES) - drawn == {"training_curves"}
 
 
-def test_cells_chosen_by_the_fit_are_listed_with_their_reason(workdir):
+def test_adaptive_cells_are_listed_with_their_reason(workdir):
   one = {"cells": [{"id": "fit_s07", "flops_spent": 3e11}], "shrink": [0.87], "reasons": ["tells"]}
   (workdir / "adaptive.json").write_text(json.dumps({"flops": 1e12, "rounds": [one]}))
   assert "| `fit_s07` | 1 | 3.00e11 | 0.870 | tells |" in markdown(workdir)
 
 
-def test_only_a_sealed_prediction_is_promised(workdir):
-  assert "The dashed curve is the sealed prediction" in markdown(workdir)
-  (workdir / "prediction.json").unlink()
-  (workdir / "verification.json").unlink()
-  text = markdown(workdir)
-  assert "sealed prediction" not in text
-  assert "prediction intervals" not in text
-
-
-def test_a_nearer_cell_that_cannot_be_trained_is_named(workdir):
+def test_passed_over_heldout_cell_is_named(workdir):
   path = workdir / "prediction.json"
   sealed = json.loads(path.read_text())
   assert "cannot be trained" not in markdown(workdir)
@@ -282,9 +276,7 @@ def test_a_nearer_cell_that_cannot_be_trained_is_named(workdir):
   assert "cannot be trained: 4.6 epochs." in markdown(workdir)
 
 
-@pytest.mark.parametrize(("noise", "said"), [(0.0021, True), (0.0, False), (None, False)])
-def test_runs_of_one_design_are_not_called_seeds(workdir, noise, said):
+@pytest.mark.parametrize("noise", [0.0021, 0.0, None])
+def test_seed_noise_is_named_as_the_scatter_of_one_design(workdir, noise):
   edit(workdir / "fit.json", lambda fit: fit.update(seed_noise=noise))
-  text = markdown(workdir)
-  assert ("runs of the same N and D scatter by 0.21%" in text) == said
-  assert "seeds scatter" not in text
+  assert ("runs of the same N and D scatter by 0.21%" in markdown(workdir)) == bool(noise)
