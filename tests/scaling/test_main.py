@@ -1,6 +1,8 @@
-"""The command line: help, one-line errors with exit code 2, and the resolved config."""
+"""The command line: help, the config, one-line errors, and exit codes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,27 +11,35 @@ from configs import presets
 from configs.sweeps import h200
 from scaling import main
 from scaling.bench import steps
-from scaling.sweep import design
-from train.system import process
+from scaling.launch import child
 
 PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
 
 
-def run(capsys, *argv):
-  code = main.main(list(argv))
-  output = capsys.readouterr()
-  return code, output.out, output.err
-
-
-def test_alone_and_help_explain(capsys):
+@pytest.mark.smoke
+def test_alone_and_help_explain(isoflop):
   for argv in ((), ("--help",), ("help",)):
-    code, out, _ = run(capsys, *argv)
+    code, out, _ = isoflop(*argv)
     assert code == 0
     assert all(f"isoflop {verb}" in out for verb in main.COMMANDS)
   for verb in main.COMMANDS:
-    code, out, _ = run(capsys, verb, "--help")
+    code, out, _ = isoflop(verb, "--help")
     assert code == 0
     assert "--workdir" in out or "--checkpoint" in out
+
+
+@pytest.mark.smoke
+def test_help_and_a_wrong_flag_import_no_jax():
+  code = """
+import sys
+from scaling import main
+assert main.main(["sample", "--help"]) == 0
+assert main.main(["train", "--config.model.sizee=3"]) == 2
+sys.exit("jax" in sys.modules or "numpy" in sys.modules)
+"""
+  subprocess.run(
+    [sys.executable, "-c", code], env=child.environment(), capture_output=True, check=True
+  )
 
 
 @pytest.mark.parametrize(
@@ -71,9 +81,9 @@ def test_alone_and_help_explain(capsys):
     (("train", "--workdir=x", "--config.model.norm=batch"), "model.norm='batch'"),
   ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, cache, argv, likely):
+def test_bad_usage_is_one_line_and_exit_code_2(isoflop, tmp_path, monkeypatch, cache, argv, likely):
   monkeypatch.chdir(tmp_path)
-  code, out, err = run(capsys, *argv)
+  code, out, err = isoflop(*argv)
   assert code == 2
   assert out == ""
   assert likely in err.splitlines()[-1]
@@ -82,8 +92,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.smoke
-def test_print_config_shows_the_difference(capsys):
-  code, out, _ = run(capsys, "train", "--config.model.size=10", "--print_config")
+def test_print_config_shows_the_difference(isoflop):
+  code, out, _ = isoflop("train", "--config.model.size=10", "--print_config")
   assert code == 0
   changed = out.partition("# differs from the defaults in:")[2]
   assert "model.size = 10" in changed
@@ -103,28 +113,20 @@ def test_print_config_shows_the_difference(capsys):
   ],
 )
 def test_a_fit_knows_its_sweeps_config_however_the_folder_is_named(
-  workdir, monkeypatch, capsys, flags
+  workdir, monkeypatch, isoflop, flags
 ):
   monkeypatch.setenv("HOME", str(workdir.parent))
   head = json.loads((workdir / "sweep.json").read_text())
   head["config"] = {"fit": {"delta": 0.125}}
   (workdir / "sweep.json").write_text(json.dumps(head))
   argv = [flag.format(workdir) for flag in flags]
-  code, out, err = run(capsys, "fit", *argv, "--print_config")
+  code, out, err = isoflop("fit", *argv, "--print_config")
   assert code == 0, err
   assert "fit.delta = 0.125" in out
 
 
-def test_a_plan_finds_its_folder_at_home(monkeypatch, tmp_path, capsys):
-  seen = []
-  monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.setattr(design, "plan_table", lambda config, workdir: seen.append(workdir))
-  assert run(capsys, "plan", "--workdir=~/x")[0] == 0
-  assert seen == [tmp_path / "x"]
-
-
 @pytest.mark.parametrize(
-  ("verb", "stored", "said"),
+  ("verb", "stored", "message"),
   [
     ("verify", {"model": {"gone": 3}}, 'Key "gone" does not exist'),
     ("plan --next", {"gone": 3}, 'Key "gone" does not exist'),
@@ -133,83 +135,73 @@ def test_a_plan_finds_its_folder_at_home(monkeypatch, tmp_path, capsys):
     ("verify", {"model": {"size": "x"}}, "Could not override field 'size'"),
   ],
 )
-def test_a_config_of_another_version_is_one_line(workdir, capsys, verb, stored, said):
+def test_a_config_of_another_version_is_one_line(workdir, isoflop, verb, stored, message):
   head = json.loads((workdir / "sweep.json").read_text())
   (workdir / "sweep.json").write_text(json.dumps(head | {"config": stored, "cells": []}))
-  code, _, err = run(capsys, *verb.split(), f"--workdir={workdir}")
+  code, _, err = isoflop(*verb.split(), f"--workdir={workdir}")
   assert code == 2
   assert len(err.splitlines()) == 1
-  assert f"the stored config is of another version of isoflop ({said}" in err
+  assert f"the stored config is of another version of isoflop ({message}" in err
 
 
-def test_a_run_that_failed_before_it_began_is_listed(tmp_path, capsys):
-  (tmp_path / "a").mkdir()
-  record = {"config": {}, "status": "failed", "error": "its worker died"}
-  (tmp_path / "a" / "run.json").write_text(json.dumps(record))
-  code, out, err = run(capsys, "runs", f"--workdir={tmp_path}")
-  assert code == 0, err
-  assert out.splitlines()[1].split(maxsplit=1) == ["a", "failed: its worker died"]
-
-
-def test_a_stopped_bench_does_not_say_that_it_continues(monkeypatch, tmp_path, capsys):
+def test_a_stopped_bench_does_not_say_that_it_continues(monkeypatch, tmp_path, isoflop):
   def stopped(*_):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(steps, "cases", stopped)
-  code, _, err = run(capsys, "bench", f"--workdir={tmp_path}")
+  code, _, err = isoflop("bench", f"--workdir={tmp_path}")
   assert (code, err) == (130, "isoflop: stopped\n")
 
 
-def test_plan_trains_nothing(capsys, cache, corpus, tmp_path):
-  code, out, _ = run(
-    capsys,
-    "plan",
-    f"--config.data.source=text:{corpus}",
-    "--config.sweep.budgets=(1e10,2e10)",
-    "--config.sweep.seed_budgets=(1e10,)",
-    "--config.data.max_epochs=1000",
-    "--config.optim.warmup_tokens=0",
-    f"--workdir={tmp_path}",
-  )
-  assert code == 0
-  assert "petaflop/s-days" in out
-  assert out.count("heldout_") == 3
-  assert not list(tmp_path.iterdir())
-
-
-def test_fit_of_anyones_runs(capsys, tmp_path):
-  """A CSV with other column names, of a known law without noise."""
-  lines = ["params,data,final"]
-  for n in (1e6, 3e6, 1e7, 3e7):
-    for d in (1e8, 4e8, 1.6e9):
-      lines.append(f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28!r}")
-  (tmp_path / "runs.csv").write_text("\n".join(lines))
-  code, out, err = run(
-    capsys,
-    "fit",
-    f"--runs={tmp_path / 'runs.csv'}",
-    "--columns=N=params,D=data,loss=final",
-    f"--workdir={tmp_path / 'fit'}",
-  )
-  assert code == 0, err
-  params = json.loads((tmp_path / "fit" / "fit.json").read_text())["params"]
-  expected = {"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}
-  assert params == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_config_file_takes_an_argument(capsys):
-  code, out, _ = run(capsys, "train", f"--config={PRESETS}:gpt2", "--print_config")
+def test_a_config_file_takes_an_argument(isoflop):
+  code, out, _ = isoflop("train", f"--config={PRESETS}:gpt2", "--print_config")
   assert code == 0
   assert 'model.positions = "learned"' in out.partition("# differs")[2]
 
 
-def test_a_stopped_run_ends_with_a_line_and_its_own_code(tiny, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(process.StopSignal, "__call__", lambda self: True)
-  monkeypatch.setattr(process.StopSignal, "install", lambda self: self)
-  fields = ("model.size", "data.source", "data.seq_len", "data.batch_size", "train.tokens",
-            "optim.warmup_tokens", "train.eval_tokens")  # fmt: skip
-  flags = [f"--config.{name}={tiny[name.split('.')[0]][name.split('.')[1]]}" for name in fields]
-  arguments = ["train", "--config=configs/base.py", f"--workdir={tmp_path / 'run'}", *flags]
-  assert main.main(arguments) == 130
-  assert capsys.readouterr().err.endswith("everything is saved, the same command continues\n")
-  assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+def test_a_config_file_is_code_whose_bug_is_raised(isoflop, tmp_path):
+  path = tmp_path / "broken.py"
+  path.write_text("def get_config():\n  return [1][1]\n")
+  with pytest.raises(IndexError):
+    isoflop("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_field_that_a_config_file_misspells_is_one_line(isoflop, tmp_path):
+  path = tmp_path / "misspelt.py"
+  path.write_text(
+    "from configs import base\n\ndef get_config():\n  c = base.get_config()\n  c.model.sizee = 3\n"
+  )
+  code, _, err = isoflop("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+  assert (code, err) == (2, f"isoflop: --config={path}: the config has no field 'sizee'\n")
+
+
+def run_with_bug(module, function, *argv):
+  """Runs a command in which a function multiplies arrays whose shapes do not fit."""
+  code = f"""
+import sys
+import numpy as np
+import {module}
+from scaling import main
+
+def planted(*_, **__):
+  return np.ones(2) @ np.ones(3)
+
+{module}.{function} = planted
+sys.exit(main.main(sys.argv[1:]))
+"""
+  command = [sys.executable, "-c", code, *argv]
+  return subprocess.run(command, env=child.environment(), capture_output=True, text=True)
+
+
+def test_a_bug_prints_its_traceback_and_exits_with_1(workdir, corpus, tmp_path):
+  """A ValueError of numpy is no UserError."""
+  short = ("--config.train.tokens=4096", "--config.model.size=0", "--config.optim.warmup_tokens=0")
+  train = ("train", f"--workdir={tmp_path / 'run'}", f"--config.data.source=text:{corpus}", *short)
+  for ended in (
+    run_with_bug("train.loop", "evaluate", *train),
+    run_with_bug("scaling.report.report", "write", "report", f"--workdir={workdir}"),
+  ):
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last)" in ended.stderr
+    assert "in planted" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("ValueError: matmul")
