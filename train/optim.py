@@ -5,6 +5,7 @@ one program serves every rate, schedule and length.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import optax
@@ -42,14 +43,27 @@ def learning_rate(
   """
   warmup = max(1, math.ceil(optim.warmup_tokens / tokens_per_step))
   lr = base * min(1.0, (step + 1) / warmup)
-  if optim.schedule == "constant":
+  decay = SCHEDULES[optim.schedule]
+  if decay is None:
     return lr
-  if optim.schedule == "cosine":
-    decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-  else:
-    start = cooldown_start(optim, steps)
-    decay = 1 - math.sqrt(max(0, step - start) / (steps - start))
-  return lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decay)
+  final = optim.final_lr_fraction
+  return lr * (final + (1 - final) * decay(optim, step, steps))
+
+
+def _cosine(_: ConfigDict, step: int, steps: int) -> float:
+  return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _wsd(optim: ConfigDict, step: int, steps: int) -> float:
+  start = cooldown_start(optim, steps)
+  return 1 - math.sqrt(max(0, step - start) / (steps - start))
+
+
+SCHEDULES: dict[str, Callable[[ConfigDict, int, int], float] | None] = {
+  "constant": None,
+  "cosine": _cosine,
+  "wsd": _wsd,
+}
 
 
 def _matrices(params):

@@ -1,4 +1,4 @@
-"""What a process sets up before it trains, seen from the kernel."""
+"""What a process sets up before it trains, seen from the kernel; and its clock."""
 
 import json
 import os
@@ -6,8 +6,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
+
+from train.system import clock
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SCRIPT = """
@@ -43,3 +47,28 @@ def test_freed_pages_are_kept_and_are_huge():
   assert ours["second"] < 5
   if THP.exists() and "[madvise]" in THP.read_text():  # with `always` they are huge in any case
     assert ours["first"] < plain["first"] / 4  # 2 MiB a fault, not 4 kiB
+
+
+def test_compiling_is_a_phase_of_its_own_wherever_it_happens(monkeypatch):
+  """By a clock that is set by hand: 3 s of the 5 s in a block within another are compilation."""
+  now = [100.0]
+  monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+  def passes(seconds, compiling=()):
+    now[0] += seconds
+    for each in compiling:  # a function is reported before the one that it is traced within
+      jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", each)
+
+  spent = clock.Clock()
+  with spent("train"):
+    passes(1)
+    with spent("evaluate"):
+      passes(4, (2, 3))
+      passes(1)
+    passes(10)
+  passes(100)  # it stands still
+  nothing = dict.fromkeys(clock.PHASES, 0.0)
+  assert spent.times() == nothing | {"train": 11.0, "evaluate": 2.0, "compile": 3.0}
+  half = clock.Clock()
+  half.add(spent, 0.5)
+  assert half.times() == nothing | {"train": 5.5, "evaluate": 1.0, "compile": 1.5}

@@ -15,35 +15,46 @@ from train.system import files
 def done(make_tiny, tmp_path):
   """A config and the folder in which it was trained."""
   config = make_tiny()
-  config.train.tokens = 10 * 128
+  config.train.tokens, config.model.dtype = 10 * 128, "bfloat16"
   loop.train(config, tmp_path / "done")
   return config, tmp_path / "done"
 
 
 OTHERS = {
-  "optim": {"b2": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "schedule": "cosine"},
-  "data": {"batch_size": 8, "seq_len": 16, "isolate_documents": False},
-  "train": {"tokens": 20 * 128, "eval_tokens": 1024},
-  "corruption": {"mlm_rate": 0.3},
+  "seed": 5,
+  "model.dtype": "float32",
+  "model.weights": "bfloat16",
+  "optim.b2": 0.5,
+  "optim.weight_decay": 0.0,
+  "optim.clip_norm": 0.0,
+  "optim.schedule": "cosine",
+  "data.batch_size": 8,
+  "data.seq_len": 16,
+  "data.isolate_documents": False,
+  "train.tokens": 20 * 128,
+  "train.eval_tokens": 1024,
+  "corruption.mlm_rate": 0.3,
 }
 
 
 def test_a_folder_of_another_run_is_refused(done):
-  """Finished, or to be gone on with: by the field that differs."""
+  """Finished, or to be gone on with: by the field that differs; what is there stays."""
   config, folder = done
-  record_ = files.read_json(folder / "run.json")
+  stored = files.read_json(folder / "run.json")
+  kept = sorted((folder / "checkpoints").rglob("*"))
   for status in ("done", "running"):
-    files.write_json(folder / "run.json", record_ | {"status": status})
-    for section, fields in OTHERS.items():
-      for field, value in fields.items():
-        other = config.copy_and_resolve_references()
-        other[section][field] = value
-        if field in ("batch_size", "seq_len"):  # as many steps
-          other.train.tokens = 10 * other.data.batch_size * other.data.seq_len
-        name = "steps" if field == "tokens" else f"{section}.{field}"
-        with pytest.raises(ValueError, match=f"workdir=.* holds a run with {name}="):
-          loop.train(other, folder)
+    files.write_json(folder / "run.json", stored | {"status": status})
+    for field, value in OTHERS.items():
+      other = config.copy_and_resolve_references()
+      other.update_from_flattened_dict({field: value})
+      if field in ("data.batch_size", "data.seq_len"):  # as many steps
+        other.train.tokens = 10 * other.data.batch_size * other.data.seq_len
+      name = "steps" if field == "train.tokens" else field
+      with pytest.raises(ValueError, match=f"workdir=.* holds a run with {name}="):
+        loop.train(other, folder)
+  assert sorted((folder / "checkpoints").rglob("*")) == kept
   config.train.eval_batch_size, config.data.max_epochs, config.optim.lr_ref = 8, 2.0, 6e-3
+  config.model.remat = "full"  # changes no number, as the others
   assert loop.train(config, folder)["first_step"] == 10
 
 
@@ -54,10 +65,10 @@ def test_a_branch_is_of_a_trunk_of_its_own_batches_at_a_constant_rate(make_tiny,
   trunk.optim.schedule, trunk.train.keep_steps, trunk.train.tokens = "constant", (16,), 16 * 128
   loop.train(trunk, tmp_path / "trunk")
   config.train.branch_from = str(tmp_path / "trunk" / "checkpoints")
-  for section, field, value in (("data", "batch_size", 8), ("optim", "b2", 0.5)):
+  for field, value in (("seed", 3), ("data.batch_size", 8), ("optim.b2", 0.5)):
     other = config.copy_and_resolve_references()
-    other[section][field] = value
-    with pytest.raises(ValueError, match=f"branch_from=.* holds a run with {section}.{field}="):
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=f"branch_from=.* holds a run with {field}="):
       loop.train(other, tmp_path / "branch")
   other = config.copy_and_resolve_references()
   other.optim.schedule = "cosine"
@@ -127,53 +138,32 @@ def test_a_batch_with_nothing_to_predict_changes_no_weight_by_its_gradient(tiny,
   assert any(row.get("train_loss") == 0 for row in files.read_rows(tmp_path / "metrics.jsonl"))
 
 
-WRONG = {
-  "seed": (-1, 2**32),
-  "model.heads": (-2,),
-  "model.width": (-16,),
-  "model.dropout": (-0.5, 1.0, 1.5),
-  "model.norm_eps": (-1.0,),
-  "model.rotary_base": (0.0,),
-  "model.init_std": (-1.0, 0.0),
-  "model.mup_base_width": (0, -64),
-  "corruption.mlm_rate": (0.0, 1.1),
-  "corruption.span_length": (0.5,),
-  "data.batch_size": (0, -4),
-  "data.seq_len": (0,),
-  "data.validation_percent": (0.0, 100.0),
-  "data.markov_symbols": (1,),
-  "optim.lr": (-1.0, math.nan, math.inf),
-  "optim.lr_ref": (0.0,),
-  "optim.lr_exponent": (math.nan,),
-  "optim.b1": (1.0, -0.1),
-  "optim.cooldown_fraction": (0.0, 1.1),
-  "optim.z_loss": (-1.0,),
-  "sharding.microbatches": (0,),
-  "sharding.device_memory": (-1.0,),
-  "train.tokens": (0, -5),
-  "train.log_every_steps": (0,),
-  "train.eval_tokens": (0,),
-  "train.eval_batch_size": (0, -4),
-  "train.checkpoint_every_seconds": (math.nan, -1.0),
-  "train.stop_at_step": (-1,),
-}
-
-
-@pytest.mark.parametrize(("field", "value"), [(x, y) for x, ys in WRONG.items() for y in ys])
-def test_a_number_out_of_its_bounds_is_named_before_anything_is_read(field, value, monkeypatch):
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("seed", -1),
+    ("seed", 2**32),
+    ("model.mlp", "gelo"),
+    ("model.width", -16),
+    ("model.dropout", 1.0),
+    ("data.batch_size", 0),
+    ("data.validation_percent", 100.0),
+    ("corruption.mlm_rate", 1.1),
+    ("optim.lr", math.nan),
+    ("optim.lr", math.inf),
+    ("optim.cooldown_fraction", 0.0),
+    ("sharding.microbatches", 0),
+    ("train.tokens", -5),
+    ("train.checkpoint_every_seconds", math.nan),
+  ],
+)
+def test_a_value_that_is_not_allowed_is_named_before_the_text_is_read(field, value, monkeypatch):
   config = base.get_config()
   config.update_from_flattened_dict({field: value})
   monkeypatch.setattr(dataset, "prepare", lambda _: pytest.fail("the text was read"))
-  with pytest.raises(ValueError, match=rf"^{field}=.*: must ") as refused:
+  with pytest.raises(ValueError, match=rf"^{field}=.*: (must|unknown)") as refused:
     loop.train(config, "/nonexistent")
   assert "\n" not in str(refused.value)
-
-
-def test_a_wrong_name_is_refused_before_the_text_is_read(tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(dataset, "prepare", lambda _: pytest.fail("the text was read"))
-  tiny.model.mlp = "gelo"
-  with pytest.raises(ValueError, match="model.mlp='gelo'"):
-    loop.train(tiny, tmp_path)
 
 
 def test_sinusoidal_positions_need_an_even_width(tiny):
