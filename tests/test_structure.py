@@ -1,6 +1,7 @@
-"""The house: imports run one way."""
+"""The house: imports run one way, files stay small."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -10,9 +11,11 @@ ROOT = Path(__file__).parents[1]
 ORDER = ["configs", "model", "train", "scaling"]
 pytestmark = pytest.mark.smoke
 FILES = [path for folder in ORDER for path in (ROOT / folder).rglob("*.py")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path):
+  """The modules that a file imports, anywhere in it, and the names that it takes from them."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -21,24 +24,31 @@ def imported(path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
+def graph():
+  """Modules of the house, each with those that it imports; a package is its __init__."""
+  modules = {}
+  for path in FILES:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    modules[".".join(parts).removesuffix(".__init__")] = set(imported(path))
+  return {name: (names & modules.keys()) - {name} for name, names in modules.items()}
+
+
 def test_imports_run_one_way():
   backwards = []
-  for path in FILES:
-    room = path.relative_to(ROOT).parts[0]
-    later = ORDER[ORDER.index(room) + 1 :]
-    names = [name for name in imported(path) if name.split(".")[0] in later]
-    backwards += [f"{path.relative_to(ROOT)} imports {name}" for name in names]
+  for name, names in graph().items():
+    later = ORDER[ORDER.index(name.split(".")[0]) + 1 :]
+    backwards += [f"{name} imports {x}" for x in names if x.split(".")[0] in later]
   assert not backwards
 
 
-def test_no_circle_inside_a_room():
-  graph = {}
-  for path in FILES:
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    graph[name] = {other for other in imported(path) if other.split(".")[0] in ORDER}
-  modules = {name: graph[name] & graph.keys() for name in graph}
-  order = list(graphlib.TopologicalSorter(modules).static_order())  # a CycleError names the circle
-  assert len(order) == len(FILES)
+def test_no_circle():
+  list(graphlib.TopologicalSorter(graph()).static_order())  # a CycleError names the circle
+
+
+def test_no_file_over_400_lines():
+  lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES}
+  assert not {str(path): n for path, n in lines.items() if n > 400}
 
 
 def test_only_one_file_imports_orbax():
@@ -49,3 +59,33 @@ def test_only_one_file_imports_orbax():
 def test_no_tensorflow_and_no_torch():
   banned = {"tensorflow", "torch", "transformers"}
   assert not [p for p in FILES if banned & {name.split(".")[0] for name in imported(p)}]
+
+
+def test_release_tests_find_what_they_take_from_other_tests():
+  """Nothing collects them between releases."""
+
+  def defined(path):
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+      elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name for alias in node.names)
+      else:
+        yield from (x.id for x in ast.walk(node) if isinstance(x, ast.Name))
+
+  files = {path.stem: path for path in TESTS}
+  missing = []
+  for path in (ROOT / "tests" / "release").glob("*.py"):
+    tree = list(ast.walk(ast.parse(path.read_text())))
+    taken = [name.split(".") for name in imported(path) if name.startswith("test_")]
+    taken += [
+      [node.value.id, node.attr]
+      for node in tree
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+    for module, *name in taken:
+      if module.startswith("test_") and (
+        module not in files or not {*name} <= {*defined(files[module])}
+      ):
+        missing.append(f"{path.name}: {'.'.join([module, *name])}")
+  assert not missing

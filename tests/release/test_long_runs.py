@@ -5,13 +5,13 @@ import time
 
 import pytest
 import test_adaptive
+import test_bootstrap
 import test_distributed
 import test_floors
 import test_memory
 import test_precision
 import test_sharding
 import test_sweep
-import test_uncertainty
 from test_distributed import one, uninterrupted  # noqa: F401 -- fixtures
 from test_pack import packed_sweep, records
 from test_sweep import calm, flags, swept  # noqa: F401 -- fixtures
@@ -65,14 +65,14 @@ def test_every_strategy_trains_as_one_device_does(family):
 @pytest.mark.parametrize(
   ("scatter", "most"),  # heavy tails may err to the wide
   [
-    (test_uncertainty.normal(0.002), 0.95),
-    (test_uncertainty.smaller_runs_noisier, 0.95),
-    (test_uncertainty.heavy_tails, 0.98),
+    (test_bootstrap.normal(0.002), 0.95),
+    (test_bootstrap.smaller_runs_noisier, 0.95),
+    (test_bootstrap.heavy_tails, 0.98),
   ],
   ids=["0.2%", "smaller runs noisier", "heavy tails"],
 )
 def test_90_percent_intervals_cover_in_85_to_95_percent_of_200_sweeps(scatter, most):
-  test_uncertainty.check_coverage(scatter, most)
+  test_bootstrap.check_coverage(scatter, most)
 
 
 @pytest.mark.parametrize(("objective", "family"), [("mlm", "encoder"), ("span", "encoder_decoder")])
