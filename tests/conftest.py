@@ -3,9 +3,13 @@
 import functools
 import os
 import shutil
+import sys
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if any("tests/gpu" in argument for argument in sys.argv):  # tests of this machine's device
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a sweep's worker uses it, too
+else:
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
