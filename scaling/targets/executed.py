@@ -86,7 +86,6 @@ def total(works: tuple[Work, ...]) -> dict[str, float]:
 class _Reader:
   def __init__(self, module: hlo.Module, tpu: bool, causal: bool):
     self.module, self.tpu, self.causal = module, tpu, causal
-    self._flops: dict[str, Counter] = {}
 
   def schedule(self, c: Computation) -> tuple[Work, ...]:
     return tuple(itertools.chain.from_iterable(self._works(c, i) for i in c))
@@ -169,10 +168,7 @@ class _Reader:
   def _flops_of(self, c: Computation, i: Instruction) -> Counter:
     """FLOPs of an instruction's products by peak: bfloat16, tensorfloat32 or float32."""
     if i.op in FUSIONS and (inner := self.module.called(i)):
-      name = i.attribute(r"calls=%?([\w.-]+)")
-      if name not in self._flops:
-        self._flops[name] = sum((self._flops_of(inner, x) for x in inner), Counter())
-      return self._flops[name]
+      return sum((self._flops_of(inner, x) for x in inner), Counter())
     if i.op not in ("dot", "convolution", "custom-call") or not i.operands:
       return Counter()
     shapes = [shape for name in i.operands for shape in c[name].shapes[:1]]
