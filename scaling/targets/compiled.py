@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent import futures
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
@@ -24,14 +24,22 @@ TELL_SECONDS = 2.0
 SLOWEST = 20  # instructions that are kept of each program
 
 
-def compile_all(tasks: Sequence[dict[str, Any]], stream: TextIO = sys.stderr) -> list[dict]:
+class Task(NamedTuple):
+  """Programs of one config that one process compiles, one after the other."""
+
+  case: str  # names its rows
+  config: dict[str, Any]  # resolved
+  vocab_size: int  # of the tokenizer
+  target: str  # its name
+  slots: int = 1  # runs that are trained together
+  programs: Sequence[str] = PROGRAMS
+
+
+def compile_all(tasks: Sequence[Task], stream: TextIO = sys.stderr) -> list[dict]:
   """Compiles tasks and returns their rows, in the tasks' order: one for each program.
 
-  Args:
-    tasks: each with "case", "config" (resolved), "vocab_size", "target" (its name), "slots" (runs
-      that are trained together), "programs".
-    stream: receives progress, where it takes longer than 2 s, and what a process that failed
-      printed.
+  The stream receives progress, where it takes longer than 2 s, and what a process that failed
+  printed.
   """
   began, done = time.monotonic(), 0
   with futures.ThreadPoolExecutor(len(process.cores())) as pool:
@@ -56,12 +64,12 @@ def environment(target: catalog.Target) -> dict[str, str]:
   return variables
 
 
-def _in_process(task: dict[str, Any], stream: TextIO) -> list[dict]:
+def _in_process(task: Task, stream: TextIO) -> list[dict]:
   """A task's rows, from a process of its own: a compiler that fails may end it."""
   finished = subprocess.run(
     child.command("scaling.targets.compiled"),
-    input=json.dumps(task),
-    env=environment(catalog.parse(task["target"])),
+    input=json.dumps(task._asdict()),
+    env=environment(catalog.parse(task.target)),
     capture_output=True,
     text=True,
   )
@@ -69,25 +77,25 @@ def _in_process(task: dict[str, Any], stream: TextIO) -> list[dict]:
     return json.loads(finished.stdout.splitlines()[-1])
   print(finished.stderr, end="", file=stream, flush=True)
   last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
-  head = {"case": task["case"], "error": f"the compiler ended: {last[:300]}"}
-  return [head | {"program": name} for name in task["programs"]]
+  head = {"case": task.case, "error": f"the compiler ended: {last[:300]}"}
+  return [head | {"program": name} for name in task.programs]
 
 
-def rows(task: dict[str, Any]) -> list[dict]:
+def rows(task: Task) -> list[dict]:
   """Compiles a task's programs and returns what each needs (see `compile_all`)."""
   import jax
 
   from train import aot
 
-  target, config = catalog.parse(task["target"]), ConfigDict(task["config"])
+  target, config = catalog.parse(task.target), ConfigDict(task.config)
   causal = config.model.family == "decoder"
   answers, programs = [], None
-  for name in task["programs"]:
-    head, began = {"case": task["case"], "program": name}, time.monotonic()
+  for name in task.programs:
+    head, began = {"case": task.case, "program": name}, time.monotonic()
     try:
       if programs is None:
         devices = catalog.devices(target)
-        programs = aot.lowered(config, task["vocab_size"], devices, task["slots"])
+        programs = aot.lowered(config, task.vocab_size, devices, task.slots)
       compiled = programs[name].compile()
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
       answers.append(head | {"error": message_of(error)})
@@ -136,4 +144,4 @@ def _needs(compiled: Any, target: catalog.Target, causal: bool) -> dict[str, Any
 
 if __name__ == "__main__":
   output, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no row
-  print(json.dumps(rows(json.load(sys.stdin))), file=output)
+  print(json.dumps(rows(Task(**json.load(sys.stdin)))), file=output)

@@ -58,21 +58,12 @@ def report(
   if workdir:
     files.make_folder(workdir)
   groups = (("step",), ("evaluate", "init")) if len(cases) == 1 else (compiled.PROGRAMS,)
-  rows = compiled.compile_all(
-    [
-      {
-        "case": case.name,
-        "config": case.config.to_dict(),
-        "vocab_size": case.vocab_size,
-        "target": target.name,
-        "slots": case.slots,
-        "programs": programs,
-      }
-      for case in cases
-      for programs in groups
-    ],
-    stream,
-  )
+  tasks = [
+    compiled.Task(c.name, c.config.to_dict(), c.vocab_size, target.name, c.slots, programs)
+    for c in cases
+    for programs in groups
+  ]
+  rows = compiled.compile_all(tasks, stream)
   by_case = {case.name: [row for row in rows if row["case"] == case.name] for case in cases}
   for case in cases:
     step = next(row for row in by_case[case.name] if row["program"] == "step")

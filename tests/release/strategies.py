@@ -90,8 +90,7 @@ def step(model: str, strategy: str, target: catalog.Target) -> dict[str, Any]:
   predicted = layouts.device_bytes(config, target.devices)["total"]
   if predicted > 2 * target.chip.memory:
     return {"fits": False, "predicted": predicted}
-  task = {"case": model, "config": config.to_dict(), "slots": 1}
-  task |= {"vocab_size": VOCABULARY, "target": target.name, "programs": ["step"]}
+  task = compiled.Task(model, config.to_dict(), VOCABULARY, target.name, programs=["step"])
   (found,) = compiled.compile_all([task])
   if "error" in found:
     return {"fits": False, "error": found["error"]}

@@ -35,10 +35,10 @@ def compiler(monkeypatch):
     needs |= {"seconds": 1.0, "seconds_alone": dict.fromkeys(TIMES, 0.5), "compile_seconds": 1.0}
     rows = []
     for task in tasks:
-      for program in task["programs"]:
+      for program in task.programs:
         answer = answers.get(program, {})
         answer = answer if "error" in answer else needs | answer
-        rows.append({"case": task["case"], "program": program} | answer)
+        rows.append({"case": task.case, "program": program} | answer)
     return rows
 
   monkeypatch.setattr(catalog, "check_installed", lambda target: None)
@@ -74,10 +74,10 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(capsys, compiler,
 def test_a_run_is_its_three_programs_and_their_hours(capsys, compiler, tmp_path):
   code, out, err = run(capsys, f"--config={LARGE}:1b", "--target=h100:8", f"--workdir={tmp_path}")
   assert code == 0, err
-  assert sorted(p for task in compiler[0] for p in task["programs"]) == sorted(compiled.PROGRAMS)
+  assert sorted(p for task in compiler[0] for p in task.programs) == sorted(compiled.PROGRAMS)
   plan = json.loads((tmp_path / "plan.json").read_text())
   step = next(row for row in plan["programs"] if row["program"] == "step")
-  config = compiler[0][0]["config"]
+  config = compiler[0][0].config
   size = record.size_of(layouts.resolve(large.get_config("1b"), 8), 32_000)
   assert config["model"]["width"] == 2048
   exact = size.flops_per_token * size.tokens_per_step
@@ -128,7 +128,7 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   cases.target_report(config, "h100", None, io.StringIO())
   ((_, design),) = designs(config, None)
   cells = design.cells
-  assert [task["case"] for task in compiler[0]] == [
+  assert [task.case for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
   planned = [*cases.plan_cases(config, None, catalog.parse("h100"))]
@@ -141,9 +141,8 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
 
 def test_a_compiler_that_dies_is_a_row(monkeypatch):
   monkeypatch.setattr(sys, "executable", "/bin/false")
-  config = json.loads(json.dumps(base.get_config().to_dict()))
-  task = {"case": "run", "config": config, "vocab_size": 257, "target": "h100", "slots": 1}
-  (row,) = compiled.compile_all([task | {"programs": ["step"]}], io.StringIO())
+  task = compiled.Task("run", base.get_config().to_dict(), 257, "h100", programs=["step"])
+  (row,) = compiled.compile_all([task], io.StringIO())
   assert "the compiler ended: exit code 1" in row["error"]
 
 
@@ -160,8 +159,7 @@ def test_a_runs_flops_and_bytes_on_a_target(name):
   c.model.update({"width": 256, "depth": 2, "heads": 4, "dtype": "bfloat16", "remat": "dots"})
   c.data.seq_len, c.data.batch_size, c.data.isolate_documents = 256, 8 * target.devices, False
   c = layouts.resolve(c, target.devices)
-  task = {"case": "run", "config": c.to_dict(), "vocab_size": 8000, "target": name, "slots": 1}
-  (row,) = compiled.rows(json.loads(json.dumps(task | {"programs": ["step"]})))
+  (row,) = compiled.rows(compiled.Task("run", c.to_dict(), 8000, name, programs=["step"]))
   size = record.size_of(c, 8000)
   exact = size.flops_per_token * size.tokens_per_step / target.devices
   product = 2 * 8 * 4 * 256 * 64 * c.model.depth  # of all queries with one key
