@@ -1,12 +1,9 @@
 """Quantities and tables as people read them: 90.4k, 2.40e12, 79.6 GiB, aligned columns."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 DASH = "–"  # stands for a value that is not known
 
@@ -59,27 +56,12 @@ def gib(size: float) -> str:
   return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"
 
 
-def empty_table(columns: str) -> Table:
-  """Makes a table without rows: the first column aligned to the left, the others to the right."""
-  table = Table(box=None, pad_edge=False, padding=(0, 1))
-  for i, name in enumerate(columns.split()):
-    table.add_column(name, justify="left" if i == 0 else "right")
-  return table
-
-
-def table_text(table: Table, width: int = 200) -> str:
-  """Renders a table as lines of text."""
-  stream = io.StringIO()
-  Console(file=stream, width=width, highlight=False).print(table)
-  return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
-
-
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Renders rows of text as lines, the first column aligned to the left."""
-  lines = [[cell.replace("`", "") for cell in row] for row in (columns, *rows)]
-  width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Renders rows of text as lines, the first column aligned to the left; a row may end early."""
+  lines = [columns, *rows]
+  widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
   text = []
-  for name, *values in lines:
-    cells = [value.rjust(w) for value, w in zip(values, width[1:], strict=True)]
-    text.append("  ".join([name.ljust(width[0]), *cells]).rstrip())
+  for first, *values in lines:
+    cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=False)]
+    text.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
   return "\n".join(text)

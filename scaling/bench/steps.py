@@ -28,7 +28,7 @@ from configs import base, ladders, presets
 from configs.errors import UsageError
 from model import sharding, transformer
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
-from scaling.formats import empty_table, gib, table_text
+from scaling.formats import gib, text_table
 from scaling.progress import Display
 from scaling.targets.catalog import CHIPS
 from train import record
@@ -253,33 +253,36 @@ def machine() -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
   """Renders the record as a table and its legend."""
-  shown = empty_table(
+  columns = (
     "case N tokens/step compile dispatch step min-max input tokens/s FLOP/s peak paired nominal "
     "ratio memory"
   )
+  rows = []
   for row in result["cases"]:
     low, high = 1e3 * row["step_seconds_min"], 1e3 * row["step_seconds_max"]
-    shown.add_row(
-      row["case"],
-      f"{row['N']:,}",
-      f"{row['tokens_per_step']:,}",
-      f"{row['compile_seconds']:.1f} s",
-      f"{1e3 * row['dispatch_seconds']:.2f} ms",
-      f"{1e3 * row['step_seconds']:.1f} ms",
-      f"{low:.1f}-{high:.1f}",
-      f"{row['input_share']:.1%}",
-      f"{row['tokens_per_second']:,.0f}",
-      f"{row['flops_per_second']:.3g}",
-      f"{row['peak_fraction']:.1%}",
-      f"{row['paired_fraction']:.1%}",
-      f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
-      f"{row['ratio']:.2f}",
-      gib(row["compiled_bytes"]),
+    rows.append(
+      (
+        row["case"],
+        f"{row['N']:,}",
+        f"{row['tokens_per_step']:,}",
+        f"{row['compile_seconds']:.1f} s",
+        f"{1e3 * row['dispatch_seconds']:.2f} ms",
+        f"{1e3 * row['step_seconds']:.1f} ms",
+        f"{low:.1f}-{high:.1f}",
+        f"{row['input_share']:.1%}",
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['flops_per_second']:.3g}",
+        f"{row['peak_fraction']:.1%}",
+        f"{row['paired_fraction']:.1%}",
+        f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
+        f"{row['ratio']:.2f}",
+        gib(row["compiled_bytes"]),
+      )
     )
   m = result["machine"]
   peaks = ", ".join(f"{d} {rate:.3g}" for d, rate in result["peak_flops_per_second"].items())
   lines = [
-    table_text(shown),
+    text_table(columns.split(), rows),
     "",
     f"medians of {result['rounds']} rounds; peak: of a product's best rate, {peaks} FLOP/s;",
     "paired: of a product's best rate in the same round;",

@@ -23,7 +23,7 @@ def runs_table(workdir: Path) -> str:
   Raises:
     UsageError: there are no runs.
   """
-  from scaling.formats import empty_table, table_text
+  from scaling.formats import text_table
   from scaling.sweep import store
   from train.system import files
 
@@ -41,15 +41,14 @@ def runs_table(workdir: Path) -> str:
       records.append((path.parent.name, files.read_json(path)))
   if not records:
     raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
-  table = empty_table("run status N D C D/N lr loss stderr bits/byte seconds")
+  rows = []
   columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
   columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
   for name, record in records:
     if "N" in record:  # else it failed before it began
       record["D/N"] = record["D"] / record["N"]
-    table.add_row(
-      name,
-      record["status"] + (f": {record['error']}" if record["status"] == "failed" else ""),
-      *(f"{record[key]:{form}}" if key in record else "" for key, form in columns.items()),
-    )
-  return table_text(table)
+    status = record["status"] + (f": {record['error']}" if record["status"] == "failed" else "")
+    numbers = (f"{record[key]:{form}}" if key in record else "" for key, form in columns.items())
+    rows.append((name, status, *numbers))
+  titles = {"loss_stderr": "stderr", "bits_per_byte": "bits/byte"}
+  return text_table(["run", "status", *(titles.get(key, key) for key in columns)], rows)

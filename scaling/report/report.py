@@ -144,7 +144,7 @@ def terminal(workdir: str | Path) -> str:
   answers: list[str] = []
   for block in evidence.decisions(record):
     if isinstance(block, Table):
-      answers[-1] += "\n" + text_table(*block)
+      answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
   return "\n\n".join([record.headline, *law, *tables, *answers])
@@ -161,5 +161,10 @@ def _law_lines(record: Record) -> str:
   return "\n".join(lines)
 
 
+def _table_text(table: Table) -> str:
+  rows = [[cell.replace("`", "") for cell in row] for row in table.rows]
+  return text_table(table.columns, rows)
+
+
 def _tables(content: Iterable[Block]) -> list[str]:
-  return [text_table(*block) for block in content if isinstance(block, Table)]
+  return [_table_text(block) for block in content if isinstance(block, Table)]

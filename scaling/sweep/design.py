@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from model import accounting, memory
-from scaling.formats import empty_table, table_text
+from scaling.formats import text_table
 from scaling.progress import duration
 from scaling.sweep import arms, checks, plan
 from train.data import dataset
@@ -92,9 +92,8 @@ def _design_table(design: Design) -> str:
     for width in sorted({cell.width for cell in cells})
   }
   workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
-  table = empty_table(
-    "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
-  )
+  columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
+  rows = []
   lengths, vocab_size = registry.lengths(config), registry.vocab_size(config, tokens.vocab_size)
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
   for cell in cells:
@@ -103,26 +102,28 @@ def _design_table(design: Design) -> str:
     sized = plan.at_size(config, cell.size)
     sized.sharding.update(base.get_config().sharding)  # whole, on one device
     held = memory.device_bytes(sized, vocab_size, lengths.target, lengths.source)
-    table.add_row(
-      cell.id,
-      str(cell.width),
-      str(cell.depth),
-      *(f"{cell.groups[name]:,}" for name in ("total", "embedding", "body", "head")),
-      f"{cell.N:,}",
-      f"{cell.D:,}",
-      f"{cell.steps:,}",
-      f"{cell.C:.3e}",
-      f"{cell.C_6nd:.3e}",
-      f"{cell.flops_spent:.3e}",
-      f"{cell.D / cell.N:.1f}",
-      f"{cell.D / tokens.train_token_count:.3f}",
-      f"{cell.lr:.2e}",
-      f"{held['total'] / 2**20:.0f} MiB",
-      duration(seconds * workers),
+    rows.append(
+      (
+        cell.id,
+        str(cell.width),
+        str(cell.depth),
+        *(f"{cell.groups[name]:,}" for name in ("total", "embedding", "body", "head")),
+        f"{cell.N:,}",
+        f"{cell.D:,}",
+        f"{cell.steps:,}",
+        f"{cell.C:.3e}",
+        f"{cell.C_6nd:.3e}",
+        f"{cell.flops_spent:.3e}",
+        f"{cell.D / cell.N:.1f}",
+        f"{cell.D / tokens.train_token_count:.3f}",
+        f"{cell.lr:.2e}",
+        f"{held['total'] / 2**20:.0f} MiB",
+        duration(seconds * workers),
+      )
     )
   alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
   lines = [
-    table_text(table),
+    text_table(columns.split(), rows),
     "",
     f"{len(design.probe_cells)} probe, {len(design.fit_cells)} fit and "
     f"{len(design.heldout_cells)} held-out cells on "

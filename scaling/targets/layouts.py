@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import UsageError
 from model import accounting, memory, sharding, transformer
-from scaling.formats import empty_table, gib, table_text
+from scaling.formats import gib, text_table
 from train import record
 from train.data import tokenizer
 from train.objectives import registry
@@ -104,13 +104,13 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
   layout = config.sharding
   configured = (layout.strategy.replace("fsdp", "zero3"), layout.shard_factor)
-  table = empty_table("strategy shards microbatches " + _columns(limit))
+  rows = []
   for strategy, factor in _strategies(config, devices):
     changed = _with_layout(config, strategy, factor, layout.microbatches)
     shards = sharding.mesh_shape(changed.sharding, devices)[1] if strategy != "ddp" else 1
     mark = "*" * ((strategy, factor) == configured)
     cells = _cells(device_bytes(changed, devices), limit)
-    table.add_row(strategy + mark, str(shards), str(layout.microbatches), *cells)
+    rows.append((strategy + mark, str(shards), str(layout.microbatches), *cells))
   lines = [
     f"{size.groups['total']:,} parameters ({groups}); N = {size.n_params:,} (body + head)",
     f"D = {size.tokens:,} tokens = {size.tokens / size.n_params:.1f} N, "
@@ -120,7 +120,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     "",
     f"bytes per device (of {devices}), remat={config.model.remat}, dtype={config.model.dtype}, "
     f"weights={config.model.weights} (*: as configured)",
-    table_text(table),
+    text_table(["strategy", "shards", "microbatches", *_columns(limit)], rows),
     LEGEND,
   ]
   return "\n".join(lines + (["", *advise(config, devices, limit)] if limit else []))
@@ -135,16 +135,16 @@ def sizes_report(configs: Mapping[int, ConfigDict], devices: int, device_memory:
     device_memory: likewise.
   """
   limit = parse_bytes(device_memory)
-  table, advice = empty_table("size N " + _columns(limit)), list[str]()
+  rows, advice = list[list[str]](), list[str]()
   for size, config in configs.items():
     config = resolve(config, devices)
     n_params = record.size_of(config, tokenizer.size(config.data.tokenizer)).n_params
     bytes_ = device_bytes(config, devices)
-    table.add_row(str(size), f"{n_params:,}", *_cells(bytes_, limit))
+    rows.append([str(size), f"{n_params:,}", *_cells(bytes_, limit)])
     if limit and not _fits(bytes_, limit):
       advice += ["", f"size {size}:", *advise(config, devices, limit)]
   heading = f"bytes per device (of {devices}), sharding.strategy={config.sharding.strategy}"
-  return "\n".join([heading, table_text(table), *advice])
+  return "\n".join([heading, text_table(["size", "N", *_columns(limit)], rows), *advice])
 
 
 def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:
@@ -218,8 +218,8 @@ def _fits(bytes_: dict[str, int], limit: int) -> bool:
   return bytes_["total"] <= (1 - FREE) * limit
 
 
-def _columns(limit: int) -> str:
-  return " ".join(PARTS) + (" fits" if limit else "")
+def _columns(limit: int) -> list[str]:
+  return [*PARTS, *(["fits"] if limit else [])]
 
 
 def _cells(bytes_: dict[str, int], limit: int) -> list[str]:

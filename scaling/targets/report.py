@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
-from scaling.formats import empty_table, gib, si, table_text
+from scaling.formats import gib, si, text_table
 from scaling.launch.child import MEMORY_FLAG, MEMORY_SHARE
 from scaling.progress import duration
 from scaling.targets import compiled, layouts
@@ -137,23 +137,25 @@ def _target_line(target: Target) -> str:
 
 
 def _table(rows: list[dict]) -> str:
-  table = empty_table(COLUMNS)
+  lines: list[tuple[str, ...]] = []
   for row in rows:
     label = f"{row['case']} {row['program']}"
     if "error" in row:
-      table.add_row(label, row["fits"])
+      lines.append((label, row["fits"]))
       continue
     alone = row["seconds_alone"]
-    table.add_row(
-      *(label, row["fits"], gib(row["held"]), gib(row["arguments"]), gib(row["temporaries"])),
-      *(f"{row['flops']:.3g}", gib(row["bytes"])),
-      gib(sum(sent["bytes"] for sent in row["collectives"].values())),
-      *(_ms(alone[part]) for part in ("total", "products", "memory", "waiting")),
-      f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "",
-      f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
-      f"{row['compile_seconds']:.0f} s",
+    lines.append(
+      (
+        *(label, row["fits"], gib(row["held"]), gib(row["arguments"]), gib(row["temporaries"])),
+        *(f"{row['flops']:.3g}", gib(row["bytes"])),
+        gib(sum(sent["bytes"] for sent in row["collectives"].values())),
+        *(_ms(alone[part]) for part in ("total", "products", "memory", "waiting")),
+        f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "",
+        f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
+        f"{row['compile_seconds']:.0f} s",
+      )
     )
-  return table_text(table)
+  return text_table(COLUMNS.split(), lines)
 
 
 def _collective_lines(rows: list[dict]) -> Iterator[str]:
