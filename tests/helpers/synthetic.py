@@ -169,7 +169,7 @@ def _write_sweep(folder, config, head, cells):
   middle = sealed["cells"][1]
   sealed |= {"loss": middle["predicted_loss"], "interval": middle["interval"]}
   parts = {
-    "fit": laws.to_json(law, trained if trained.ids else None),
+    "fit": laws.to_json(law, trained or None),
     "prediction": sealed,
     "verification": _verification(held, sealed),
   }
