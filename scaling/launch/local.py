@@ -107,7 +107,7 @@ class Pool:
       workers: how many; 0: one per core, or a single one where there is an accelerator.
       display: shows progress.
       should_stop: True: the workers save their runs, and KeyboardInterrupt is raised.
-      each_core: on a CPU; False: of 0 workers there is one, on all cores.
+      each_core: of 0 workers on a CPU; False: one, on all cores.
       tick: called several times a second while the workers are waited for.
     """
     cores: Sequence[int | None] = process.cores()

@@ -172,14 +172,9 @@ def pack_size(config: ConfigDict, size: int, record: dict, on_cpu: int = 1) -> i
   """Returns how many runs of a size a worker may train together: a power of two.
 
   `sweep.pack` bounds it, or the planner chooses: on an accelerator as many as fit, since a small
-  model leaves most of it idle; on a CPU what `choose_workers` has measured: one as a rule, since a
-  run alone keeps its worker's core busy. Runs of several devices are never packed.
-
-  Args:
-    config: the sweep's.
-    size: a rung of the ladder.
-    record: of `train.aot`; what is available there is this worker's share.
-    on_cpu: how many on a CPU.
+  model leaves most of it idle; on a CPU what `choose_workers` has measured (`on_cpu`): one as a
+  rule, since a run alone keeps its core busy. Runs of several devices are never packed. `record` is
+  of `train.aot`; what is available there is this worker's share.
 
   Raises:
     ConfigError: `sweep.pack` runs need more memory than there is.

@@ -32,7 +32,8 @@ def probe(sweep: Sweep) -> dict | None:
     if not extended:
       break
     cells = {
-      size: plan.probe_cells(config, sweep.vocab_size, size, factors[size]) for size in factors
+      size: plan.probe_cells(config, sweep.tokens.vocab_size, size, factors[size])
+      for size in factors
     }
     train_cells(sweep, [cell for some in cells.values() for cell in some], "probe")
     best, extended = {}, False

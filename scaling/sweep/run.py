@@ -44,14 +44,8 @@ def sweep(
   """Runs a sweep from plan to verdict, or what is left of it; returns verification.json.
 
   With several objectives, it runs the sweep of each and compares them; returns comparison.json.
-
-  Args:
-    config: the sweep's.
-    workdir: its folder, made if need be.
-    display: shows progress.
-    should_stop: asked all the time; True: running cells save their state, and the sweep ends.
-    adapt: spend `sweep.adaptive_flops` on the cells that tell most, before the prediction.
-    began: when the command began, by `time.perf_counter`; None: now.
+  If `adapt`, it spends `sweep.adaptive_flops` on the cells that tell most, before it predicts.
+  `began` is when the command began, by `time.perf_counter`; None: now.
 
   Raises:
     UserError: the config or the folder cannot be used, and nothing was spent; or the runs that
@@ -73,37 +67,39 @@ def sweep(
       clock("data")
       tokens = dataset.prepare(config)
       clock("start")
-      return run_phases(begin(config, workdir, tokens, pool, display, clock, adapt))
+      checks.check_sweep(config, tokens)
+      head, cells = open_sweep(config, workdir, tokens)
+      begun = Sweep(config, workdir, tokens, head, cells, pool, display, clock)
+      if not begun.sealed:
+        checks.check_heldout(config, tokens)
+      adaptive.begin(config, workdir, adapt)
+      return run_phases(begun)
     finally:
       pool.close()
 
 
-def begin(
-  config: ConfigDict,
-  workdir: Path,
-  tokens: dataset.TokenData,
-  pool: Pool,
-  display: Display,
-  clock: costs.SweepClock,
-  adapt: bool,
-) -> Sweep:
-  """Checks all that can be refused, and begins the sweep, or goes on with that of the folder."""
-  checks.check_sweep(config, tokens)
-  head = make_head(config, workdir, tokens)
-  cells = store.read_sweep(workdir)[1] if (workdir / "sweep.json").exists() else []
-  sizes = tokens.vocab_size, tokens.train_token_count
-  new = Sweep(config, workdir, *sizes, head, cells, pool, display, clock)
-  if not new.sealed:
-    checks.check_heldout(config, tokens)
-  adaptive.begin(config, workdir, adapt)
-  return new
+def open_sweep(
+  config: ConfigDict, workdir: Path, tokens: dataset.TokenData
+) -> tuple[dict, list[Cell]]:
+  """Returns the head of sweep.json and the cells planned so far: the folder's, or of a new sweep.
+
+  Raises:
+    UsageError: the folder holds another sweep.
+  """
+  new = store.new_head(config, tokens)
+  stored = files.read_json(workdir / "sweep.json")
+  if stored is None:
+    return new, []
+  checks.check_same_sweep(workdir, stored, config, tokens)
+  head, cells = store.read_sweep(workdir)
+  return head | {key: new[key] for key in ("config", "config_diff")}, cells
 
 
 def run_phases(sweep: Sweep) -> dict:
   """Runs the phases of a sweep that has begun; returns verification.json."""
   prepare_workers(sweep)
   probe_rates(sweep)
-  planned = plan.fit_cells(sweep.config, sweep.vocab_size)
+  planned = plan.fit_cells(sweep.config, sweep.tokens.vocab_size)
   law = train_and_fit(sweep, planned)
   sealed, heldout = seal_prediction(sweep, law, planned)
   train_cells(sweep, heldout, "held out")
@@ -115,7 +111,7 @@ def run_phases(sweep: Sweep) -> dict:
 
 def prepare_workers(sweep: Sweep) -> None:
   """Compiles every size where it will run, and chooses how cores are used."""
-  cells = plan.fit_cells(sweep.config, sweep.vocab_size)
+  cells = plan.fit_cells(sweep.config, sweep.tokens.vocab_size)
   place(sweep, cells)
   if placement.choose_workers(sweep.config, sweep.workdir, cells, sweep.pool, sweep.display):
     sweep.placements.clear()  # other workers share the memory
@@ -138,8 +134,7 @@ def train_and_fit(sweep: Sweep, planned: list[Cell]) -> fit.Fit:
   train_cells(sweep, planned, "fit")
   sweep.head["device"] = store.outcome(sweep.workdir, planned[0]).get("device", "")
   fitted, law = list(planned), fit_law(sweep)
-  corpus = sweep.vocab_size, sweep.train_tokens
-  while cells := adaptive.next_round(sweep.config, sweep.workdir, fitted, law, *corpus):
+  while cells := adaptive.next_round(sweep.config, sweep.workdir, fitted, law, *sweep.corpus):
     fitted += cells
     train_cells(sweep, cells, "adaptive")
     law = fit_law(sweep)
@@ -160,8 +155,7 @@ def fit_law(sweep: Sweep) -> fit.Fit:
 
 def seal_prediction(sweep: Sweep, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
   """Seals the prediction at the held-out budget; returns it with the cells that will test it."""
-  corpus = sweep.vocab_size, sweep.train_tokens
-  sealed, heldout = seal.seal(sweep.config, sweep.workdir, law, planned, *corpus)
+  sealed, heldout = seal.seal(sweep.config, sweep.workdir, law, planned, *sweep.corpus)
   sweep.display.say(
     f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
@@ -182,21 +176,6 @@ def write_report(sweep: Sweep) -> None:
   report.write(sweep.workdir, redraw=False)
 
 
-def make_head(config: ConfigDict, workdir: Path, tokens: dataset.TokenData) -> dict:
-  """Returns the head of sweep.json: of the sweep that the folder holds, or a new one.
-
-  Raises:
-    UsageError: the folder holds another sweep.
-  """
-  new = store.new_head(config, tokens)
-  if not (workdir / "sweep.json").exists():
-    return new
-  stored = files.read_json(workdir / "sweep.json")
-  checks.check_same_sweep(workdir, stored, config, tokens)
-  del stored["cells"]
-  return stored | {key: new[key] for key in ("config", "config_diff")}
-
-
 def sweep_objectives(
   config: ConfigDict,
   workdir: Path,
@@ -212,8 +191,8 @@ def sweep_objectives(
     for name, objective_config in configs.items():  # refused before any of them is begun
       checks.check_sweep(objective_config, tokens)
       adaptive.check_rounds(objective_config, workdir / name, adapt)
-    head = make_head(config, workdir, tokens) | {"objective": ", ".join(configs)}
-    store.write_sweep(workdir, head, [])
+    head, _ = open_sweep(config, workdir, tokens)
+    store.write_sweep(workdir, head | {"objective": ", ".join(configs)}, [])
     failed = {}
     for i, (name, objective_config) in enumerate(configs.items()):
       display.say(

@@ -18,6 +18,7 @@ from scaling.progress import Display
 from scaling.sweep import costs, placement, plan, store
 from scaling.sweep.placement import Placement
 from scaling.sweep.plan import Cell
+from train.data.dataset import TokenData
 from train.objectives import registry
 from train.system import files
 
@@ -33,14 +34,18 @@ class Sweep:
 
   config: ConfigDict  # with the learning-rate rule, once it is known
   workdir: Path
-  vocab_size: int
-  train_tokens: int
+  tokens: TokenData
   head: dict[str, Any]  # of sweep.json
   cells: list[Cell]  # all that are planned so far, by earlier starts too
   pool: Pool
   display: Display
   clock: costs.SweepClock
   placements: dict[int, Placement] = dataclasses.field(default_factory=dict)  # by size
+
+  @property
+  def corpus(self) -> tuple[int, int]:
+    """The vocabulary's size, and the number of training tokens."""
+    return self.tokens.vocab_size, self.tokens.train_token_count
 
   @property
   def sealed(self) -> bool:
@@ -93,14 +98,7 @@ def train_cells(sweep: Sweep, cells: Sequence[Cell], phase: str) -> None:
 def make_tasks(
   config: ConfigDict, workdir: Path, cells: Sequence[Cell], placements: Mapping[int, Placement]
 ) -> list[Task]:
-  """Makes the tasks of these cells: their trunks, and themselves.
-
-  Args:
-    config: the sweep's config.
-    workdir: its folder.
-    cells: what to train.
-    placements: how they are trained, by size.
-  """
+  """Makes the tasks of these cells, their trunks first; `placements` are by size."""
   tasks = []
   runs: list[Cell | plan.Trunk] = [*plan.trunks(cells), *cells]
   for run in runs:
@@ -152,12 +150,9 @@ def settle_diverged(workdir: Path, cells: Iterable[Cell]) -> None:
 def check_failures(
   workdir: Path, cells: Sequence[Cell], failures: Mapping[str, Failure]
 ) -> list[str]:
-  """Returns the failed cells that the sweep goes on without: they failed at `MAX_FAILURES` starts.
+  """Returns the failed cells of a phase that the sweep goes on without: those of too many starts.
 
-  Args:
-    workdir: the sweep's folder.
-    cells: those of a phase.
-    failures: of this start, by the id of the run.
+  `failures` are those of this start, by the id of the run.
 
   Raises:
     WorkerError: others failed, or all did, and one of them by a bug.

@@ -27,25 +27,23 @@ def judge(
   for predicted in sealed["cells"]:
     record = records[predicted["cell"]]
     if record["status"] == "done" and math.isfinite(record["loss"]):
-      compared.append(predicted | _compare(predicted, record))
+      low, high = predicted["interval"]
+      compared.append(
+        predicted
+        | {
+          "trained_loss": record["loss"],
+          "loss_stderr": record["loss_stderr"],
+          "inside": low <= record["loss"] <= high,
+          "relative_error": record["loss"] / predicted["predicted_loss"] - 1,
+        }
+      )
+  result: dict[str, Any] = {"version": VERSION, "inside": None, "cells": []}
   if compared:
     result = _verdict(config, law, sealed, compared)
   else:
-    result = {
-      "version": VERSION, "inside": None, "cells": [], "verdict": "No held-out cell trained.",
-    }  # fmt: skip
+    result["verdict"] = "No held-out cell trained."
   files.write_json(workdir / "verification.json", result)
   return result
-
-
-def _compare(predicted: dict, record: dict) -> dict[str, Any]:
-  low, high = predicted["interval"]
-  return {
-    "trained_loss": record["loss"],
-    "loss_stderr": record["loss_stderr"],
-    "inside": low <= record["loss"] <= high,
-    "relative_error": record["loss"] / predicted["predicted_loss"] - 1,
-  }
 
 
 def _verdict(

@@ -95,7 +95,7 @@ def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, pa
 def begun(tiny, tmp_path):
   """The config and the text of a begun sweep, and its folder."""
   tokens = dataset.prepare(tiny)
-  store.write_sweep(tmp_path, sweeps.make_head(tiny, tmp_path, tokens), [])
+  store.write_sweep(tmp_path, *sweeps.open_sweep(tiny, tmp_path, tokens))
   return tiny, tokens, tmp_path
 
 
@@ -110,7 +110,7 @@ def begun(tiny, tmp_path):
 def test_how_it_is_fitted_and_how_often_text_may_repeat_can_change(begun, name, value):
   config, tokens, workdir = begun
   config.update_from_flattened_dict({name: value})
-  head = sweeps.make_head(config, workdir, tokens)
+  head, _ = sweeps.open_sweep(config, workdir, tokens)
   assert head["config_diff"][name] == value  # of which the report says how to reproduce it
 
 
@@ -119,24 +119,24 @@ def test_what_its_cells_are_counted_by_stays(begun, name, value):
   config, tokens, workdir = begun
   config.update_from_flattened_dict({name: value})
   with pytest.raises(ValueError, match=f"holds a sweep with {name}=.*, asked '{value}'"):
-    sweeps.make_head(config, workdir, tokens)
+    sweeps.open_sweep(config, workdir, tokens)
 
 
 def test_its_tokens_stay(begun):
   config, tokens, workdir = begun
   tokens = dataclasses.replace(tokens, tokenizer_hash="0" * 64)
   with pytest.raises(ValueError, match="on other tokens .data.tokenizer='bytes' has changed"):
-    sweeps.make_head(config, workdir, tokens)
+    sweeps.open_sweep(config, workdir, tokens)
 
 
 def test_the_law_of_a_sealed_sweep_stays(begun):
   config, tokens, workdir = begun
   (workdir / "prediction.json").write_text("{}")
   config.fit.level = 0.8
-  sweeps.make_head(config, workdir, tokens)
+  sweeps.open_sweep(config, workdir, tokens)
   config.fit.delta = 0.5
   with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
-    sweeps.make_head(config, workdir, tokens)
+    sweeps.open_sweep(config, workdir, tokens)
 
 
 def test_a_begun_sweep_takes_other_memory_options_and_no_other_model(begun):
@@ -148,7 +148,7 @@ def test_a_begun_sweep_takes_other_memory_options_and_no_other_model(begun):
   ):
     changed = config.copy_and_resolve_references()
     changed[section][field] = value
-    assert sweeps.make_head(changed, workdir, tokens)["config"][section][field] == value
+    assert sweeps.open_sweep(changed, workdir, tokens)[0]["config"][section][field] == value
   config.model.norm = "layer"
   with pytest.raises(ValueError, match="holds a sweep with model.norm='rms', asked 'layer'"):
-    sweeps.make_head(config, workdir, tokens)
+    sweeps.open_sweep(config, workdir, tokens)
