@@ -80,7 +80,10 @@ def test_bug_in_a_run_is_kept_in_its_record_and_the_log(sweep, tmp_path):
 
 @pytest.mark.parametrize(
   ("error", "code"),
-  [("ConfigError('data.batch_size=4: too odd; make it even')", 2), ("RunError('no luck')", 1)],
+  [
+    ("ConfigError('data.batch_size=4: too odd; make it even')", 2),
+    pytest.param("RunError('no luck')", 1, marks=pytest.mark.slow),
+  ],
 )
 def test_user_and_run_errors_of_a_worker_are_a_line(sweep, error, code):
   done = sweep("train.evaluate", "evaluate", f"raise errors.{error}")

@@ -178,3 +178,9 @@ def test_more_than_fit_are_refused_before_anything_is_trained(tiny):
   assert placement.pack_size(tiny, 5, record | {"available": 108 << 20}) == 8
   with pytest.raises(ValueError, match="sweep.pack=8: 8 runs of size 5 .* 12 MiB .* 107 .* most 4"):
     placement.pack_size(tiny, 5, record | {"available": 107 << 20})
+
+
+def test_what_fits_a_larger_size_fits_a_smaller_one():
+  whole, half = placement.Placement(1, 8), placement.Placement(2, 1)
+  found = placement.implied({3: whole, 8: half}, (2, 3, 5, 8, 9))
+  assert found == {2: whole, 5: half}  # 9 is yet to be looked at
