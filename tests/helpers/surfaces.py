@@ -48,6 +48,12 @@ def problem_of(n, d, loss):
   return solve.make_problem(FORMS["chinchilla"], {"N": n, "D": d}, loss)
 
 
+def quantities(law):
+  """E, alpha, beta, a and N_opt at 1e18 FLOPs."""
+  best = chinchilla.optimum(law, 1e18)
+  return np.array([law.E, law.alpha, law.beta, chinchilla.exponents(law)[0], best.N])
+
+
 def random_surface(rng):
   """A law and a design of sizes by token counts, over four orders of magnitude of either."""
   alpha, beta = rng.uniform(0.2, 0.8, 2)

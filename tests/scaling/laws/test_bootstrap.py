@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options, problem_of
+from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options, problem_of, quantities
 
 from scaling import laws
 from scaling.laws import bootstrap, chinchilla, fit, solve
@@ -86,13 +86,6 @@ def test_seed_noise_is_pooled_over_repeats_and_widens_predictions():
   assert laws.seed_noise(runs) == pytest.approx(np.sqrt(sums / 6))
   found = laws.fit_runs(runs, options())
   assert np.sqrt(np.mean(laws.new_run_noise(found) ** 2)) >= laws.seed_noise(runs) * 0.999
-
-
-def quantities(law):
-  """E, alpha, beta, a and N_opt at ten times the largest budget of `coverage`."""
-  return np.array(
-    [law.E, law.alpha, law.beta, chinchilla.exponents(law)[0], chinchilla.optimum(law, 1e18).N]
-  )
 
 
 def normal(scale):
@@ -232,8 +225,8 @@ def test_an_exponent_that_the_runs_do_not_bound_has_an_open_end():
 
 def test_student_quantiles():
   stats = pytest.importorskip("scipy.stats")
-  for freedom in (4, 7, 20, 200):
-    for p in (0.9, 0.95, 0.975):
+  for freedom in (1, 2, 3, 4, 7, 20, 200):
+    for p in (0.05, 0.9, 0.95) if freedom < 4 else (0.05, 0.9, 0.95, 0.975):
       assert bootstrap.t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=0.01)
 
 
@@ -283,14 +276,3 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   assert [len(group) for group in bootstrap.budgets(isoflops)] == [5, 10]  # as they were
   with pytest.raises(ValueError, match="compare_forms: 20 runs at one budget"):
     laws.compare_forms(laws.make_runs(grid()[0], 1e13 / grid()[0], np.ones(20)))
-
-
-def test_far_extrapolation_is_marked():
-  n, d = isoflop()
-  found = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
-  most = found.runs.C.max()
-  assert [laws.optimum(found, most * x)["extrapolated"] for x in (1, 10, 10.1)] == [
-    False,
-    False,
-    True,
-  ]

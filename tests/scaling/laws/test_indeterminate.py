@@ -1,17 +1,18 @@
 """What runs cannot tell is not said: few runs, far extrapolations, laws at the edge, saturation."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, isoflop, noisy, options, problem_of
+from surfaces import EPOCH, TRUTH, isoflop, noisy, options, problem_of, quantities
 
 from configs.errors import DataError
 from scaling import laws, main
 from scaling.laws import (
   allocation,
   bootstrap,
-  chinchilla,
+  estimators,
   fit,
   holdout,
   one_variable,
@@ -28,12 +29,6 @@ DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6
 def sweep_of(count, seed, noise=0.005):
   n, d = (values[DESIGNS[count]] for values in GRID)
   return laws.make_runs(n, d, noisy(n, d, noise, seed, EPOCH))
-
-
-def quantities(law):
-  return np.array(
-    [law.E, law.alpha, law.beta, chinchilla.exponents(law)[0], chinchilla.optimum(law, 1e18).N]
-  )
 
 
 @pytest.mark.slow
@@ -103,12 +98,15 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
   assert main.main(["report", f"--workdir={where}"]) == 2
 
 
-@pytest.mark.parametrize(("N", "D"), [(100.0, 1.0), (1.0, 100.0), (100.0, 0.01), (0.01, 100.0)])
-def test_far_from_the_runs_in_any_direction_is_far(N, D):
+@pytest.fixture(scope="module")
+def fitted():
   n, d = isoflop()
-  runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0))
-  found = laws.fit_runs(runs, options(bootstraps=100))
-  found.__dict__["form_error"] = 0.01
+  return laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
+
+
+@pytest.mark.parametrize(("N", "D"), [(100.0, 1.0), (1.0, 100.0), (100.0, 0.01), (0.01, 100.0)])
+def test_far_from_the_runs_in_any_direction_is_far(fitted, N, D):
+  found, runs = dataclasses.replace(fitted, form_error=0.01), fitted.runs
   i = int(np.argmax(runs.N))
   near, far = (runs.N[i], runs.D[i]), (runs.N[i] * N, runs.D[i] * D)
   assert found.outside(runs.C[i], *near) == 1.0
@@ -117,19 +115,16 @@ def test_far_from_the_runs_in_any_direction_is_far(N, D):
   assert np.log(ends[1] / ends[0]) > 5 * np.log(close[1] / close[0])
 
 
-def test_beyond_the_runs_in_compute_alone_nothing_else_counts():
-  n, d = isoflop()
-  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
-  C = 3 * found.runs.C.max()
-  assert laws.optimum(found, C)["extrapolation"] == pytest.approx(3)
+@pytest.mark.parametrize(("times", "marked"), [(1, False), (3, False), (10, False), (10.1, True)])
+def test_beyond_the_runs_in_compute_alone_nothing_else_counts(fitted, times, marked):
+  row = laws.optimum(fitted, times * fitted.runs.C.max())
+  assert row["extrapolation"] == pytest.approx(times)
+  assert row["extrapolated"] is marked
 
 
-def test_a_decision_far_off_in_tokens_is_marked():
-  n, d = isoflop()
-  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0)), options(bootstraps=100))
-  C = float(found.runs.C.max())
-  few = float(found.runs.D.min()) / 1e4
-  at_flops, constrained = questions.answers(found, questions.Questions(flops=C, max_tokens=few))
+def test_a_decision_far_off_in_tokens_is_marked(fitted):
+  C, few = float(fitted.runs.C.max()), float(fitted.runs.D.min()) / 1e4
+  at_flops, constrained = questions.answers(fitted, questions.Questions(flops=C, max_tokens=few))
   assert not at_flops["extrapolated"]
   assert constrained["extrapolated"]
 
@@ -226,8 +221,6 @@ def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
 
 
 def test_the_gap_is_that_of_the_estimators_that_are_named():
-  from scaling.laws import estimators
-
   ends = {"approach1": (0.30, None), "huber": (0.45, [0.44, 0.46]), "mse": (0.5, [0.49, 0.51])}
   rows = [
     {"estimator": name, "reason": None}
@@ -239,12 +232,6 @@ def test_the_gap_is_that_of_the_estimators_that_are_named():
   record = type("Record", (), {"fit": {"estimators": found}})
   said = [b for b in evidence.estimators(record) if isinstance(b, str) and "disagree" in b]
   assert said[0].startswith("**They disagree** on a by 0.050: 3: Huber and 3: least squares")
-
-
-def test_student_quantiles_at_one_and_two_degrees():
-  for freedom, wanted in ((1, 6.314), (2, 2.920), (3, 2.353)):
-    assert bootstrap.t_quantile(0.95, freedom) == pytest.approx(wanted, rel=0.01)
-    assert bootstrap.t_quantile(0.05, freedom) == pytest.approx(-wanted, rel=0.01)
 
 
 def test_identifiability_says_what_the_fit_is_refused_for():
