@@ -1,7 +1,7 @@
 """How cost grows: with batch, model, depth, devices, processes, runs trained together, and runs.
 
-`isoflop bench --growth` writes the curves to growth.json; `growth_figure` draws them. A curve's
-slope is that of a line in log seconds over log x: 1 is a cost in proportion, 2 a quadratic one.
+`isoflop bench --growth` writes the curves to growth.json and draws them. A curve's slope is that of
+a line in log seconds over log x: 1 is a cost in proportion, 2 a quadratic one.
 
 Devices and processes grow weakly: n of them take n times the batch. On one machine's cores they
 are simulated and share its cores, so n times the time is all that can be hoped for, and what lies
@@ -25,9 +25,9 @@ from ml_collections import ConfigDict
 
 from configs import base, ladders
 from configs.errors import RunError, UsageError
-from scaling.bench import steps
+from scaling.bench import curves, steps
+from scaling.bench.curves import Curve
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
-from scaling.formats import si
 from scaling.launch import child
 from scaling.laws import chinchilla, fit, runs
 from scaling.report import report
@@ -51,30 +51,6 @@ SCATTER = 0.002
 Result = TypeVar("Result")
 
 
-class Curve(NamedTuple):
-  """What was measured: seconds at each x."""
-
-  panel: str
-  name: str
-  x: list[float]
-  seconds: list[float]
-
-  @property
-  def slope(self) -> float:
-    """Of log seconds over log x, all points."""
-    return float(np.polyfit(np.log(self.x), np.log(self.seconds), 1)[0])
-
-  @property
-  def last_slope(self) -> float:
-    """Between the last two points: where a constant part weighs least."""
-    return float(np.diff(np.log(self.seconds[-2:]))[0] / np.diff(np.log(self.x[-2:]))[0])
-
-  def __str__(self) -> str:
-    points = ", ".join(f"{si(x)}: {s:.4g} s" for x, s in zip(self.x, self.seconds, strict=True))
-    slopes = f"slope {self.slope:.2f}, at the end {self.last_slope:.2f}"
-    return f"{self.panel}, {self.name}: {points}; {slopes}"
-
-
 class Panel(NamedTuple):
   """An axis that cost grows along: what it is, what is measured, and how."""
 
@@ -90,7 +66,7 @@ def growth(
   rounds: int = 20,
   show: Callable[[Curve], None] = lambda curve: None,
 ) -> list[Curve]:
-  """Measures the panels; returns their curves, which also stand in `workdir/growth.json`.
+  """Measures the panels and returns their curves; writes growth.json, and growth.pdf and .png.
 
   Args:
     config: a run's; each panel changes the fields that it is about.
@@ -108,14 +84,15 @@ def growth(
   if rounds < 1:
     raise UsageError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
   files.make_folder(workdir)
-  curves = []
+  measured = []
   for panel in panels:
     for curve in PANELS[panel].measure(config, rounds):
-      curves.append(curve)
+      measured.append(curve)
       show(curve)
-  rows = [c._asdict() | {"slope": c.slope, "last_slope": c.last_slope} for c in curves]
+  rows = [c._asdict() | {"slope": c.slope, "last_slope": c.last_slope} for c in measured]
   files.write_json(workdir / "growth.json", steps.machine() | {"rounds": rounds, "curves": rows})
-  return curves
+  curves.draw(measured, PANELS, workdir / "growth")
+  return measured
 
 
 # ------------------------------------------------------------------------------- of a training step

@@ -37,10 +37,9 @@ FLAGS: tuple[Flag, ...] = (
 def run(args: flags.FlagValues) -> None:
   workdir = workdir_of(args)
   if args.growth:
-    from scaling.bench import growth, growth_figure
+    from scaling.bench import growth
 
-    curves = growth.growth(args.config, workdir, args.growth.split(","), args.rounds, print)
-    growth_figure.draw(curves, workdir / "growth")
+    growth.growth(args.config, workdir, args.growth.split(","), args.rounds, print)
     return
   from scaling.bench import steps
 

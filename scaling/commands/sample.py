@@ -64,7 +64,7 @@ def continue_texts(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValu
   rows = [tokenizer.encode(prompt).ids or start for prompt in args.prompt]
   if not all(rows):
     raise UsageError("prompt: is empty, and this model has no id to start from; write some text")
-  rows = repeat(rows, args.num_samples)
+  rows = [row for row in rows for _ in range(args.num_samples)]
   new = generate(run, rows, args)
   return [tokenizer.decode(row + more) for row, more in zip(rows, new, strict=True)]
 
@@ -114,7 +114,6 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   rows = []
   for prompt in args.prompt:
     check_blanks(prompt, BLANK.search(prompt) is not None, "<0>, <1>, ...")
-  for prompt in args.prompt:
     numbers = [int(number) for number in BLANK.findall(prompt)]
     if numbers != list(range(len(numbers))):
       raise UsageError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
@@ -127,7 +126,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
       )
   if run.start is None:
     raise UsageError("checkpoint: its config names no id for the decoder to start from")
-  rows = repeat(rows, args.num_samples)
+  rows = [row for row in rows for _ in range(args.num_samples)]
   source_BS, real_BS = pad(rows)
   source = Source(jnp.asarray(source_BS), jnp.asarray(real_BS, jnp.int32))
   new = generate(run, [[run.start]] * len(rows), args, source)
@@ -181,10 +180,6 @@ def token_id(tokenizer: "Tokenizer", token: str) -> int:
   if (index := tokenizer.token_to_id(token)) is None:
     raise UsageError(f"checkpoint: its tokenizer.json has no {token}")
   return index
-
-
-def repeat(rows: list[list[int]], samples: int) -> list[list[int]]:
-  return [row for row in rows for _ in range(samples)]
 
 
 def pad(rows: list[list[int]]) -> "tuple[np.ndarray, np.ndarray]":

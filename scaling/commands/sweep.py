@@ -3,10 +3,7 @@
 isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 """
 
-from pathlib import Path
-
 from absl import flags
-from ml_collections import ConfigDict
 
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 
@@ -19,17 +16,13 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
-  run_sweep(args.config, workdir_of(args), args.adaptive)
-
-
-def run_sweep(config: ConfigDict, workdir: Path, adaptive: bool = False) -> None:
-  """Runs a sweep, or what is left of it, and prints its report."""
   from scaling.progress import Display
   from scaling.report import report
   from scaling.sweep import run
   from train.system import process
 
+  workdir = workdir_of(args)
   should_stop = process.StopSignal().install()
-  with Display(config.sweep.name) as display:
-    run.sweep(config, workdir, display, should_stop, adaptive, process.BEGAN)
+  with Display(args.config.sweep.name) as display:
+    run.sweep(args.config, workdir, display, should_stop, args.adaptive, process.BEGAN)
   print(report.terminal(workdir))

@@ -7,15 +7,20 @@ from absl import flags
 
 from configs import base
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
-from scaling.commands.sweep import run_sweep
 
 RESUMABLE = True
 FLAGS: tuple[Flag, ...] = (WORKDIR,)
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.sweep import store
+  from scaling.progress import Display
+  from scaling.report import report
+  from scaling.sweep import run, store
+  from train.system import process
 
   workdir = workdir_of(args)
-  head, _ = store.read_sweep(workdir)
-  run_sweep(base.from_json(head["config"]), workdir)
+  config = base.from_json(store.read_sweep(workdir)[0]["config"])
+  should_stop = process.StopSignal().install()
+  with Display(config.sweep.name) as display:
+    run.sweep(config, workdir, display, should_stop, began=process.BEGAN)
+  print(report.terminal(workdir))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from configs import base
-from scaling.bench import growth, growth_figure
+from scaling.bench import curves, growth
 from scaling.laws import runs
 from scaling.sweep import plan
 
 
 def test_slopes_are_the_exponents():
   x = [10.0, 100.0, 1000.0]
-  square = growth.Curve("cells", "square", x, [3e-6 * v**2 for v in x])
+  square = curves.Curve("cells", "square", x, [3e-6 * v**2 for v in x])
   assert square.slope == pytest.approx(2.0)
-  late = growth.Curve("cells", "late", x, [1.0 + 1e-2 * v for v in x])  # a constant hides it
+  late = curves.Curve("cells", "late", x, [1.0 + 1e-2 * v for v in x])  # a constant hides it
   assert late.slope < 0.6 < 0.7 < late.last_slope < 1.0
 
 
@@ -43,11 +43,11 @@ def test_the_fit_of_synthetic_runs_finds_their_law(tmp_path):
 
 def test_every_curve_has_its_points_and_its_line_in_the_figure(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(growth_figure, "save", lambda figure, stem: drawn.append(figure))
+  monkeypatch.setattr(curves, "save", lambda figure, stem: drawn.append(figure))
   x = [1.0, 2.0, 4.0, 8.0]
-  curves = [growth.Curve("depth", n, x, [0.5 * v for v in x]) for n in ("scanned", "unrolled")]
-  curves.append(growth.Curve("devices", "step", x, [0.1] * 4))
-  growth_figure.draw(curves, tmp_path / "growth")
+  measured = [curves.Curve("depth", n, x, [0.5 * v for v in x]) for n in ("scanned", "unrolled")]
+  measured.append(curves.Curve("devices", "step", x, [0.1] * 4))
+  curves.draw(measured, growth.PANELS, tmp_path / "growth")
   depth, devices = drawn[0].axes
   assert [len([a for a in p.lines if a.get_gid() == "measured"]) for p in (depth, devices)] == [
     2,
