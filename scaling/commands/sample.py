@@ -65,7 +65,7 @@ def continue_texts(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValu
   if not all(rows):
     raise UsageError("prompt: is empty, and this model has no id to start from; write some text")
   rows = [row for row in rows for _ in range(args.num_samples)]
-  new = generate(run, rows, args)
+  new = draw_tokens(run, rows, args)
   return [tokenizer.decode(row + more) for row, more in zip(rows, new, strict=True)]
 
 
@@ -129,7 +129,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   rows = [row for row in rows for _ in range(args.num_samples)]
   source_BS, real_BS = pad(rows)
   source = Source(jnp.asarray(source_BS), jnp.asarray(real_BS, jnp.int32))
-  new = generate(run, [[run.start]] * len(rows), args, source)
+  new = draw_tokens(run, [[run.start]] * len(rows), args, source)
   ids = (tokenizer.token_to_id(registry.sentinel(i)) for i in range(run.vocab_size))
   sentinels = [token for token in ids if token is not None]
   spans = (sampling.parse_spans(tokens, sentinels, sampling.NO_STOP) for tokens in new)
@@ -149,7 +149,7 @@ def denoiser_mode(run: "Restored", tokenizer: "Tokenizer", prompt: str) -> list[
   return [token_id(tokenizer, registry.mode(wanted if wanted in denoisers else denoisers[0]))]
 
 
-def generate(
+def draw_tokens(
   run: "Restored", rows: list[list[int]], args: flags.FlagValues, source: "Source | None" = None
 ) -> list[list[int]]:
   """Draws the new tokens of each row."""
