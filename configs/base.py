@@ -154,7 +154,7 @@ TRAIN: dict[str, Any] = {
 }
 
 # Many runs: the design, the probe, the seeds, and the held-out budget. `scaling/sweep/checks.py`
-# bounds them.
+# bounds what depends on other fields.
 SWEEP: dict[str, Any] = {
   "name": "sweep",  # title of the report
   "objectives": (),  # several: each is a sweep in a folder of its name; (): only config.objective
@@ -168,16 +168,16 @@ SWEEP: dict[str, Any] = {
   "trunk": True,  # one constant-rate trunk per size, a cooldown branched per cell
   "seed_sizes": (),  # sizes that are repeated with other seeds
   "seed_budgets": (),  # isoflop: the budgets of those repeats; (): all
-  "seeds": 3,  # seeds at seed_sizes, the first included
+  "seeds": at_least_1(3),  # seeds at seed_sizes, the first included
   "probe_sizes": (8,),  # sizes at which the learning rate is probed; (): no probe
   "probe_tokens": 200_000,  # length of a probe [tokens]
   "probe_factors": (0.5, 1.0, 2.0),  # multiples of the rule's learning rate; extended at an edge
   "adaptive_flops": 0.0,  # --adaptive: compute for cells chosen by the fit so far [FLOPs]
-  "heldout_factor": 3.0,  # held-out budget / largest fitted budget
+  "heldout_factor": at_least_1(3.0),  # held-out budget / largest fitted budget
   "heldout_sizes": (0.5, 1.0, 2.0),  # multiples of the predicted N* that are trained
-  "heldout_budget": 0.0,  # grid: held-out compute [FLOPs]; 0: heldout_factor x the largest cell
-  "pack": 0,  # most runs of a size that are trained together on a device; 0: the planner's
-  "workers": 0,  # local processes, one core each; 0: one per core
+  "heldout_budget": at_least_0(0.0),  # grid: held-out compute [FLOPs]; 0: by heldout_factor
+  "pack": at_least_0(0),  # most runs of a size trained together on a device; 0: the planner's
+  "workers": at_least_0(0),  # local processes, one core each; 0: one per core
 }
 
 # The law and how its uncertainty is estimated. `scaling/laws/` bounds them.

@@ -101,13 +101,10 @@ def choose_workers(
 
 
 def implied(placements: Mapping[int, Placement], sizes: Iterable[int]) -> dict[int, Placement]:
-  """Returns the placement of sizes below one that was compiled: as that one's."""
-  above = {size: [known for known in placements if known > size] for size in sizes}
-  return {
-    size: placements[min(known)]
-    for size, known in above.items()
-    if known and size not in placements
-  }
+  """Returns the placements of sizes below one that was compiled: that of the next larger one."""
+  new = set(sizes) - placements.keys()
+  larger = {size: [known for known in placements if known > size] for size in new}
+  return {size: placements[min(known)] for size, known in larger.items() if known}
 
 
 def compile_sizes(

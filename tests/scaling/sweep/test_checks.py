@@ -45,7 +45,7 @@ def config(cache, corpus):
     ("sweep.heldout_budget", 1e11, "^sweep.heldout_budget=1e.11: lies within .* up to 4e.11 FLOPs"),
     ("sweep.heldout_factor", float("nan"), "^sweep.heldout_factor=nan: must be at least 1"),
     ("sweep.seeds", 0, "^sweep.seeds=0: must be at least 1"),
-    ("sweep.workers", -1, "^sweep.workers=-1: must not be negative; 0: one per core"),
+    ("sweep.workers", -1, "^sweep.workers=-1: must not be negative"),
     ("optim.lr_ref_params", 0, "^optim.lr_ref_params=0"),
     ("data.batch_size", 0, "^data.batch_size=0: must be at least 1"),
     ("train.stop_at_step", 5, "^train.stop_at_step=5: a sweep's runs go to their ends"),
