@@ -17,9 +17,9 @@ from configs.bounds import (
   Field,
   at_least_0,
   at_least_1,
-  at_least_2,
   below_1,
   between_0_and_1,
+  byte_symbols,
   number,
   one_of,
   percent,
@@ -98,7 +98,7 @@ DATA: dict[str, Any] = {
   "isolate_documents": True,  # attention stays inside a document; False: it crosses boundaries
   "max_epochs": positive(4.0),  # a run that repeats its data more often than this is refused
   "markov_tokens": at_least_1(8_000_000),  # size of the Markov source [tokens]
-  "markov_symbols": at_least_2(256),  # symbols of the Markov source
+  "markov_symbols": byte_symbols(256),  # symbols of the Markov source
 }
 
 # What the objectives hide: see `train/objectives/`.

@@ -109,8 +109,6 @@ def _digest(path: Path) -> str:
 def _markov(config: ConfigDict) -> Corpus:
   tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
-  if not 2 <= symbols <= 256:
-    raise ConfigError(f"data.markov_symbols={symbols}: must be 2 to 256, as a symbol is a byte")
   if count < 2:
     raise ConfigError(
       f"data.markov_tokens={tokens:,}: two documents of {markov.DOCUMENT:,} symbols are the least; "

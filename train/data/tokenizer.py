@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +23,19 @@ SMALLEST = 257  # the 256 bytes and eos
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to ids and back.
+  """Text to ids.
 
   Attributes:
-    name: `data.tokenizer`.
     hash: SHA-256 of everything that decides the ids.
     table: the bytes that each id stands for; none for `eos`.
     encode: ids of each document, without `eos`.
-    save: writes what `load` needs into a folder.
+    serialized: the JSON of a BPE, for the library `tokenizers`; "" for bytes.
   """
 
-  name: str
   hash: str
   table: tuple[bytes, ...]
-  encode: Callable[[Sequence[bytes | str]], list[np.ndarray]]
-  save: Callable[[Path], object]
+  encode: Callable[[Sequence[bytes]], list[np.ndarray]]
+  serialized: str = ""
 
   @property
   def vocab_size(self) -> int:
@@ -54,9 +52,10 @@ class Tokenizer:
     """Bytes of text that each id stands for [V]; 0 for `eos`."""
     return np.array([len(text) for text in self.table], np.int32)
 
-  def decode(self, ids: Iterable[int]) -> bytes:
-    """Joins the bytes of ids, without the boundaries between documents."""
-    return b"".join(self.table[i] for i in ids)
+  def save(self, folder: Path) -> None:
+    """Writes a BPE into a folder."""
+    if self.serialized:
+      (folder / FILE).write_text(self.serialized, "utf-8")
 
 
 def size(name: str) -> int:
@@ -108,19 +107,12 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   return _bpe(name, library.to_str(pretty=True))
 
 
-def load(name: str, folder: Path) -> Tokenizer:
-  """Loads a tokenizer that was saved into a folder."""
-  return _bytes() if name == "bytes" else _bpe(name, (folder / FILE).read_text("utf-8"))
-
-
 def _bytes() -> Tokenizer:
-  def encode(documents: Sequence[bytes | str]) -> list[np.ndarray]:
-    raw = (d.encode() if isinstance(d, str) else d for d in documents)
-    return [np.frombuffer(document, np.uint8) for document in raw]
+  def encode(documents: Sequence[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(document, np.uint8) for document in documents]
 
   table = (*(bytes([i]) for i in range(256)), b"")
-  hash_ = hashlib.sha256(b"bytes").hexdigest()
-  return Tokenizer("bytes", hash_, table, encode, save=lambda folder: None)
+  return Tokenizer(hashlib.sha256(b"bytes").hexdigest(), table, encode)
 
 
 def _bpe(name: str, serialized: str) -> Tokenizer:
@@ -132,14 +124,11 @@ def _bpe(name: str, serialized: str) -> Tokenizer:
   vocab = sorted(library.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
   table = (*(bytes(byte_of[c] for c in token) for token, _ in vocab), b"")
 
-  def encode(documents: Sequence[bytes | str]) -> list[np.ndarray]:
+  def encode(documents: Sequence[bytes]) -> list[np.ndarray]:
     encodings = library.encode_batch_fast([_text(name, document) for document in documents])
     return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-  hash_ = hashlib.sha256(serialized.encode()).hexdigest()
-  return Tokenizer(
-    name, hash_, table, encode, save=lambda folder: (folder / FILE).write_text(serialized, "utf-8")
-  )
+  return Tokenizer(hashlib.sha256(serialized.encode()).hexdigest(), table, encode, serialized)
 
 
 def byte_characters() -> list[str]:
@@ -149,9 +138,7 @@ def byte_characters() -> list[str]:
   return [chr(i) if i in printable else chr(next(substitutes)) for i in range(256)]
 
 
-def _text(name: str, document: bytes | str) -> str:
-  if isinstance(document, str):
-    return document
+def _text(name: str, document: bytes) -> str:
   try:
     return document.decode()
   except UnicodeDecodeError as error:

@@ -130,12 +130,6 @@ def test_markov_floor_is_that_of_the_objective():
   assert corpora.open_source(c).floor is None
 
 
-@pytest.mark.parametrize("symbols", [1, 257])
-def test_markov_symbols_are_bytes(symbols):
-  with pytest.raises(ValueError, match=f"data.markov_symbols={symbols}: must be 2 to 256"):
-    corpora.open_source(config("markov", markov_symbols=symbols))
-
-
 # ------------------------------------------------------------------------------------- documents
 
 
