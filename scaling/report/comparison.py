@@ -15,7 +15,7 @@ Sweeps = Mapping[str, Record]  # by objective
 Numbers = Mapping[str, Any]
 
 
-def headline(sweeps: Sweeps, numbers: Numbers) -> str:
+def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   """Says in a few sentences what the comparison shows."""
   optima = {name: numbers["sweeps"][name]["optimum"][-1] for name, s in sweeps.items() if s.fit}
   if not optima:
@@ -39,7 +39,7 @@ def headline(sweeps: Sweeps, numbers: Numbers) -> str:
   return text
 
 
-def blocks(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
+def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
   """Yields the sections of the comparison, in the order of its report."""
   fitted = {name: sweep for name, sweep in sweeps.items() if sweep.fit}
   yield from _pending(sweeps)

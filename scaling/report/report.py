@@ -82,7 +82,7 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   else:
     if redraw:
       draw(workdir)
-    content = blocks(record)
+    content = assemble(record)
   title = f"Scaling law: {record.sweep.get('name', 'unnamed sweep')}"
   page = record.workdir / "report.html"
   files.write_text(record.workdir / "report.md", render.to_markdown(title, content))
@@ -94,10 +94,10 @@ def draw(workdir: str | Path) -> None:
   """Writes the figures that the folder of one sweep allows."""
   from scaling.report.figures import table
 
-  table.draw(records.read(workdir))
+  table.draw_all(records.read(workdir))
 
 
-def blocks(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTIONS) -> list[Block]:
+def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTIONS) -> list[Block]:
   """Assembles those sections and figures of a report that the record allows."""
   from scaling.report.figures.table import FIGURES
 
@@ -120,11 +120,11 @@ def _compare(record: Record) -> list[Block]:
 
   sweeps, laws, numbers = compare.compare_sweeps(record)
   files.write_json(record.workdir / "comparison.json", numbers)
-  content: list[Block] = [f"**{comparison.headline(sweeps, numbers)}**"]
+  content: list[Block] = [f"**{comparison.summary(sweeps, numbers)}**"]
   if laws:
-    style.draw(record.workdir, objectives.NAME, objectives.objectives, sweeps, laws, numbers)
+    style.draw_figure(record.workdir, objectives.NAME, objectives.objectives, sweeps, laws, numbers)
     content.append(Image(objectives.NAME, objectives.CAPTION))
-  return [*content, *comparison.blocks(sweeps, numbers), *blocks(record, PROVENANCE)]
+  return [*content, *comparison.sections(sweeps, numbers), *assemble(record, PROVENANCE)]
 
 
 def terminal(workdir: str | Path) -> str:
@@ -136,8 +136,8 @@ def terminal(workdir: str | Path) -> str:
   record = records.read(workdir)
   if record.objectives:
     sweeps, _, numbers = compare.compare_sweeps(record)
-    tables = _tables(comparison.blocks(sweeps, numbers))
-    return "\n\n".join([comparison.headline(sweeps, numbers), *tables])
+    tables = _tables(comparison.sections(sweeps, numbers))
+    return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
   law = [_law_lines(record)] if record.fit else []
   optima, heldout = sections.optima(record, MOST_BUDGETS), sections.heldout(record)
   tables = _tables([*optima, *heldout, *sections.unused(record)])

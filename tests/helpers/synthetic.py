@@ -201,4 +201,4 @@ def edit(path, change):
 
 
 def markdown(workdir):
-  return render.to_markdown("a sweep", report.blocks(records.read(workdir)))
+  return render.to_markdown("a sweep", report.assemble(records.read(workdir)))

@@ -112,7 +112,7 @@ def legend(figure: Figure, *handles: Any, ncols: int = 3) -> None:
   figure.legend(handles=[h for h in handles if h], loc="outside upper center", ncols=ncols)
 
 
-def draw(workdir: Path, name: str, make: Callable[..., Figure], *args: Any) -> None:
+def draw_figure(workdir: Path, name: str, make: Callable[..., Figure], *args: Any) -> None:
   """Makes a figure in this style and writes it to `figures/name.pdf` and `figures/name.png`."""
   folder = workdir / "figures"
   folder.mkdir(exist_ok=True)

@@ -40,8 +40,8 @@ FIGURES = {
 }  # fmt: skip
 
 
-def draw(record: Record) -> None:
+def draw_all(record: Record) -> None:
   """Writes the figures that a record allows to `figures/`, as PDF and as PNG."""
   for name, figure in FIGURES.items():
     if not record.lacks(*figure.needs):
-      style.draw(record.workdir, name, figure.draw, record)
+      style.draw_figure(record.workdir, name, figure.draw, record)
