@@ -206,7 +206,10 @@ def dispatch(verb: str, argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-  """Runs one command; returns its exit code. A bug raises, and Python exits with 1."""
+  """Runs one command; returns its exit code: 0, FAILED, USAGE or INTERRUPTED.
+
+  A bug raises: Python prints its traceback, and exits with 1.
+  """
   if not argv or argv[0] in ("--help", "-h", "help"):
     print(overview())
     return 0

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from configs import base, ladders, presets
 from configs.errors import UsageError
-from model import sharding, transformer
+from model import sharding
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
 from scaling.formats import gib, text_table
 from scaling.progress import Display
@@ -89,8 +89,7 @@ def cases(
     if change:
       _set_field(c, change)
     c = ladders.resolve(c)
-    transformer.check_model(c.model)
-    registry.check_objective(c)
+    record.check_config(c)
     length = registry.lengths(c).text
     if tokens and tokens < length:
       raise UsageError(f"tokens={tokens}: a {c.objective} sequence has {length}; allow as many")
