@@ -27,8 +27,8 @@ from train.system.process import Interrupted
 
 PROGRESS_SECONDS = 0.5
 
-Inputs = tuple[Any, np.float32, np.uint32]  # what a step takes beside the state: batch, lr, seed
-StateOf = Callable[[], TrainState]  # gives a run's state where it is needed: a pack has to take it
+Inputs = tuple[Any, np.float32, np.uint32]  # of a step, beside the state: batch, lr, seed
+StateOf = Callable[[], TrainState]  # a pack takes a run's state out of a stack, where it is needed
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
 
 
 class Run:
-  """A run that `train` drives, or `train.pack` together with others."""
+  """One run. `train` drives it; `train.pack` drives several, with the same calls."""
 
   def __init__(
     self,
@@ -74,12 +74,12 @@ class Run:
     report: Callable[[dict], None],
     slots: int = 1,
   ):
-    """Takes what `train` takes, and in how many slots the run is trained with others."""
+    """Takes what `train` takes, and the number of slots in which runs are trained together."""
     self.config = config
     self.workdir = Path(workdir)
     self.clock = Clock()
     self.record: dict[str, Any] = {}
-    self.ended = False  # its record is there already
+    self.ended = False  # whether it was done before, and `record` is final
     self._should_stop, self._report, self._slots = should_stop, report, slots
     self._running = False
     self._exits = ExitStack()
@@ -120,7 +120,7 @@ class Run:
     self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
 
   def start(self) -> TrainState:
-    """Returns the state to train on from."""
+    """Chooses the state to go on from, and places the first batch."""
     with self.clock("start"):
       self._first_step, state = start(self.config, self._checkpoints, self.program, self.record)
       if self._first_step > self._last_step:
@@ -157,7 +157,7 @@ class Run:
     return self._batch, np.float32(self._lr_of(self._done)), self._seed
 
   def after(self, metrics: dict, state: StateOf) -> None:
-    """Logs the step before, evaluates, saves and stops: what is due after a step.
+    """Does what is due after a step: logs the interval before, evaluates, saves, stops.
 
     Args:
       metrics: of the step, still on the device.

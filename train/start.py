@@ -15,23 +15,25 @@ Start = tuple[int, TrainState]  # steps done, and the state after them
 
 
 def start(config: ConfigDict, checkpoints: Checkpoints, program: Program, head: dict) -> Start:
-  """Returns where to go on from: the first of these that there is.
+  """Chooses where to go on from: the first of these that there is.
 
   Raises:
     UserError: `train.branch_from` cannot be the trunk of this run.
   """
   return (
-    resume(checkpoints, program) or branch(config, program, head) or from_scratch(config, program)
+    resume(checkpoints, program)
+    or branch(config, program, head)
+    or from_scratch(config, program)  # a warm start stands before it
   )
 
 
 def resume(checkpoints: Checkpoints, program: Program) -> Start | None:
-  """Returns the run's own newest sound checkpoint."""
+  """Restores the run's own newest sound checkpoint."""
   return checkpoints.restore_latest(program.state)
 
 
 def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
-  """Returns the checkpoint of `train.branch_from` at the step where this run's cooldown begins.
+  """Restores the checkpoint of `train.branch_from` at the step where this run's cooldown begins.
 
   Raises:
     UserError: it is of another run, or has no sound checkpoint at that step.
@@ -64,5 +66,5 @@ def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
 
 
 def from_scratch(config: ConfigDict, program: Program) -> Start:
-  """Returns weights drawn from the seed."""
+  """Draws weights from the seed."""
   return 0, program.init(np.uint32(config.seed))

@@ -32,23 +32,22 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     ConfigError: the arguments do not fit together.
     RunError: the others did not come, or there are fewer of them than were started.
   """
-  arguments: dict[str, Any] = {}
   expected = processes or int(os.environ.get("SLURM_NTASKS", "1"))
+  named: dict[str, Any] = {}
   if coordinator:
     if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
       raise ConfigError(
         f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
         "of the first process, how many there are (2 or more), and which this is (from 0)"
       )
-    arguments = {"coordinator_address": coordinator, "num_processes": processes}
-    arguments["process_id"] = process
+    named = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
   elif processes or process >= 0:
     raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
   if expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
     _leave_guard()
     import jax
 
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=SILENT_SECONDS)
+    jax.distributed.initialize(**named, heartbeat_timeout_seconds=SILENT_SECONDS)
   import jax
 
   if jax.process_count() < expected:

@@ -18,7 +18,7 @@ class FolderInUseError(UsageError):
 
 def write_json(path: Path, value: Any) -> None:
   """Writes JSON so that `path` holds either the old content or the new, whole."""
-  write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+  write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,7 +58,7 @@ def read_rows(path: Path) -> list[dict]:
   return rows
 
 
-def make_folder(path: Path, flag: str = "workdir") -> None:
+def make_folder(path: Path) -> None:
   """Makes a folder and checks that it can be written to.
 
   Raises:
@@ -71,7 +71,7 @@ def make_folder(path: Path, flag: str = "workdir") -> None:
     probe.unlink()
   except OSError as error:
     raise ConfigError(
-      f"{flag}={path}: cannot write there ({error.strerror}); name a folder that you own"
+      f"workdir={path}: cannot write there ({error.strerror}); name a folder that you own"
     ) from None
 
 
