@@ -30,12 +30,12 @@ MODULES = {
   "bootstrap": ("interval", "seed_noise"),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
-    "Fit", "FormFit", "Options", "check_sealable", "fit_form", "fit_runs", "new_run_noise",
+    "Fit", "Options", "check_sealable", "fit_runs", "new_run_noise",
     "optimum", "predict_loss", "ratio_cost",
   ),
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),
-  "holdout": ("compare_forms",),
+  "other_forms": ("FormFit", "compare_forms", "fit_form"),
   "runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
   "sensitivity": ("jackknife", "profile_intervals"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Approach 3: L(N, D) fitted to runs, with what its intervals need, and what it predicts.
 
 Everything is float64 and a function of the runs and the options: neither the order of the runs nor
-the time of day enters, so a fit is recomputed rather than stored. `fit_form` fits another form.
+the time of day enters, so a fit is recomputed rather than stored.
 """
 
 import dataclasses
@@ -10,20 +10,18 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
 from scaling.laws.bootstrap import interval, seed_noise
 from scaling.laws.chinchilla import Chinchilla
-from scaling.laws.forms import FORMS, Form
+from scaling.laws.forms import FORMS
 from scaling.laws.runs import Runs, check_identifiable
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
-MOST_RESAMPLED = 5000  # runs of another form's bootstrap
 
 
 class Options(Protocol):
@@ -303,77 +301,3 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
       draws - chinchilla.optimum(fit.draws, C, fit.compute).loss, fit.level
     ),
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class FormFit:
-  """A form fitted to runs.
-
-  Attributes:
-    form: the form.
-    params: its parameters by name, in natural units.
-    draws: of each bootstrap resample, arrays [R]; empty without resamples.
-    residuals: log of observed over fitted loss [n].
-    costs: where each start ended [S].
-    converged: whether it is a minimum there [S].
-    at_bound: parameters that ended at the edge of what is allowed.
-  """
-
-  form: Form
-  params: dict[str, float]
-  draws: dict[str, np.ndarray]
-  residuals: np.ndarray
-  costs: np.ndarray
-  converged: np.ndarray
-  at_bound: tuple[str, ...]
-
-
-def fit_form(
-  form: Form,
-  variables: Mapping[str, ArrayLike],
-  loss: ArrayLike,
-  delta: float = 1e-3,
-  resamples: int = 0,
-  seed: int = 0,
-) -> FormFit:
-  """Fits any form to runs.
-
-  Args:
-    form: one of `forms.FORMS`, or your own.
-    variables: arrays [n] by name, those of `form.variables` at least.
-    loss: of the runs [n, nats per token].
-    delta: Huber's threshold on log loss.
-    resamples: of a bootstrap over the runs.
-    seed: of starts and resamples.
-
-  Raises:
-    UserError: a variable is missing, not positive and finite or of another length; fewer runs than
-      parameters; delta is not positive; resamples of too many runs; or no start found a minimum.
-  """
-  problem = solve.make_problem(form, variables, loss)
-  n, size = len(problem.y), len(form.kinds)
-  if n <= size:
-    raise DataError(f"form={form.name}: {n} runs for {size} parameters; train more")
-  if not delta > 0:
-    raise ConfigError(f"fit.delta={delta}: must be a positive number, 1e-3 for instance")
-  if n > MOST_RESAMPLED and resamples:
-    raise DataError(
-      f"resamples={resamples}: for {MOST_RESAMPLED} runs at most, not {n}; choose 0 or a part"
-    )
-  rng = np.random.default_rng(seed)
-  ends, best = solve.search(problem, delta, rng)
-  draws = {}
-  if resamples:
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-    refitted = bootstrap.fit_weighted(problem, weights, best.theta[0], delta)
-    draws = problem.natural(refitted.theta)
-  params = {name: float(value) for name, value in problem.natural(best.theta[0]).items()}
-  return FormFit(
-    form=form,
-    params=params,
-    draws=draws,
-    residuals=-solve.residuals(problem, best.theta)[0],
-    costs=ends.cost,
-    converged=ends.converged,
-    at_bound=tuple(n for n, at in zip(form.kinds, best.at_bound[0], strict=True) if at),
-  )

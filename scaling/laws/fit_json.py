@@ -11,7 +11,7 @@ from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
 from scaling.laws.chinchilla import at_edge
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fit import Fit, known, optimum
-from scaling.laws.holdout import compare_forms
+from scaling.laws.other_forms import compare_forms
 from scaling.laws.runs import Runs, input_hash
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
 

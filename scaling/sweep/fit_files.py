@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from configs.errors import UsageError, UserError
-from scaling.laws import estimators, fit, fit_json, sensitivity
+from scaling.laws import estimators, fit, fit_json, other_forms, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.runs import Runs, UnidentifiableError, read_runs
 from scaling.laws.tables import curves
@@ -67,12 +67,10 @@ def write_fit(
   try:
     law = fit.fit_runs(runs, options)
   except UnidentifiableError:
-    from scaling.laws import one_variable  # it imports jax
-
     for name in ("fit.json", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
     with contextlib.suppress(UserError):  # the runs are refused either way
-      if line := one_variable.along(runs, options):
+      if line := other_forms.along(runs, options):
         files.write_json(workdir / "line.json", line)
     raise
   rows = curves.read_curves(workdir, law.runs.ids, law.runs.N, law.runs.D, law.runs.C)

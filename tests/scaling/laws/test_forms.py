@@ -8,7 +8,7 @@ import pytest
 from surfaces import EPOCH, grid, noisy, options
 
 from scaling import laws
-from scaling.laws import chinchilla, fit, forms, solve
+from scaling.laws import chinchilla, forms, other_forms, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 
 BASE = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
@@ -147,7 +147,7 @@ def test_of_many_runs_a_part_decides_between_starts_and_all_of_them_decide_the_r
   loss = loss * np.exp(0.01 * np.random.default_rng(0).standard_normal(400))
   whole = laws.fit_form(FORMS["power_law_c"], variables, loss)
   monkeypatch.setattr(solve, "MANY", 100)
-  monkeypatch.setattr(fit, "MOST_RESAMPLED", 100)
+  monkeypatch.setattr(other_forms, "MOST_RESAMPLED", 100)
   other = laws.fit_form(FORMS["power_law_c"], variables, loss)
   assert other.params == pytest.approx(whole.params, rel=1e-6)
   with pytest.raises(ValueError, match="resamples=9: for 100 runs at most, not 400"):

@@ -14,8 +14,7 @@ from scaling.laws import (
   bootstrap,
   estimators,
   fit,
-  holdout,
-  one_variable,
+  other_forms,
   questions,
   solve,
 )
@@ -65,7 +64,7 @@ def test_few_runs_are_said_and_the_next_run_scatters_by_more_than_what_was_fitte
 def test_five_runs_on_a_line_tell_no_law():
   n = np.geomspace(1e7, 1e10, 5)
   runs = laws.make_runs(n, np.full(5, 1e10), noisy(n, 1e10, 0.002, 0, EPOCH))
-  assert one_variable.along(runs, options(bootstraps=100)) is None
+  assert other_forms.along(runs, options(bootstraps=100)) is None
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.03])
@@ -73,7 +72,7 @@ def test_one_isoflop_profile_tells_no_law_in_compute(jitter):
   n = np.geomspace(1e7, 1e9, 9)
   d = 1e18 / n * np.exp(jitter * np.random.default_rng(1).standard_normal(9))
   runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
-  assert one_variable.along(runs, options()) is None
+  assert other_forms.along(runs, options()) is None
 
 
 def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monkeypatch):
@@ -91,7 +90,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
   def refuse(*_):
     raise DataError("too many runs")
 
-  monkeypatch.setattr(one_variable, "along", refuse)
+  monkeypatch.setattr(other_forms, "along", refuse)
   with pytest.raises(ValueError, match="1 distinct sizes N"):
     fit_files.write_fit(where, config, str(tables["line"]))
   assert not list(where.iterdir())
@@ -173,9 +172,9 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
     else:
       assert row["rms_error"] < 0.1
   two = runs.subset(np.argsort(runs.C)[:18])
-  in_compute = holdout._fault(laws.FORMS["power_law_c"], two)
+  in_compute = other_forms._fault(laws.FORMS["power_law_c"], two)
   assert in_compute == "2 distinct C for 3 parameters"
-  assert holdout._fault(laws.FORMS["power_law_c"], runs) is None
+  assert other_forms._fault(laws.FORMS["power_law_c"], runs) is None
 
 
 @pytest.mark.parametrize(
