@@ -26,7 +26,7 @@ QUANTITIES = ("a", "b", "N_opt", "D_opt")
 
 
 class Curve(NamedTuple):
-  """A run's training curve."""
+  """The training curve of one run: tokens, FLOPs and loss, arrays [t]."""
 
   id: str
   N: float
