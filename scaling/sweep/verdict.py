@@ -54,14 +54,11 @@ def _verdict(
   where = where_minimum(compared, at_optimum, minimum, sealed)
   ratio = config.fit.target_tokens_per_param
   cost = fit.ratio_cost(law, sealed["C"], ratio)
+  of_optimum = ("predicted_loss", "interval", "trained_loss", "inside", "relative_error")
   result = {
     "version": VERSION,
     "C": sealed["C"],
-    "predicted_loss": at_optimum["predicted_loss"],
-    "interval": at_optimum["interval"],
-    "trained_loss": at_optimum["trained_loss"],
-    "inside": at_optimum["inside"],
-    "relative_error": at_optimum["relative_error"],
+    **{key: at_optimum[key] for key in of_optimum},
     "n_inside": sum(c["inside"] for c in compared),
     "minimum_where_predicted": where,
     "trained_minimum_N": minimum,
