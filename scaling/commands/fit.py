@@ -34,12 +34,12 @@ def run(args: flags.FlagValues) -> None:
   from train.system import files
 
   target_flops = questions.parse_flops(args.target_flops)
-  asked = questions.Questions(
+  targets = questions.Questions(
     target_flops, args.target_loss, args.inference_tokens, args.max_tokens
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
   try:
-    fit_files.write_fit(workdir, args.config.fit, *reading, asked, args.compare_forms)
+    fit_files.write_fit(workdir, args.config.fit, *reading, targets, args.compare_forms)
   except UnidentifiableError:
     if line := files.read_json(workdir / "line.json"):
       print(other_forms.line_text(line) + "\n", flush=True)

@@ -307,7 +307,7 @@ def compare(shape: Shape, args: argparse.Namespace) -> dict:
     turns = {name: side.turn for name, side in sides.items()}
     round_robin(turns, WARM_TURNS)
     seconds = round_robin(turns, args.rounds, display)
-  ratios = [peer / own for peer, own in zip(*seconds.values(), strict=True)]
+  ratios = [peer / ours for peer, ours in zip(*seconds.values(), strict=True)]
   return {
     "peer": args.peer + " compiled" * args.compile,
     "versions": [side.version for side in sides.values()],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import main, progress
+from scaling import progress
 from scaling.bench import steps, timing
 from scaling.bench.timing import Turn
 from train import record
@@ -34,49 +34,49 @@ def measured(config, tmp_path_factory):
 
 
 def test_a_grid_is_every_combination_and_changes_no_more(config):
-  found = steps.cases(config, "16/2,64/3/4", "decoder,encoder,encoder_decoder", "", 300)
-  assert [case.name for case in found] == [
+  cases = steps.cases(config, "16/2,64/3/4", "decoder,encoder,encoder_decoder", "", 300)
+  assert [case.name for case in cases] == [
     f"{family} {size} float32"
     for size in ("16/2", "64/3/4")
     for family in ("decoder", "encoder", "encoder_decoder")
   ]
-  shapes = [(c.model.heads, c.model.head_width, c.objective) for _, c in found]
+  shapes = [(c.model.heads, c.model.head_width, c.objective) for _, c in cases]
   assert shapes[:3] == [(1, 16, "clm"), (1, 16, "mlm"), (1, 16, "span")]
   assert {shape[:2] for shape in shapes[3:]} == {(4, 16)}
-  assert [c.data.batch_size for _, c in found[:3]] == [300 // 32, 300 // 32, 300 // 34]
-  (own,) = steps.cases(config)
-  assert own.config.data.batch_size == config.data.batch_size
+  assert [c.data.batch_size for _, c in cases[:3]] == [300 // 32, 300 // 32, 300 // 34]
+  (case,) = steps.cases(config)
+  assert case.config.data.batch_size == config.data.batch_size
   prefix = config.copy_and_resolve_references()
   prefix.objective = "prefix"
   assert steps.cases(prefix, families="decoder")[0].config.objective == "prefix"
 
 
 def test_models_that_differ_in_heads_alone_are_two(config):
-  found = steps.cases(config, "64/2,64/2/4")
-  assert [case.name for case in found] == ["decoder 64/2 float32", "decoder 64/2/4 float32"]
-  assert [case.config.model.heads for case in found] == [2, 4]
+  cases = steps.cases(config, "64/2,64/2/4")
+  assert [case.name for case in cases] == ["decoder 64/2 float32", "decoder 64/2/4 float32"]
+  assert [case.config.model.heads for case in cases] == [2, 4]
 
 
 @pytest.mark.parametrize(
-  ("grid", "said"),
+  ("grid", "message"),
   [
     ({"sizes": "64/2,64/2/2"}, "^sizes=64/2,64/2/2: 'decoder 64/2/2 float32' is 'decoder 64/2 flo"),
     ({"vary": ["model.flash=False"] * 2}, "^vary=model.flash=False: .* again; leave one of them"),
     ({"vary": ["data.batch_size=64"], "tokens": 2048}, "^vary=data.batch_size=64: .*--tokens sets"),
   ],
 )
-def test_nothing_is_measured_twice(config, grid, said):
-  with pytest.raises(ValueError, match=said):
+def test_nothing_is_measured_twice(config, grid, message):
+  with pytest.raises(ValueError, match=message):
     steps.cases(config, **grid)
 
 
 def test_every_combination_is_measured_with_and_without_what_varies(config):
-  found = steps.cases(config, "16/2,64/3", vary=["model.logits_at_once=0", "model.flash=False"])
-  assert [case.name.partition("float32")[2] for case in found] == [
+  cases = steps.cases(config, "16/2,64/3", vary=["model.logits_at_once=0", "model.flash=False"])
+  assert [case.name.partition("float32")[2] for case in cases] == [
     *("", " model.logits_at_once=0", " model.flash=False") * 2
   ]
-  assert [c.model.logits_at_once > 0 for _, c in found] == [True, False, True] * 2
-  assert [c.model.flash for _, c in found] == [True, True, False] * 2
+  assert [c.model.logits_at_once > 0 for _, c in cases] == [True, False, True] * 2
+  assert [c.model.flash for _, c in cases] == [True, True, False] * 2
 
 
 def test_the_makers_figure_is_for_dense_bfloat16_and_all_devices():
@@ -157,7 +157,7 @@ def test_everyone_takes_a_turn_in_every_round(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("flag", "said"),
+  ("flag", "message"),
   [
     ("--sizes=64x2", "sizes='64x2': write width/layers"),
     ("--sizes=64/0", "sizes='64/0': write width/layers"),
@@ -175,15 +175,13 @@ def test_everyone_takes_a_turn_in_every_round(monkeypatch):
   ],
 )
 def test_bad_flags_are_refused_in_a_line_before_anything_is_made(
-  capsys, cache, corpus, tmp_path, flag, said
+  isoflop, cache, corpus, tmp_path, flag, message
 ):
   folder = tmp_path / "out"
   flags = [f"--config.data.source=text:{corpus}", "--config.data.seq_len=32", flag]
-  assert main.main(["bench", f"--workdir={folder}", *flags]) == main.USAGE
-  output = capsys.readouterr()
-  assert said in output.err
-  assert len(output.err.splitlines()) == 1
-  assert output.out == ""
+  code, out, err = isoflop("bench", f"--workdir={folder}", *flags)
+  assert (code, out, len(err.splitlines())) == (2, "", 1)
+  assert message in err
   assert not folder.exists()
 
 
@@ -200,18 +198,18 @@ def test_a_peer_is_timed_beside_ours(cache, tmp_path):
   assert done.returncode == 0, done.stderr
   (row,) = json.loads(output.read_text())["rows"]
   pairs = zip(row["turns"]["flax"], row["turns"]["ours"], strict=True)
-  assert row["ratio"] == statistics.median(peer / own for peer, own in pairs)
+  assert row["ratio"] == statistics.median(peer / ours for peer, ours in pairs)
   assert f"{row['ratio']:.2f} times as fast" in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed here")
-def test_a_peer_that_is_not_here_is_said_in_a_line(cache):
-  for flags, said in (
+def test_a_peer_that_is_not_here_is_named_in_a_line(cache):
+  for flags, message in (
     (("--peer=torch",), "No module named 'torch'"),
     (("--peer=nanodo", "--path=nowhere"), "--path=nowhere: no nanodo/train.py there"),
   ):
     done = peers(*flags)
     assert done.returncode == 1
-    assert said in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""How cost grows: the curves that are measured, and that a sweep's own work is not quadratic."""
+"""How cost grows: slopes, synthetic sweeps, the figure."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_slopes_are_the_exponents():
 
 
 @pytest.mark.parametrize("n", [10, 100, 1000])
-def test_a_design_has_as_many_cells_as_asked_each_by_its_own_name(n):
+def test_a_synthetic_sweep_has_n_cells_of_different_names(n):
   cells = plan.fit_cells(growth.synthetic_sweep(n), 257)
   assert n <= len(cells) <= 1.2 * n
   assert len({cell.id for cell in cells}) == len(cells)
@@ -32,12 +32,12 @@ def test_the_fit_of_synthetic_runs_finds_their_law(tmp_path):
   assert len(taken) == 7
   assert min(taken.values()) > 0
   assert len(runs.read_runs(tmp_path)) == 100
-  found = json.loads((tmp_path / "fit.json").read_text())
-  assert found["n_runs"] == 100
+  fitted = json.loads((tmp_path / "fit.json").read_text())
+  assert fitted["n_runs"] == 100
   for name, value in growth.LAW._asdict().items():
-    low, high = found["intervals"][name]
+    low, high = fitted["intervals"][name]
     assert low - (high - low) < value < high + (high - low)
-  assert found["params"]["alpha"] == pytest.approx(0.35, abs=0.03)
+  assert fitted["params"]["alpha"] == pytest.approx(0.35, abs=0.03)
   assert (tmp_path / "report.html").exists()
 
 
