@@ -126,7 +126,7 @@ def _sizes(model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tup
   )
 
 
-class Block(NamedTuple):
+class BlockBytes(NamedTuple):
   """Bytes that one block's backward pass needs for one sequence, by kind."""
 
   stream: float  # what its layers add to, and its norms read
@@ -139,7 +139,7 @@ class Block(NamedTuple):
   again: float  # operands that several products share, once more for each
 
 
-def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> Block:
+def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> BlockBytes:
   T, S, D = stack.length, stack.memory, c.width
   operand = 2 if c.dtype == "bfloat16" else 4
   if c.dtype == "bfloat16" and not fused:
@@ -150,7 +150,7 @@ def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> Bloc
   between = _between(c)
   kept = 1 if c.mlp == "relu" else between * gates  # of each hidden number: see `block.HIDDEN`
   attend = 2 if fused and c.dtype == "bfloat16" else 4
-  block = Block(
+  block = BlockBytes(
     stream=between * T * D * (3 if S else 2),
     operands=operand * T * ((D + queries) * (2 if S else 1) + D),
     heads=0.0,
