@@ -1,7 +1,6 @@
 """The three transformers: what they may see, what their switches change, and what they must not."""
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +18,12 @@ from models import (
   assert_trees_close,
   build,
   built,
-  model_config,
   outcome,
   random_model,
   source_of,
 )
 
 from configs import base
-from model import layers
-from model.layers import GATED
 from model.transformer import Source
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -338,57 +334,6 @@ def first_loss(**changes):
   logits_BTV = build(**changes)(TOKENS_BT, **source_of(family))
   assert logits_BTV.dtype == jnp.float32
   return -jnp.mean(jax.nn.log_softmax(logits_BTV)[:, :, 3])
-
-
-@pytest.mark.parametrize("norm", ["rms", "layer"])
-@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7), (2, 3, 2, 7)])
-def test_a_norms_gradients_are_its_slopes(norm, shape):
-  eps, rng = 0.1, np.random.default_rng(0)
-  x, scale, dy = rng.normal(3, 2, shape), rng.normal(1, 1, 7), rng.normal(0, 1, shape)
-
-  def value(x, scale):  # in float64, from the definition
-    z = x - x.mean(-1, keepdims=True) * (norm == "layer")
-    return np.sum(dy * z / np.sqrt(np.mean(z**2, -1, keepdims=True) + eps) * scale)
-
-  def slope(f, at, step=1e-5):
-    steps = step * np.eye(at.size).reshape(-1, *at.shape)
-    return np.reshape([(f(at + s) - f(at - s)) / (2 * step) for s in steps], at.shape)
-
-  graphdef, state = nnx.split(layers.Norm(model_config(norm=norm, norm_eps=eps, biases=False), 7))
-
-  def ours(x, scale):
-    return jnp.sum(dy * nnx.merge(graphdef, jax.tree.map(lambda _: scale, state))(x))
-
-  dx, dscale = jax.grad(ours, (0, 1))(jnp.float32(x), jnp.float32(scale))
-  np.testing.assert_allclose(dx, slope(lambda x: value(x, scale), x), rtol=0, atol=1e-5)
-  np.testing.assert_allclose(dscale, slope(lambda s: value(x, s), scale), rtol=0, atol=1e-5)
-
-
-def gelu(x):
-  return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-@pytest.mark.parametrize(
-  ("mlp", "value"),
-  [
-    ("gelu", gelu),
-    ("gelu_exact", lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))),
-    ("relu", lambda x: np.maximum(x, 0)),
-    ("geglu", lambda gate, x: gelu(gate) * x),
-    ("swiglu", lambda gate, x: gate / (1 + np.exp(-gate)) * x),
-  ],
-)
-def test_an_mlps_gradients_are_its_slopes_and_need_no_more_than_its_products(mlp, value):
-  gates = 2 if mlp in GATED else 1
-  dy, *h = np.random.default_rng(0).normal(0, 2, (1 + gates, 64))
-  y, gradients = jax.vjp(layers.HIDDEN[mlp], *map(jnp.float32, h))
-  np.testing.assert_allclose(y, value(*h), rtol=1e-5, atol=1e-6)
-  for i, dh in enumerate(gradients(jnp.float32(dy))):
-    up, down = ([x + s * (i == j) for j, x in enumerate(h)] for s in (1e-5, -1e-5))
-    slope = dy * (value(*up) - value(*down)) / 2e-5
-    np.testing.assert_allclose(dh, slope, rtol=1e-5, atol=1e-5)
-  kept = sum(x.nbytes for x in jax.tree.leaves(gradients) if x.ndim)
-  assert mlp == "relu" or kept == 4 * 64 * gates
 
 
 @pytest.mark.parametrize("family", MOST)

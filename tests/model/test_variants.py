@@ -1,11 +1,10 @@
-"""The parts of the model, each by its definition: products, positions, norms, dropout, muP."""
+"""The parts of the model, each by its definition: positions, norms, dropout, muP."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.test_util import check_grads
 from ml_collections import FrozenConfigDict
 from models import (
   FAMILIES,
@@ -14,7 +13,6 @@ from models import (
   S,
   T,
   V,
-  assert_trees_close,
   build,
   model_config,
   normal,
@@ -23,40 +21,10 @@ from models import (
 )
 
 from configs import base
-from model import layers, ops, positions, transformer
+from model import layers, positions, transformer
 from train import optim
 
-FLOAT32 = jnp.dtype("float32")
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
-
-
-# ---------------------------------------------------------------------------------------------
-# Products
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5, 3), (4, 4, 4)])
-def test_the_written_out_derivative_of_a_product(shape):
-  n, d, f = shape
-  x_ND, w_DF = normal(0, n, d), normal(1, d, f)
-
-  def ours(x_ND, w_DF):
-    return jnp.sum(jnp.sin(ops.matmul(x_ND, w_DF, FLOAT32)))
-
-  def plain(x_ND, w_DF):
-    return jnp.sum(jnp.sin(x_ND @ w_DF))
-
-  check_grads(ours, (x_ND, w_DF), order=1, modes=["rev"], rtol=1e-2)
-  a, b = (jax.grad(f, (0, 1))(x_ND, w_DF) for f in (ours, plain))
-  assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_bfloat16_gradients_are_summed_in_float32():
-  def total(w_DF):
-    return jnp.sum(ops.matmul(jnp.ones((1001, 2)), w_DF, jnp.dtype("bfloat16")))
-
-  gradient_DF = jax.grad(total)(jnp.ones((2, 3)))
-  np.testing.assert_array_equal(gradient_DF, np.full((2, 3), 1001.0))  # in bfloat16: 1000
 
 
 # ---------------------------------------------------------------------------------------------
