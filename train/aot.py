@@ -68,12 +68,10 @@ def _lower_step(
   arguments = functions.state, abstract_batch(config, vocab_size, rows, lies), _LR, _SEED
   if slots == 1:
     return functions.step.lower(*arguments)
-  state, *others = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), arguments
-  )
+  state, *rest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), arguments)
   lies = functions.state.step.sharding  # a pack has one device, and all of it there
   state = jax.tree.map(lambda x: x.update(sharding=lies), state)
-  return functions.pack_step.lower(state, *others)
+  return functions.pack_step.lower(state, *rest)
 
 
 def _lower_evaluate(functions: Program, config: ConfigDict, vocab_size: int) -> jax.stages.Lowered:

@@ -44,12 +44,12 @@ def train(
   Args:
     config: as `configs.base.get_config()`; width, depth and heads may be left to the ladder.
     workdir: the run's folder: run.json, metrics.jsonl, checkpoints/.
-    should_stop: asked at every step; True saves the state and ends the run.
+    should_stop: called at every step; True saves the state and ends the run.
     report: receives the progress, at most every half second.
 
   Raises:
     UserError: the config cannot be trained; nothing was spent.
-    Interrupted: `should_stop` said so; the state is saved.
+    Interrupted: `should_stop` returned True; the state is saved.
   """
   with Run(config, workdir, should_stop, report) as run:
     if run.ended:

@@ -74,7 +74,7 @@ def train(
 
   Args:
     runs: config and folder of each; of one program (see `train.step.program`).
-    should_stop: asked at every step; True saves all states and ends all runs.
+    should_stop: called at every step; True saves all states and ends all runs.
     report: receives the number of a run and its progress.
     ended: receives the number of a run that has ended, and its record or what `loop.train` raises.
       The others go on.
@@ -157,7 +157,7 @@ class PackedRuns:
 
   @contextmanager
   def _guard(self, members: Sequence[int], clock: AbstractContextManager) -> Iterator[None]:
-    """Ends runs, and no others, where an error is raised in the block; charges a clock."""
+    """Ends these runs where the block raises an error; charges the block's time to a clock."""
     try:
       with clock:
         yield

@@ -32,9 +32,9 @@ class Clock:
     finally:
       self._switch(before)
 
-  def add(self, other: "Clock", share: float) -> None:
+  def add(self, clock: "Clock", share: float) -> None:
     """Adds a share of the time on another clock, which stands still."""
-    for phase, seconds in other._seconds.items():  # noqa: SLF001 -- of the same class
+    for phase, seconds in clock._seconds.items():  # noqa: SLF001 -- of the same class
       self._seconds[phase] += share * seconds
 
   def times(self) -> dict[str, float]:
