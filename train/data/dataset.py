@@ -37,37 +37,21 @@ BLOCK, BLOCKS = 4 << 20, 64  # a checksum covers at most 64 blocks of 4 MiB of a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenData:
-  """A tokenised corpus.
+  """A tokenised corpus."""
 
-  Attributes:
-    source: `data.source`.
-    fingerprint: SHA-256 of the documents and of how they are split.
-    tokenizer: `data.tokenizer`.
-    tokenizer_hash: SHA-256 of all that decides the ids.
-    vocab_size: V, with `eos`.
-    eos: id of the document boundary.
-    token_bytes_V: bytes of text that each id stands for; 0 for `eos`.
-    train_tokens: the training stream (memory-mapped).
-    validation_tokens: the validation stream (memory-mapped).
-    train_documents: documents in the training split.
-    validation_documents: documents in the validation split.
-    floor: least loss of the objective [nats per predicted token], where the source has a known one.
-    path: the cache folder; it also holds `tokenizer.json` of a BPE tokenizer.
-  """
-
-  source: str
-  fingerprint: str
-  tokenizer: str
-  tokenizer_hash: str
-  vocab_size: int
-  eos: int
-  token_bytes_V: np.ndarray  # noqa: N815
-  train_tokens: np.ndarray
-  validation_tokens: np.ndarray
+  source: str  # data.source
+  fingerprint: str  # SHA-256 of the documents and of how they are split
+  tokenizer: str  # data.tokenizer
+  tokenizer_hash: str  # SHA-256 of all that decides the ids
+  vocab_size: int  # V, with eos
+  eos: int  # id of the document boundary
+  token_bytes_V: np.ndarray  # bytes of text that each id stands for; 0 for eos
+  train_tokens: np.ndarray  # the training stream (memory-mapped)
+  validation_tokens: np.ndarray  # the validation stream (memory-mapped)
   train_documents: int
   validation_documents: int
-  floor: float | None
-  path: Path
+  floor: float | None  # least loss [nats per predicted token], where the source has a known one
+  path: Path  # the cache folder; it also holds `tokenizer.json` of a BPE tokenizer
 
   @property
   def train_token_count(self) -> int:

@@ -38,19 +38,12 @@ _Item = TypeVar("_Item")
 
 
 class Corpus(NamedTuple):
-  """A source of documents, opened but not yet read.
+  """A source of documents, opened but not yet read."""
 
-  Attributes:
-    name: `data.source`.
-    fingerprint: SHA-256 of the content, and of every option that changes the documents.
-    documents: yields every document from the first on; may be called several times.
-    floor: least loss of the objective over bytes [nats per predicted token], where it is known.
-  """
-
-  name: str
-  fingerprint: str
-  documents: Callable[[], Iterator[bytes]]
-  floor: float | None = None
+  name: str  # data.source
+  fingerprint: str  # SHA-256 of the content, and of every option that changes the documents
+  documents: Callable[[], Iterator[bytes]]  # every document from the first on, at each call
+  floor: float | None = None  # least loss over bytes [nats per predicted token], where known
 
 
 def open_source(config: ConfigDict) -> Corpus:

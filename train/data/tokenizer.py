@@ -23,19 +23,12 @@ SMALLEST = 257  # the 256 bytes and eos
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to ids.
+  """Text to ids."""
 
-  Attributes:
-    hash: SHA-256 of everything that decides the ids.
-    table: the bytes that each id stands for; none for `eos`.
-    encode: ids of each document, without `eos`.
-    serialized: the JSON of a BPE, for the library `tokenizers`; "" for bytes.
-  """
-
-  hash: str
-  table: tuple[bytes, ...]
-  encode: Callable[[Sequence[bytes]], list[np.ndarray]]
-  serialized: str = ""
+  hash: str  # SHA-256 of everything that decides the ids
+  table: tuple[bytes, ...]  # the bytes that each id stands for; none for eos
+  encode: Callable[[Sequence[bytes]], list[np.ndarray]]  # ids of each document, without eos
+  serialized: str = ""  # the JSON of a BPE, for the library `tokenizers`; "" for bytes
 
   @property
   def vocab_size(self) -> int:

@@ -167,8 +167,8 @@ def cut_suffix(
   Args:
     text_BN: the text.
     uniform_B: a number a sequence.
-    shortest: the least length of a suffix [tokens]; every one up to the longest is equally likely.
-    longest: see there; at most N.
+    shortest: least length of a suffix [tokens]; every one up to `longest` is equally likely.
+    longest: at most N.
     sentinel: stands for the suffix.
     eos: what ends both.
 
