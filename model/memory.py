@@ -45,7 +45,7 @@ def device_bytes(
   devices: int = 1,
   fused: bool = False,
 ) -> dict[str, int]:
-  """Returns the bytes that each device holds at the peak of a training step, and their "total".
+  """Predicts the bytes that each device holds at the peak of a training step, and their "total".
 
   Args:
     config: resolved; `model`, `sharding` and `data.batch_size` are read.
@@ -63,7 +63,7 @@ def device_bytes(
     optimizer: Adam's two moments, and a float32 copy of bfloat16 weights.
     activations: what the backward pass needs of the forward pass, and one block at work; without
       the room that it shares with the logits.
-    logits: those of a turn (`train.objectives.losses`), with the loss and their gradient.
+    logits: those of a chunk (`train.objectives.losses`), with the loss and their gradient.
     passing: what the peak needs beyond these, to gather weights and to reduce gradients.
 
   Raises:
@@ -148,7 +148,7 @@ def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> Bloc
   hidden = mlp_width(c) / tensor
   gates = 2 if c.mlp in GATED else 1
   between = _between(c)
-  kept = 1 if c.mlp == "relu" else between * gates  # of each hidden number: see `block.HIDDEN`
+  kept = 1 if c.mlp == "relu" else between * gates  # of each hidden number: see `layers.HIDDEN`
   attend = 2 if fused and c.dtype == "bfloat16" else 4
   block = BlockBytes(
     stream=between * T * D * (3 if S else 2),
@@ -162,13 +162,13 @@ def _block(c: ConfigDict, stack: StackLengths, tensor: int, fused: bool) -> Bloc
     again=0.0 if between == 2 else operand * T * D * (2 + gates - 1),
   )
   for seen in (T, S) if S else (T,):
-    asked = c.qk_norm * (T * queries + seen * keys)
+    normed = c.qk_norm * (T * queries + seen * keys)
     block = block._replace(
-      heads=block.heads + between * asked + 2 * attend * (T + seen) * queries,
+      heads=block.heads + between * normed + 2 * attend * (T + seen) * queries,
       products=block.products
       + between * (T * queries + 2 * seen * keys + T * D)
       + fused * T * (attend * queries + 4 * c.heads / tensor),
-      norms=block.norms + between * asked,
+      norms=block.norms + between * normed,
     )
   return block
 
@@ -181,7 +181,7 @@ def _between(model_config: ConfigDict) -> int:
 def _activations(
   config: ConfigDict, vocab_size: int, seq_len: int, source_len: int, mesh: tuple, fused: bool
 ) -> tuple[float, float]:
-  """Returns bytes of one sequence: kept for the backward pass, and a block at work."""
+  """Counts the bytes of one sequence: kept for the backward pass, and a block at work."""
   c, tensor = config.model, mesh[2]
   alone = mesh[0] * mesh[1] == 1
   kept = peak = 0.0
@@ -208,9 +208,9 @@ def _activations(
 
 
 def _logits(c: ConfigDict, vocab_size: int, tokens: float, tensor: int, fused: bool) -> float:
-  """Returns bytes of the head at work on so many tokens."""
-  turns = ops.loss_chunks(math.ceil(tokens), vocab_size, c.logits_at_once)
+  """Counts the bytes of the head at work on so many tokens."""
+  chunks = ops.loss_chunks(math.ceil(tokens), vocab_size, c.logits_at_once)
   gradient = 2 if fused and c.dtype == "bfloat16" else 4  # bytes of each, as products read them
-  at_once = (4 + gradient) * tokens / turns * vocab_size / tensor + 3 * 4 * tokens * c.width
-  # A turn's gradient of the head, beside their sum.
-  return at_once + (turns > 1) * 4 * c.width * vocab_size / tensor
+  at_once = (4 + gradient) * tokens / chunks * vocab_size / tensor + 3 * 4 * tokens * c.width
+  # A chunk's gradient of the head, beside their sum.
+  return at_once + (chunks > 1) * 4 * c.width * vocab_size / tensor

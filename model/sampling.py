@@ -22,7 +22,7 @@ NO_STOP = -1  # a stop token that is never drawn
 def filter_logits(
   logits_XV: jax.Array, temperature: jax.Array | float, top_k: jax.Array | int, top_p: Any
 ) -> jax.Array:
-  """Returns the logits of the distribution that is drawn from; -inf: the token is never drawn.
+  """Sets to -inf the logits of tokens that are never drawn, and divides the rest.
 
   First the temperature, then top-k, then top-p on what top-k has left, renormalised. Of equal
   logits the smaller id counts as the more probable.
@@ -50,7 +50,7 @@ def filter_logits(
 
 
 def draw(logits_BV: jax.Array, positions_B: jax.Array, key: jax.Array) -> jax.Array:
-  """Returns a token_B per row; the randomness is a function of (key, row, position) only."""
+  """Draws a token_B per row; the randomness is a function of (key, row, position) only."""
 
   def one(logits_V, row, position):
     row_key = jax.random.fold_in(jax.random.fold_in(key, row), position)
@@ -142,9 +142,9 @@ def _generate(
     return draw(filter_logits(logits_BV, temperature, top_k, top_p), positions_B, key)
 
   # All prompts at once. What the padding leaves in the cache is overwritten before it is visible.
-  cache = model.start_decoding(B, P + max_new_tokens - 1, source)
+  state = model.start_decoding(B, P + max_new_tokens - 1, source)
   positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
-  logits_BPV, cache = model.extend(prompts_BP, positions_BP, cache)
+  logits_BPV, state = model.extend(prompts_BP, positions_BP, state)
   last_B11 = (lengths_B - 1)[:, None, None]
   token_B = choose(jnp.take_along_axis(logits_BPV, last_B11, axis=1)[:, 0], lengths_B)
   tokens_BN = jnp.full((B, max_new_tokens), stop).at[:, 0].set(token_B)
@@ -154,13 +154,13 @@ def _generate(
     return (n < max_new_tokens) & jnp.any(tokens_BN[:, n - 1] != stop)
 
   def add_token(carry):
-    n, tokens_BN, cache = carry
+    n, tokens_BN, state = carry
     token_B, position_B = tokens_BN[:, n - 1], lengths_B + n - 1
-    logits_B1V, cache = model.extend(token_B[:, None], position_B[:, None], cache)
+    logits_B1V, state = model.extend(token_B[:, None], position_B[:, None], state)
     next_B = jnp.where(token_B == stop, stop, choose(logits_B1V[:, 0], position_B + 1))
-    return n + 1, tokens_BN.at[:, n].set(next_B), cache
+    return n + 1, tokens_BN.at[:, n].set(next_B), state
 
-  return jax.lax.while_loop(unfinished, add_token, (1, tokens_BN, cache))[1]
+  return jax.lax.while_loop(unfinished, add_token, (1, tokens_BN, state))[1]
 
 
 def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
@@ -235,7 +235,7 @@ def fill_mask(
   top: int = 5,
   segments_BT: np.ndarray | None = None,
 ) -> Blanks:
-  """Returns the most probable tokens of each mask, given all that is not masked.
+  """Finds the most probable tokens of each mask, given all that is not masked.
 
   Args:
     model: an encoder, trained on masked tokens.
@@ -270,7 +270,7 @@ def _most_probable(graphdef, params, tokens_BT, segments_BT, mask_id, top):
 
 
 def parse_spans(tokens: Iterable[int], sentinels: Iterable[int], eos: int) -> dict[int, list[int]]:
-  """Returns what an output says of each sentinel: `S0 z0 S1 z1 ... eos` as {S0: z0, S1: z1, ...}.
+  """Splits an output by its sentinels: `S0 z0 S1 z1 ... eos` as {S0: z0, S1: z1, ...}.
 
   Whatever stands before the first sentinel, or follows `eos`, belongs to none; a sentinel that is
   not mentioned hides nothing.
@@ -288,5 +288,5 @@ def parse_spans(tokens: Iterable[int], sentinels: Iterable[int], eos: int) -> di
 
 
 def splice(tokens: Iterable[int], spans: Mapping[int, Sequence[int]]) -> list[int]:
-  """Returns a text with every sentinel replaced by its span."""
+  """Replaces every sentinel of a text by its span."""
   return [t for token in tokens for t in spans.get(token, [token])]

@@ -79,7 +79,7 @@ def import_folder(path: str | Path) -> Imported:
       params |= _take(weight, theirs, shapes)
     if theirs:
       raise DataError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
-    _check(params, shapes)
+    _check_params(params, shapes)
   except UserError as error:
     raise DataError(f"{folder}: {error}") from None
   tokenizer = folder / TOKENIZER
@@ -118,7 +118,7 @@ def export_folder(
     raise DataError(f"{folder}: exists; an export wants a new folder")
   family, config = _write(architecture, model_config, vocab_size, seq_len)
   shapes = _shapes(model_config, vocab_size, seq_len)
-  _check(params, shapes)
+  _check_params(params, shapes)
   theirs: Arrays = {}
   for weight in family.weights(model_config):
     theirs |= _give(weight, params, shapes)
@@ -133,7 +133,7 @@ def export_folder(
 
 
 def _find(config: Mapping) -> Architecture:
-  """Returns the architecture of a config.json.
+  """Finds the architecture of a config.json.
 
   Raises:
     UserError: it is none of ours.
@@ -186,7 +186,10 @@ def _read(
 def _write(
   name: str, model_config: ConfigDict, vocab_size: int, seq_len: int
 ) -> tuple[Architecture, dict]:
-  """Returns an architecture and the config.json of a model of ours: the reverse of `read`.
+  """Translates a model config of ours: the reverse of `_read`.
+
+  Returns:
+    The architecture, and the content of its config.json.
 
   Raises:
     UserError: there is no such architecture, or it lacks something that the model has; by field.
@@ -226,18 +229,18 @@ def _misfit(name: str, field: str, value: Any, theirs: Any) -> str:
 
 def _json(path: Path) -> dict:
   try:
-    found = json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except FileNotFoundError:
     raise DataError(f"{path.name}: missing; choose the folder that holds it") from None
   except ValueError as error:
     raise DataError(f"{path.name}: not JSON ({error})") from None
-  if not isinstance(found, dict):
-    raise DataError(f"{path.name}: holds a {type(found).__name__}, not an object")
-  return found
+  if not isinstance(content, dict):
+    raise DataError(f"{path.name}: holds a {type(content).__name__}, not an object")
+  return content
 
 
 def _load(folder: Path) -> Arrays:
-  """Returns all weights of a folder, of one file or of several."""
+  """Reads all weights of a folder, of one file or of several."""
   files = [WEIGHTS]
   if (folder / INDEX).exists():
     places = _json(folder / INDEX).get("weight_map")
@@ -326,7 +329,7 @@ def _give(weight: Weight, params: Mapping[str, np.ndarray], shapes: Mapping) -> 
   return dict(zip(_names(weight, shapes), arrays, strict=True))
 
 
-def _check(params: Mapping[str, np.ndarray], shapes: Mapping) -> None:
+def _check_params(params: Mapping[str, np.ndarray], shapes: Mapping) -> None:
   for path in sorted(params.keys() | shapes.keys()):
     if path not in params:
       raise DataError(f"parameter {path}: missing; the config asks for it")
