@@ -1,0 +1,55 @@
+"""The documentation is true: results are those of their records, links lead somewhere, commands parse."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaling import main
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs"))
+import results  # noqa: E402
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests/release/README.md"]
+pytestmark = pytest.mark.smoke
+
+
+@pytest.mark.parametrize("path", results.marked_files(), ids=lambda path: path.name)
+def test_results_are_those_of_their_records(path):
+  """If this fails: change the record or the page's text around it, then run docs/results.py."""
+  assert results.written(path.read_text()) == path.read_text()
+
+
+def test_every_record_is_shown():
+  shown = "".join(path.read_text() for path in results.marked_files())
+  names = {path.stem for path in results.RECORDS.glob("*.json")}
+  assert names == {name for name in names if f"<!-- {name}." in shown}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files(page):
+  targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+  missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+  assert not missing
+
+
+def test_readme_is_one_page():
+  assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+def commands():
+  """Lists the `isoflop` commands of all pages, with the flags that they give."""
+  for page in PAGES:
+    for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.S):
+      text = re.sub(r"\s*\\\n\s*", " ", block)
+      for line in re.findall(r"(?:^|/|\$ )isoflop ([a-z]+ --.*)$", text, re.M):
+        yield pytest.param(shlex.split(line, comments=True), id=f"{page.stem}: {line[:50].strip()}")
+
+
+@pytest.mark.parametrize("words", commands())
+def test_commands_in_the_documentation_have_the_flags_that_there_are(words, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  main.parse(words[0], words[1:])
