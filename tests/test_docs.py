@@ -53,3 +53,36 @@ def commands():
 def test_commands_in_the_documentation_have_the_flags_that_there_are(words, monkeypatch):
   monkeypatch.chdir(ROOT)
   main.parse(words[0], words[1:])
+
+
+def example(page):
+  """Returns the Python of a page."""
+  return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S))
+
+
+def test_the_form_in_the_documentation_fits(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  cells = [(n, d) for n in (1e6, 2e6, 4e6, 8e6) for d in (2e7, 4e7, 8e7, 16e7)]
+  rows = [f"{n},{d},{1.5 + 400 * n**-0.3 * d**-0.1}" for n, d in cells]
+  Path("mine.csv").write_text("\n".join(["params,tokens,val_loss", *rows]))
+  names = {"__name__": "example"}
+  exec(example("runs.md"), names)
+  params = names["laws"].fit_form(
+    names["product"], {"N": names["runs"].N, "D": names["runs"].D}, names["runs"].loss
+  ).params
+  assert params["E"] == pytest.approx(1.5, rel=1e-3)
+  assert params["alpha"] == pytest.approx(0.3, rel=1e-3)
+
+
+def test_a_checkpoint_is_read_as_the_documentation_says(make_tiny, tmp_path, monkeypatch):
+  from configs import clm
+  from train import loop
+
+  monkeypatch.chdir(tmp_path)
+  config = make_tiny()
+  record = loop.train(config, "runs/cooldown")
+  monkeypatch.setattr(clm, "get_config", lambda: config)
+  names = {}
+  exec(example("checkpoints.md"), names)
+  loss = float(names["nll_B"].sum() / names["weight_B"].sum())
+  assert loss == pytest.approx(record["loss"], abs=0.2)
