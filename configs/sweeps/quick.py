@@ -2,9 +2,11 @@
 
   isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
-The text is Python's own standard library, in 512 BPE tokens. 4 to 5 minutes on two cores. On Python
-3.11's, 2026-11, the held-out loss at 1.5e12 FLOPs was predicted as 2.724 [2.609, 2.826] nats per
-token and trained to 2.673; digits differ by processor and Python (README.md).
+The text is Python's own standard library, in 512 BPE tokens. Three to seven minutes on two cores.
+
+Result (docs/records/quick.json): predicted 2.720 [2.612, 2.817] nats per token at 1.5e+12 FLOPs,
+trained to 2.679 (-1.5%); the minimum lies where it was predicted, at 13 [8, 20] tokens per
+parameter (two cores of an AMD EPYC (Zen 5), other work beside it, 2026-11-27, 2:53 min).
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
