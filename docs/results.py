@@ -1,7 +1,7 @@
-"""Writes the results in README, docs and config docstrings from the records of the runs that gave them.
+"""Writes the results in README, docs and config docstrings from the records of their runs.
 
-  python docs/results.py                                      writes every marked block again
-  python docs/results.py keep quick runs/quick "AMD EPYC"     keeps what is quoted of a sweep's folder
+  python docs/results.py                                    writes every marked block again
+  python docs/results.py keep quick runs/quick "AMD EPYC"   keeps what is quoted of a sweep
 
 In Markdown a block stands between `<!-- quick.verdict -->` and `<!-- end -->`; it shows the part
 `verdict` of docs/records/quick.json. In a config's docstring it is the paragraph that begins with

@@ -1,4 +1,4 @@
-"""The documentation is true: results are those of their records, links lead somewhere, commands parse."""
+"""The documentation is true: results are those of their records, links and commands work."""
 
 import re
 import shlex
