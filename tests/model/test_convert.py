@@ -1,7 +1,7 @@
 """Folders of the transformers library: golden logits, round trips, and everything that is refused.
 
 `tests/golden` holds small models with random weights that the library's torch classes wrote, with
-their logits; `tests/oracle` makes them, and asks torch itself.
+their logits; `tests/helpers/torch_models.py` makes them, and `tests/oracle` asks torch itself.
 """
 
 import itertools

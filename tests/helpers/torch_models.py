@@ -2,7 +2,7 @@
 
 As a script it writes the golden folders that `tests/model/test_convert.py` checks without torch:
 
-  PYTHONPATH=.:tests/helpers python tests/oracle/torch_models.py tests/golden
+  PYTHONPATH=. python tests/helpers/torch_models.py tests/golden
 """
 
 import json
