@@ -1,8 +1,9 @@
-"""The house: imports run one way, files stay small."""
+"""The house: imports run one way, files and folders stay small, chains of imports short."""
 
 import ast
 import functools
 import graphlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_no_circle():
 def test_no_file_over_400_lines():
   lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES}
   assert not {str(path): n for path, n in lines.items() if n > 400}
+
+
+def test_no_folder_of_more_than_14_files():
+  count = Counter(str(path.parent.relative_to(ROOT)) for path in FILES + TESTS)
+  assert not {folder: n for folder, n in count.items() if n > 14}
+
+
+def test_no_chain_of_imports_inside_scaling_of_more_than_9_modules():
+  @functools.cache
+  def longest(name):
+    inside = [x for x in graph()[name] if x.startswith("scaling.")]
+    return (name, *max(map(longest, inside), key=len, default=()))
+
+  chain = max(map(longest, graph()), key=len)
+  assert len(chain) <= 9, " -> ".join(chain)
 
 
 def test_only_one_file_imports_orbax():

@@ -61,13 +61,13 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
     UsageError: there are no cells yet, or they do not identify a law.
   """
   from scaling.laws import fit, runs
-  from scaling.sweep import adaptive, arms, store
+  from scaling.sweep import adaptive, design, store
   from scaling.sweep.plan import with_lr_rule
 
   if config.sweep.objectives:
     return "\n\n".join(
       f"{name}\n\n{next_table(arm, workdir / name, budget)}"
-      for name, arm in arms.split(config).items()
+      for name, arm in design.split(config).items()
     )
   head, cells = store.read_sweep(workdir)
   config = with_lr_rule(config, head.get("lr_rule"))

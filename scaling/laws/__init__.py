@@ -28,9 +28,10 @@ from typing import Any
 
 MODULES = {
   "bootstrap": ("interval", "seed_noise"),
+  "chinchilla": ("Fit", "Options"),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
-    "Fit", "Options", "check_sealable", "fit_runs", "new_run_noise",
+    "check_sealable", "fit_runs", "new_run_noise",
     "optimum", "predict_loss", "ratio_cost",
   ),
   "fit_json": ("to_json",),

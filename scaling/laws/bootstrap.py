@@ -13,6 +13,7 @@ from scaling.laws import solve
 from scaling.laws.forms import chinchilla_gradient
 from scaling.laws.runs import Runs
 
+MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
 WIDEST = 3 * SAME_BUDGET  # of one budget: more is a range of C, and is cut into steps
 RESAMPLINGS = ("pairs", "stratified")
@@ -30,6 +31,14 @@ def budgets(C: np.ndarray) -> list[np.ndarray]:
   than `WIDEST`.
   """
   return [step for group in isolated(C) for step in _steps(group, np.log(C[group]))]
+
+
+def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Splits the positions of the runs at a budget, up to it and above, for up to `MAX_CUTS`."""
+  groups = budgets(runs.C)
+  last = len(groups) - 1
+  at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
+  return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
 
 
 def isolated(C: np.ndarray) -> list[np.ndarray]:

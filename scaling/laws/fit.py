@@ -4,81 +4,20 @@ Everything is float64 and a function of the runs and the options: neither the or
 the time of day enters, so a fit is recomputed rather than stored.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
-from scaling.laws.bootstrap import interval, seed_noise
-from scaling.laws.chinchilla import Chinchilla
-from scaling.laws.forms import FORMS
+from scaling.laws.bootstrap import cuts, interval, seed_noise
+from scaling.laws.chinchilla import Fit, Options, chinchilla_problem, to_law
 from scaling.laws.runs import Runs, check_identifiable
 
-MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
-
-
-class Options(Protocol):
-  """The fields of `config.fit` that a fit reads."""
-
-  delta: float
-  bootstraps: int
-  level: float
-  seed: int
-  resampling: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """A fitted law and all that its intervals need.
-
-  Attributes:
-    runs: what it was fitted to.
-    law: the parameters, numbers.
-    draws: the parameters of each bootstrap resample, arrays [R].
-    compute: FLOPs as a function of N and D, estimated from the runs.
-    residuals: log of observed over fitted loss [n].
-    delta: Huber's threshold on log loss.
-    level: probability content of every interval.
-    seed: of the resampling.
-    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
-      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
-    convergence: of the starts and of the resamples.
-    resampling: of the runs, one of `bootstrap.RESAMPLINGS`.
-  """
-
-  runs: Runs
-  law: Chinchilla
-  draws: Chinchilla
-  compute: chinchilla.Compute
-  residuals: np.ndarray
-  delta: float
-  level: float
-  seed: int
-  form_error: float | None
-  convergence: Mapping[str, Any]
-  resampling: str
-
-  @property
-  def unbounded(self) -> tuple[str, ...]:
-    """Parameters at the edge of their range without which no optimum can be told: not E."""
-    return chinchilla.unbounded(self.convergence["at_bound"])
-
-  def outside(self, C: float, N: float, D: float) -> float:
-    """Computes how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
-
-    Above the largest of the runs or below the smallest.
-    """
-    runs = self.runs
-    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
-    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
-    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
 
 
 def check_options(options: Options) -> None:
@@ -101,16 +40,6 @@ def check_sealable(fit: Fit) -> None:
       f"fit: {chinchilla.at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
       "sizes or budgets"
     )
-
-
-def chinchilla_problem(runs: Runs) -> solve.Problem:
-  """Brings runs into the solver's coordinates, for Chinchilla's form."""
-  return solve.make_problem(FORMS["chinchilla"], {"N": runs.N, "D": runs.D}, runs.loss)
-
-
-def to_law(problem: solve.Problem, theta: np.ndarray) -> Chinchilla:
-  """Turns the solver's parameters [..., 5] into a law, or into draws of one."""
-  return Chinchilla(**problem.natural(theta))
 
 
 def fit_runs(runs: Runs, options: Options) -> Fit:
@@ -189,14 +118,6 @@ def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
     excess += np.sum(error**2 - scatter)
     distance += np.sum(np.log(runs.C[above] / some.C.max()) ** 2)
   return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
-
-
-def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Splits the positions of the runs at a budget, up to it and above, for up to `MAX_CUTS`."""
-  groups = bootstrap.budgets(runs.C)
-  last = len(groups) - 1
-  at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
-  return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
 
 
 def new_run_noise(fit: Fit) -> np.ndarray:

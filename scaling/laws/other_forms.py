@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
 from scaling.laws import bootstrap, solve
-from scaling.laws.bootstrap import budgets, interval
-from scaling.laws.fit import Options, cuts
+from scaling.laws.bootstrap import budgets, cuts, interval
+from scaling.laws.chinchilla import Options
 from scaling.laws.forms import FORMS, Form, evaluate
 from scaling.laws.runs import MIN_SPREAD, Runs, faults, identifiability
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
-from scaling.laws.chinchilla import at_edge, bound_names, unbounded
-from scaling.laws.fit import Fit, chinchilla_problem, to_law
+from scaling.laws.chinchilla import Fit, at_edge, bound_names, chinchilla_problem, to_law, unbounded
 from scaling.laws.runs import PARAMS, Runs, check_identifiable, faults, read_runs
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 

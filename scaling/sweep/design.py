@@ -1,5 +1,6 @@
-"""The cells of a sweep, planned before it trains, and the table of them and their costs."""
+"""The design of a sweep, planned before it trains: its arms, their cells, and what they cost."""
 
+import ast
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.errors import ConfigError
 from model import accounting, memory
 from scaling.formats import text_table
 from scaling.progress import duration
-from scaling.sweep import arms, checks, plan
+from scaling.sweep import checks, plan
 from train.data import dataset
 from train.objectives import registry
 from train.system import files, process
@@ -40,6 +42,49 @@ class Design(NamedTuple):
     return [*self.probe_cells, *self.fit_cells, *self.heldout_cells]
 
 
+def split(config: ConfigDict) -> dict[str, ConfigDict]:
+  """Makes the config of each arm, by objective.
+
+  It differs from `config` in the objective, in the family of models that the objective trains, and
+  in the fields that `config.sweep.overrides` sets for it.
+
+  Raises:
+    ConfigError: an objective or an override cannot be used.
+  """
+  s = config.sweep
+  names = tuple(s.objectives)
+  if len(set(names)) < len(names):
+    raise ConfigError(f"sweep.objectives={names}: one of them is there twice; name each once")
+  if s.design != "isoflop":
+    raise ConfigError(
+      f"sweep.design={s.design!r}: objectives are compared at equal budgets; choose isoflop, or "
+      "sweep.objectives=()"
+    )
+  arms = {}
+  for name in names:
+    arm = arms[name] = config.copy_and_resolve_references()
+    arm.objective = name
+    arm.model.family = base.family_of(name)
+    arm.sweep.name = f"{s.name}, {name}"
+    arm.sweep.objectives = arm.sweep.overrides = ()
+  for override in s.overrides:
+    path, equals, text = override.partition("=")
+    name, _, field = path.partition(".")
+    if name not in arms or not equals:
+      raise ConfigError(
+        f"sweep.overrides: {override!r} is not OBJECTIVE.FIELD=VALUE with an objective from {names}"
+      )
+    try:
+      value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      value = text
+    try:
+      arms[name].update_from_flattened_dict({field: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise ConfigError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
+  return arms
+
+
 def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Design]]:
   """Plans the sweep of each of `config.sweep.objectives`, by its name; of a single one, by "".
 
@@ -49,7 +94,7 @@ def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Des
   Raises:
     UserError: a sweep cannot be run.
   """
-  configs = arms.split(config) if config.sweep.objectives else {"": config}
+  configs = split(config) if config.sweep.objectives else {"": config}
   for name, own_config in configs.items():
     yield name, _design(own_config, workdir and workdir / name)
 

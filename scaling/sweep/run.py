@@ -16,9 +16,9 @@ from scaling.progress import Display
 from scaling.report import report
 from scaling.sweep import (
   adaptive,
-  arms,
   checks,
   costs,
+  design,
   fit_files,
   placement,
   plan,
@@ -184,7 +184,7 @@ def sweep_objectives(
   adapt: bool,
 ) -> dict:
   """Runs the sweep of each objective, and compares them; returns comparison.json."""
-  configs = arms.split(config)
+  configs = design.split(config)
   files.make_folder(workdir)
   with files.owned(workdir):
     tokens = dataset.prepare(config)

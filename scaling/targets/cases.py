@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from scaling.launch.queue import power_of_two
-from scaling.sweep import arms, plan
-from scaling.sweep.design import designs
+from scaling.sweep import plan
+from scaling.sweep.design import designs, split
 from scaling.targets import catalog, layouts, report
 from train import record
 from train.data import tokenizer
@@ -24,7 +24,7 @@ def is_sweep(config: ConfigDict) -> bool:
 def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
   """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by objective."""
   texts = []
-  for name, arm in (arms.split(config) if config.sweep.objectives else {"": config}).items():
+  for name, arm in (split(config) if config.sweep.objectives else {"": config}).items():
     sizes = sorted({*arm.sweep.probe_sizes, *arm.sweep.sizes})
     configs = {size: plan.at_size(arm, size) for size in sizes}
     heading = f"{name}\n\n" if name else ""

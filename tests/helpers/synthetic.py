@@ -11,7 +11,7 @@ from scaling import laws
 from scaling.laws import chinchilla, questions, runs, sensitivity
 from scaling.laws.tables import curves
 from scaling.report import records, render, report
-from scaling.sweep import arms
+from scaling.sweep import design
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = chinchilla.Compute(k=6.0)
@@ -86,7 +86,7 @@ def build_several(folder: Path, truths: dict[str, chinchilla.Chinchilla]) -> Pat
   config.sweep.objectives = tuple(truths)
   head = {"name": "synthetic", "config": config.to_dict(), "cells": [], "config_diff": {}}
   (folder / "sweep.json").write_text(json.dumps(head))
-  for (name, arm), truth in zip(arms.split(config).items(), truths.values(), strict=True):
+  for (name, arm), truth in zip(design.split(config).items(), truths.values(), strict=True):
     (folder / name).mkdir()
     cells = [
       _cell(f"fit-s{s}-{C:.0e}", "fit", s, params_of(s), C, 0, rng, truth=truth)

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base
-from scaling.sweep import arms
+from scaling.sweep import design
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def config():
 
 def test_each_arm_has_its_family_and_its_overrides(config):
   config.sweep.overrides = ("mlm.optim.lr_ref=0.25", "span.sweep.sizes=(0, 2)")
-  configs = arms.split(config)
+  configs = design.split(config)
   assert {name: arm.model.family for name, arm in configs.items()} == {
     "clm": "decoder", "mlm": "encoder", "span": "encoder_decoder"
   }  # fmt: skip
@@ -44,5 +44,5 @@ def test_each_arm_has_its_family_and_its_overrides(config):
 def test_a_bad_objective_or_override_is_refused_in_one_line(config, field, value, message):
   config.sweep[field] = value
   with pytest.raises(ValueError, match=message) as error:
-    arms.split(config)
+    design.split(config)
   assert "\n" not in str(error.value)
