@@ -29,7 +29,8 @@ from scaling.bench import curves, steps
 from scaling.bench.curves import Curve
 from scaling.bench.timing import TURN_SECONDS, round_robin, training
 from scaling.launch import child
-from scaling.laws import chinchilla, fit, runs
+from scaling.laws import chinchilla, fit
+from scaling.laws.tables import runs
 from scaling.report import report
 from scaling.sweep import fit_files, plan, store
 from train import pack, record

@@ -28,7 +28,7 @@ FLAGS: tuple[Flag, ...] = (
 
 def run(args: flags.FlagValues) -> None:
   from scaling.laws import other_forms, questions
-  from scaling.laws.runs import UnidentifiableError
+  from scaling.laws.tables.runs import UnidentifiableError
   from scaling.report import report
   from scaling.sweep import fit_files
   from train.system import files

@@ -60,7 +60,8 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   Raises:
     UsageError: there are no cells yet, or they do not identify a law.
   """
-  from scaling.laws import fit, runs
+  from scaling.laws import fit
+  from scaling.laws.tables import runs
   from scaling.sweep import adaptive, design, store
   from scaling.sweep.plan import with_lr_rule
 

@@ -28,7 +28,7 @@ from typing import Any
 
 MODULES = {
   "bootstrap": ("interval", "seed_noise"),
-  "chinchilla": ("Fit", "Options"),
+  "fitted": ("Fit", "Options"),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
     "check_sealable", "fit_runs", "new_run_noise",
@@ -37,7 +37,7 @@ MODULES = {
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),
   "other_forms": ("FormFit", "compare_forms", "fit_form"),
-  "runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
+  "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
   "sensitivity": ("jackknife", "profile_intervals"),
 }  # fmt: skip
 __all__ = sorted(name for names in MODULES.values() for name in names)

@@ -11,7 +11,7 @@ import numpy as np
 from configs.errors import ConfigError
 from scaling.laws import solve
 from scaling.laws.forms import chinchilla_gradient
-from scaling.laws.runs import Runs
+from scaling.laws.tables.runs import Runs
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one

@@ -1,4 +1,4 @@
-"""Chinchilla's law: L(N, D) as data and functions, its optimum along a budget, and a fit of it.
+"""Chinchilla's law: L(N, D) as data and functions, and its optimum along a compute budget.
 
 A law is a tuple of parameters, each one number or an array of draws [R]; every function here
 broadcasts, so one call answers for a whole bootstrap. N counts parameters, D tokens, C FLOPs, L is
@@ -6,15 +6,11 @@ in nats per token.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from scaling.laws import solve
-from scaling.laws.forms import FORMS
-from scaling.laws.runs import Runs
 
 
 class Chinchilla(NamedTuple):
@@ -137,70 +133,3 @@ def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Opti
   n = np.exp(log_n)
   d = compute.tokens(n, C)
   return Optimum(N=n, D=d, loss=loss(law, n, d))
-
-
-def chinchilla_problem(runs: Runs) -> solve.Problem:
-  """Brings runs into the solver's coordinates, for Chinchilla's form."""
-  return solve.make_problem(FORMS["chinchilla"], {"N": runs.N, "D": runs.D}, runs.loss)
-
-
-def to_law(problem: solve.Problem, theta: np.ndarray) -> Chinchilla:
-  """Turns the solver's parameters [..., 5] into a law, or into draws of one."""
-  return Chinchilla(**problem.natural(theta))
-
-
-class Options(Protocol):
-  """The fields of `config.fit` that a fit reads."""
-
-  delta: float
-  bootstraps: int
-  level: float
-  seed: int
-  resampling: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """A fitted law and all that its intervals need.
-
-  Attributes:
-    runs: what it was fitted to.
-    law: the parameters, numbers.
-    draws: the parameters of each bootstrap resample, arrays [R].
-    compute: FLOPs as a function of N and D, estimated from the runs.
-    residuals: log of observed over fitted loss [n].
-    delta: Huber's threshold on log loss.
-    level: probability content of every interval.
-    seed: of the resampling.
-    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
-      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
-    convergence: of the starts and of the resamples.
-    resampling: of the runs, one of `bootstrap.RESAMPLINGS`.
-  """
-
-  runs: Runs
-  law: Chinchilla
-  draws: Chinchilla
-  compute: Compute
-  residuals: np.ndarray
-  delta: float
-  level: float
-  seed: int
-  form_error: float | None
-  convergence: Mapping[str, Any]
-  resampling: str
-
-  @property
-  def unbounded(self) -> tuple[str, ...]:
-    """Parameters at the edge of their range without which no optimum can be told: not E."""
-    return unbounded(self.convergence["at_bound"])
-
-  def outside(self, C: float, N: float, D: float) -> float:
-    """Computes how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
-
-    Above the largest of the runs or below the smallest.
-    """
-    runs = self.runs
-    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
-    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
-    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
 from scaling.laws.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
-from scaling.laws.chinchilla import Fit, at_edge, bound_names, chinchilla_problem, to_law, unbounded
-from scaling.laws.runs import Runs
+from scaling.laws.chinchilla import at_edge, bound_names, unbounded
+from scaling.laws.fitted import Fit, chinchilla_problem, to_law
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
+from scaling.laws.tables.runs import Runs
 
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with
 BIN = 0.1  # width of the envelope's steps in log C

@@ -12,8 +12,8 @@ import numpy as np
 from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
 from scaling.laws.bootstrap import cuts, interval, seed_noise
-from scaling.laws.chinchilla import Fit, Options, chinchilla_problem, to_law
-from scaling.laws.runs import Runs, check_identifiable
+from scaling.laws.fitted import Fit, Options, chinchilla_problem, to_law
+from scaling.laws.tables.runs import Runs, check_identifiable
 
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it

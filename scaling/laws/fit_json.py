@@ -12,8 +12,8 @@ from scaling.laws.chinchilla import at_edge
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fit import Fit, known, optimum
 from scaling.laws.other_forms import compare_forms
-from scaling.laws.runs import Runs, input_hash
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
+from scaling.laws.tables.runs import Runs, input_hash
 
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from configs.errors import ConfigError, DataError
 from scaling.laws import bootstrap, solve
 from scaling.laws.bootstrap import budgets, cuts, interval
-from scaling.laws.chinchilla import Options
+from scaling.laws.fitted import Options
 from scaling.laws.forms import FORMS, Form, evaluate
-from scaling.laws.runs import MIN_SPREAD, Runs, faults, identifiability
+from scaling.laws.tables.runs import MIN_SPREAD, Runs, faults, identifiability
 
 MOST_RESAMPLED = 5000  # runs of a bootstrap
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")  # forms that are compared

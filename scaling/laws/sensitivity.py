@@ -12,9 +12,10 @@ import numpy as np
 
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, chinchilla, solve
-from scaling.laws.chinchilla import Fit, at_edge, bound_names, chinchilla_problem, to_law, unbounded
-from scaling.laws.runs import PARAMS, Runs, check_identifiable, faults, read_runs
+from scaling.laws.chinchilla import at_edge, bound_names, unbounded
+from scaling.laws.fitted import Fit, chinchilla_problem, to_law
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
+from scaling.laws.tables.runs import PARAMS, Runs, check_identifiable, faults, read_runs
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end

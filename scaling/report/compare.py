@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling.laws import bootstrap, chinchilla, fit, runs
+from scaling.laws import bootstrap, chinchilla, fit
+from scaling.laws.tables import runs
 from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError, UsageError
 from model import accounting
 from scaling.formats import flops, si, text_table
-from scaling.laws import estimators, fit, next_run, runs
+from scaling.laws import estimators, fit, next_run
+from scaling.laws.tables import runs
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell
 from train.system import files

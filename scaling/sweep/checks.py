@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from configs import base, ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
-from scaling.laws import fit, runs
+from scaling.laws import fit
+from scaling.laws.tables import runs
 from scaling.sweep import plan
 from train import record
 from train.data.dataset import TokenData

@@ -14,8 +14,8 @@ from typing import Protocol
 from configs.errors import UsageError, UserError
 from scaling.laws import estimators, fit, fit_json, other_forms, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
-from scaling.laws.runs import Runs, UnidentifiableError, read_runs
 from scaling.laws.tables import curves
+from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs
 from scaling.sweep import store
 from train.system import files
 
@@ -46,7 +46,7 @@ def write_fit(
   Args:
     workdir: the folder to write to; a sweep's, if `path` is "".
     options: `config.fit`.
-    path: a table of runs, or another sweep's folder: see `scaling.laws.runs.read_runs`.
+    path: a table of runs, or another sweep's folder: see `laws.read_runs`.
     columns: names that differ.
     where: conditions that every run meets.
     exclude: conditions that no run meets.

@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from scaling.laws import fit, runs
+from scaling.laws import fit
+from scaling.laws.tables import runs
 from scaling.sweep import plan
 from train.system import files
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from configs import base, ladders
 from scaling import laws
-from scaling.laws import chinchilla, questions, runs, sensitivity
-from scaling.laws.tables import curves
+from scaling.laws import chinchilla, questions, sensitivity
+from scaling.laws.tables import curves, runs
 from scaling.report import records, render, report
 from scaling.sweep import design
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from scaling.bench import curves, growth
-from scaling.laws import runs
+from scaling.laws.tables import runs
 from scaling.sweep import plan
 
 

@@ -9,15 +9,7 @@ from surfaces import EPOCH, TRUTH, isoflop, noisy, options, problem_of, quantiti
 
 from configs.errors import DataError
 from scaling import laws, main
-from scaling.laws import (
-  allocation,
-  bootstrap,
-  estimators,
-  fit,
-  other_forms,
-  questions,
-  solve,
-)
+from scaling.laws import allocation, bootstrap, estimators, fit, other_forms, questions, solve
 from scaling.report import evidence, records
 from scaling.sweep import fit_files, seal, verdict
 

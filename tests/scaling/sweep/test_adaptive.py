@@ -14,7 +14,8 @@ from synthetic import TRUTH
 
 from configs import base
 from scaling import laws, main
-from scaling.laws import chinchilla, fit, next_run, runs, solve
+from scaling.laws import chinchilla, fit, next_run, solve
+from scaling.laws.tables import runs
 from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters

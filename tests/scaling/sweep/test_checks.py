@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from scaling import main
-from scaling.laws import runs
+from scaling.laws.tables import runs
 from scaling.sweep import checks, plan, store
 from scaling.sweep import run as sweeps
 from train.data import dataset

@@ -10,8 +10,8 @@ import pytest
 from synthetic import TRUTH, build
 
 from scaling import main
-from scaling.laws import chinchilla, runs, sensitivity
-from scaling.laws.tables import conditions
+from scaling.laws import chinchilla, sensitivity
+from scaling.laws.tables import conditions, runs
 from scaling.report import records, report
 from scaling.sweep import fit_files
 
