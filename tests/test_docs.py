@@ -36,6 +36,13 @@ def test_links_lead_to_files(page):
   assert not missing
 
 
+def test_files_that_pages_name_exist():
+  pages = "".join(page.read_text() for page in PAGES if page.parent.name != "release")
+  names = set(re.findall(r"`((?:configs|model|train|scaling|tests|docs)/[\w/]+\.py)", pages))
+  assert len(names) > 30
+  assert not [name for name in sorted(names) if not (ROOT / name).exists()]
+
+
 def test_readme_is_one_page():
   assert len((ROOT / "README.md").read_bytes()) <= 8192
 

@@ -44,7 +44,7 @@ Which one, then, on chips of 16 GiB that pass 50 GB/s over each link:
 - **zero3** otherwise: within a point or so of the best from 1B on, and it holds least. For a small
   model on many chips (124M on 128) it loses four points: its shards become too small to overlap.
 - **hybrid**, in groups of eight neighbours, where a chip has room for an eighth of the state: a
-  point above zero3 at 1B from 128 chips on, a point below it at 7B.
+  point above zero3 at 1B from 128 chips on, about equal at 7B.
 
 More tokens per chip raise every row: what is sent does not depend on them.
 """
