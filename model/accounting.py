@@ -4,10 +4,13 @@ Parameters come in four groups that sum to the total: `embedding` and `positions
 relative bias, and token types) are looked up, `body` and `head` are multiplied for every token. A
 tied matrix is both looked up and multiplied; it is counted once, in `head`.
 
-FLOPs are those of every matrix product: a multiply-add is 2, and the backward pass costs twice the
-forward pass. Left out, because they are not products and vanish as the width grows: norms,
-softmax, activation functions, rotary rotation, residual sums, look-ups (even where a backend
-carries out a look-up's gradient as a product), the optimizer, and what rematerialisation repeats.
+FLOPs are those of the model's matrix products, each counted once: a multiply-add is 2, and the
+backward pass costs twice the forward pass. Attention counts the pairs that its mask allows in a
+whole window; isolated documents and padding are not deducted. Left out, as they are not products
+and vanish as the width grows: norms, softmax, activation functions, rotary rotation, residual sums,
+look-ups (even where a backend carries out a look-up's gradient as a product), the optimizer. Left
+out, as repetition: what rematerialisation and the loss in chunks compute again. Evaluation is not
+counted.
 
 In all functions, `model_config` is `config.model`, resolved (`configs.ladders.resolve`);
 `vocab_size` is V, special tokens included; `seq_len` is T and `source_len` S, the tokens of an

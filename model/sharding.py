@@ -213,8 +213,8 @@ class Layout:
     stacks = [name for name in ("encoder", "decoder") if name in self.dims]
     return {name: functools.partial(_gather_block, self.dims[name]["block"]) for name in stacks}
 
-  def all_gather_params(self, params: Any) -> Any:
-    """All-gathers the parameters, but those of the blocks, which gather their own."""
+  def gather_outside_blocks(self, params: Any) -> Any:
+    """All-gathers the parameters (ZeRO-3), but those of the blocks, which gather their own."""
     if "params" not in self.sharded:
       return params
 
@@ -266,8 +266,11 @@ class Layout:
     size = w.shape[dim] // self.mesh.shape["shard"]
     return jax.lax.dynamic_slice_in_dim(w, jax.lax.axis_index("shard") * size, size, dim)
 
-  def all_gather(self, params: Any) -> Any:
-    """Returns the parameters as the layout keeps them, from what each device has updated."""
+  def gather_updated(self, params: Any) -> Any:
+    """All-gathers the new weights where only the optimizer's (and gradients) lie in shards.
+
+    That is ZeRO-1 and ZeRO-2; in ddp and ZeRO-3 it returns them as they are.
+    """
     if "optimizer" not in self.sharded or "params" in self.sharded:
       return params
     return jax.tree.map(all_gather, params, self.dims)

@@ -135,7 +135,7 @@ def train_step(
   weights = state.master if setup.mixed else layout.local_shard(state.params, "params")
   direction, opt_state = setup.optimizer.update(grads, state.opt_state, weights)
   weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
-  params = layout.all_gather(cast(weights, setup.model.weights))
+  params = layout.gather_updated(cast(weights, setup.model.weights))
   metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
   return TrainState(state.step + 1, params, weights if setup.mixed else (), opt_state), metrics
 
@@ -178,7 +178,7 @@ def loss_sum(
   params: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Returns what is minimised, and the (sum, weight) of the loss alone."""
-  model = nnx.merge(setup.graphdef, setup.layout.all_gather_params(params))
+  model = nnx.merge(setup.graphdef, setup.layout.gather_outside_blocks(params))
   nll_BT, log_z_BT = losses.token_losses(model, batch, setup.segments, keys_B)
   loss, weight = losses.sums(nll_BT, batch["weights_BT"])
   if setup.optim.z_loss:
@@ -189,7 +189,7 @@ def loss_sum(
 
 def evaluate(setup: Setup, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
   """Returns the loss of each sequence, nll_B, and its weight_B."""
-  model = nnx.merge(setup.graphdef, setup.layout.all_gather_params(params))
+  model = nnx.merge(setup.graphdef, setup.layout.gather_outside_blocks(params))
   nll_BT, _ = losses.token_losses(model, batch, setup.segments)
   weights_BT = batch["weights_BT"]
   return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)

@@ -18,11 +18,11 @@ FLAGS: tuple[Flag, ...] = (
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
   from scaling.report import report
-  from scaling.sweep import run
+  from scaling.sweep import run as sweep_run
   from train.system import process
 
   workdir = workdir_of(args)
   should_stop = process.StopSignal().install()
   with Display(args.config.sweep.name) as display:
-    run.sweep(args.config, workdir, display, should_stop, args.adaptive, process.BEGAN)
+    sweep_run.sweep(args.config, workdir, display, should_stop, args.adaptive, process.BEGAN)
   print(report.terminal(workdir))

@@ -15,12 +15,13 @@ FLAGS: tuple[Flag, ...] = (WORKDIR,)
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
   from scaling.report import report
-  from scaling.sweep import run, store
+  from scaling.sweep import run as sweep_run
+  from scaling.sweep import store
   from train.system import process
 
   workdir = workdir_of(args)
   config = base.from_json(store.read_sweep(workdir)[0]["config"])
   should_stop = process.StopSignal().install()
   with Display(config.sweep.name) as display:
-    run.sweep(config, workdir, display, should_stop, began=process.BEGAN)
+    sweep_run.sweep(config, workdir, display, should_stop, began=process.BEGAN)
   print(report.terminal(workdir))
