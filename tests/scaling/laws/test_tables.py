@@ -307,7 +307,7 @@ def test_the_command_shows_choices_and_reasons(sweep, tmp_path, capsys):
 def test_a_million_runs_in_bounded_memory(tmp_path):
   """Less than 400 bytes a run, all told, in a process of its own."""
   program = (
-    "import re, sys\nfrom scaling.laws import runs\n"
+    "import re, sys\nfrom scaling.laws.tables import runs\n"
     # Of this program alone: ru_maxrss begins at what the process that started it had.
     "status = lambda: open('/proc/self/status').read()\n"
     "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status())[1])\n"
