@@ -9,6 +9,7 @@ bound a number; a bare default is bounded by its type alone, or where it is used
 at `model.size`. Nothing else has a hidden default.
 """
 
+import ast
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ from configs.bounds import (
   share,
   up_to_1,
 )
-from configs.errors import UsageError
+from configs.errors import ConfigError, UsageError
 
 # The families of models, and the objectives that each is trained with: the first by default.
 FAMILIES = {
@@ -214,6 +215,22 @@ def get_config() -> ConfigDict:
 
   sections = {section: defaults(section) for section in SCHEMA if section}
   return ConfigDict(defaults("") | sections).lock()
+
+
+def set_field(config: ConfigDict, field: str, text: str) -> None:
+  """Sets a field, by its dotted name, to what a text says: a Python literal, or a bare word.
+
+  Raises:
+    ConfigError: there is no such field, or it is of another type.
+  """
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    value = text
+  try:
+    config.update_from_flattened_dict({field: value})
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ConfigError(str(error)) from None
 
 
 def from_json(tree: dict) -> ConfigDict:

@@ -9,7 +9,6 @@ best product of all rounds, which a disturbance can only lower (`peak_fraction`)
 with the best product of that round, of which the median counts (`paired_fraction`).
 """
 
-import ast
 import datetime
 import itertools
 import os
@@ -25,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import base, ladders, presets
-from configs.errors import UsageError
+from configs.errors import ConfigError, UsageError
 from model import sharding
 from scaling.bench.timing import Turn, product, ratio, round_robin, training
 from scaling.formats import gib, text_table
@@ -129,8 +128,8 @@ def _shape(size: str) -> dict[str, int]:
 def _set_field(config: ConfigDict, change: str) -> None:
   field, _, value = change.partition("=")
   try:
-    config.update_from_flattened_dict({field: ast.literal_eval(value)})
-  except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+    base.set_field(config, field, value)
+  except ConfigError as error:
     raise UsageError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
 
 

@@ -1,6 +1,5 @@
 """The design of a sweep, planned before it trains: its arms, their cells, and what they cost."""
 
-import ast
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,12 +74,8 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
         f"sweep.overrides: {override!r} is not OBJECTIVE.FIELD=VALUE with an objective from {names}"
       )
     try:
-      value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      value = text
-    try:
-      arms[name].update_from_flattened_dict({field: value})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      base.set_field(arms[name], field, text)
+    except ConfigError as error:
       raise ConfigError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
   return arms
 

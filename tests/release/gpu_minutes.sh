@@ -11,15 +11,18 @@ set -uo pipefail
 books=$1 out=$2 scale=${3:-1}
 mkdir -p "$out"
 cd "$(dirname "$0")/../.."
-isoflop() { python3 -m scaling.main "$@"; }
 say() { echo "== $* ($SECONDS s)"; }
 
 dtype="--config.model.dtype=bfloat16" small=""
 fast="--config.model.scan=False --config.model.activations=bfloat16"
 sizes="768/12/12" batch="--config.data.seq_len=1024 --config.data.batch_size=32"
 if [ "$scale" != 1 ]; then
-  small="--config.train.tokens=20000" sizes="64/2/2" batch="--config.data.seq_len=128 --config.data.batch_size=4"
+  small="--config.train.tokens=60000 --config.optim.warmup_tokens=10000" sizes="64/2/2" batch="--config.data.seq_len=128 --config.data.batch_size=4"
 fi
+
+sweep="--config=configs/sweeps/gpu_minutes.py:$scale --config.data.source=text:$books"
+say prepare the books
+timeout 240 python3 -m scaling.main plan $sweep 2>&1 | tail -n 3
 
 for objective in clm mlm span; do
   say "train $objective"
@@ -30,7 +33,7 @@ done
 bench() {
   say "bench $1"
   timeout 100 python3 -m scaling.main bench --workdir="$out/bench-$1" --dtypes=bfloat16 --rounds=5 \
-    --config.data.source="text:$books" --config.data.tokenizer=bpe:4096 "${@:2}" 2>&1 | tail -n 12
+    --config.data.tokenizer=bpe:4096 "${@:2}" 2>&1 | tail -n 12
   cp "$out/bench-$1/bench.json" "$out/bench-$1.json"
 }
 bench 124m --sizes=$sizes $batch $fast
@@ -45,6 +48,5 @@ timeout 100 python3 -m scaling.main bench --growth=pack --config.model.ladder=st
 cp "$out/packs/growth.json" "$out/packs.json"
 
 say sweep
-timeout --signal=TERM 480 python3 -m scaling.main sweep --config=configs/sweeps/gpu_minutes.py:"$scale" \
-  --config.data.source="text:$books" --workdir="$out/sweep" 2>&1 | tee "$out/sweep.log" | tail -n 60
+timeout --signal=TERM 480 python3 -m scaling.main sweep $sweep --workdir="$out/sweep" 2>&1 | tee "$out/sweep.log" | tail -n 60
 say done

@@ -79,6 +79,11 @@ def test_every_combination_is_measured_with_and_without_what_varies(config):
   assert [c.model.flash for _, c in cases] == [True, True, False] * 2
 
 
+def test_what_varies_may_be_a_bare_word(config):
+  (_, plain), (_, varied) = steps.cases(config, "16/2", vary=["model.activations=bfloat16"])
+  assert (plain.model.activations, varied.model.activations) == ("float32", "bfloat16")
+
+
 def test_the_makers_figure_is_for_dense_bfloat16_and_all_devices():
   assert steps.nominal_peak("NVIDIA H200", "bfloat16", 8) == 8 * 989e12
   assert steps.nominal_peak("NVIDIA H200", "float32", 1) == 0
