@@ -80,8 +80,8 @@ def test_every_combination_is_measured_with_and_without_what_varies(config):
 
 
 def test_what_varies_may_be_a_bare_word(config):
-  (_, plain), (_, varied) = steps.cases(config, "16/2", vary=["model.activations=bfloat16"])
-  assert (plain.model.activations, varied.model.activations) == ("float32", "bfloat16")
+  (_, plain), (_, varied) = steps.cases(config, "16/2", vary=["model.remat=dots"])
+  assert (plain.model.remat, varied.model.remat) == ("none", "dots")
 
 
 def test_the_makers_figure_is_for_dense_bfloat16_and_all_devices():
