@@ -205,10 +205,11 @@ def test_workers_die_with_their_launcher(flags, tmp_path):
   assert workers
   process.kill()
   process.communicate()
-  deadline = time.time() + 60
-  while any(alive(pid) for pid in workers):
-    assert time.time() < deadline
+  for _ in range(18_000):  # a quarter of an hour: one that stayed would hang this test
+    if not any(alive(pid) for pid in workers):
+      break
     time.sleep(0.05)
+  assert not any(alive(pid) for pid in workers)
   # Nor did they come to the end of the task that they had in hand: its record is as it was.
   records = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/run.json")]
   assert "running" in {record["status"] for record in records}
