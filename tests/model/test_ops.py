@@ -44,7 +44,7 @@ def test_written_out_derivatives_equal_those_of_the_reference(op, shapes, option
 
     return jax.grad(total, tuple(range(len(operands))), has_aux=True)(*operands)
 
-  assert_trees_close(outcome(op), outcome(ops.REFERENCES[op]), rtol=1e-4, atol=2e-5)
+  assert_trees_close(outcome(op), outcome(ops.REFERENCES[op]), rtol=0, atol=1e-5)
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
