@@ -56,6 +56,15 @@ def gib(size: float) -> str:
   return f"{size / unit:.{0 if size >= 100 * unit else 1}f} {name}"
 
 
+def duration(seconds: float) -> str:
+  """Formats a time: 42 s, 3:07 min, 2:15 h."""
+  if seconds < 60:
+    return f"{seconds:.0f} s"
+  if seconds < 3600:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+  return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+
+
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """Renders rows of text as lines, the first column aligned to the left; a row may end early."""
   lines = [columns, *rows]

@@ -10,16 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scaling.formats import duration
+
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
-
-
-def duration(seconds: float) -> str:
-  """Formats a time: 42 s, 3:07 min, 2:15 h."""
-  if seconds < 60:
-    return f"{seconds:.0f} s"
-  if seconds < 3600:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
-  return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
 
 
 class Display:

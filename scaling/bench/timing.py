@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from model import ops
-from scaling.progress import Display, duration
+from scaling.formats import duration
+from scaling.progress import Display
 from train import aot, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches

@@ -6,8 +6,7 @@ They are functions of the sweeps' records and of the numbers that are comparison
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from scaling.formats import bracket, flops, nats, number, ratio, si, yes_no
-from scaling.progress import duration
+from scaling.formats import bracket, duration, flops, nats, number, ratio, si, yes_no
 from scaling.report.records import Record, outside, parameters
 from scaling.report.render import Block, Table
 

@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Iterator
 
 from model.accounting import petaflop_s_days
-from scaling.formats import DASH, bracket, flops, nats, number, ratio, si, yes_no
-from scaling.progress import duration
+from scaling.formats import DASH, bracket, duration, flops, nats, number, ratio, si, yes_no
 from scaling.report.records import Cell, Record, outside, parameters
 from scaling.report.render import Block, Table
 from scaling.sweep import costs

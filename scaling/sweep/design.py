@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.errors import ConfigError
 from model import accounting, memory
-from scaling.formats import text_table
-from scaling.progress import duration
+from scaling.formats import duration, text_table
 from scaling.sweep import checks, plan
 from train.data import dataset
 from train.objectives import registry

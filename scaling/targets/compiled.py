@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TextIO
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from scaling.formats import duration
 from scaling.launch import child
-from scaling.progress import duration
 from scaling.targets import catalog, executed, roofline
 from train.system import process
 

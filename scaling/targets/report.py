@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
-from scaling.formats import gib, si, text_table
+from scaling.formats import duration, gib, si, text_table
 from scaling.launch.child import MEMORY_FLAG, MEMORY_SHARE
-from scaling.progress import duration
 from scaling.targets import compiled, layouts
 from scaling.targets.catalog import Target
 from train import record
