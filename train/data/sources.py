@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError, DataError
 from train.data import markov
 
-SOURCES = "python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov"
 SUFFIXES = (".txt", ".md", ".jsonl")
 PIECE = 65_536  # the longest piece of a text [bytes]
 PIECES = 64  # the fewest pieces a corpus is cut into
@@ -53,18 +52,11 @@ def open_source(config: ConfigDict) -> Corpus:
     UserError: the source is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a
       row without its field) raises when the documents are first read.
   """
-  data = config.data
-  kind, _, argument = data.source.partition(":")
-  match kind:
-    case "python_stdlib" if not argument:
-      return _python_stdlib()
-    case "markov" if not argument:
-      return _markov(config)
-    case "text" if argument:
-      return _text(argument, data.text_field)
-    case "tfds" if argument:
-      return _tfds(argument, data.text_field)
-  raise ConfigError(f"data.source={data.source!r}: unknown; choose {SOURCES}")
+  kind, _, argument = config.data.source.partition(":")
+  for usage, opener in SOURCES.items():
+    if usage.partition(":")[0] == kind and (":" in usage) == bool(argument):
+      return opener(argument, config)
+  raise ConfigError(f"data.source={config.data.source!r}: unknown; choose {' | '.join(SOURCES)}")
 
 
 def progress(items: Iterable[_Item], what: str) -> Iterator[_Item]:
@@ -99,7 +91,7 @@ def _digest(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _markov(config: ConfigDict) -> Corpus:
+def _markov(_: str, config: ConfigDict) -> Corpus:
   tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
   if count < 2:
@@ -122,7 +114,7 @@ def _floor(config: ConfigDict) -> float | None:
   return None
 
 
-def _python_stdlib() -> Corpus:
+def _python_stdlib(*_: Any) -> Corpus:
   """Opens the source text of the running Python's standard library, without its tests."""
   left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -139,8 +131,9 @@ def _python_stdlib() -> Corpus:
   return Corpus("python_stdlib", fingerprint, lambda: (path.read_bytes() for path in paths))
 
 
-def _text(argument: str, field: str) -> Corpus:
+def _text(argument: str, config: ConfigDict) -> Corpus:
   """Opens a .txt, .md or .jsonl file, or all of them below a folder, without hidden ones."""
+  field = config.data.text_field
   root = Path(argument).expanduser()
   name = f"data.source='text:{argument}'"
   if root.is_file():
@@ -193,7 +186,7 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
         raise DataError(f"{where} is not valid Unicode: {error}") from error
 
 
-def _tfds(argument: str, field: str) -> Corpus:
+def _tfds(argument: str, config: ConfigDict) -> Corpus:
   """Opens a dataset of tensorflow-datasets: its train split, or all splits where it has none.
 
   The dataset's own test and validation splits stay untouched; ours is cut from its train split. A
@@ -201,7 +194,7 @@ def _tfds(argument: str, field: str) -> Corpus:
   """
   import tensorflow_datasets as tfds
 
-  where = f"data.source='tfds:{argument}'"
+  where, field = f"data.source='tfds:{argument}'", config.data.text_field
   try:
     builder = tfds.builder(argument, file_format="array_record")
     if not builder.is_prepared():
@@ -238,6 +231,14 @@ def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
     at = f"byte {text[error.start]:#04x} at offset {offset + error.start:,}"
     raise DataError(f"{where}: invalid UTF-8, {at}; convert it to UTF-8") from error
   return text
+
+
+SOURCES: dict[str, Callable[[str, ConfigDict], Corpus]] = {  # how `data.source` is written
+  "python_stdlib": _python_stdlib,
+  "text:PATH": _text,
+  "tfds:NAME[/CONFIG][:VERSION]": _tfds,
+  "markov": _markov,
+}
 
 
 # ---------------------------------------------------------------------------------- documents

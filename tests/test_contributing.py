@@ -1,0 +1,102 @@
+"""Each recipe of CONTRIBUTING.md is followed in a copy of the repository, and what it says works."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEP = re.compile(
+  r"(?:(?P<new>A new file)|In) `(?P<file>\S+\.py)`"
+  r"(?:, (?P<where>above|at the end of|in place of) `(?P<name>\S+)`)?:\n+```python\n(?P<code>.*?)```"
+  r"|This then works:\n+```bash\n(?P<shell>.*?)```",
+  re.S,
+)
+
+
+class Recipe(NamedTuple):
+  """A recipe of the page: its heading, its lines, its steps."""
+
+  heading: str
+  text: str
+  steps: list[dict]
+
+
+def recipes():
+  page = (ROOT / "CONTRIBUTING.md").read_text()
+  for text in re.findall(r"^### .*?(?=^##|\Z)", page, re.S | re.M):
+    heading = text.partition("\n")[0].removeprefix("### ")
+    steps = [step.groupdict() for step in STEP.finditer(text)]
+    if "```" in text:
+      yield pytest.param(Recipe(heading, text, steps), id=heading)
+
+
+def place(source, name):
+  """Finds the statement that defines a name, and the table that `NAME["row"]["row"]` means in it."""
+  name, *keys = re.findall(r"\w+", name)
+
+  def defines(node):
+    targets = getattr(node, "targets", [getattr(node, "target", node)])
+    return any(name in (getattr(t, "id", None), getattr(t, "name", None)) for t in targets)
+
+  statement = next(node for node in ast.parse(source).body if defines(node))
+  table = getattr(statement, "value", None)
+  for key in keys:
+    names = [ast.literal_eval(k) for k in table.keys]
+    table = table.values[names.index(key)]
+  return statement, table
+
+
+def applied(source, step):
+  """Returns the source of a file after a step."""
+  code, lines = step["code"], source.splitlines(keepends=True)
+  statement, table = place(source, step["name"])
+  decorators = [x.lineno for x in getattr(statement, "decorator_list", ())]
+  first, last = min([statement.lineno, *decorators]) - 1, statement.end_lineno
+  if step["where"] == "above":
+    return "".join([*lines[:first], code.rstrip() + "\n\n\n", *lines[first:]])
+  if step["where"] == "in place of":
+    return "".join([*lines[:first], code, *lines[last:]])
+  end = sum(len(line.encode()) for line in lines[: table.end_lineno - 1]) + table.end_col_offset - 1
+  before, after = source.encode()[:end].decode(), source.encode()[end:].decode()
+  comma = "" if before.rstrip().endswith((",", "(", "[", "{")) else ","
+  row = code.rstrip().rstrip(",")
+  if before.endswith("\n"):  # the bracket stands on a line of its own
+    return f"{before.rstrip()}{comma}\n{row},\n{after}"
+  return f"{before}{comma} {row.strip()},{after}"
+
+
+@pytest.fixture
+def copy(tmp_path):
+  """A copy of the repository's code, without what has been made there."""
+  for folder in ("configs", "model", "train", "scaling"):
+    shutil.copytree(ROOT / folder, tmp_path / "copy" / folder, ignore=lambda *_: {"__pycache__"})
+  return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_recipe_works_as_written(recipe, copy, cache):
+  assert recipe.text.count("```") == 2 * len(recipe.steps), "a block without its sentence"
+  assert len(recipe.text.rstrip().splitlines()) < 40
+  for step in recipe.steps:
+    if step["shell"]:
+      continue
+    path = copy / step["file"]
+    assert path.exists() != bool(step["new"])
+    path.write_text(step["code"] if step["new"] else applied(path.read_text(), step))
+  work = copy.parent / "work"
+  work.mkdir()
+  shell = 'isoflop() { python -m scaling.main "$@"; }\n'
+  shell += "".join(step["shell"] for step in recipe.steps if step["shell"])
+  path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+  environment = os.environ | {"PYTHONPATH": str(copy), "PATH": path}
+  done = subprocess.run(
+    ["bash", "-euc", shell], cwd=work, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
