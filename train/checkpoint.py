@@ -43,9 +43,8 @@ def _is_damage(error: Exception) -> bool:
 def _checksums(tree: Any) -> dict[str, int]:
   """Returns a checksum of every leaf, by path: the same however the leaf lies on its devices.
 
-  It is the sum, modulo 2^32, of a hash of each element's bits and place. Each host sums over what
-  it holds, one copy of each shard. The hash is one-to-one in the bits: any one that flips changes
-  the sum.
+  It is the sum, modulo 2^32, of a hash of each element's bits and place, over one copy of each
+  shard. The hash is one-to-one in the bits: any one that flips changes the sum.
   """
   paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
   sums = np.array([_sum(leaf) for leaf in leaves], np.uint32)
@@ -124,11 +123,7 @@ class Checkpoints:
       raise OSError(f"{self.folder}: step {step} was not saved; later steps: {self.steps()}")
 
   def restore(self, step: int, like: Any) -> Any:
-    """Returns the state of `step`, with the structure, shapes and types of `like`.
-
-    Args:
-      step: one of `steps()`.
-      like: a state, or its shapes and types and where each lies.
+    """Returns the state of `step`; `like` gives its shapes and types, and where each array lies.
 
     Raises:
       DamagedCheckpointError: it is not whole, or an array differs from what was saved.
@@ -150,10 +145,14 @@ class Checkpoints:
         ) from None
       if not _is_damage(error):
         raise
-      raise DamagedCheckpointError(f"{self.folder}/{step}: {first_line}") from error
+      raise DamagedCheckpointError(
+        f"{self.folder}/{step}: {first_line}; it has to be trained again"
+      ) from error
     saved, read = restored["checksums"], _checksums(restored["state"])
     if bad := [path for path in read if read[path] != saved.get(path)]:
-      raise DamagedCheckpointError(f"{self.folder}/{step}: {bad[0]} differs from what was saved")
+      raise DamagedCheckpointError(
+        f"{self.folder}/{step}: {bad[0]} differs from what was saved; it has to be trained again"
+      )
     return like._replace(**restored["state"])
 
   def restore_latest(self, like: Any) -> tuple[int, Any] | None:

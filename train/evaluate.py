@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -51,7 +52,7 @@ def evaluate(
   nll, weight, n_bytes = [], [], 0
   bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in validation_set(tokens, config, *distributed.index_and_count()):
+  for batch in validation_set(tokens, config, jax.process_index(), jax.process_count()):
     nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
     nll.append(nll_B)
     weight.append(weight_B)

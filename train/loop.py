@@ -89,7 +89,7 @@ class Run:
     with self.clock("start"), ExitStack() as exits:
       self._check()
       # Each process of a run on many hosts writes its own records; the first one's are the run's.
-      self._index, self._count = distributed.index_and_count()
+      self._index, self._count = jax.process_index(), jax.process_count()
       self._folder = self.workdir / "processes" / str(self._index) if self._index else self.workdir
       files.make_folder(self._folder)
       exits.enter_context(files.owned(self._folder, wait_seconds=5.0))

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import base
@@ -53,7 +54,7 @@ class Size:
 
 
 def size_of(config: ConfigDict, vocab_size: int) -> Size:
-  """Counts parameters, steps and FLOPs of a resolved config; `vocab_size` is the tokenizer's."""
+  """Counts parameters, steps and FLOPs; `vocab_size` is the tokenizer's."""
   lengths = registry.lengths(config)
   vocab_size = registry.vocab_size(config, vocab_size)
   shape = (config.model, vocab_size, lengths.target, lengths.source)
@@ -103,22 +104,13 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
   size = size_of(config, tokens.vocab_size)
   steps = min(config.train.stop_at_step or size.steps, size.steps)
   n_tokens = steps * size.tokens_per_step
-  return {
-    "objective": config.objective,
-    "size": config.model.size,
-    "width": config.model.width,
-    "depth": config.model.depth,
-    "heads": config.model.heads,
-    "params": size.groups,
-    "N": size.n_params,
+  return describe_model(config, size) | {
     "D": n_tokens,
     "D_predicted": round(size.predicted_per_token * n_tokens),
     "C": size.flops_per_token * n_tokens,
     "C_6nd": 6.0 * size.n_params * n_tokens,
     "steps": steps,
     "scheduled_steps": size.steps,
-    "lr": optim.base_learning_rate(config.optim, size.n_params),
-    "seed": config.seed,
     "data": {
       "source": config.data.source,
       "fingerprint": tokens.fingerprint,
@@ -128,6 +120,18 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
       "epochs": n_tokens / tokens.train_token_count,
     },
     "device": device_kind,
+  }
+
+
+def describe_model(config: ConfigDict, size: Size) -> dict:
+  """Describes what a record says of a model, trained here or imported."""
+  return {
+    "objective": config.objective,
+    **{name: config.model[name] for name in ("size", "width", "depth", "heads")},
+    "params": size.groups,
+    "N": size.n_params,
+    "lr": optim.base_learning_rate(config.optim, size.n_params),
+    "seed": config.seed,
     "versions": versions(),
     "config": plain(config),
     "config_diff": diff(config),
@@ -155,15 +159,9 @@ def defaults() -> dict[str, Any]:
   return flat(plain(base.get_config()))
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict) -> dict[str, Any]:
   """Returns a nested dict's leaves by dotted name."""
-  leaves: dict[str, Any] = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      leaves |= flat(value, f"{prefix}{name}.")
-    else:
-      leaves[prefix + name] = value
-  return leaves
+  return traverse_util.flatten_dict(tree, sep=".")
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -183,13 +181,10 @@ _SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fracti
 
 
 def check_same_run(stored: dict, wanted: dict, where: str, branch: bool = False) -> None:
-  """Raises UserError where a record is of another run than is wanted.
+  """Raises UserError where a stored record is of another run than the one that is described.
 
-  Args:
-    stored: the record that is there.
-    wanted: `describe` of the run that is wanted.
-    where: the field and folder that led to it.
-    branch: the record is of a trunk, whose length, schedule and evaluation may differ.
+  `where` names the field and folder. With `branch` the record is of a trunk, whose length, schedule
+  and evaluation may differ.
   """
   old, new = _numbers(stored, branch), _numbers(wanted, branch)
   for name, value in new.items():

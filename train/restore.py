@@ -50,45 +50,34 @@ def find(path: str) -> tuple[Path, dict]:
   return folder, record
 
 
-def restore(folder: Path, record: dict, config: ConfigDict) -> Restored:
-  """Reads a run's newest checkpoint back, whole, onto one device.
-
-  Args:
-    folder: the run's.
-    record: its run.json.
-    config: the config in it.
+def restore(path: str) -> Restored:
+  """Reads the newest checkpoint of the run that `find` finds, whole, onto one device.
 
   Raises:
-    UserError: there is no sound checkpoint, or no tokenizer.
+    UserError: there is no run, no sound checkpoint, or no tokenizer.
   """
-  config = ladders.resolve(config)
+  folder, record = find(path)
+  config = ladders.resolve(base.from_json(record["config"]))
   config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
   functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])
-  state = _state(folder, functions.state)
+  with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    if not checkpoints.steps():
+      raise UsageError(f"checkpoint={path}: the run has not saved one yet")
+    state = checkpoints.restore(checkpoints.steps()[-1], functions.state)
   model = nnx.merge(functions.setup.graphdef, state.master or state.params)
   lengths = registry.lengths(config)
   context, source_context = lengths.target, lengths.source
   start = stop = tokenizer_vocab_size - 1  # eos
   if imported:
-    path = folder / tokenizer.FILE
-    library = Tokenizer.from_str(path.read_text("utf-8")) if path.is_file() else None
+    file = folder / tokenizer.FILE
+    library = Tokenizer.from_str(file.read_text("utf-8")) if file.is_file() else None
     start, stop = imported["start"], imported["stop"]
     context = source_context = config.data.seq_len
   else:
     library = tokenizer_of(config, record)
   vocab_size = functions.setup.vocab_size
   return Restored(config, model, vocab_size, library, start, stop, context, source_context)
-
-
-def _state(folder: Path, like: step.TrainState) -> step.TrainState:
-  with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-    if not checkpoints.steps():
-      raise UsageError(f"checkpoint={folder}: the run has not saved one yet")
-    try:
-      return checkpoints.restore(checkpoints.steps()[-1], like)
-    except checkpoint.DamagedCheckpointError as error:
-      raise UsageError(f"checkpoint={folder}: {error}; train the run again") from None
 
 
 # --------------------------------------------------------------------------------- tokens as text

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from train import checkpoint, optim, record
+from train import optim, record
 from train.checkpoint import Checkpoints
 from train.step import Program, TrainState
 from train.system import files
@@ -53,16 +53,13 @@ def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
       f"{where}: its learning rate stays as it is until step {constant}, and this cooldown begins "
       f"at step {step}; name a trunk with optim.schedule='constant'"
     )
-  with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
+  with Checkpoints(folder, read_only=True) as checkpoints:
     if step not in checkpoints.steps():
       raise UsageError(
         f"{where}: this cooldown begins at step {step}, which is not kept there; "
         f"kept steps: {checkpoints.steps()}"
       )
-    try:
-      return step, checkpoints.restore(step, program.state)
-    except checkpoint.DamagedCheckpointError as error:
-      raise UsageError(f"{where}: {error}; train the trunk again") from None
+    return step, checkpoints.restore(step, program.state)
 
 
 def from_scratch(config: ConfigDict, program: Program) -> Start:

@@ -38,9 +38,7 @@ def restored_run(args: flags.FlagValues) -> "Restored":
   """
   from absl import logging as orbax_log
 
-  from configs import base
   from train import restore
 
   orbax_log.set_verbosity(orbax_log.ERROR)  # it warns that a folder opened for reading is
-  folder, record = restore.find(args.checkpoint)
-  return restore.restore(folder, record, base.from_json(record["config"]))
+  return restore.restore(args.checkpoint)

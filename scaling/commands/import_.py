@@ -39,7 +39,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   from flax import traverse_util
 
   from model.huggingface import convert
-  from train import checkpoint, optim, record, step
+  from train import checkpoint, record, step
   from train.objectives import registry
   from train.system import files
 
@@ -62,16 +62,10 @@ def import_run(folder: Path, workdir: Path) -> dict:
   state = state._replace(params=jax.tree.map(jnp.asarray, params))
   size = record.size_of(config, vocab_size)
   theirs = json.loads((folder / convert.CONFIG).read_text())
-  head = {
-    "objective": config.objective,
-    **{name: config.model[name] for name in ("size", "width", "depth", "heads")},
-    "params": size.groups,
-    "N": size.n_params,
+  head = record.describe_model(config, size) | {
     "D": 0,
     "C": 0.0,
     "steps": 0,
-    "lr": optim.base_learning_rate(config.optim, size.n_params),
-    "seed": config.seed,
     "data": {
       "source": "",
       "fingerprint": "",
@@ -83,9 +77,6 @@ def import_run(folder: Path, workdir: Path) -> dict:
       "start": first_id(theirs, "decoder_start_token_id", "bos_token_id", "pad_token_id"),
       "stop": first_id(theirs, "eos_token_id"),
     },
-    "versions": record.versions(),
-    "config": record.plain(config),
-    "config_diff": record.diff(config),
     "status": "imported",
   }
   files.make_folder(workdir)

@@ -26,9 +26,11 @@ def run(args: flags.FlagValues) -> None:
 
   config, workdir = args.config, workdir_of(args)
   distributed.join(args.coordinator, args.processes, args.process)  # before jax is imported
+  import jax
+
   from train import loop
 
-  if distributed.index_and_count()[1] > 1:
+  if jax.process_count() > 1:
     print(distributed.census(), file=sys.stderr, flush=True)
   should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:

@@ -1,6 +1,7 @@
 """Runs read back: the weights, on any number of devices, and the tokenizer."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,30 +11,30 @@ from configs import base
 from train import loop, restore, step
 from train.data import dataset
 from train.objectives import registry
+from train.system import files
 
 
 def test_a_restored_model_is_the_trained_one(trained):
   """Its validation loss is the one in the run's record."""
-  folder, record = restore.find(str(trained("gpt2")))
-  config = base.from_json(record["config"])
-  run = restore.restore(folder, record, config)
+  run, record = restore.restore(str(trained("gpt2"))), restore.find(str(trained("gpt2")))[1]
   result = loop.evaluate(
-    step.program(config, run.vocab_size),
+    step.program(run.config, run.vocab_size),
     step.TrainState(0, nnx.to_pure_dict(nnx.state(run.model)), (), None),
-    dataset.prepare(config),
-    config,
+    dataset.prepare(run.config),
+    run.config,
   )
   assert result["loss"] == pytest.approx(record["loss"], rel=1e-6)
   assert run.tokenizer.encode("the day").ids == [256, *b"the day"]
 
 
 @pytest.mark.parametrize("fields", [{"tensor": 2}, {"strategy": "hybrid", "shard_factor": 2}])
-def test_a_run_on_several_devices_is_read_on_one(trained, fields):
-  folder, record = restore.find(str(trained("gpt2")))
-  config = base.from_json(record["config"])
-  whole = restore.restore(folder, record, config)
-  config.sharding.update(fields)
-  read = restore.restore(folder, record, config)
+def test_a_run_on_several_devices_is_read_on_one(trained, tmp_path, fields):
+  folder = shutil.copytree(trained("gpt2"), tmp_path / "run")
+  whole = restore.restore(str(folder))
+  record = files.read_json(folder / "run.json")
+  record["config"]["sharding"] |= fields
+  files.write_json(folder / "run.json", record)
+  read = restore.restore(str(folder))
   ids = np.array([[256, *b"the day"]])
   np.testing.assert_array_equal(read.model(ids), whole.model(ids))
 

@@ -21,12 +21,8 @@ _LOST_CODE = 70  # with it a process has its guard say so, who then ends with 1
 def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
   """Joins the processes of one run, where there are several; call it before jax is used.
 
-  On Slurm and on TPU pods jax finds the others by itself; elsewhere the three arguments name them.
-
-  Args:
-    coordinator: HOST:PORT of the first process; "": there is none, or the environment knows.
-    processes: how many there are.
-    process: which one this is, from 0.
+  On Slurm and on TPU pods jax finds the others by itself; elsewhere the arguments name HOST:PORT of
+  the first process, how many there are, and which this is, from 0.
 
   Raises:
     ConfigError: the arguments do not fit together.
@@ -113,13 +109,6 @@ def census() -> str:
     raise RunError(f"the processes have {counts} devices; give each the same number")
   kind = jax.devices()[0].device_kind
   return f"{len(counts)} process(es) with {local} device(s) each ({kind})"
-
-
-def index_and_count() -> tuple[int, int]:
-  """Returns which process this is, and how many there are; the first writes the run's records."""
-  import jax
-
-  return jax.process_index(), jax.process_count()
 
 
 def barrier(name: str) -> None:

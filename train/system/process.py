@@ -78,11 +78,8 @@ def cache_folder(configured: str = "") -> Path:
   return Path(configured or os.environ.get("ISOFLOP_CACHE") or "~/.cache/isoflop").expanduser()
 
 
-class StopSignal:
+class StopSignal(threading.Event):
   """Set by Ctrl-C or SIGTERM: a run saves its state and ends. A second one ends it at once."""
-
-  def __init__(self) -> None:
-    self._event = threading.Event()
 
   def install(self) -> "StopSignal":
     """Takes over SIGINT and SIGTERM."""
@@ -91,17 +88,13 @@ class StopSignal:
     return self
 
   def _receive(self, number: int, _frame: object) -> None:
-    if self._event.is_set():
+    if self.is_set():
       os._exit(128 + number)
-    self._event.set()
-
-  def set(self) -> None:
-    """Requests the stop from within the process."""
-    self._event.set()
+    self.set()
 
   def __call__(self) -> bool:
     """Returns whether the stop was requested."""
-    return self._event.is_set()
+    return self.is_set()
 
 
 def has_accelerator() -> bool:
