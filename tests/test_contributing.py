@@ -1,4 +1,4 @@
-"""Each recipe of CONTRIBUTING.md is followed in a copy of the repository, and what it says works."""
+"""Each recipe of CONTRIBUTING.md, followed in a copy of the repository, does what it says."""
 
 import ast
 import os
@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(
   r"(?:(?P<new>A new file)|In) `(?P<file>\S+\.py)`"
-  r"(?:, (?P<where>above|at the end of|in place of) `(?P<name>\S+)`)?:\n+```python\n(?P<code>.*?)```"
+  r"(?:, (?P<where>above|at the end of|in place of) `(?P<name>\S+)`)?:\n+"
+  r"```python\n(?P<code>.*?)```"
   r"|This then works:\n+```bash\n(?P<shell>.*?)```",
   re.S,
 )
@@ -38,7 +39,7 @@ def recipes():
 
 
 def place(source, name):
-  """Finds the statement that defines a name, and the table that `NAME["row"]["row"]` means in it."""
+  """Finds the statement that defines a name, and the table in it that `NAME["row"]` means."""
   name, *keys = re.findall(r"\w+", name)
 
   def defines(node):
