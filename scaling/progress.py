@@ -7,6 +7,7 @@ from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -24,10 +25,8 @@ class Display:
     self._console = Console(file=stream, highlight=False, soft_wrap=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._fancy = self._console.is_terminal
-    self._began = self._phase_began = time.monotonic()
-    self._costs: dict[str, float] = {}  # by id of the task
-    self._finished = self._resumed = 0.0  # costs: finished, and of these by earlier starts
-    self._count = 0
+    self._began = time.monotonic()
+    self.begin({}, set())
 
   def __enter__(self) -> "Display":
     if self._fancy:
@@ -44,9 +43,8 @@ class Display:
 
   def begin(self, costs: dict[str, float], finished: set[str]) -> None:
     """Begins a phase of tasks, by id, of which some are finished already."""
-    self._costs = costs
-    self._finished = self._resumed = sum(self._costs[name] for name in finished)
-    self._count = len(finished)
+    self._costs, self._count = costs, len(finished)
+    self._finished = self._resumed = sum(costs[name] for name in finished)  # by earlier starts
     self._phase_began = time.monotonic()
 
   def ended(self, name: str, outcome: str, loss: float | None) -> None:
@@ -66,17 +64,13 @@ class Display:
     finished = self._finished
     for name, progress in running.items():
       if not progress:
-        table.add_row(name, "░" * 20, "starting")
+        table.add_row(name, ProgressBar(1, 0, width=20), "starting")
         continue
-      share = progress["step"] / max(1, progress["steps"])
-      finished += share * self._costs.get(name, 0.0)
-      table.add_row(
-        name,
-        "█" * int(20 * share) + "░" * (20 - int(20 * share)),
-        f"step {progress['step']:,}/{progress['steps']:,}",
-        f"loss {progress['loss']:.3f}",
-        f"{duration(progress['seconds_left'])} left",
-      )
+      step, steps = progress["step"], progress["steps"]
+      finished += step / steps * self._costs.get(name, 0.0)
+      bar, left = ProgressBar(steps, step, width=20), duration(progress["seconds_left"])
+      loss = f"loss {progress['loss']:.3f}"
+      table.add_row(name, bar, f"step {step:,}/{steps:,}", loss, f"{left} left")
     count = f"{self._count}/{len(self._costs)} runs, {self._seconds_left(finished)} left"
     self._live.update(Group(Text(f"{self.title}: {count}", style="bold"), table))
 

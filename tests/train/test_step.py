@@ -99,17 +99,3 @@ def test_bits_per_byte_count_the_text_that_is_predicted(tiny, cache):
   assert n_bytes < len(targets)
   bits_per_byte = len(targets) * math.log2(257 + 8) / n_bytes
   assert result["bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-6)
-
-
-def test_the_validation_set_is_made_once_and_is_that_of_its_config(tiny, cache, monkeypatch):
-  config, tokens = resolve(tiny), dataset.prepare(tiny)
-  kept = evaluate.validation_set(tokens, config)
-  made = list(validation_batches(tokens, config))
-  jax.tree.map(np.testing.assert_array_equal, kept, made)
-  config.seed, config.optim.lr = 5, 1.0
-  assert evaluate.validation_set(tokens, config) is kept
-  config.train.eval_tokens = 1024
-  assert len(list(evaluate.validation_set(tokens, config))) < len(made)
-  monkeypatch.setattr(evaluate, "KEPT_BYTES", 0)
-  config.train.eval_tokens = 2048
-  jax.tree.map(np.testing.assert_array_equal, list(evaluate.validation_set(tokens, config)), made)

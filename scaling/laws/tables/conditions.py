@@ -14,7 +14,6 @@ import numpy as np
 
 from configs.errors import DataError
 
-MAX_LENGTH = 1000  # of an expression [characters]
 EXAMPLE = "write one like D/N > 5 and loss < 4"
 ARITHMETIC: dict[type, Any] = {
   ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide,
@@ -56,8 +55,6 @@ def evaluate(text: str, columns: Mapping[str, np.ndarray], option: str = "") -> 
 
 def _parse(text: str, option: str) -> ast.expr:
   try:
-    if len(text) > MAX_LENGTH:
-      raise DataError(f"more than {MAX_LENGTH} characters")
     return ast.parse(text.strip(), mode="eval").body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     reason = error.msg if isinstance(error, SyntaxError) else error

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import math
 import os
-from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
-from scaling.laws.tables import conditions, rows
+from scaling.laws.tables import conditions
+from scaling.laws.tables.rows import read_rows
 
 COLUMNS = ("id", "N", "D", "C", "loss")
 EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.laws.forms`
@@ -30,31 +30,18 @@ class UnidentifiableError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-  """Trained runs, in one fixed order; arrays are float64 [n].
+  """Trained runs, in one fixed order; arrays are float64 [n]."""
 
-  Attributes:
-    ids: names, as the file has them, else its line numbers.
-    N: parameters.
-    D: tokens processed.
-    C: training FLOPs.
-    loss: validation loss [nats per token].
-    excluded: runs of the file that are not among these, as (id, reason).
-    params: what N counts, one of `PARAMS`, or "given": as whoever gave the numbers counts.
-    flops: what C counts: exact (as given), or 6nd.
-    filters: the conditions that chose them, as "where D/N > 5" or "exclude loss > 4".
-    extra: further variables of theirs by name, arrays [n], for the forms that need them.
-  """
-
-  ids: tuple[str, ...]
-  N: np.ndarray
-  D: np.ndarray
-  C: np.ndarray
-  loss: np.ndarray
-  excluded: tuple[tuple[str, str], ...] = ()
-  params: str = "given"
-  flops: str = "exact"
-  filters: tuple[str, ...] = ()
-  extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  ids: tuple[str, ...]  # names, as the file has them, else its line numbers
+  N: np.ndarray  # parameters
+  D: np.ndarray  # tokens processed
+  C: np.ndarray  # training FLOPs
+  loss: np.ndarray  # validation loss [nats per token]
+  excluded: tuple[tuple[str, str], ...] = ()  # runs of the file that are not here: (id, reason)
+  params: str = "given"  # what N counts: of PARAMS, or "given": as whoever gave the numbers counts
+  flops: str = "exact"  # what C counts: exact (as given), or 6nd
+  filters: tuple[str, ...] = ()  # the conditions that chose them: "where D/N > 5", "exclude ..."
+  extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # EXTRAS, [n] each
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -151,15 +138,25 @@ def read_runs(
   filters = [("where", text) for text in where] + [("exclude", text) for text in exclude]
   read = {name for kind, text in filters for name in conditions.names(text, f"--{kind}=")}
   read -= set(COLUMNS)
-  with rows.opened(path) as table:
-    ours = {"kind", "status"} <= set(table.header)
-    sources = _sources(path, table.header, names, given)
-    measured = list(sources)
-    sources |= {name: name for name in sorted(read & set(table.header))}
-    ids, index, excluded, values = _columns(table, names["id"], sources, ours)
-  if not ids and not excluded:
+  header, table = read_rows(path)
+  ours = {"kind", "status"} <= set(header)
+  sources = _sources(path, header, names, given)
+  measured = list(sources)
+  sources |= {name: name for name in sorted(read & set(header))}
+  table = [(place, row) for place, row in table if not ours or row["kind"] == "fit"]
+  if not table:
     kind = "row of kind 'fit' (kind and status make it a sweep's table)" if ours else "row"
     raise DataError(f"runs={path}: no {kind} in it; name a table of trained runs")
+  named = [(str(row.get(names["id"]) or place), place, row) for place, row in table]
+  excluded = []
+  if ours:
+    excluded = [(i, f"status {row['status']}") for i, _, row in named if row["status"] != "done"]
+    named = [(i, place, row) for i, place, row in named if row["status"] == "done"]
+  ids = [name for name, _, _ in named]
+  values = {
+    name: np.array([_number(row.get(column)) for _, _, row in named])
+    for name, column in sources.items()
+  }
   with np.errstate(all="ignore"):  # what is not a number then is named below
     if "N" not in values:
       values["N"] = values["C"] / (6 * values["D"])
@@ -179,10 +176,11 @@ def read_runs(
   for name in measured:
     bad = kept & ~(np.isfinite(values[name]) & ((values[name] > 0) | (name == "pretrained")))
     if bad.any():
-      place, cell = rows.cell(path, index[np.argmax(bad)], sources[name])
+      _, place, row = named[np.argmax(bad)]
       raise DataError(
-        f"runs={path}, {place}, column {sources[name]}: {cell!r} is not a positive finite number; "
-        f"correct the row, or leave it out with --where='{name} > 0 and {name} < 1e99'"
+        f"runs={path}, {place}, column {sources[name]}: {row.get(sources[name])!r} is not a "
+        "positive finite number; correct the row, or leave it out with "
+        f"--where='{name} > 0 and {name} < 1e99'"
       )
   runs = make_runs(
     **{name: values[name][kept] for name in ("N", "D", "C", "loss")},
@@ -228,28 +226,12 @@ def _sources(
   return {name: names[name] for name in [*there, *(name for name in EXTRAS if name in given)]}
 
 
-def _columns(
-  table: rows.Table, id_column: str, sources: Mapping[str, str], ours: bool
-) -> tuple[list[str], array, list[tuple[str, str]], dict[str, np.ndarray]]:
-  """Reads ids [n], positions in the file [n], excluded runs, and columns [n]; nan: no number."""
-  ids, index, excluded = [], array("q"), []
-  values = {name: array("d") for name in sources}
-  appends = [(column, values[name].append) for name, column in sources.items()]
-  for i, (place, row) in enumerate(table.rows):
-    if ours and row["kind"] != "fit":
-      continue
-    name = str(row.get(id_column) or place)
-    if ours and row["status"] != "done":
-      excluded.append((name, f"status {row['status']}"))
-      continue
-    ids.append(name)
-    index.append(i)
-    for column, append in appends:
-      try:
-        append(float(row[column]))
-      except (TypeError, ValueError, KeyError):
-        append(math.nan)
-  return ids, index, excluded, {name: np.array(column) for name, column in values.items()}
+def _number(value: Any) -> float:
+  """Reads a number; nan where there is none."""
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    return math.nan
 
 
 def _parse_columns(columns: str) -> dict[str, str]:
@@ -308,12 +290,7 @@ def faults(runs: Runs) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 def identifiability(runs: Runs) -> dict[str, str | None]:
-  """Tells for each quantity why a design of runs cannot tell it; None where it can.
-
-  Quantities are E, A, B, alpha, beta, a, N_opt and D_opt. What remains to be said of a design that
-  tells no surface is a law in one variable: see `forms.FORMS`, power_law_n, power_law_d and
-  power_law_c.
-  """
+  """Tells for each quantity of the law why a design of runs cannot tell it; None where it can."""
   names = ("E", "A", "B", "alpha", "beta", "a", "N_opt", "D_opt")
   reasons: dict[str, str | None] = dict.fromkeys(names)
   for affected, reason, _ in faults(runs):  # the last is the most particular
