@@ -70,7 +70,7 @@ def example(page):
 
 def test_the_form_in_the_documentation_fits(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(forms, "FORMS", dict(forms.FORMS))  # the page enters a form of its own
+  monkeypatch.setitem(forms.FORMS, "product", None)  # the page enters it, and it goes again
   cells = [(n, d) for n in (1e6, 2e6, 4e6, 8e6) for d in (2e7, 4e7, 8e7, 16e7)]
   rows = [f"{n},{d},{1.5 + 400 * n**-0.3 * d**-0.1}" for n, d in cells]
   Path("mine.csv").write_text("\n".join(["params,tokens,val_loss", *rows]))
