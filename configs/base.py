@@ -4,9 +4,10 @@
 (`--config.model.size=3`). Every other config starts from this one and changes what it must.
 
 `one_of(...)` lists the names a field may have, its default first; `positive(...)` and the like
-bound a number; a bare default is bounded by its type alone, or where it is used. A 0 in
-`model.width`, `model.depth` or `model.heads` means: take it from the ladder (`configs/ladders.py`)
-at `model.size`. Nothing else has a hidden default.
+bound a number; a bare default is bounded by its type alone, or where it is used. A `Mapping` has
+names of your choice: `c.data.evaluate.books = "text:PATH"`, --config.data.evaluate.books=text:PATH.
+A 0 in `model.width`, `model.depth` or `model.heads` means: take it from the ladder
+(`configs/ladders.py`) at `model.size`. Nothing else has a hidden default.
 """
 
 import ast
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs.bounds import (
   Field,
+  Mapping,
   at_least_0,
   at_least_1,
   below_1,
@@ -100,6 +102,7 @@ DATA: dict[str, Any] = {
   "max_epochs": positive(4.0),  # a run that repeats its data more often than this is refused
   "markov_tokens": at_least_1(8_000_000),  # size of the Markov source [tokens]
   "markov_symbols": byte_symbols(256),  # symbols of the Markov source
+  "evaluate": Mapping("text"),  # sources of further validation sets, by name
 }
 
 # What the objectives hide: see `train/objectives/`.
@@ -158,6 +161,7 @@ TRAIN: dict[str, Any] = {
 # bounds what depends on other fields.
 SWEEP: dict[str, Any] = {
   "name": "sweep",  # title of the report
+  "arms": Mapping("fields"),  # the sweep is run once per name, each with the fields that it sets
   "objectives": (),  # several: each is a sweep in a folder of its name; (): only config.objective
   "overrides": (),  # fields of one objective alone: ("mlm.optim.lr_ref=1e-2", ...)
   "design": one_of("isoflop", "grid"),  # isoflop: sizes x budgets; grid: sizes x token_counts
@@ -204,17 +208,63 @@ SCHEMA = {
   "sweep": SWEEP,
   "fit": FIT,
 }
+MAPPINGS = [
+  (section, name)
+  for section, fields in SCHEMA.items()
+  for name, field in fields.items()
+  if isinstance(field, Mapping)
+]
 
 
 def get_config() -> ConfigDict:
   """Makes the complete, locked config at its defaults."""
 
+  def default(field: Any) -> Any:
+    if isinstance(field, Mapping):
+      return {}
+    return field.default if isinstance(field, Field) else field
+
   def defaults(section: str) -> dict[str, Any]:
-    fields = SCHEMA[section]
-    return {name: x.default if isinstance(x, Field) else x for name, x in fields.items()}
+    return {name: default(field) for name, field in SCHEMA[section].items()}
 
   sections = {section: defaults(section) for section in SCHEMA if section}
-  return ConfigDict(defaults("") | sections).lock()
+  return lock(ConfigDict(defaults("") | sections))
+
+
+def lock(config: ConfigDict) -> ConfigDict:
+  """Locks a config, but for its mappings."""
+  config.lock()
+  for section, name in MAPPINGS:
+    config[section][name].unlock()
+  return config
+
+
+def split_mapping(field: str) -> tuple[str, str]:
+  """Splits the dotted name of a key in a mapping from that of a field in its value, or "".
+
+  `sweep.arms.muon.optim.lr` is ("sweep.arms.muon", "optim.lr"); `model.size` is ("", "model.size").
+
+  Raises:
+    ConfigError: the key cannot be one.
+  """
+  section, name, rest = (*field.split(".", 2), "", "")[:3]
+  mapping = SCHEMA.get(section, {}).get(name)
+  if not isinstance(mapping, Mapping) or not rest:
+    return "", field
+  key, _, inner = rest.partition(".") if mapping.of == "fields" else (rest, "", "")
+  mapping.check_key(f"{section}.{name}", key)
+  return f"{section}.{name}.{key}", inner
+
+
+def add_field(config: ConfigDict, field: str, value: Any) -> None:
+  """Sets a field of a mapping, by its dotted name, unless it is set."""
+  *path, last = field.split(".")
+  for name in path:
+    if name not in config:
+      config[name] = {}
+    config = config[name]
+  if last not in config:
+    config[last] = value
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:
@@ -265,7 +315,7 @@ def check_fields(config: ConfigDict) -> None:
 def check_section(section: str, values: ConfigDict) -> None:
   """Raises ConfigError where a field of one section has a value that the schema does not allow."""
   for name, field in SCHEMA[section].items():
-    if isinstance(field, Field):
+    if isinstance(field, Field | Mapping):
       field.check(f"{section}.{name}".lstrip("."), values[name])
 
 

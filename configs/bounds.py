@@ -24,6 +24,24 @@ class Field(NamedTuple):
       raise ConfigError(f"{name}={value}: must {self.need}")
 
 
+class Mapping(NamedTuple):
+  """A field of names that the user chooses, each with a value; {} by default, and never locked."""
+
+  of: str  # what a name has: "text", or "fields" of the schema
+
+  def check_key(self, name: str, key: str) -> None:
+    """Raises ConfigError where a key cannot be written as a flag."""
+    if not (key.isidentifier() and key.isascii()):
+      raise ConfigError(f"{name}.{key}: {key!r} must consist of letters, digits and _")
+
+  def check(self, name: str, values: Any) -> None:
+    """Raises ConfigError where a key of the field cannot be used, or has another kind of value."""
+    for key, value in values.items():
+      self.check_key(name, key)
+      if (self.of == "text") != isinstance(value, str):
+        raise ConfigError(f"{name}.{key}={value!r}: must be {self.of}")
+
+
 def one_of(*choices: str) -> Field:
   """Makes a field of the names it may have; the first is its default."""
   return Field(choices[0], choices)

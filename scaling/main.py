@@ -141,7 +141,7 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   if not file.is_file():
     raise UsageError(f"--config={path}: no such file; configs/ has some to start from")
   try:
-    return runpy.run_path(str(file))["get_config"](*argument).lock()
+    return base.lock(runpy.run_path(str(file))["get_config"](*argument))
   except AttributeError as error:
     if field := re.search(r'Key "(\w+)" does not exist', str(error)):
       raise UsageError(f"--config={path}: the config has no field {field[1]!r}") from None
@@ -149,16 +149,22 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
 
 
 def check_fields(config: ConfigDict, argv: list[str]) -> None:
-  """Raises UsageError where a flag names a field that the config does not have."""
-  matches = (re.match(r"--?(?:no)?config\.([\w.]+)", arg) for arg in argv)
+  """Raises UsageError where a flag names a field that the config does not have.
+
+  What a flag adds to a mapping is there afterwards, with a value of its type.
+  """
+  matches = (re.match(r"--?(?:no)?config\.([^=\s]+)", arg) for arg in argv)
   for path in (match[1] for match in matches if match):
-    section: Any = config
-    for name in path.split("."):
-      fields = section if isinstance(section, ConfigDict) else ()
+    key, field = base.split_mapping(path)
+    value: Any = config if field else ""
+    for name in field.split(".") if field else ():
+      fields = value if isinstance(value, ConfigDict) else ()
       if name not in fields:
         hint = nearest(name, fields) or "--print_config shows all there are"
         raise UsageError(f"the config has no field {path!r}; {hint}")
-      section = section[name]
+      value = value[name]
+    if key:
+      base.add_field(config, f"{key}.{field}".rstrip("."), value)
 
 
 def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:

@@ -160,8 +160,9 @@ def defaults() -> dict[str, Any]:
 
 
 def flat(tree: dict) -> dict[str, Any]:
-  """Returns a nested dict's leaves by dotted name."""
-  return traverse_util.flatten_dict(tree, sep=".")
+  """Returns a nested dict's leaves by dotted name; an empty dict is one."""
+  leaves = traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep=".")
+  return {name: {} if x is traverse_util.empty_node else x for name, x in leaves.items()}
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """The schema: fields have meanings, numbers have bounds, names have implementations."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
+from ml_collections import FrozenConfigDict
 
 from configs import base, ladders
 from configs.errors import ConfigError
 from model import accounting, sharding
 from model.layers import ACTIVATIONS
 from scaling.laws import bootstrap
+from train import record
 from train.objectives import registry
 
 pytestmark = pytest.mark.smoke
@@ -110,3 +113,53 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_an_unknown_field_is_an_error():
   with pytest.raises(AttributeError, match="size"):
     base.get_config().model.sizee = 3
+
+
+@pytest.fixture
+def mapped():
+  """A config with names of its own in the mappings."""
+  config = base.get_config()
+  config.data.evaluate = {"books": "text:a.b/c.txt"}
+  config.sweep.arms = {"adamw": {}, "muon": {"optim": {"lr": 0.5}, "sweep": {"sizes": (1, 2)}}}
+  return config
+
+
+def test_a_mapping_comes_back_from_json_and_from_copies(mapped):
+  stored = json.loads(json.dumps(record.plain(mapped)))
+  for copy in (base.from_json(stored), mapped.copy_and_resolve_references()):
+    assert copy == mapped
+    assert copy.sweep.arms.muon.sweep.sizes == (1, 2)
+    copy.data.evaluate.code = "markov"  # still takes names
+    with pytest.raises(AttributeError, match="codes"):
+      copy.data.codes = "markov"
+  assert FrozenConfigDict(mapped).data.evaluate.books == "text:a.b/c.txt"
+  assert hash(FrozenConfigDict(mapped)) != hash(FrozenConfigDict(base.get_config()))
+  assert record.diff(mapped) == {
+    "data.evaluate.books": "text:a.b/c.txt",
+    "sweep.arms.adamw": {},
+    "sweep.arms.muon.optim.lr": 0.5,
+    "sweep.arms.muon.sweep.sizes": [1, 2],
+  }
+
+
+def test_a_field_of_a_mapping_is_set_by_its_dotted_name(mapped):
+  base.set_field(mapped, "data.evaluate.code", "text:x.py")
+  base.set_field(mapped, "sweep.arms.muon.optim.lr", "0.25")
+  assert mapped.data.evaluate.to_dict() == {"books": "text:a.b/c.txt", "code": "text:x.py"}
+  assert mapped.sweep.arms.muon.optim.lr == 0.25
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("data.evaluate", {"my-books": "markov"}, r"data\.evaluate\.my-books: .*letters"),
+    ("data.evaluate", {"books": 3}, r"data\.evaluate\.books=3: must be text"),
+    ("sweep.arms", {"muon": "optim"}, r"sweep\.arms\.muon='optim': must be fields"),
+    ("sweep.arms", {"a/b": {}}, r"sweep\.arms\.a/b: .*letters"),
+  ],
+)
+def test_a_name_or_value_of_no_use_is_refused(field, value, message):
+  config, (section, name) = base.get_config(), field.split(".")
+  config[section][name] = value
+  with pytest.raises(ConfigError, match=message):
+    base.check_fields(config)

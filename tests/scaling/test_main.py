@@ -52,6 +52,11 @@ sys.exit("jax" in sys.modules or "numpy" in sys.modules)
     (("train", "--config.modle.size=3", "--workdir=x"), "did you mean model?"),
     (("train", "--config.zzz=3", "--workdir=x"), "--print_config"),
     (("train", "--config.model.size=big", "--workdir=x"), "--config.model.size=big"),
+    (("sweep", "--config.sweep.arms.a.optim.lrr=1", "--workdir=x"), "did you mean lr?"),
+    (("sweep", "--config.sweep.arms.a=clm", "--workdir=x"), "sweep.arms.a='clm': must be fields"),
+    (("sweep", "--config.sweep.arms.a.optim.lr=x", "--workdir=x"), "arms.a.optim.lr=x"),
+    (("sweep", "--config.sweep.arms.a-b.seed=1", "--workdir=x"), "'a-b' must consist of letters"),
+    (("train", "--config.data.evaluate.a.b=markov", "--workdir=x"), "'a.b' must consist"),
     (("train", "--config=nowhere.py", "--workdir=x"), "no such file"),
     (("train", "runs/x"), "flags look like --workdir=DIR"),
     (("train",), "--workdir is missing"),
@@ -99,6 +104,31 @@ def test_print_config_shows_the_difference(isoflop):
   assert "model.size = 10" in changed
   assert "model.width = 64" in changed
   assert "optim" not in changed
+
+
+@pytest.mark.smoke
+def test_a_flag_adds_a_name_to_a_mapping(isoflop, tmp_path):
+  path = tmp_path / "arms.py"
+  path.write_text(
+    "from configs import base\n\ndef get_config():\n  c = base.get_config()\n"
+    '  c.sweep.arms = {"wide": {"model": {"width": 64}}}\n  return c.lock()\n'
+  )
+  code, out, _ = isoflop(
+    "sweep",
+    f"--config={path}",
+    "--config.data.evaluate.books=text:a.b/c.txt",
+    "--config.sweep.arms.long.sweep.sizes=(1,2)",
+    "--config.sweep.arms.wide.optim.lr=1",
+    "--print_config",
+  )
+  assert code == 0
+  changed = out.partition("defaults in:\n")[2].splitlines()
+  assert [line for line in changed if ".arms." in line or ".evaluate." in line] == [
+    '#   data.evaluate.books = "text:a.b/c.txt"',
+    "#   sweep.arms.long.sweep.sizes = [1, 2]",
+    "#   sweep.arms.wide.model.width = 64",
+    "#   sweep.arms.wide.optim.lr = 1.0",
+  ]
 
 
 @pytest.mark.parametrize(
