@@ -90,11 +90,7 @@ def flags_of(command: ModuleType) -> list[Flag]:
 
 
 def parse(verb: str, argv: list[str]) -> flags.FlagValues:
-  """Parses a verb's flags; `config` is the config with its fields on the command line.
-
-  Raises:
-    UserError: an unknown flag or config field, or a value that cannot be used, in one line.
-  """
+  """Parses a verb's flags; `config` is the config with its fields on the command line."""
   values, overrides = flags.FlagValues(), flags.FlagValues()
   values.set_gnu_getopt(True)  # reads on behind the value of a flag that it does not know
   for name, default, text in flags_of(COMMANDS[verb]):
@@ -119,11 +115,7 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
 
 
 def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
-  """Returns the config of --config; for `fit` and `plan --next`, that of --workdir's sweep.
-
-  Raises:
-    UserError: there is no such file, its argument is wrong, or there are a file and a sweep.
-  """
+  """Returns the config of --config; for `fit` and `plan --next`, that of --workdir's sweep."""
   from train.system import files
 
   of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
@@ -191,12 +183,7 @@ def print_config(config: ConfigDict) -> None:
 
 
 def dispatch(verb: str, argv: list[str]) -> None:
-  """Runs one verb, or prints its help or its config.
-
-  Raises:
-    UserError: bad usage or input.
-    RunError: it failed.
-  """
+  """Runs one verb, or prints its help or its config."""
   if verb not in COMMANDS:
     hint = nearest(verb, COMMANDS) or f"choose one of {', '.join(COMMANDS)}"
     raise UsageError(f"unknown verb {verb!r}; {hint}")

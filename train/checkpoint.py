@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from configs.errors import DataError, RunError
+from train.system import distributed
 
 MIN_FREE_BYTES = 64 * 2**20
 ON_DEVICE = 2**20  # elements from which on a checksum is worth a compilation
@@ -91,11 +92,11 @@ class Checkpoints:
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
     self.folder = Path(folder).absolute()
-    policy = preservation_policy.AnyPreservationPolicy(
-      [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
-    )
+    kept = [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy, create=not read_only, read_only=read_only
+      preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+      create=not read_only,
+      read_only=read_only,
     )
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -170,8 +171,7 @@ class Checkpoints:
           aside.mkdir(exist_ok=True)
           shutil.rmtree(aside / str(step), ignore_errors=True)
           shutil.move(self.folder / str(step), aside / str(step))
-        if jax.process_count() > 1:
-          multihost_utils.sync_global_devices(f"damaged {step}")
+        distributed.barrier(f"damaged {step}")
         self._manager.reload()
     return None
 

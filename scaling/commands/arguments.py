@@ -31,11 +31,7 @@ def workdir_of(args: flags.FlagValues, exists: bool = False) -> Path:
 
 
 def restored_run(args: flags.FlagValues) -> "Restored":
-  """Restores the run of --checkpoint: its config, model and tokenizer.
-
-  Raises:
-    UserError: there is no run, or its newest checkpoint or its tokenizer cannot be read.
-  """
+  """Restores the run of --checkpoint: its config, model and tokenizer."""
   from absl import logging as orbax_log
 
   from train import restore

@@ -24,11 +24,7 @@ FLAGS: tuple[Flag, ...] = (
   ("families", "", "decoder,encoder,encoder_decoder, or some of them; else the config's."),
   ("dtypes", "", "float32,bfloat16, or one: operands of products; else the config's."),
   ("tokens", 0, "Of text in a step, rounded down to whole sequences; 0: the config's batch."),
-  (
-    "vary",
-    [],
-    "FIELD=VALUE to measure beside, as model.flash=False; may be given several times.",
-  ),
+  ("vary", [], "FIELD=VALUE to measure beside, as model.flash=False; may come several times."),
   ("rounds", 20, "Turns that each model and each product takes."),
   ("growth", "", "Measures how cost grows: batch,size,depth,devices,processes,pack,cells."),
 )
@@ -43,6 +39,5 @@ def run(args: flags.FlagValues) -> None:
     return
   from scaling.bench import steps
 
-  grid = args.sizes, args.families, args.dtypes, args.tokens, args.vary
-  cases = steps.cases(args.config, *grid)
+  cases = steps.cases(args.config, args.sizes, args.families, args.dtypes, args.tokens, args.vary)
   print(steps.table(steps.bench(cases, workdir, args.rounds)))

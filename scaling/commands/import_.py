@@ -28,11 +28,7 @@ def run(args: flags.FlagValues) -> None:
 
 
 def import_run(folder: Path, workdir: Path) -> dict:
-  """Writes the run's folder; returns its record.
-
-  Raises:
-    UserError: `model.huggingface.convert` cannot read the folder, or the workdir is not empty.
-  """
+  """Writes the run's folder; returns its record."""
   import jax
   import jax.numpy as jnp
   import numpy as np

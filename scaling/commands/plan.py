@@ -52,13 +52,7 @@ def run(args: flags.FlagValues) -> None:
 def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   """Makes the table of the cells that would tell most about N_opt at the held-out budget.
 
-  Args:
-    config: of the workdir's sweep.
-    workdir: its folder.
-    budget: what they may cost together [FLOPs]; 0: as much as its largest cell.
-
-  Raises:
-    UsageError: there are no cells yet, or they do not identify a law.
+  They may cost `budget` together [FLOPs]; 0: as much as the sweep's largest cell.
   """
   from scaling.laws import fit
   from scaling.laws.tables import runs

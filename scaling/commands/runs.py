@@ -18,11 +18,7 @@ def run(args: flags.FlagValues) -> None:
 
 
 def runs_table(workdir: Path) -> str:
-  """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders.
-
-  Raises:
-    UsageError: there are no runs.
-  """
+  """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders."""
   from scaling.formats import text_table
   from scaling.sweep import store
   from train.system import files

@@ -139,23 +139,7 @@ def test_a_batch_with_nothing_to_predict_changes_no_weight_by_its_gradient(tiny,
 
 
 @pytest.mark.parametrize(
-  ("field", "value"),
-  [
-    ("seed", -1),
-    ("seed", 2**32),
-    ("model.mlp", "gelo"),
-    ("model.width", -16),
-    ("model.dropout", 1.0),
-    ("data.batch_size", 0),
-    ("data.validation_percent", 100.0),
-    ("corruption.mlm_rate", 1.1),
-    ("optim.lr", math.nan),
-    ("optim.lr", math.inf),
-    ("optim.cooldown_fraction", 0.0),
-    ("sharding.microbatches", 0),
-    ("train.tokens", -5),
-    ("train.checkpoint_every_seconds", math.nan),
-  ],
+  ("field", "value"), [("seed", -1), ("model.mlp", "gelo"), ("optim.lr", math.nan)]
 )
 def test_a_value_that_is_not_allowed_is_named_before_the_text_is_read(field, value, monkeypatch):
   config = base.get_config()

@@ -56,9 +56,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 def _leave_guard() -> None:
   """Goes on in a child; this process stays to print, in a line, what ended the child.
 
-  Where the first process of a run dies, jax aborts the others from within: no handler of theirs can
-  speak, or threads of jax speak after it. Call it before jax is imported: threads do not survive a
-  fork.
+  Where the first process of a run dies, jax aborts the others from within, before any handler. Call
+  it before jax is imported: threads do not survive a fork.
   """
   child = os.fork()
   if child == 0:
