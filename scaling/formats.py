@@ -29,6 +29,11 @@ def nats(value: float | None) -> str:
   return number(value, ".4f")
 
 
+def exponent(value: float | None) -> str:
+  """Formats an exponent of a law."""
+  return number(value, ".3f")
+
+
 def flops(value: float | None) -> str:
   """Formats a compute [FLOPs]: 2.40e12."""
   return number(value, ".2e").replace("e+", "e")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scaling.formats import DASH, bracket, flops, nats, number, ratio, si
+from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
 from scaling.report.records import ESTIMATORS, Record
 from scaling.report.render import Block, Table
 
@@ -13,11 +13,6 @@ QUESTIONS = {
   "inference_tokens": "the cheapest model of that quality that will serve {:.3g} tokens",
   "max_tokens": "the best model if there are {:.3g} unique tokens",
 }
-
-
-def exponent(value: float | None) -> str:
-  """Formats an exponent of the law."""
-  return number(value, ".3f")
 
 
 ANSWERS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row: column, format

@@ -37,15 +37,12 @@ def to_markdown(title: str, content: Iterable[Block]) -> str:
 def _markdown(block: Block) -> str:
   match block:
     case Table(columns, rows):
-      rule = "| --- |" + " ---: |" * (len(columns) - 1)
-      return "\n".join([_markdown_row(columns), rule, *map(_markdown_row, rows)])
+      lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+      escaped = ([cell.replace("|", "&#124;") for cell in line] for line in lines)
+      return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
     case Image(name, caption):
       return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"
   return block
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-  return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 CSS = """

@@ -6,14 +6,13 @@ there yet is named. report.html holds its figures and needs no network.
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from scaling.formats import text_table
 from scaling.report import compare, comparison, evidence, records, render, sections
 from scaling.report.records import Record
 from scaling.report.render import Block, Image, Table
 from train.system import files
-
-MOST_BUDGETS = 9  # rows of optima in the terminal
 
 
 def missing(record: Record) -> Iterator[Block]:
@@ -64,14 +63,8 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
 def write(workdir: str | Path, redraw: bool = True) -> Path:
   """Writes report.md and report.html with their figures, from what the folder has so far.
 
-  In a folder of several objectives it also writes comparison.json.
-
-  Args:
-    workdir: the folder.
-    redraw: whether the figures are drawn; else they are there already (`draw`).
-
-  Returns:
-    The path of report.html.
+  In a folder of several objectives it also writes comparison.json. Without `redraw` the figures
+  are there already (`draw`). Returns the path of report.html.
 
   Raises:
     UserError: there is no such folder, or a file in it is broken.
@@ -138,27 +131,27 @@ def terminal(workdir: str | Path) -> str:
     sweeps, _, numbers = compare.compare_sweeps(record)
     tables = _tables(comparison.sections(sweeps, numbers))
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
-  law = [_law_lines(record)] if record.fit else []
-  optima, heldout = sections.optima(record, MOST_BUDGETS), sections.heldout(record)
-  tables = _tables([*optima, *heldout, *sections.unused(record)])
+  parts = (sections.optima, sections.heldout, sections.unused)
+  tables = _tables(block for part in parts for block in part(record))
   answers: list[str] = []
   for block in evidence.decisions(record):
     if isinstance(block, Table):
       answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
-  return "\n\n".join([record.headline, *law, *tables, *answers])
+  return "\n\n".join([record.headline, *_law_lines(record.fit), *tables, *answers])
 
 
-def _law_lines(record: Record) -> str:
+def _law_lines(fit: dict[str, Any]) -> list[str]:
   """Formats the law in two lines, and below it what must be known before it is quoted."""
-  fit = record.fit
+  if not fit:
+    return []
   lines = [
     f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = E + A / N^alpha + B / D^beta:",
     ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit)),
     *(f"Warning: {warning}" for warning in fit.get("warnings", ())),
   ]
-  return "\n".join(lines)
+  return ["\n".join(lines)]
 
 
 def _table_text(table: Table) -> str:

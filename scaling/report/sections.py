@@ -67,16 +67,12 @@ def law(record: Record) -> Iterator[Block]:
     yield f"**{warning}**"
 
 
-def optima(record: Record, most: int = 0) -> Iterator[Block]:
-  """Yields the compute-optimal models by budget; at most about so many of them (0: all)."""
-  rows = record.optima
-  if not rows:
+def optima(record: Record) -> Iterator[Block]:
+  """Yields the compute-optimal models by budget."""
+  if not record.optima:
     return
-  if most and len(rows) > most:
-    even = {round(i * (len(rows) - 1) / (most - 1)) for i in range(most)}
-    rows = [row for i, row in enumerate(rows) if i in even or row.get("sealed")]
   cells = []
-  for row in rows:
+  for row in record.optima:
     mark = " †" if row.get("sealed") else " *" if outside(row) else ""
     cells.append([flops(row["C"]) + mark])
     for name, form in (("N_opt", si), ("D_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
@@ -152,10 +148,11 @@ def probe(record: Record) -> Iterator[Block]:
   probes = [c for c in record.cells if c["kind"] == "probe"]
   if not probes:
     return
-  done, rows = record.done("probe"), []
+  rows = []
   for size in sorted({c["size"] for c in probes}):
     cells = sorted((c for c in probes if c["size"] == size), key=lambda c: c["lr"])
-    best = min((c for c in done if c["size"] == size), key=lambda c: c["loss"], default=None)
+    done = [c for c in record.done("probe") if c["size"] == size]
+    best = min(done, key=lambda c: c["loss"], default=None)
     mark = "best (at the edge)" if best in (cells[0], cells[-1]) else "best"
     for c in cells:
       note = mark if c is best else ""

@@ -32,10 +32,7 @@ def objectives(
 ) -> Figure:
   """Draws the laws side by side: profiles, loss against compute, and the optima together.
 
-  Args:
-    sweeps: by objective.
-    laws: of those that are fitted, one at least.
-    numbers: the content of comparison.json.
+  At least one objective has a law; `numbers` are the content of comparison.json.
   """
   result = Figure(figsize=(style.DOUBLE, 6.6))
   count = len(laws)

@@ -31,11 +31,8 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
   profiles, labels = record.profiles, list[Label]()
   norm = LogNorm(profiles[0]["C"], profiles[-1]["C"] * 1.01)
   for profile in profiles:
-    color, N, loss = (
-      style.SHADES(norm(profile["C"])),
-      np.array(profile["N"], float),
-      profile["loss"],
-    )
+    N, loss = np.array(profile["N"], float), profile["loss"]
+    color = style.SHADES(norm(profile["C"]))
     axes.plot(N, loss, "o", color=color, ms=3.5, mec="white", mew=0.3, gid="runs")
     labels.append((profile["C"], max(zip(N, loss, strict=True)), color))
     if profile.get("coefficients"):
@@ -89,12 +86,5 @@ def label_budgets(axes: Axes, labels: list[Label]) -> None:
     moved[1:] += push
     moved[:-1] -= push
   for (C, point, color), up in zip(labels, moved - at, strict=True):
-    axes.annotate(
-      style.tex_flops(C),
-      point,
-      (5, up),
-      color=color,
-      textcoords="offset points",
-      fontsize=7,
-      va="center",
-    )
+    look = {"color": color, "fontsize": 7, "va": "center"}
+    axes.annotate(style.tex_flops(C), point, (5, up), textcoords="offset points", **look)

@@ -85,14 +85,12 @@ def color_bar(
   Returns:
     The colours of values, as a function.
   """
-  levels, ticked = (
-    np.unique([float(f"{v:.3g}" if name == "N" else f"{v:.2g}") for v in some])
-    for some in (values, ticks if len(ticks) else values)
-  )
-  norm = LogNorm(levels[0], levels[-1] * (1.01 if len(levels) == 1 else 1.0), clip=True)
+  norm = LogNorm(np.min(values), np.max(values) * 1.01, clip=True)
   bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=axes, pad=0.02, aspect=30)
+  round_ = ".3g" if name == "N" else ".2g"
+  ticked = sorted({float(f"{v:{round_}}") for v in (ticks if len(ticks) else values)})
   bar.ax.yaxis.set_major_locator(
-    FixedLocator(ticked.tolist()) if len(ticked) < 9 else LogLocator(subs=(1, 2, 5))
+    FixedLocator(ticked) if len(ticked) < 9 else LogLocator(subs=(1, 2, 5))
   )
   bar.ax.yaxis.set_major_formatter(FuncFormatter(si if name == "N" else tex_flops))
   bar.ax.yaxis.set_minor_locator(NullLocator())
