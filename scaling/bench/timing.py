@@ -1,17 +1,8 @@
-"""Turns of a training step and of a matrix product, taken one after the other.
-
-As a program it times a config's step in a process of its own, alone or as one of several that train
-together, and prints the seconds of a step: see `scaling.bench.growth`.
-
-    python -m scaling.bench.timing CONFIG.json ROUNDS [COORDINATOR PROCESSES INDEX]
-"""
+"""Turns of a training step and of a matrix product, taken one after the other."""
 
 import itertools
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,10 +20,8 @@ from train.data import dataset
 from train.data.batches import check_tokens, train_batches
 from train.objectives import registry
 from train.step import program
-from train.system import process
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
-PROCESS_STEPS = 4  # in a turn of a process of its own: the same in all that train together
 
 Result = TypeVar("Result")
 
@@ -168,19 +157,3 @@ def round_robin(
 def ratio(turns: Iterable[Turn], baseline: Iterable[Turn]) -> float:
   """Returns the median ratio of step times over paired turns."""
   return median(a.step / b.step for a, b in zip(turns, baseline, strict=True))
-
-
-def main(path: str, rounds: str, coordinator: str = "", processes: str = "1", index: str = "0"):
-  """Times the config in a JSON file; the first process prints the seconds of a step."""
-  process.keep_freed_pages()
-  if coordinator:
-    jax.distributed.initialize(coordinator, int(processes), int(index))
-  config = ConfigDict(json.loads(Path(path).read_text()))
-  take, _ = training(config, dataset.prepare(config), PROCESS_STEPS)
-  seconds = median(take().step for _ in range(int(rounds)))
-  if jax.process_index() == 0:
-    print(seconds)
-
-
-if __name__ == "__main__":
-  main(*sys.argv[1:])

@@ -11,7 +11,7 @@ from scaling import laws
 from scaling.laws import chinchilla, questions, sensitivity
 from scaling.laws.tables import curves, runs
 from scaling.report import records, render, report
-from scaling.sweep import design
+from scaling.sweep import design, store
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = chinchilla.Compute(k=6.0)
@@ -175,6 +175,17 @@ def _write_sweep(folder, config, head, cells):
   }
   for name, value in parts.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+def write_runs(workdir, cells):
+  """Writes the records of a plan's cells as if each had trained to the loss of `TRUTH`."""
+  noise = np.random.default_rng(0).normal(scale=0.002, size=len(cells))
+  for cell, error in zip(cells, noise, strict=True):
+    loss = float(chinchilla.loss(TRUTH, cell.N, cell.D) * np.exp(error))
+    run = {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss, "seconds": 1}
+    folder = store.folder(workdir, cell)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "done"} | run))
 
 
 def _verification(cells, sealed):

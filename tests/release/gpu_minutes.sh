@@ -43,9 +43,8 @@ bench vary --sizes=$sizes $batch $fast --vary=model.scan=True --vary=model.activ
   --vary=model.flash=False --vary=data.isolate_documents=False
 
 say packs
-timeout 100 python3 -m scaling.main bench --growth=pack --config.model.ladder=standard --config.model.size=3 \
-  $dtype --workdir="$out/packs" --rounds=5 2>&1 | tail -n 8
-cp "$out/packs/growth.json" "$out/packs.json"
+timeout 100 python3 tests/release/growth.py "$out/packs.json" pack model.ladder=standard model.size=3 \
+  ${dtype//--config./} 2>&1 | tail -n 8
 
 say sweep
 timeout --signal=TERM 480 python3 -m scaling.main sweep $sweep --workdir="$out/sweep" 2>&1 | tee "$out/sweep.log" | tail -n 60

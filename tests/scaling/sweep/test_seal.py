@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+import synthetic
 
 from configs import base
-from scaling.bench import growth
 from scaling.sweep import fit_files, plan, seal, store, verdict
 from train import record
 
@@ -24,7 +24,7 @@ def config():
 @pytest.mark.smoke
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
   cells = plan.fit_cells(config, CORPUS[0])
-  growth.write_synthetic_runs(tmp_path, cells)
+  synthetic.write_runs(tmp_path, cells)
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
   law = fit_files.write_fit(tmp_path, config.fit)
@@ -32,7 +32,7 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   moved = dataclasses.replace(law, law=law.law._replace(A=8 * law.law.A))
   again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)
   assert (again, same) == (sealed, heldout)
-  growth.write_synthetic_runs(tmp_path, heldout)
+  synthetic.write_runs(tmp_path, heldout)
   assert len(verdict.judge(config, tmp_path, moved, again, same)["cells"]) == 3
 
 
