@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from train.data import dataset
 from train.data.batches import validation_batches
 from train.objectives import registry
+from train.objectives.losses import LOSS
 from train.step import Program, TrainState
 from train.system import distributed
 
@@ -19,26 +20,35 @@ def evaluate(
   """Evaluates a state on the fixed held-out tokens.
 
   Returns:
-    loss [nats per predicted token], its standard error (over sequences), bits_per_byte (of the
-    predicted tokens' text; special ids have none), eval_tokens (predicted).
+    each entry of the objective's loss by its name (`loss`: nats per predicted token), and its
+    standard error over sequences, NAME_stderr; bits_per_byte (of the predicted tokens' text;
+    special ids have none), eval_tokens (predicted).
   """
-  nll, weight, n_bytes = [], [], 0
+  parts, n_bytes = [], 0
   bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
   for batch in validation_batches(tokens, config, jax.process_index(), jax.process_count()):
-    nll_B, weight_B = functions.evaluate(state.params, functions.place(batch))
-    nll.append(nll_B)
-    weight.append(weight_B)
+    parts.append(functions.evaluate(state.params, functions.place(batch)))
     n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))  # of this host
-  nll_S = np.concatenate([np.asarray(x, np.float64) for x in nll])
-  weight_S = np.concatenate([np.asarray(x, np.float64) for x in weight])
-  nll_S, weight_S = nll_S[weight_S > 0], weight_S[weight_S > 0]
-  loss, n_bytes = nll_S.sum() / weight_S.sum(), distributed.sum_over_processes(n_bytes)
-  n = len(nll_S)
-  variance = np.sum((nll_S - loss * weight_S) ** 2) * n / max(1, n - 1)
-  return {
-    "loss": float(loss),
-    "loss_stderr": float(np.sqrt(variance) / weight_S.sum()),
-    "bits_per_byte": float(nll_S.sum() / math.log(2) / max(1, n_bytes)),
-    "eval_tokens": int(weight_S.sum()),
+  sums = {
+    name: np.concatenate([np.asarray(part[name], np.float64) for part in parts], axis=1)
+    for name in parts[0]
   }
+  result = {}
+  for name, sums_2S in sums.items():
+    result[name], result[f"{name}_stderr"] = ratio(*sums_2S)
+  nats, predicted = sums[LOSS].sum(axis=1)
+  n_bytes = distributed.sum_over_processes(n_bytes)
+  return result | {
+    "bits_per_byte": float(nats / math.log(2) / max(1, n_bytes)),
+    "eval_tokens": int(predicted),
+  }
+
+
+def ratio(sum_S: np.ndarray, weight_S: np.ndarray) -> tuple[float, float]:
+  """Divides a sum over sequences by its weight; returns the quotient and its standard error."""
+  sum_S, weight_S = sum_S[weight_S > 0], weight_S[weight_S > 0]
+  n, total = len(sum_S), weight_S.sum()
+  quotient = sum_S.sum() / total
+  variance = np.sum((sum_S - quotient * weight_S) ** 2) * n / max(1, n - 1)
+  return float(quotient), float(np.sqrt(variance) / total)

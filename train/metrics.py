@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from train.system import files
 
@@ -44,7 +45,7 @@ class Metrics:
     return self.loss is not None and not math.isfinite(self.loss)
 
   def add(self, metrics: dict) -> None:
-    """Adds a step's metrics to the interval: loss_sum, weight, grad_norm, still on the device."""
+    """Adds a step's metrics (`train.step.train_step`) to the interval, still on the device."""
     self._interval.append(metrics)
 
   def end_interval(self, step: int) -> None:
@@ -59,10 +60,12 @@ class Metrics:
     while len(self._pending) > pending:
       step, interval = self._pending.pop(0)
       fetched = jax.device_get(interval)
-      weight = max(1, sum(m["weight"] for m in fetched))  # they may have nothing to predict
-      self.loss = float(sum(m["loss_sum"] for m in fetched) / weight)
-      last = {"train_loss": self.loss, "grad_norm": float(fetched[-1]["grad_norm"])}
-      self.write({"step": step, **self._describe(step), **last})
+      row = {"step": step, **self._describe(step)}
+      for name in fetched[0]["sums"]:
+        total, weight = np.sum([metrics["sums"][name] for metrics in fetched], axis=0)
+        row[f"train_{name}"] = float(total / max(1, weight))  # there may be nothing to predict
+      self.loss = row["train_loss"]
+      self.write(row | {"grad_norm": float(fetched[-1]["grad_norm"])})
 
   def write(self, row: dict) -> None:
     """Appends a row."""

@@ -23,12 +23,12 @@ from model.sharding import Layout
 from model.transformer import Transformer
 from train import optim
 from train.objectives import losses, registry
-from train.objectives.losses import Batch
-from train.objectives.registry import Lengths
+from train.objectives.losses import LOSS, Batch, Sums
+from train.objectives.registry import Lengths, Objective
 
 # The fields of config.optim that are compiled in. The learning rate is an argument of the step, so
 # that one program serves every rate and schedule.
-STATIC_OPTIM = ("b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss")
+STATIC_OPTIM = ("b1", "b2", "eps", "weight_decay", "clip_norm")
 
 # By backend. On a CPU the random draws take as long to compile as half a training step; at LLVM's
 # first level half of that, with the same bits.
@@ -58,6 +58,8 @@ class Setup:
   optim: FrozenConfigDict  # of config.optim, STATIC_OPTIM
   sharding: FrozenConfigDict  # config.sharding
   vocab_size: int  # V of the model, special ids included
+  objective: Objective
+  coefficients: FrozenConfigDict  # see `Objective`
   lengths: Lengths
   segments: str  # see `losses.token_losses`
   devices: tuple[jax.Device, ...]
@@ -104,7 +106,7 @@ class Program(NamedTuple):
   stack: Any  # W states -> states [W, ...]
   take: Any  # (states [W, ...], slot) -> TrainState
   gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
-  evaluate: Any  # (params, batch) -> (nll_B, weight_B)
+  evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
   batch_sharding: Any  # of a batch that is placed; None: it stays the host's
 
@@ -125,9 +127,9 @@ def train_step(
   """Updates the state by one batch."""
   layout, rows = setup.layout, batch["inputs_BT"].shape[0]
   keys_B = dropout_keys(seed, state.step, rows) if setup.model.dropout else None
-  grads, (loss, weight) = sum_gradients(setup, state.params, batch, keys_B)
+  grads, sums = sum_gradients(setup, state.params, batch, keys_B)
   grads = cast(layout.local_shard(grads, "gradients"), jnp.float32)
-  weight_or_1 = jnp.maximum(weight, 1.0)  # a batch may have nothing to predict
+  weight_or_1 = jnp.maximum(sums[LOSS][1], 1.0)  # a batch may have nothing to predict
   grads = jax.tree.map(lambda g: g / weight_or_1, grads)
   norm = jnp.sqrt(layout.square_sum(grads))
   if setup.optim.clip_norm:
@@ -136,14 +138,14 @@ def train_step(
   direction, opt_state = setup.optimizer.update(grads, state.opt_state, weights)
   weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
   params = layout.gather_updated(cast(weights, setup.model.weights))
-  metrics = {"loss_sum": loss, "weight": weight, "grad_norm": norm}
+  metrics = {"sums": sums, "grad_norm": norm}
   return TrainState(state.step + 1, params, weights if setup.mixed else (), opt_state), metrics
 
 
 def sum_gradients(
   setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None = None
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-  """Sums gradients (as they are laid out) and (loss, weight) over the whole batch.
+) -> tuple[Any, Sums]:
+  """Sums gradients (as they are laid out) and the loss's entries over the whole batch.
 
   Gradients have the weights' dtype, as a device sends them; over microbatches they are summed in
   float32.
@@ -168,31 +170,34 @@ def sum_gradients(
 
 def microbatch_gradients(
   setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-  """Returns gradients and (loss, weight), summed over this device's rows."""
+) -> tuple[Any, Sums]:
+  """Returns gradients and the loss's entries, summed over this device's rows."""
   (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, setup, batch, keys_B)
   return (setup.layout.reduce_grads(grads) if setup.layout.reduces_each_microbatch else grads), sums
 
 
 def loss_sum(
   params: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  """Returns what is minimised, and the (sum, weight) of the loss alone."""
-  model = nnx.merge(setup.graphdef, setup.layout.gather_outside_blocks(params))
-  nll_BT, log_z_BT = losses.token_losses(model, batch, setup.segments, keys_B)
-  loss, weight = losses.sums(nll_BT, batch["weights_BT"])
-  if setup.optim.z_loss:
-    loss_z, _ = losses.sums(jnp.square(log_z_BT), batch["weights_BT"])
-    return loss + setup.optim.z_loss * loss_z, (loss, weight)
-  return loss, (loss, weight)
+) -> tuple[jax.Array, Sums]:
+  """Returns what is minimised, and the sums of the loss's entries."""
+  sums = losses.sums(entries(setup, params, batch, keys_B))
+  minimised, _ = sums[LOSS]
+  for name, coefficient in setup.coefficients.items():
+    minimised += coefficient * sums[name][0]
+  return minimised, sums
 
 
-def evaluate(setup: Setup, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  """Returns the loss of each sequence, nll_B, and its weight_B."""
+def evaluate(setup: Setup, params: Any, batch: Batch) -> Sums:
+  """Returns the loss's entries of each sequence: sum_B and weight_B."""
+  return losses.sequence_sums(entries(setup, params, batch))
+
+
+def entries(
+  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None = None
+) -> losses.Entries:
+  """Computes the entries of the objective's loss."""
   model = nnx.merge(setup.graphdef, setup.layout.gather_outside_blocks(params))
-  nll_BT, _ = losses.token_losses(model, batch, setup.segments)
-  weights_BT = batch["weights_BT"]
-  return jnp.sum(nll_BT * weights_BT, axis=1), jnp.sum(weights_BT, axis=1)
+  return setup.objective.loss(model, batch, keys_B, setup.segments, setup.coefficients)
 
 
 def dropout_keys(seed: jax.Array, step: jax.Array, rows: int) -> jax.Array:
@@ -230,6 +235,8 @@ def program(
       FrozenConfigDict({name: config.optim[name] for name in STATIC_OPTIM}),
       FrozenConfigDict(config.sharding),
       registry.vocab_size(config, vocab_size),
+      registry.OBJECTIVES[config.objective],
+      FrozenConfigDict(registry.coefficients(config)),
       registry.lengths(config),
       registry.segments(config),
       tuple(jax.devices() if devices is None else devices),

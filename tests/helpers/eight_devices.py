@@ -102,9 +102,10 @@ def run(family, case):
   for number in range(STEPS):
     batch = functions.place(batch_of(config, number))
     state, metrics = compiled(state, batch, np.float32(RATE), np.uint32(0))
-    losses.append(float(metrics["loss_sum"] / metrics["weight"]))
+    total, weight = metrics["sums"]["loss"]
+    losses.append(float(total / weight))
     norms.append(float(metrics["grad_norm"]))
-  nll_B, weight_B = functions.evaluate(state.params, functions.place(batch_of(config, 99)))
+  nll_B, weight_B = functions.evaluate(state.params, functions.place(batch_of(config, 99)))["loss"]
   return {
     "case": case,
     "n_params": n_params,

@@ -172,7 +172,7 @@ def test_a_model_learns_the_same_by_flash_attention(
     head["kernel"] = jnp.asarray(
       np.random.default_rng(1).normal(size=head["kernel"].shape), jnp.float32
     )
-    nll_B, weight_B = functions.evaluate(state.params, batch)
+    nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
     outcomes.append((jnp.sum(nll_B) / jnp.sum(weight_B), functions.gradients(state.params, batch)))
   step._program.cache_clear()
   (loss, grads), (plain_loss, plain_grads) = outcomes

@@ -144,7 +144,7 @@ def excess(config):
     whole = sum(ends) == (3 if config.objective == "span" else 0)
     whole &= batch["weights_BT"].any(axis=1)
     part = {k: array[whole] for k, array in batch.items()}
-    nll_B, weight_B = functions.evaluate(state.params, batch)
+    nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
     gaps.append(np.asarray(nll_B, float)[whole] - least_nll(config, part))
     losses.append(np.asarray(nll_B, float)[whole])
     weights.append(np.asarray(weight_B, float)[whole])

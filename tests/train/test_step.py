@@ -3,8 +3,10 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs.ladders import resolve
 from train import evaluate, step
@@ -35,33 +37,56 @@ def test_one_program_serves_every_rate_and_schedule(tiny, cache):
 def test_loss_is_a_sum_over_a_weight_and_the_state_is_donated(tiny, cache):
   """Positions of weight 0 change nothing."""
   functions, _, state, batch = compiled(resolve(tiny))
-  nll_B, weight_B = functions.evaluate(state.params, batch)
+  nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
   masked = {name: x.copy() for name, x in batch.items()}
   masked["weights_BT"][:, 16:] = 0
   masked["targets_BT"][:, 16:] = 7
-  masked_nll_B, masked_weight_B = functions.evaluate(state.params, masked)
+  masked_nll_B, masked_weight_B = functions.evaluate(state.params, masked)["loss"]
   assert (np.asarray(masked_weight_B) == 16).all()
   assert (np.asarray(weight_B) == 32).all()
   assert (np.asarray(masked_nll_B) < np.asarray(nll_B)).all()
   new_state, metrics = functions.step(state, masked, np.float32(1e-3), np.uint32(0))
-  assert float(metrics["loss_sum"]) == pytest.approx(float(np.sum(masked_nll_B)), rel=1e-5)
-  assert float(metrics["weight"]) == 64
+  total, weight = metrics["sums"]["loss"]
+  assert float(total) == pytest.approx(float(np.sum(masked_nll_B)), rel=1e-5)
+  assert float(weight) == 64
   assert int(new_state.step) == 1
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_z_loss_is_trained_on_and_not_reported(tiny, cache):
-  """The head starts at zero: every logit is 0, the loss is ln V, and ln^2 V is no part of it."""
-  config, grad_norm = resolve(tiny), {}
-  for z_loss in (0.0, 1.0):
-    config.optim.z_loss = z_loss
-    functions, _, state, batch = compiled(config)
-    _, metrics = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
-    loss = float(metrics["loss_sum"] / metrics["weight"])
-    assert loss == pytest.approx(math.log(257), rel=1e-6)
-    grad_norm[z_loss] = float(metrics["grad_norm"])
-  # d(z ln^2 Z) = 2 z ln V / V on each logit, in a direction of its own: the norm grows with z.
-  assert grad_norm[1.0] > 1.01 * grad_norm[0.0]
+def test_z_loss_is_an_entry_of_its_own_with_the_gradients_of_a_sum(tiny, cache):
+  """Those of the mean over tokens of -log p + z log^2 Z, written out."""
+  config, z = resolve(tiny), 0.3
+  config.model.depth, config.sharding.microbatches = 1, 2
+  plain, _, state, batch = compiled(config)
+  assert list(plain.evaluate(state.params, batch)) == ["loss"]
+  config.optim.z_loss = z
+  functions, tokens, state, batch = compiled(config)
+  rng = np.random.default_rng(0)  # the head starts at zero, and hides what is before it
+  kernel_DV = rng.normal(size=state.params["head"]["kernel"].shape).astype(np.float32)
+  state.params["head"]["kernel"] = jnp.asarray(kernel_DV)
+
+  def log_p_and_z(params):
+    model = nnx.merge(functions.setup.graphdef, params)
+    x = [batch[name] for name in ("inputs_BT", "segments_BT", "positions_BT")]
+    logits_BTV = model(*x)
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    index_BT1 = batch["targets_BT"][..., None]
+    return jnp.take_along_axis(logits_BTV, index_BT1, axis=-1)[..., 0] - log_z_BT, log_z_BT
+
+  def objective(params):
+    log_p_BT, log_z_BT = log_p_and_z(params)
+    return (z * log_z_BT**2 - log_p_BT).sum()
+
+  expected = jax.grad(objective)(state.params)
+  gradients = functions.gradients(state.params, batch)
+  for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1e-3, float(abs(y).max())))
+  log_p_BT, log_z_BT = log_p_and_z(state.params)
+  result = evaluate.evaluate(functions, state, tokens, config)
+  assert {"loss", "loss_stderr", "z_loss", "z_loss_stderr"} < set(result)
+  sums = functions.step(state, batch, np.float32(0), np.uint32(0))[1]["sums"]
+  for name, values_BT in {"loss": -log_p_BT, "z_loss": log_z_BT**2}.items():
+    assert float(sums[name][0] / sums[name][1]) == pytest.approx(float(values_BT.mean()), rel=1e-5)
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
@@ -72,9 +97,9 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
     functions, _, state, batch = compiled(config)
     # The head starts at zero and hides the first step's dropout.
     state, _ = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
-    nll = float(functions.evaluate(state.params, batch)[0].sum())
+    nll = float(functions.evaluate(state.params, batch)["loss"][0].sum())
     _, metrics = functions.step(state, batch, np.float32(0.0), np.uint32(seed))
-    return float(metrics["loss_sum"]), nll
+    return float(metrics["sums"]["loss"][0]), nll
 
   assert second_loss(0) == second_loss(0)
   assert second_loss(0)[0] != second_loss(1)[0]

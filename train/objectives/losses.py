@@ -1,7 +1,8 @@
-"""The loss of a batch, in jax: one function for every objective.
+"""The losses of a batch, in jax.
 
-A loss is a (sum, weight) pair over the predicted positions, and is divided once, after every sum
-over microbatches and devices.
+An objective's loss is a dict of entries, each a value and a weight for every position (or every
+sequence). Their (sum, weight) pairs are divided once, after every sum over microbatches and
+devices.
 
 `cross_entropy` is the plain version. `cross_entropy_in_one_pass` reads the logits once, and
 `chunked_cross_entropy` never holds all of them; tests compare both with the plain one.
@@ -17,6 +18,10 @@ from model import ops
 from model.transformer import Head, Source, Transformer
 
 Batch = Mapping[str, jax.Array]
+Entries = dict[str, tuple[jax.Array, jax.Array]]  # (value, weight) of each BT, or of each B
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # (sum, weight)
+
+LOSS = "loss"  # the entry that is minimised [nats per predicted token]
 
 
 def cross_entropy(logits_XV: jax.Array, targets_X: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,6 +135,24 @@ def _chunked_backward(dtype, residuals, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
+def language_model_loss(
+  model: Transformer,
+  batch: Batch,
+  keys_B: jax.Array | None,
+  segments: str,
+  coefficients: Mapping[str, float],
+) -> Entries:
+  """Computes the cross-entropy of every target, and the z-loss where it has a coefficient.
+
+  z_loss is log^2 Z, which keeps logits from drifting (Chowdhery et al. 2022, arXiv:2204.02311).
+  """
+  nll_BT, log_z_BT = token_losses(model, batch, segments, keys_B)
+  entries = {LOSS: (nll_BT, batch["weights_BT"])}
+  if "z_loss" in coefficients:
+    entries["z_loss"] = jnp.square(log_z_BT), batch["weights_BT"]
+  return entries
+
+
 def token_losses(
   model: Transformer, batch: Batch, segments: str, keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -176,6 +199,15 @@ def head_losses(
   return nll_BT, log_z_BT
 
 
-def sums(nll_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Sums the loss of a batch: (sum, weight)."""
-  return jnp.sum(nll_BT * weights_BT), jnp.sum(weights_BT)
+def sums(entries: Entries) -> Sums:
+  """Sums entries over the batch."""
+  return {name: (jnp.sum(x * weight), jnp.sum(weight)) for name, (x, weight) in entries.items()}
+
+
+def sequence_sums(entries: Entries) -> Sums:
+  """Sums entries over the positions of each sequence: sum_B and weight_B."""
+
+  def sum_B(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+  return {name: (sum_B(x * weight), sum_B(weight)) for name, (x, weight) in entries.items()}

@@ -1,9 +1,10 @@
 """What a model is trained to predict: one table of objectives.
 
-An objective makes a batch of windows of text and of random numbers, a pure function of both. All
-batches are dicts of `inputs_BT`, `targets_BT`, `segments_BT`, `positions_BT` (int32) and
-`weights_BT` (float32, 0 where nothing is predicted); the encoder of span and ul2 reads `source_BS`,
-`source_segments_BS`, `source_positions_BS`; prefix adds `prefix_BT` (bool). Segment 0 is padding.
+An objective makes a batch of windows of text and of random numbers, a pure function of both, and
+computes a model's losses on it. All batches are dicts of `inputs_BT`, `targets_BT`, `segments_BT`,
+`positions_BT` (int32) and `weights_BT` (float32, 0 where nothing is predicted); the encoder of span
+and ul2 reads `source_BS`, `source_segments_BS`, `source_positions_BS`; prefix adds `prefix_BT`
+(bool). Segment 0 is padding.
 
   clm     every token from those before it
   prefix  every token after a random point; all see what is before that point
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError
-from train.objectives import corruption
+from train.objectives import corruption, losses
 from train.objectives.corruption import span_counts, span_lengths
 
 Batch = dict[str, np.ndarray]
@@ -59,6 +60,10 @@ class Objective(NamedTuple):
     draws: text tokens N -> random numbers for a sequence, U.
     specials: config -> names of the ids beyond the tokenizer's, in their order.
     pads: some of what attention could see is padding.
+    loss: (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
+      `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
+    coefficients: config -> those of the auxiliary entries that are minimised, too: of their sums
+      over the weight of `loss`. An entry whose coefficient is 0 need not be computed.
   """
 
   batch: Callable[[np.ndarray, np.ndarray, np.ndarray, ConfigDict, int], Batch]
@@ -66,6 +71,10 @@ class Objective(NamedTuple):
   draws: Callable[[int], int] = lambda text: 0
   specials: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   pads: bool = False
+  loss: Callable[..., losses.Entries] = losses.language_model_loss
+  coefficients: Callable[[ConfigDict], dict[str, float]] = lambda config: {
+    "z_loss": config.optim.z_loss
+  }
 
 
 def sentinel(i: int) -> str:
@@ -296,6 +305,12 @@ def segments(config: ConfigDict) -> str:
   if config.data.isolate_documents:
     return "documents"
   return "text" if OBJECTIVES[config.objective].pads else ""
+
+
+def coefficients(config: ConfigDict) -> dict[str, float]:
+  """Returns the coefficients, other than 0, of the auxiliary entries that are minimised."""
+  by_name = OBJECTIVES[config.objective].coefficients(config)
+  return {name: coefficient for name, coefficient in by_name.items() if coefficient}
 
 
 def tokens_per_step(config: ConfigDict) -> int:
