@@ -9,6 +9,7 @@ opened. What does not verify is prepared again.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -29,6 +30,7 @@ from train.system import process
 
 FORMAT = 1  # raise it when the same options would give other tokens
 SIDECAR = "tokens.json"
+DOCUMENTS = "documents"  # folder of a corpus, once for all tokenizers
 MANIFEST = "complete.json"  # size and checksum of every other file in a folder; written last
 SPLITS = ("train", "validation")
 DOCUMENTS_PER_CALL = 64  # encoded together
@@ -78,8 +80,7 @@ def prepare(config: ConfigDict) -> TokenData:
   name = config.data.tokenizer
   tokenizers.size(name)
   corpus = sources.open_source(config)
-  if corpus.name == "markov" and name != "bytes":
-    raise ConfigError(f"data.tokenizer={name!r}: {corpus.name} is not text; use 'bytes'")
+  check_tokenizer(name, corpus)
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
@@ -99,17 +100,24 @@ def prepare(config: ConfigDict) -> TokenData:
   return data
 
 
+def check_tokenizer(name: str, corpus: sources.Corpus) -> None:
+  """Raises ConfigError where a tokenizer is not one for a corpus."""
+  if corpus.name == "markov" and name != "bytes":
+    raise ConfigError(f"data.tokenizer={name!r}: {corpus.name} is not text; use 'bytes'")
+
+
 def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigDict) -> None:
   """Writes the documents (once for all tokenizers) and their tokens, under a lock."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with _lock(path.parent / "lock"):
+  with lock(path.parent / "lock"):
     if _open(path, corpus, fingerprint) is not None:
       return  # another process was faster
-    documents = path.parent / "documents"
-    if not _intact(documents):
-      with _complete(documents) as partial:
-        sources.build(corpus, partial, data.validation_percent)
-    with _complete(path) as partial:
+    documents = path.parent / DOCUMENTS
+    if not intact(documents):
+      with complete(documents) as partial:
+        hold_out = functools.partial(sources.hold_out, corpus.name, data.validation_percent)
+        sources.build(corpus, partial, hold_out)
+    with complete(path) as partial:
       tokenizer = tokenizers.train(data.tokenizer, sources.read(documents, "train"))
       tokenizer.save(partial)
       sidecar = {
@@ -123,13 +131,13 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
         "token_bytes": tokenizer.token_bytes.tolist(),
       }
       for split in SPLITS:
-        sidecar[f"{split}_documents"] = _tokenise(
+        sidecar[f"{split}_documents"] = tokenise(
           sources.read(documents, split), tokenizer, sidecar["dtype"], partial / f"{split}.bin"
         )
       (partial / SIDECAR).write_text(json.dumps(sidecar))
 
 
-def _tokenise(
+def tokenise(
   documents: Iterator[bytes], tokenizer: tokenizers.Tokenizer, dtype: str, path: Path
 ) -> int:
   """Writes one stream; returns its number of documents."""
@@ -146,7 +154,7 @@ def _tokenise(
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
   """Holds an exclusive lock on a file; the kernel lets go of it if this process dies."""
   with open(path, "a") as file:
     try:
@@ -158,7 +166,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _complete(path: Path) -> Iterator[Path]:
+def complete(path: Path) -> Iterator[Path]:
   """Gives a folder to fill that takes the place of `path` only when it is complete and on disk."""
   partial = path.with_name(path.name + ".partial")
   if path.exists():
@@ -184,7 +192,7 @@ def _sync(path: Path) -> None:
     os.close(descriptor)
 
 
-def _intact(path: Path) -> bool:
+def intact(path: Path) -> bool:
   """Tells whether a folder is there with all its files as they were written."""
   try:
     manifest = json.loads((path / MANIFEST).read_text())
@@ -206,7 +214,7 @@ def _checksum(path: Path) -> list[int]:
 
 def _open(path: Path, corpus: sources.Corpus, fingerprint: str) -> TokenData | None:
   """Opens the tokens in a cache folder; None where they are missing or do not verify."""
-  if not _intact(path):
+  if not intact(path):
     return None
   try:
     sidecar = json.loads((path / SIDECAR).read_text())

@@ -268,11 +268,30 @@ def pieces(document: bytes, limit: int) -> Iterator[bytes]:
   yield document[start:]
 
 
-def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
-  """Writes a corpus as a TFDS dataset (array_record) with the splits train and validation.
+def hold_out(name: str, percent: float, digests: list[bytes]) -> dict[str, list[bytes]]:
+  """Splits a corpus, by the sorted digests of its documents, into train and validation.
 
   Raises:
-    UserError: fewer than two different documents, or the source changed meanwhile.
+    ConfigError: there are fewer than two.
+  """
+  if len(digests) < 2:
+    raise ConfigError(
+      f"data.source={name!r}: too small; {len(digests)} different document(s) of at least "
+      f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
+    )
+  threshold = round(percent / 100 * 2**64)
+  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in digests)
+  held_out = min(max(count, 1), len(digests) - 1)
+  return {"train": digests[held_out:], "validation": digests[:held_out]}
+
+
+def build(
+  corpus: Corpus, folder: Path, split: Callable[[list[bytes]], dict[str, list[bytes]]]
+) -> None:
+  """Writes a corpus as a TFDS dataset (array_record), split by the sorted digests of its documents.
+
+  Raises:
+    UserError: it cannot be split, or the source changed meanwhile.
   """
 
   def digests() -> Iterator[tuple[bytes, bytes]]:
@@ -281,15 +300,7 @@ def build(corpus: Corpus, folder: Path, validation_percent: float) -> None:
         yield hashlib.sha256(document).digest(), document
 
   kept = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
-  if len(kept) < 2:
-    raise ConfigError(
-      f"data.source={corpus.name!r}: too small; {len(kept)} different document(s) of at least "
-      f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
-    )
-  threshold = round(validation_percent / 100 * 2**64)
-  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in kept)
-  held_out = min(max(count, 1), len(kept) - 1)
-  parts = {"train": set(kept[held_out:]), "validation": set(kept[:held_out])}
+  parts = {name: set(digests) for name, digests in split(kept).items()}
 
   def examples(split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     missing = parts[split]

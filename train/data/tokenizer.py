@@ -100,6 +100,11 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   return _bpe(name, library.to_str(pretty=True))
 
 
+def load(name: str, folder: Path) -> Tokenizer:
+  """Reads the tokenizer `name` from the folder that it was saved in."""
+  return _bytes() if name == "bytes" else _bpe(name, (folder / FILE).read_text("utf-8"))
+
+
 def _bytes() -> Tokenizer:
   def encode(documents: Sequence[bytes]) -> list[np.ndarray]:
     return [np.frombuffer(document, np.uint8) for document in documents]

@@ -1,5 +1,6 @@
 """Sources, splits and the Markov chain."""
 
+import functools
 import hashlib
 import json
 
@@ -23,7 +24,8 @@ def config(source, **fields):
 def build(source, folder, percent=20.0, **fields):
   """Returns the documents of each split after a round trip through TFDS."""
   folder.mkdir()
-  corpora.build(corpora.open_source(config(source, **fields)), folder, percent)
+  hold_out = functools.partial(corpora.hold_out, source, percent)
+  corpora.build(corpora.open_source(config(source, **fields)), folder, hold_out)
   return {split: list(corpora.read(folder, split)) for split in ("train", "validation")}
 
 
@@ -286,4 +288,4 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
   texts = iter([[b"a\n", b"b\n"], [b"a\n", b"b\n"], [b"a\n", b"c\n"]])
   corpus = corpora.Corpus("text:x", "", lambda: iter(next(texts)))
   with pytest.raises(ValueError, match="changed while it was being read"):
-    corpora.build(corpus, tmp_path, 50.0)
+    corpora.build(corpus, tmp_path, functools.partial(corpora.hold_out, "", 50.0))

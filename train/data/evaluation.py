@@ -1,0 +1,77 @@
+"""The text of a further validation set: a source of its own, in the tokens of the run.
+
+A set is the whole of its source but for documents that are also in the training split, exactly; so
+nothing is left of a training text but its validation split, and that in the same order.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.errors import DataError
+from train.data import dataset, sources
+from train.data import tokenizer as tokenizers
+from train.data.dataset import TokenData
+
+STREAM = "validation.bin"
+
+
+def open_set(config: ConfigDict, tokens: TokenData, source: str) -> TokenData:
+  """Opens a source as a validation set beside a run's corpus; tokenises it first, once.
+
+  Returns:
+    The corpus, with the set as its validation stream.
+
+  Raises:
+    UserError: the source cannot be used, or all of it is in the training split.
+  """
+  config = config.copy_and_resolve_references()
+  config.data.source = source
+  corpus = sources.open_source(config)
+  dataset.check_tokenizer(config.data.tokenizer, corpus)
+  decides = (dataset.FORMAT, corpus.fingerprint, tokens.fingerprint, tokens.tokenizer_hash)
+  fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+  path = tokens.path.with_name(f"{tokens.path.name}-{fingerprint[:16]}")
+  if not dataset.intact(path):
+    with dataset.lock(path.parent / "lock"):
+      if not dataset.intact(path):
+        _prepare(path, corpus, tokens)
+  stream = np.memmap(path / STREAM, tokens.validation_tokens.dtype, "r")
+  return replace(
+    tokens,
+    source=corpus.name,
+    fingerprint=fingerprint,
+    validation_tokens=stream,
+    validation_documents=json.loads((path / dataset.SIDECAR).read_text())["documents"],
+    floor=corpus.floor,
+  )
+
+
+def _prepare(path: Path, corpus: sources.Corpus, tokens: TokenData) -> None:
+  """Writes the stream of a set into its folder of the cache."""
+  training = sources.read(tokens.path.parent / dataset.DOCUMENTS, "train")
+  trained = {hashlib.sha256(document).digest() for document in training}
+
+  def split(digests: list[bytes]) -> dict[str, list[bytes]]:
+    new = [digest for digest in digests if digest not in trained]
+    if not new:
+      raise DataError(f"all of its {len(digests)} document(s) are in the training text")
+    if len(new) < len(digests):
+      left_out = f"{len(digests) - len(new):,} of {len(digests):,} documents"
+      print(f"{corpus.name}: {left_out} are in the training text, left out", file=sys.stderr)
+    return {"validation": new}
+
+  with dataset.complete(path) as partial:
+    sources.build(corpus, partial / dataset.DOCUMENTS, split)
+    documents = sources.read(partial / dataset.DOCUMENTS, "validation")
+    tokenizer = tokenizers.load(tokens.tokenizer, tokens.path)
+    dtype = tokens.validation_tokens.dtype.name
+    count = dataset.tokenise(documents, tokenizer, dtype, partial / STREAM)
+    (partial / dataset.SIDECAR).write_text(json.dumps({"documents": count}))
+    shutil.rmtree(partial / dataset.DOCUMENTS)  # the tokens are all that is read again
