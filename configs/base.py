@@ -154,6 +154,7 @@ TRAIN: dict[str, Any] = {
   "checkpoint_every_seconds": at_least_0(60.0),  # a temporary checkpoint to resume from [s]
   "stop_at_step": at_least_0(0),  # end here without changing the schedule; 0: at the last step
   "keep_steps": (),  # steps whose checkpoints are kept for good (branch points)
+  "trainable": (".*",),  # regexes, each of whole paths ("head/.*"): the rest of the weights stay
   "branch_from": "",  # a checkpoint folder to start from at its step (cooldown from a trunk)
 }
 

@@ -9,6 +9,7 @@ equation 2, count T B D (34 + 5 H T / D) bytes a block, in 16 bits and with drop
 
 import json
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,18 +22,19 @@ from model import accounting, ops, sharding
 from model.accounting import StackLengths
 from model.layers import GATED, mlp_width
 
-TREES = ("params", "gradients", "optimizer")
-
 # Float32 arrays of an MLP's hidden width that exist at once, where all of a block is repeated right
 # before its derivative.
 REPEATED = {"relu": 2, "gelu": 4, "gelu_exact": 6, "geglu": 7, "swiglu": 7}
 
 
-class Sizes(NamedTuple):
-  """Numbers of parameters, per device."""
+TREES = ("params", "gradients", "optimizer")
 
-  whole: int
-  shard: int  # of each tree that the strategy shards
+
+class Sizes(NamedTuple):
+  """How many numbers each device holds."""
+
+  whole: dict[str, int]  # of each of TREES; gradients and optimizer: of trained parameters
+  shard: dict[str, int]  # likewise, where the strategy shards it
   rest: int  # those outside the blocks, whole
   block: int  # the largest block, whole
 
@@ -41,7 +43,8 @@ def device_bytes(
   config: ConfigDict,
   vocab_size: int,
   seq_len: int,
-  source_len: int = 0,
+  source_len: int,
+  moments: Mapping[str, int],
   devices: int = 1,
   fused: bool = False,
 ) -> dict[str, int]:
@@ -52,6 +55,8 @@ def device_bytes(
     vocab_size: V, special tokens included.
     seq_len: T [tokens].
     source_len: S of an encoder-decoder, else 0 [tokens].
+    moments: of each trained parameter, by path, the arrays of its shape that the optimizer keeps
+      (`train.optim.moments`).
     devices: how many there are, imagined or not.
     fused: attention never stores its weights (cuDNN's flash attention; see `attention.attend`), and
       products take bfloat16 operands as they are. Counted, and not yet measured on a GPU. False: as
@@ -59,8 +64,8 @@ def device_bytes(
 
   Returns:
     weights: as `sharding.strategy` keeps them.
-    gradients: likewise; the sums in float32, where there are microbatches.
-    optimizer: Adam's two moments, and a float32 copy of bfloat16 weights.
+    gradients: likewise, of trained weights; the sums in float32, where there are microbatches.
+    optimizer: its state, and a float32 copy of trained weights in bfloat16.
     activations: what the backward pass needs of the forward pass, and one block at work; without
       the room that it shares with the logits.
     logits: those of a chunk (`train.objectives.losses`), with the loss and their gradient.
@@ -71,17 +76,18 @@ def device_bytes(
   """
   c, strategy = config.model, config.sharding.strategy
   mesh = sharding.mesh_shape(config.sharding, devices)
-  sizes = _sizes(c.to_json(), vocab_size, seq_len, source_len, mesh)
   microbatches = config.sharding.microbatches
   rows = config.data.batch_size / (mesh[0] * mesh[1] * microbatches)
   mixed = c.weights == "bfloat16"
   each = 2 if mixed else 4
   sharded = sharding.STRATEGIES[strategy]
-  of = {tree: sizes.shard if tree in sharded else sizes.whole for tree in TREES}
+  kept = tuple((path, arrays + mixed) for path, arrays in moments.items())
+  sizes = _sizes(c.to_json(), vocab_size, seq_len, source_len, mesh, kept)
+  of = {tree: (sizes.shard if tree in sharded else sizes.whole)[tree] for tree in TREES}
   parts: dict[str, Any] = {
     "weights": each * of["params"],
     "gradients": (4 if microbatches > 1 else each) * of["gradients"],
-    "optimizer": (12 if mixed else 8) * of["optimizer"],
+    "optimizer": 4 * of["optimizer"],
   }
   kept, working = (
     rows * x for x in _activations(config, vocab_size, seq_len, source_len, mesh, fused)
@@ -93,7 +99,7 @@ def device_bytes(
     in_blocks, at_logits = each * sizes.rest / 2 + block, each * 1.5 * sizes.rest
     reducing = parts["gradients"] * (mesh[0] > 1)
   else:  # gradients of a microbatch are whole until they are reduced
-    at_logits = each * sizes.whole - (microbatches == 1) * parts["gradients"]
+    at_logits = each * sizes.whole["gradients"] - (microbatches == 1) * parts["gradients"]
     in_blocks = at_logits + block
     reducing = max(at_logits, parts["gradients"] * (mesh[0] * mesh[1] > 1))
   peak = max(kept + working + in_blocks, kept + logits + at_logits, reducing)
@@ -105,7 +111,9 @@ def device_bytes(
 
 
 @lru_cache(maxsize=256)
-def _sizes(model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tuple) -> Sizes:
+def _sizes(
+  model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tuple, kept: tuple
+) -> Sizes:
   c = ConfigDict(json.loads(model))
   shapes = accounting.shapes(c, vocab_size, seq_len, source_len)
   imagined: Any = SimpleNamespace(shape=dict(zip(sharding.AXES, mesh, strict=True)))
@@ -116,9 +124,17 @@ def _sizes(model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tup
   shards = {p: mesh[1] if layout.dims[p] >= 0 else 1 for p in shapes}
   size = {p: math.prod(shape) // tensor[p] for p, shape in shapes.items()}
   blocks = {p: size[p] // shapes[p][0] for p in shapes if "/block/" in p}
+
+  def count(numbers: dict[str, int]) -> dict[str, int]:
+    return {
+      "params": sum(numbers.values()),
+      "gradients": sum(numbers[p] for p, _ in kept),
+      "optimizer": sum(numbers[p] * arrays for p, arrays in kept),
+    }
+
   return Sizes(
-    whole=sum(size.values()),
-    shard=sum(size[p] // shards[p] for p in shapes),
+    whole=count(size),
+    shard=count({p: size[p] // shards[p] for p in shapes}),
     rest=sum(size[p] for p in shapes if p not in blocks and shards[p] > 1),
     block=max(
       sum(n for p, n in blocks.items() if p.startswith(name)) for name in ("encoder", "decoder")

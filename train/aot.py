@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from configs.errors import ConfigError
-from model import memory, sharding
+from model import accounting, memory, sharding
+from train import optim
 from train.data import dataset
 from train.objectives import registry
-from train.step import Program, program
+from train.step import Program, all_params, program
 from train.system import files
 
 RECORD = "fits.json"
@@ -77,7 +78,7 @@ def _lower_step(
 def _lower_evaluate(functions: Program, config: ConfigDict, vocab_size: int) -> jax.stages.Lowered:
   rows = config.train.eval_batch_size
   batch = abstract_batch(config, vocab_size, rows, functions.batch_sharding)
-  return functions.evaluate.lower(functions.state.params, batch)
+  return functions.evaluate.lower(all_params(functions.state), batch)
 
 
 def abstract_batch(
@@ -106,7 +107,7 @@ def abstract_batch(
 class Needs(NamedTuple):
   """What a run needs of each device, and what there is [bytes]."""
 
-  predicted: int  # by the arithmetic of `model.memory`
+  predicted: int  # by `device_bytes`
   compiled: int  # by the compiled step: arguments, temporaries, and outputs that are not donated
   evaluating: int  # likewise while it evaluates; the optimizer's state stays where it is
   available: int
@@ -127,7 +128,8 @@ def fit_to_devices(
   Raises:
     ConfigError: it does not fit.
   """
-  if near and _predicted(config, vocab_size) < near * available(config, sharing):
+  predicted = device_bytes(config, vocab_size, len(jax.devices()))["total"]
+  if predicted < near * available(config, sharing):
     return config, None
   replicas, shards, _ = sharding.mesh_shape(config.sharding, len(jax.devices()))
   rows = config.data.batch_size // (replicas * shards)
@@ -173,9 +175,9 @@ def record_needs(config: ConfigDict, folder: Path, sharing: int) -> dict:
 def needs(config: ConfigDict, vocab_size: int, sharing: int = 1) -> Needs:
   """Compiles a resolved config's programs to find out what they need; runs nothing."""
   functions = program(config, vocab_size)
-  beside = _held(functions.state) - _held(functions.state.params)
+  beside = _held(functions.state) - _held(all_params(functions.state))
   return Needs(
-    _predicted(config, vocab_size),
+    device_bytes(config, vocab_size, len(jax.devices()))["total"],
     _bytes(_lower_step(functions, config, vocab_size)),
     _bytes(_lower_evaluate(functions, config, vocab_size)) + beside,
     available(config, sharing),
@@ -206,11 +208,24 @@ def machine_memory() -> int:
   return min(limits)
 
 
-def _predicted(config: ConfigDict, vocab_size: int) -> int:
-  lengths, vocab_size = registry.lengths(config), registry.vocab_size(config, vocab_size)
-  return memory.device_bytes(
-    config, vocab_size, lengths.target, lengths.source, devices=len(jax.devices())
-  )["total"]
+def device_bytes(
+  config: ConfigDict, vocab_size: int, devices: int = 1, fused: bool = False
+) -> dict[str, int]:
+  """Predicts what each device of a resolved config's run holds (`memory.device_bytes`).
+
+  Args:
+    config: the run's.
+    vocab_size: V of the tokenizer.
+    devices: how many there are, imagined or not.
+    fused: as in `memory.device_bytes`.
+  """
+  lengths = registry.lengths(config)
+  shape = registry.vocab_size(config, vocab_size), lengths.target, lengths.source
+  shapes = accounting.shapes(config.model, *shape)
+  trained = optim.trainable(config.train.trainable, shapes)
+  optimizer = optim.optimizer(config.optim, optim.matrix_rate(config.model))
+  moments = optim.moments(optimizer, {path: shapes[path] for path in trained})
+  return memory.device_bytes(config, *shape, moments, devices, fused)
 
 
 def _bytes(program: jax.stages.Lowered) -> int:

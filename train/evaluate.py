@@ -10,7 +10,7 @@ from train.data import dataset
 from train.data.batches import validation_batches
 from train.objectives import registry
 from train.objectives.losses import LOSS
-from train.step import Program, TrainState
+from train.step import Program, TrainState, all_params
 from train.system import distributed
 
 
@@ -24,11 +24,11 @@ def evaluate(
     standard error over sequences, NAME_stderr; bits_per_byte (of the predicted tokens' text;
     special ids have none), eval_tokens (predicted).
   """
-  parts, n_bytes = [], 0
+  params, parts, n_bytes = all_params(state), [], 0
   bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
   for batch in validation_batches(tokens, config, jax.process_index(), jax.process_count()):
-    parts.append(functions.evaluate(state.params, functions.place(batch)))
+    parts.append(functions.evaluate(params, functions.place(batch)))
     n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))  # of this host
   sums = {
     name: np.concatenate([np.asarray(part[name], np.float64) for part in parts], axis=1)

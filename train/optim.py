@@ -1,15 +1,20 @@
-"""AdamW, the learning-rate rule in N, and the schedules.
+"""AdamW, what it trains, the learning-rate rule in N, and the schedules.
 
 The learning rate of a step is computed on the host and is an argument of the compiled step, so that
 one program serves every rate, schedule and length.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
+
+from configs.errors import ConfigError
 
 
 def base_learning_rate(optim: ConfigDict, n_params: int) -> float:
@@ -66,11 +71,51 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int, int], float] | None] = {
 }
 
 
+def trainable(patterns: Sequence[str], paths: Collection[str]) -> set[str]:
+  """Returns the parameters that a run trains, by path, such as "decoder/block/mlp/up/kernel".
+
+  Args:
+    patterns: `train.trainable`; each matches whole paths.
+    paths: of all parameters.
+
+  Raises:
+    ConfigError: a pattern matches none of them, or there is no pattern.
+  """
+  trained = set[str]()
+  for pattern in patterns:
+    try:
+      matched = {path for path in paths if re.fullmatch(pattern, path)}
+    except re.error as error:
+      raise ConfigError(f"train.trainable={patterns}: {pattern!r}: {error}") from None
+    if not matched:
+      raise ConfigError(
+        f"train.trainable={patterns}: {pattern!r} matches no parameter; there are "
+        f"{', '.join(sorted(paths))}"
+      )
+    trained |= matched
+  if not trained:
+    raise ConfigError("train.trainable=(): trains nothing; '.*' trains every parameter")
+  return trained
+
+
+def moments(
+  optimizer: optax.GradientTransformation, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, int]:
+  """Counts by path the arrays of a parameter's shape that the optimizer keeps, all in float32."""
+  arrays = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+  state, kept = jax.eval_shape(optimizer.init, arrays), Counter[str](dict.fromkeys(shapes, 0))
+  names = {path: path for path in shapes}
+  optax.tree_utils.tree_map_params(optimizer, lambda _, path: kept.update([path]), state, names)
+  return dict(kept)
+
+
 def _matrices(params):
   """Returns which leaves are matrices: not norms, biases or embeddings."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: any(getattr(key, "key", None) == "kernel" for key in path), params
-  )
+  return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).endswith("kernel"), params)
+
+
+def _name(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def matrix_rate(model: FrozenConfigDict) -> float:

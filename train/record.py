@@ -27,6 +27,7 @@ class Size:
   """What a config amounts to."""
 
   groups: dict[str, int]  # parameters by group
+  trained: int  # parameters that are trained
   steps: int  # updates
   tokens_per_step: int  # of text
   flops_per_token: float  # training, exact, per token of text
@@ -59,8 +60,11 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
   vocab_size = registry.vocab_size(config, vocab_size)
   shape = (config.model, vocab_size, lengths.target, lengths.source)
   tokens_per_step = registry.tokens_per_step(config)
+  shapes = accounting.shapes(*shape)
+  trained = optim.trainable(config.train.trainable, shapes)
   return Size(
     groups=accounting.param_groups(*shape),
+    trained=sum(math.prod(shapes[path]) for path in trained),
     steps=max(1, round(config.train.tokens / tokens_per_step)),
     tokens_per_step=tokens_per_step,
     flops_per_token=accounting.train_flops_per_sequence(*shape) / lengths.text,
@@ -129,6 +133,7 @@ def describe_model(config: ConfigDict, size: Size) -> dict:
     "objective": config.objective,
     **{name: config.model[name] for name in ("size", "width", "depth", "heads")},
     "params": size.groups,
+    "params_trained": size.trained,
     "N": size.n_params,
     "lr": optim.base_learning_rate(config.optim, size.n_params),
     "seed": config.seed,
@@ -201,7 +206,7 @@ def check_same_run(stored: dict, wanted: dict, where: str, branch: bool = False)
 def _numbers(record: dict, branch: bool) -> dict[str, Any]:
   """Returns what decides a run's numbers, by name."""
   fields = defaults() | flat(record["config"])
-  sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens")
+  sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens", "train.trainable")
   free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
   decisive = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
   steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}

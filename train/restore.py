@@ -65,7 +65,8 @@ def restore(path: str) -> Restored:
     if not checkpoints.steps():
       raise UsageError(f"checkpoint={path}: the run has not saved one yet")
     state = checkpoints.restore(checkpoints.steps()[-1], functions.state)
-  model = nnx.merge(functions.setup.graphdef, state.master or state.params)
+  trained = state.master or state.trainable
+  model = nnx.merge(functions.setup.graphdef, step.merge(trained, state.frozen))
   lengths = registry.lengths(config)
   context, source_context = lengths.target, lengths.source
   start = stop = tokenizer_vocab_size - 1  # eos

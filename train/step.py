@@ -5,7 +5,7 @@ state. What is static in them is a `Setup`; `program` compiles them for a config
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -45,9 +45,23 @@ class TrainState(NamedTuple):
   """All that a step changes."""
 
   step: jax.Array  # updates done, int32 scalar
-  params: Any  # nested dicts of the model's weights, in `model.weights`
-  master: Any  # the same in float32, which the optimizer updates; (): `params` are float32
-  opt_state: Any  # optax state, float32
+  trainable: Any  # nested dicts of weights, in `model.weights`
+  frozen: Any  # likewise, those that no step changes
+  master: Any  # trainable in float32, which the optimizer updates; (): they are float32
+  opt_state: Any  # optax state of trainable, float32
+
+
+def all_params(state: TrainState) -> Any:
+  """Returns the model's weights, trainable and frozen, as the nested dicts that it takes."""
+  return merge(state.trainable, state.frozen)
+
+
+def merge(*trees: Any) -> Any:
+  """Merges nested dicts that share no leaf."""
+  flat: dict[str, Any] = {}
+  for tree in trees:
+    flat |= traverse_util.flatten_dict(tree, sep="/")
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Setup:
 
   model: FrozenConfigDict  # config.model
   optim: FrozenConfigDict  # of config.optim, STATIC_OPTIM
+  trainable: tuple[str, ...]  # config.train.trainable
   sharding: FrozenConfigDict  # config.sharding
   vocab_size: int  # V of the model, special ids included
   objective: Objective
@@ -73,11 +88,26 @@ class Setup:
 
   @cached_property
   def layout(self) -> Layout:
-    """Where the parameters, and the trees of their shape, lie on the devices."""
+    """Where the parameters, trainable and frozen, lie on the devices."""
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: self.build(0))))
     return sharding.make_layout(
       self.sharding, params, sharding.make_mesh(self.sharding, self.devices)
     )
+
+  @cached_property
+  def trained(self) -> Layout:
+    """The layout of the trainable parameters, and of the trees of their shape."""
+    dims = self.layout.ndims, self.layout.dims, self.layout.tensor_dims
+    ndims, dims, tensor_dims = (self.split(tree)[0] for tree in dims)
+    return replace(self.layout, ndims=ndims, dims=dims, tensor_dims=tensor_dims)
+
+  def split(self, tree: Any) -> tuple[Any, Any]:
+    """Splits a tree of the parameters' structure into trainable and frozen."""
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    trained = optim.trainable(self.trainable, flat)
+    parts = ({x: flat[x] for x in flat if (x in trained) == part} for part in (True, False))
+    trainable, frozen = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return trainable, frozen
 
   @cached_property
   def graphdef(self) -> nnx.GraphDef:
@@ -101,11 +131,12 @@ class Program(NamedTuple):
   setup: Setup
   state: TrainState  # shapes, types and shardings of the state
   init: Any  # seed -> TrainState
+  init_from: Any  # the model's weights -> TrainState at step 0
   step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
   pack_step: Any  # the same for W runs: arguments [W, ...] -> (states, W metrics)
   stack: Any  # W states -> states [W, ...]
   take: Any  # (states [W, ...], slot) -> TrainState
-  gradients: Any  # (params, batch) -> their gradients, summed over the batch, as they are laid out
+  gradients: Any  # (params, batch) -> trainable's gradients, summed over the batch, as laid out
   evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
   batch_sharding: Any  # of a batch that is placed; None: it stays the host's
@@ -116,46 +147,53 @@ class Program(NamedTuple):
 
 def init(setup: Setup, seed: jax.Array) -> TrainState:
   """Draws the initial weights."""
-  params = nnx.to_pure_dict(nnx.state(setup.build(seed)))
-  opt_state, master = setup.optimizer.init(params), params if setup.mixed else ()
-  return TrainState(jnp.zeros((), jnp.int32), cast(params, setup.model.weights), master, opt_state)
+  return init_from(setup, nnx.to_pure_dict(nnx.state(setup.build(seed))))
+
+
+def init_from(setup: Setup, params: Any) -> TrainState:
+  """Makes the state of step 0 from a model's weights."""
+  trainable, frozen = setup.split(cast(params, jnp.float32))
+  opt_state, master = setup.optimizer.init(trainable), trainable if setup.mixed else ()
+  trainable, frozen = cast((trainable, frozen), setup.model.weights)
+  return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, master, opt_state)
 
 
 def train_step(
   setup: Setup, state: TrainState, batch: Batch, lr: jax.Array, seed: jax.Array
 ) -> tuple[TrainState, dict]:
   """Updates the state by one batch."""
-  layout, rows = setup.layout, batch["inputs_BT"].shape[0]
+  layout, rows = setup.trained, batch["inputs_BT"].shape[0]
   keys_B = dropout_keys(seed, state.step, rows) if setup.model.dropout else None
-  grads, sums = sum_gradients(setup, state.params, batch, keys_B)
+  grads, sums = sum_gradients(setup, state.trainable, state.frozen, batch, keys_B)
   grads = cast(layout.local_shard(grads, "gradients"), jnp.float32)
   weight_or_1 = jnp.maximum(sums[LOSS][1], 1.0)  # a batch may have nothing to predict
   grads = jax.tree.map(lambda g: g / weight_or_1, grads)
   norm = jnp.sqrt(layout.square_sum(grads))
   if setup.optim.clip_norm:
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, setup.optim.clip_norm / norm), grads)
-  weights = state.master if setup.mixed else layout.local_shard(state.params, "params")
+  weights = state.master if setup.mixed else layout.local_shard(state.trainable, "params")
   direction, opt_state = setup.optimizer.update(grads, state.opt_state, weights)
   weights = jax.tree.map(lambda w, d: w - lr * d, weights, direction)
-  params = layout.gather_updated(cast(weights, setup.model.weights))
+  trainable = layout.gather_updated(cast(weights, setup.model.weights))
   metrics = {"sums": sums, "grad_norm": norm}
-  return TrainState(state.step + 1, params, weights if setup.mixed else (), opt_state), metrics
+  master = weights if setup.mixed else ()
+  return TrainState(state.step + 1, trainable, state.frozen, master, opt_state), metrics
 
 
 def sum_gradients(
-  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None = None
+  setup: Setup, trainable: Any, frozen: Any, batch: Batch, keys_B: jax.Array | None = None
 ) -> tuple[Any, Sums]:
   """Sums gradients (as they are laid out) and the loss's entries over the whole batch.
 
   Gradients have the weights' dtype, as a device sends them; over microbatches they are summed in
   float32.
   """
-  layout, n = setup.layout, setup.sharding.microbatches
+  layout, n = setup.trained, setup.sharding.microbatches
   if n == 1:
-    grads, sums = microbatch_gradients(setup, params, batch, keys_B)
+    grads, sums = microbatch_gradients(setup, trainable, frozen, batch, keys_B)
   else:
     parts = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), (batch, keys_B))
-    one = partial(microbatch_gradients, setup, params)
+    one = partial(microbatch_gradients, setup, trainable, frozen)
     shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     # XLA's TPU compiler fails where it would sum bfloat16 shards before it scatters them.
@@ -169,18 +207,20 @@ def sum_gradients(
 
 
 def microbatch_gradients(
-  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None
+  setup: Setup, trainable: Any, frozen: Any, batch: Batch, keys_B: jax.Array | None
 ) -> tuple[Any, Sums]:
   """Returns gradients and the loss's entries, summed over this device's rows."""
-  (_, sums), grads = jax.value_and_grad(loss_sum, has_aux=True)(params, setup, batch, keys_B)
-  return (setup.layout.reduce_grads(grads) if setup.layout.reduces_each_microbatch else grads), sums
+  differentiate = jax.value_and_grad(loss_sum, has_aux=True)
+  (_, sums), grads = differentiate(trainable, frozen, setup, batch, keys_B)
+  layout = setup.trained
+  return (layout.reduce_grads(grads) if layout.reduces_each_microbatch else grads), sums
 
 
 def loss_sum(
-  params: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
+  trainable: Any, frozen: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
 ) -> tuple[jax.Array, Sums]:
   """Returns what is minimised, and the sums of the loss's entries."""
-  sums = losses.sums(entries(setup, params, batch, keys_B))
+  sums = losses.sums(entries(setup, merge(trainable, frozen), batch, keys_B))
   minimised, _ = sums[LOSS]
   for name, coefficient in setup.coefficients.items():
     minimised += coefficient * sums[name][0]
@@ -233,6 +273,7 @@ def program(
     Setup(
       FrozenConfigDict(config.model),
       FrozenConfigDict({name: config.optim[name] for name in STATIC_OPTIM}),
+      config.train.trainable,
       FrozenConfigDict(config.sharding),
       registry.vocab_size(config, vocab_size),
       registry.OBJECTIVES[config.objective],
@@ -247,12 +288,12 @@ def program(
 @lru_cache(maxsize=64)
 def _program(setup: Setup) -> Program:
   layout, state = setup.layout, jax.eval_shape(partial(init, setup), 0)
-  specs = state_layout(setup, state, layout.specs, P())
-  shardings = state_layout(setup, state, layout.shardings, layout.replicated)
+  params, specs = layout.specs("params"), state_layout(setup, state, Layout.specs, P())
+  shardings = state_layout(setup, state, Layout.shardings, layout.replicated)
   rows, init_options = P(sharding.BATCH), INIT_OPTIONS.get(layout.platform)
   step = on_devices(setup, train_step, (specs, rows, P(), P()), (specs, P()))
-  gradients = on_devices(setup, _gradients, (specs.params, rows), layout.specs("gradients"))
-  evaluated = on_devices(setup, evaluate, (specs.params, rows), rows)
+  gradients = on_devices(setup, _gradients, (params, rows), setup.trained.specs("gradients"))
+  evaluated = on_devices(setup, evaluate, (params, rows), rows)
   read_in_place = layout.platform == "cpu" and jax.process_count() == 1  # see Layout.place
   jit = partial(jax.jit, compiler_options=OPTIONS.get(layout.platform))
   return Program(
@@ -261,6 +302,7 @@ def _program(setup: Setup) -> Program:
       lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), state, shardings
     ),
     init=jax.jit(partial(init, setup), out_shardings=shardings, compiler_options=init_options),
+    init_from=jax.jit(partial(init_from, setup), out_shardings=shardings),
     step=jit(step, out_shardings=(shardings, layout.replicated), donate_argnums=0),
     pack_step=jit(partial(pack_step, step), donate_argnums=0),
     stack=jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states)),
@@ -283,7 +325,7 @@ def pack_step(
 
 
 def _gradients(setup: Setup, params: Any, batch: Batch) -> Any:
-  return sum_gradients(setup, params, batch)[0]
+  return sum_gradients(setup, *setup.split(params), batch)[0]
 
 
 def on_devices(setup: Setup, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -307,15 +349,16 @@ def on_devices(setup: Setup, function: Callable, in_specs: Any, out_specs: Any) 
 
 
 def state_layout(
-  setup: Setup, state: TrainState, params_layout: Callable[[str], Any], scalar: Any
+  setup: Setup, state: TrainState, lies: Callable[[Layout, str], Any], scalar: Any
 ) -> TrainState:
   """Returns a tree like the state's: where each array lies, by the kind of tree that it is in."""
-  optimizer = params_layout("optimizer")
+  optimizer = lies(setup.trained, "optimizer")
   opt_state = optax.tree_utils.tree_map_params(
     setup.optimizer,
-    lambda _, lies: lies,
+    lambda _, where: where,
     state.opt_state,
     optimizer,
     transform_non_params=lambda _: scalar,
   )
-  return TrainState(scalar, params_layout("params"), optimizer if setup.mixed else (), opt_state)
+  trainable, frozen = setup.split(lies(setup.layout, "params"))
+  return TrainState(scalar, trainable, frozen, optimizer if setup.mixed else (), opt_state)

@@ -29,9 +29,6 @@ def run(args: flags.FlagValues) -> None:
 
 def import_run(folder: Path, workdir: Path) -> dict:
   """Writes the run's folder; returns its record."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
   from flax import traverse_util
 
   from model.huggingface import convert
@@ -54,8 +51,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   if vocab_size < 1:
     raise UsageError(f"input={folder}: its vocabulary is smaller than {special_ids} special ids")
   params = traverse_util.unflatten_dict(imported.params, sep="/")
-  state = step.program(config, vocab_size).init(np.uint32(0))
-  state = state._replace(params=jax.tree.map(jnp.asarray, params))
+  state = step.program(config, vocab_size).init_from(params)
   size = record.size_of(config, vocab_size)
   theirs = json.loads((folder / convert.CONFIG).read_text())
   head = record.describe_model(config, size) | {

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError
-from model import accounting, memory
+from model import accounting
 from scaling.formats import duration, text_table
 from scaling.sweep import checks, plan
+from train import aot
 from train.data import dataset
-from train.objectives import registry
 from train.system import files, process
 
 # Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
@@ -133,14 +133,13 @@ def _design_table(design: Design) -> str:
   workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
   columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   rows = []
-  lengths, vocab_size = registry.lengths(config), registry.vocab_size(config, tokens.vocab_size)
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
   for cell in cells:
     seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
     total_seconds += seconds
     sized = plan.at_size(config, cell.size)
     sized.sharding.update(base.get_config().sharding)  # whole, on one device
-    held = memory.device_bytes(sized, vocab_size, lengths.target, lengths.source)
+    held = aot.device_bytes(sized, tokens.vocab_size)
     rows.append(
       (
         cell.id,

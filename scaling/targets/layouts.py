@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from configs.errors import UsageError
-from model import accounting, memory, sharding, transformer
+from model import accounting, sharding, transformer
 from scaling.formats import gib, text_table
-from train import record
+from train import aot, record
 from train.data import tokenizer
 from train.objectives import registry
 
@@ -78,14 +78,13 @@ def resolve(config: ConfigDict, devices: int) -> ConfigDict:
 
 
 def device_bytes(config: ConfigDict, devices: int) -> dict[str, int]:
-  """Predicts each device's memory in a run of a resolved config (`memory.device_bytes`).
+  """Predicts each device's memory in a run of a resolved config (`aot.device_bytes`).
 
   A run in bfloat16 is taken to be one on a GPU, whose attention does not store its weights.
   """
-  lengths, m = registry.lengths(config), config.model
+  m = config.model
   fused = m.dtype == "bfloat16" and m.positions != "relative"
-  vocab_size = registry.vocab_size(config, tokenizer.size(config.data.tokenizer))
-  return memory.device_bytes(config, vocab_size, lengths.target, lengths.source, devices, fused)
+  return aot.device_bytes(config, tokenizer.size(config.data.tokenizer), devices, fused)
 
 
 def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs import base, ladders
-from model import memory, sharding, transformer
+from model import sharding, transformer
+from train import aot
 from train.objectives import registry
 
 
@@ -33,6 +34,5 @@ def test_every_model_of_a_sweep_can_be_trained(name, argument):
       transformer.check_model(resolved.model)
       registry.check_objective(resolved)
       sharding.check_batches(resolved, 1)
-      lengths = registry.lengths(resolved)
-      bytes_ = memory.device_bytes(resolved, 4096, lengths.target, lengths.source)["total"]
+      bytes_ = aot.device_bytes(resolved, 4096)["total"]
       assert bytes_ < 140e9  # of an H200

@@ -14,9 +14,7 @@ import jax
 import numpy as np
 
 from configs import base, ladders
-from model import memory
 from train import aot, step
-from train.objectives import registry
 
 
 def config_of(family, fields):
@@ -39,15 +37,14 @@ def run(devices, case):
   functions = step.program(config, vocab_size)
   batch = aot.abstract_batch(config, vocab_size, config.data.batch_size)
   program = functions.step.lower(functions.state, batch, np.float32(0), np.uint32(0)).compile()
-  bytes_, lengths = program.memory_analysis(), registry.lengths(config)
-  arguments = registry.vocab_size(config, vocab_size), lengths.target, lengths.source, devices
+  bytes_ = program.memory_analysis()
   return {
     "total": bytes_.argument_size_in_bytes
     + bytes_.output_size_in_bytes
     - bytes_.alias_size_in_bytes
     + bytes_.temp_size_in_bytes,
     "arguments": bytes_.argument_size_in_bytes,
-    "predicted": memory.device_bytes(config, *arguments),
+    "predicted": aot.device_bytes(config, vocab_size, devices),
   }
 
 

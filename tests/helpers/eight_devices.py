@@ -1,8 +1,8 @@
-"""Run by test_sharding.py in a process of its own, with as many simulated devices as it asks for.
+"""Run by `trained` in a process of its own, with as many simulated devices as it asks for.
 
   python eight_devices.py DEVICES FAMILY CASE...
 
-Each CASE is fields of config.sharding, as in strategy=zero3,microbatches=2. Prints a JSON object a
+Each CASE is fields of the config, as in strategy=zero3,microbatches=2. Prints a JSON object a
 line: what 20 steps of training gave, where the arrays lie, and what the compiled program does.
 With checkpoints=FOLDER among the fields: what is restored from there, or after 3 steps saved there.
 """
@@ -10,6 +10,7 @@ With checkpoints=FOLDER among the fields: what is restored from there, or after 
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,11 +18,30 @@ import jax
 import numpy as np
 
 from configs import base, ladders
-from train import checkpoint, step
+from train import aot, checkpoint, step
 from train.objectives import registry
 
+ROOT = Path(__file__).parents[2]
 V, B, T, STEPS, RATE = 64, 16, 16, 20, 1e-2
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+
+
+def trained(devices, family, cases):
+  """Returns by case what a process of so many devices prints."""
+  done = subprocess.run(
+    [sys.executable, __file__, str(devices), family, *cases.values()],
+    capture_output=True,
+    text=True,
+    timeout=900,
+    env={
+      "PATH": "",
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",  # of LLVM: half the compile time
+    },
+  )
+  assert done.returncode == 0, done.stderr
+  return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def config_of(family, case):
@@ -32,8 +52,9 @@ def config_of(family, case):
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len, c.data.batch_size = T, B
   for field, value in case.items():
-    section = c.model if field in c.model else c.sharding
-    section[field] = type(section[field])(value)
+    section = next(x for x in (c.model, c.sharding, c.optim, c.train) if field in x)
+    default = section[field]
+    section[field] = (value,) if isinstance(default, tuple) else type(default)(value)
   return ladders.resolve(c)
 
 
@@ -87,14 +108,16 @@ def run(family, case):
   config = config_of(family, case)
   functions = step.program(config, V)
   state = functions.init(np.uint32(0))
-  n_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  before = jax.tree.map(np.asarray, (state.trainable, state.frozen))
+  n_params = sum(leaf.size for leaf in jax.tree.leaves(before))
   arguments = (functions.place(batch_of(config, 0)), np.float32(RATE), np.uint32(0))
   compiled = functions.step.lower(state, *arguments).compile()
   text, memory = compiled.as_text(), compiled.memory_analysis()
-  gradients = functions.gradients.lower(state.params, arguments[0]).compile().memory_analysis()
-  pointers = 8 * len(jax.tree.leaves(state.params))  # to the leaves, in the output's tuple
+  params = step.all_params(state)
+  gradients = functions.gradients.lower(params, arguments[0]).compile().memory_analysis()
+  pointers = 8 * len(jax.tree.leaves(state.trainable))  # to the leaves, in the output's tuple
   bytes_held = {
-    "params": held(state.params),
+    "params": held(params),
     "gradients": gradients.output_size_in_bytes - pointers,
     "optimizer": held((state.master, state.opt_state)),
   }
@@ -105,10 +128,15 @@ def run(family, case):
     total, weight = metrics["sums"]["loss"]
     losses.append(float(total / weight))
     norms.append(float(metrics["grad_norm"]))
-  nll_B, weight_B = functions.evaluate(state.params, functions.place(batch_of(config, 99)))["loss"]
+  rows = functions.place(batch_of(config, 99))
+  nll_B, weight_B = functions.evaluate(step.all_params(state), rows)["loss"]
+  same = jax.tree.map(lambda x, y: bool((x == y).all()), before, (state.trainable, state.frozen))
   return {
     "case": case,
     "n_params": n_params,
+    "n_trained": sum(leaf.size for leaf in jax.tree.leaves(state.trainable)),
+    "unmoved": [jax.tree.leaves(part) for part in same],  # of trainable and frozen, by leaf
+    "planned": aot.device_bytes(config, V - registry.vocab_size(config, 0), int(sys.argv[1])),
     "losses": losses,
     "norms": norms,
     "evaluated": np.asarray(nll_B).tolist(),

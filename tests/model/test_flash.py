@@ -168,12 +168,13 @@ def test_a_model_learns_the_same_by_flash_attention(
     step._program.cache_clear()
     functions = step.program(ladders.resolve(c), V)
     state = functions.init(np.uint32(0))
-    head = state.params["head"]  # one of zeros would leave the rest without gradients
+    head = state.trainable["head"]  # one of zeros would leave the rest without gradients
     head["kernel"] = jnp.asarray(
       np.random.default_rng(1).normal(size=head["kernel"].shape), jnp.float32
     )
-    nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
-    outcomes.append((jnp.sum(nll_B) / jnp.sum(weight_B), functions.gradients(state.params, batch)))
+    params = state.trainable
+    nll_B, weight_B = functions.evaluate(params, batch)["loss"]
+    outcomes.append((jnp.sum(nll_B) / jnp.sum(weight_B), functions.gradients(params, batch)))
   step._program.cache_clear()
   (loss, grads), (plain_loss, plain_grads) = outcomes
   assert set(used) == {"splash" if platform == "tpu" else "triton" if isolated else "cudnn"}

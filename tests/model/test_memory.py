@@ -76,11 +76,17 @@ def large_run(name, **fields):
   return ladders.resolve(c)
 
 
+def device_bytes(config, vocab_size, seq_len, **options):
+  """Of a decoder that is trained whole, by Adam."""
+  moments = dict.fromkeys(accounting.shapes(config.model, vocab_size, seq_len), 2)
+  return memory.device_bytes(config, vocab_size, seq_len, 0, moments, **options)
+
+
 def held(config, devices=1, vocab_size=32_000):
   """(bytes of each device, parameters)."""
   seq_len = config.data.seq_len
   total = accounting.param_groups(config.model, vocab_size, seq_len)["total"]
-  return memory.device_bytes(config, vocab_size, seq_len, devices=devices), total
+  return device_bytes(config, vocab_size, seq_len, devices=devices), total
 
 
 def test_one_billion_parameters_in_float32_take_sixteen_bytes_each():
@@ -121,7 +127,7 @@ def test_a_block_more_keeps_its_input_its_products_and_what_flash_attention_made
 
   def activations(depth):
     c.model.depth = depth
-    return memory.device_bytes(ladders.resolve(c), 512, T, fused=fused)["activations"]
+    return device_bytes(ladders.resolve(c), 512, T, fused=fused)["activations"]
 
   query_key_value_out, gate_up = 4 * D, 2 * F
   attended = (2 * D + 4 * H) if fused else 0
@@ -148,7 +154,7 @@ def test_activations_by_hand():
   c.model.update({"width": 8, "depth": 5, "heads": 2, "remat": "full"})
   c.data.batch_size = 3
   config = ladders.resolve(c)
-  found = memory.device_bytes(config, 1000, 16)
+  found = device_bytes(config, 1000, 16)
   assert found["logits"] == 3 * (2 * 4 * 16 * 1000 + 3 * 4 * 16 * 8)
   assert found["activations"] == 3 * (5 * 4 * 16 * 8 + 20 * 16)  # a block's work fits in the logits
 

@@ -1,21 +1,17 @@
 """One device against eight: every strategy trains the same model, and keeps what it promises."""
 
 import functools
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from eight_devices import trained
 from flax import nnx
 
 from configs import base, ladders
 from model import sharding, transformer
 
-ROOT = Path(__file__).parents[2]
 CASES = {
   "ddp": "strategy=ddp",
   "zero1": "strategy=zero1",
@@ -25,30 +21,6 @@ CASES = {
   "hybrid": "strategy=hybrid,shard_factor=4",
 }
 FAMILIES = tuple(base.FAMILIES)
-
-
-def trained(devices, family, cases):
-  """Returns by case what eight_devices.py found."""
-  done = subprocess.run(
-    [
-      sys.executable,
-      ROOT / "tests" / "helpers" / "eight_devices.py",
-      str(devices),
-      family,
-      *cases.values(),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=900,
-    env={
-      "PATH": "",
-      "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(ROOT),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",  # of LLVM: half the compile time
-    },
-  )
-  assert done.returncode == 0, done.stderr
-  return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ import pytest
 import target_matrix
 
 from configs import ladders, presets
-from model import accounting, memory, sharding
+from model import accounting, sharding
 from scaling.targets import catalog, executed, hlo
+from train import aot
 from train.objectives import registry
 from train.system import files
 
@@ -71,7 +72,7 @@ class Program:
     self.kind, self.config, self.row, self.lengths = kind, config, row, lengths
     self.text = Path(row["text"]).read_text()
     self.works = executed.read(self.text, kind == "v5e", config.model.family == "decoder")
-    self.held = memory.device_bytes(*arguments, devices, fused=case in FUSED)
+    self.held = aot.device_bytes(config, VOCABULARY, devices, fused=case in FUSED)
     shapes = accounting.shapes(config.model, *arguments[1:])
     on = dict(zip(sharding.AXES, sharding.mesh_shape(config.sharding, devices), strict=True))
     leaves = {path: SimpleNamespace(shape=s, ndim=len(s)) for path, s in shapes.items()}

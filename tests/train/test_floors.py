@@ -144,7 +144,7 @@ def excess(config):
     whole = sum(ends) == (3 if config.objective == "span" else 0)
     whole &= batch["weights_BT"].any(axis=1)
     part = {k: array[whole] for k, array in batch.items()}
-    nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
+    nll_B, weight_B = functions.evaluate(state.trainable, batch)["loss"]
     gaps.append(np.asarray(nll_B, float)[whole] - least_nll(config, part))
     losses.append(np.asarray(nll_B, float)[whole])
     weights.append(np.asarray(weight_B, float)[whole])
@@ -154,7 +154,7 @@ def excess(config):
     ratio = nats.sum() / weights.sum()
     return ratio, np.sqrt(((nats - ratio * weights) ** 2).sum()) / weights.sum()
 
-  return mean(gaps), mean(losses), sum(x.size for x in jax.tree.leaves(state.params))
+  return mean(gaps), mean(losses), sum(x.size for x in jax.tree.leaves(state.trainable))
 
 
 SPANS = {"seq_len": 16, "span_density": 0.3, "span_length": 2.0}

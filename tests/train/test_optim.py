@@ -120,7 +120,7 @@ def test_the_steps_of_a_cooldown_are_lost_on_bfloat16_weights_and_kept_in_their_
   for number in range(20):
     batch = eight_devices.batch_of(config, number)
     state, _ = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
-  before, master = (jax.tree.map(np.asarray, tree) for tree in (state.params, state.master))
+  before, master = (jax.tree.map(np.asarray, tree) for tree in (state.trainable, state.master))
   state, _ = functions.step(state, batch, np.float32(1e-4), np.uint32(0))
 
   def share(differ):
@@ -130,5 +130,5 @@ def test_the_steps_of_a_cooldown_are_lost_on_bfloat16_weights_and_kept_in_their_
   alone = share(lambda w, old, new: (w - (old - new)).astype(w.dtype) != w)
   assert alone < 0.1  # of the weights would move by themselves
   assert share(lambda _, old, new: old != new) > 0.99
-  for w, copy in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.master), strict=True):
+  for w, copy in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(state.master), strict=True):
     assert (np.asarray(w) == np.asarray(copy).astype(w.dtype)).all()

@@ -124,7 +124,7 @@ def test_what_the_machine_cannot_read_now_is_not_damaged(done, monkeypatch, erro
   with checkpoint.Checkpoints(folder / "checkpoints") as kept:
     monkeypatch.setattr(kept._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
-      kept.restore_latest(step.TrainState(np.int32(0), {"w": np.zeros(1)}, (), ()))
+      kept.restore_latest(step.TrainState(np.int32(0), {"w": np.zeros(1)}, {}, (), ()))
   assert (folder / "checkpoints" / "10").is_dir()
   assert not (folder / "damaged").exists()
 

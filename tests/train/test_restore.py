@@ -19,7 +19,7 @@ def test_a_restored_model_is_the_trained_one(trained):
   run, record = restore.restore(str(trained("gpt2"))), restore.find(str(trained("gpt2")))[1]
   result = loop.evaluate(
     step.program(run.config, run.vocab_size),
-    step.TrainState(0, nnx.to_pure_dict(nnx.state(run.model)), (), None),
+    step.TrainState(0, nnx.to_pure_dict(nnx.state(run.model)), {}, (), None),
     dataset.prepare(run.config),
     run.config,
   )

@@ -37,11 +37,11 @@ def test_one_program_serves_every_rate_and_schedule(tiny, cache):
 def test_loss_is_a_sum_over_a_weight_and_the_state_is_donated(tiny, cache):
   """Positions of weight 0 change nothing."""
   functions, _, state, batch = compiled(resolve(tiny))
-  nll_B, weight_B = functions.evaluate(state.params, batch)["loss"]
+  nll_B, weight_B = functions.evaluate(state.trainable, batch)["loss"]
   masked = {name: x.copy() for name, x in batch.items()}
   masked["weights_BT"][:, 16:] = 0
   masked["targets_BT"][:, 16:] = 7
-  masked_nll_B, masked_weight_B = functions.evaluate(state.params, masked)["loss"]
+  masked_nll_B, masked_weight_B = functions.evaluate(state.trainable, masked)["loss"]
   assert (np.asarray(masked_weight_B) == 16).all()
   assert (np.asarray(weight_B) == 32).all()
   assert (np.asarray(masked_nll_B) < np.asarray(nll_B)).all()
@@ -58,12 +58,12 @@ def test_z_loss_is_an_entry_of_its_own_with_the_gradients_of_a_sum(tiny, cache):
   config, z = resolve(tiny), 0.3
   config.model.depth, config.sharding.microbatches = 1, 2
   plain, _, state, batch = compiled(config)
-  assert list(plain.evaluate(state.params, batch)) == ["loss"]
+  assert list(plain.evaluate(state.trainable, batch)) == ["loss"]
   config.optim.z_loss = z
   functions, tokens, state, batch = compiled(config)
   rng = np.random.default_rng(0)  # the head starts at zero, and hides what is before it
-  kernel_DV = rng.normal(size=state.params["head"]["kernel"].shape).astype(np.float32)
-  state.params["head"]["kernel"] = jnp.asarray(kernel_DV)
+  kernel_DV = rng.normal(size=state.trainable["head"]["kernel"].shape).astype(np.float32)
+  state.trainable["head"]["kernel"] = jnp.asarray(kernel_DV)
 
   def log_p_and_z(params):
     model = nnx.merge(functions.setup.graphdef, params)
@@ -77,11 +77,11 @@ def test_z_loss_is_an_entry_of_its_own_with_the_gradients_of_a_sum(tiny, cache):
     log_p_BT, log_z_BT = log_p_and_z(params)
     return (z * log_z_BT**2 - log_p_BT).sum()
 
-  expected = jax.grad(objective)(state.params)
-  gradients = functions.gradients(state.params, batch)
+  expected = jax.grad(objective)(state.trainable)
+  gradients = functions.gradients(state.trainable, batch)
   for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1e-3, float(abs(y).max())))
-  log_p_BT, log_z_BT = log_p_and_z(state.params)
+  log_p_BT, log_z_BT = log_p_and_z(state.trainable)
   result = evaluate.evaluate(functions, state, tokens, config)
   assert {"loss", "loss_stderr", "z_loss", "z_loss_stderr"} < set(result)
   sums = functions.step(state, batch, np.float32(0), np.uint32(0))[1]["sums"]
@@ -97,7 +97,7 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
     functions, _, state, batch = compiled(config)
     # The head starts at zero and hides the first step's dropout.
     state, _ = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
-    nll = float(functions.evaluate(state.params, batch)["loss"][0].sum())
+    nll = float(functions.evaluate(state.trainable, batch)["loss"][0].sum())
     _, metrics = functions.step(state, batch, np.float32(0.0), np.uint32(seed))
     return float(metrics["sums"]["loss"][0]), nll
 
