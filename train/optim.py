@@ -4,6 +4,7 @@ The learning rate of a step is computed on the host and is an argument of the co
 one program serves every rate, schedule and length.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -102,11 +103,19 @@ def moments(
   optimizer: optax.GradientTransformation, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int]:
   """Counts by path the arrays of a parameter's shape that the optimizer keeps, all in float32."""
-  arrays = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
-  state, kept = jax.eval_shape(optimizer.init, arrays), Counter[str](dict.fromkeys(shapes, 0))
-  names = {path: path for path in shapes}
-  optax.tree_utils.tree_map_params(optimizer, lambda _, path: kept.update([path]), state, names)
-  return dict(kept)
+  params = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+  state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
+  kept = Counter(parameter_of(path) for path, _ in state)
+  return {path: kept[path] for path in shapes}
+
+
+def parameter_of(state_path: tuple) -> str:
+  """Returns the path of the parameter that an optimizer's array belongs to; "": to none.
+
+  A parameter's path is nested dicts' keys; optax's states are named tuples around them.
+  """
+  keys = itertools.takewhile(lambda key: hasattr(key, "key"), reversed(state_path))
+  return "/".join(str(key.key) for key in reversed([*keys]))
 
 
 def _matrices(params):

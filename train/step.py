@@ -353,12 +353,9 @@ def state_layout(
 ) -> TrainState:
   """Returns a tree like the state's: where each array lies, by the kind of tree that it is in."""
   optimizer = lies(setup.trained, "optimizer")
-  opt_state = optax.tree_utils.tree_map_params(
-    setup.optimizer,
-    lambda _, where: where,
-    state.opt_state,
-    optimizer,
-    transform_non_params=lambda _: scalar,
+  by_path = traverse_util.flatten_dict(optimizer, sep="/")
+  opt_state = jax.tree_util.tree_map_with_path(
+    lambda path, _: by_path.get(optim.parameter_of(path), scalar), state.opt_state
   )
   trainable, frozen = setup.split(lies(setup.layout, "params"))
   return TrainState(scalar, trainable, frozen, optimizer if setup.mixed else (), opt_state)
