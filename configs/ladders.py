@@ -65,11 +65,7 @@ LADDERS = {"small": SMALL, "standard": {size: standard(size) for size in range(1
 
 
 def rungs(ladder: str) -> dict[int, Rung]:
-  """Returns the rungs of a ladder by size.
-
-  Raises:
-    ConfigError: there is no such ladder.
-  """
+  """Returns the rungs of a ladder by size."""
   base.MODEL["ladder"].check("model.ladder", ladder)
   return LADDERS[ladder]
 

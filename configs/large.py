@@ -39,11 +39,7 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def get_config(name: str = ""):
-  """Configures one of the runs.
-
-  Raises:
-    ConfigError: there is no run of that name.
-  """
+  """Configures one of the runs."""
   if name not in RUNS:
     known = ", ".join(RUNS)
     raise ConfigError(f"run {name!r}: unknown; write configs/large.py:NAME with one of {known}")

@@ -79,11 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def get_config(name: str = ""):
-  """Configures a model whose switches are those of a preset.
-
-  Raises:
-    ConfigError: there is no preset of that name.
-  """
+  """Configures a model whose switches are those of a preset."""
   if name not in PRESETS:
     raise ConfigError(
       f"preset {name!r}: unknown; write configs/presets.py:NAME with one of {', '.join(PRESETS)}"

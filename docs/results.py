@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scaling.formats import duration, si
+
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "records"
 BLOCK = re.compile(r"(<!-- (\w+)\.(\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -53,14 +55,6 @@ def keep(name: str, workdir: Path, machine: str) -> None:
   shutil.copy(workdir / "figures" / "isoflop_profiles.png", ROOT / "docs" / f"{name}_isoflop.png")
 
 
-def si(value: float) -> str:
-  """Formats a count with three digits, as 42.1k or 1.76M."""
-  for power, suffix in ((9, "B"), (6, "M"), (3, "k")):
-    if value >= 0.9995 * 10**power:
-      return f"{value / 10**power:.3g}{suffix}"
-  return f"{value:.0f}"
-
-
 def within(row: Record, key: str, form: Any) -> str:
   """Formats a value with its interval."""
   low, high = row[f"{key}_interval"]
@@ -68,13 +62,8 @@ def within(row: Record, key: str, form: Any) -> str:
 
 
 def loss(value: float) -> str:
-  """Formats a loss in nats per token."""
+  """Formats a loss [nats per token]."""
   return f"{value:.3f}"
-
-
-def minutes(seconds: float) -> str:
-  """Formats a duration as minutes and seconds."""
-  return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
 
 
 def verdict(record: Record) -> str:
@@ -140,7 +129,7 @@ def terminal(record: Record) -> str:
 def source(record: Record) -> str:
   """Says where and how a record was made."""
   parts = [f"`{record['command']}`", record["machine"], record.get("versions"), record["date"]]
-  took = minutes(record["seconds"]) if "seconds" in record else None
+  took = duration(record["seconds"]) if "seconds" in record else None
   return ", ".join(part for part in (*parts, took) if part)
 
 
@@ -152,7 +141,9 @@ def table(record: Record) -> str:
 
 def result(name: str, record: Record) -> str:
   """Says a sweep's result in a paragraph of a docstring."""
-  text = f"{verdict(record)} ({record['machine']}, {record['date']}, {minutes(record['seconds'])})."
+  text = (
+    f"{verdict(record)} ({record['machine']}, {record['date']}, {duration(record['seconds'])})."
+  )
   return textwrap.fill(f"Result (docs/records/{name}.json): {text.replace('**', '')}", 100)
 
 

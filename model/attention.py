@@ -72,26 +72,16 @@ def attend(
   """Returns softmax(scale q k + bias) v, y_BTHK in the dtype of q.
 
   On a CPU by `ops.attention`. Elsewhere by flash attention where that serves (`model.flash`), which
-  never stores the weights, or by XLA's.
-
-  Args:
-    q_BTHK: queries.
-    k_BSGK: keys; each of the G heads serves H / G heads of queries (Ainslie et al. 2023).
-    v_BSGK: values.
-    mask: what a query sees.
-    scale: of the scores.
-    dtype: of the products' operands; the softmax is float32.
-    use_flash: False: never flash attention.
+  never stores the weights, or by XLA's. Each of the G heads of keys serves H / G heads of queries
+  (Ainslie et al. 2023). `dtype` is that of the products' operands; the softmax is float32.
   """
   platform, result_dtype = ops.platform(), q_BTHK.dtype
   if platform == "cpu":
     return _attend_on_cpu(q_BTHK, k_BSGK, v_BSGK, mask, scale, dtype).astype(result_dtype)
   q_BTHK, k_BSGK, v_BSGK = (x.astype(dtype) for x in (q_BTHK, k_BSGK, v_BSGK))
   if use_flash and mask.mask_BTS is None and mask.bias_BHTS is None:
-    segments = mask.segments is not None
-    shapes = q_BTHK.shape, k_BSGK.shape
-    kernel = flash.choose(platform, *shapes, dtype, segments, mask.right_padded)
-    if kernel:
+    segments, shapes = mask.segments is not None, (q_BTHK.shape, k_BSGK.shape)
+    if kernel := flash.choose(platform, *shapes, dtype, segments, mask.right_padded):
       y_BTHK = flash.attend(kernel, q_BTHK, k_BSGK, v_BSGK, scale, mask.causal, mask.segments)
       return y_BTHK.astype(result_dtype)
   mask_BTS = mask.dense().mask_BTS

@@ -54,14 +54,7 @@ class Block(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: Cache | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, Cache | None]:
-    """Returns the next residual stream, and the cache with these tokens in it.
-
-    Args:
-      x_BTD: the residual stream.
-      context: what all blocks share.
-      cache: keys and values of the tokens before these; None: these are all.
-      keys_B: of the dropout; None: there is none.
-    """
+    """Returns the next residual stream, and the cache (None: there is none) with these tokens."""
     keys = split_keys(keys_B, 3)
 
     y_BTD = self._input(x_BTD, self.attention_norm)
@@ -99,10 +92,8 @@ class Block(nnx.Module):
 def _write(cached: KeysValues, new: KeysValues, slots_BT: jax.Array | None) -> KeysValues:
   """Returns the cached keys and values with new ones in their slots."""
   row_B1 = jnp.arange(new[0].shape[0])[:, None]
-  keys, values = (
-    old_BSGK.at[row_B1, slots_BT].set(x_BTGK) for old_BSGK, x_BTGK in zip(cached, new, strict=True)
-  )
-  return keys, values
+  (k_BSGK, v_BSGK), (k_BTGK, v_BTGK) = cached, new
+  return k_BSGK.at[row_B1, slots_BT].set(k_BTGK), v_BSGK.at[row_B1, slots_BT].set(v_BTGK)
 
 
 def _save_products(primitive: Any, *args: Any, **params: Any) -> bool:
@@ -142,7 +133,13 @@ class Stack(nnx.Module):
     learned, relative = c.positions == "learned", c.positions == "relative"
     self.positions = Embedding(length, c.width, rngs=rngs, std=std) if learned else None
     self.relative = Embedding(c.relative_buckets, c.heads, rngs=rngs, std=0.1) if relative else None
-    self.block = _stacked_blocks(c, depth, cross, rngs)
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap
+    def blocks(rngs):
+      return Block(c, cross, rngs=rngs)
+
+    self.block = blocks(rngs)  # each parameter has a leading axis L
     self.final_norm = Norm(c, c.width) if c.norm_position == "pre" else None
     self.causal, self.depth, self.scan, self.remat = causal, depth, c.scan, c.remat
     self.rotary_base = c.rotary_base if c.positions == "rotary" else None
@@ -196,14 +193,3 @@ class Stack(nnx.Module):
     return jax.vmap(
       lambda params: nnx.merge(graphdef, params).cross_attention.keys_values(memory_BSD)
     )(params_L)
-
-
-def _stacked_blocks(c: ConfigDict, depth: int, cross: bool, rngs: nnx.Rngs) -> Any:
-  """Returns L blocks as one, each parameter with a leading axis L."""
-
-  @nnx.split_rngs(splits=depth)
-  @nnx.vmap
-  def create(rngs):
-    return Block(c, cross, rngs=rngs)
-
-  return create(rngs)

@@ -35,13 +35,7 @@ def choose(
 ) -> str:
   """Returns the kernel that serves an attention without bias and dense mask; "": none does.
 
-  Args:
-    platform: see `ops.platform`.
-    q_shape: BTHK of the queries.
-    k_shape: BSGK of the keys.
-    dtype: of the products' operands.
-    segments: there are some.
-    right_padded: they are 1, and then 0 to the end of the row.
+  `right_padded`: its segments are 1, and then 0 to the end of the row.
   """
   _, T, H, K = q_shape
   _, S, G, _ = k_shape

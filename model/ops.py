@@ -142,16 +142,9 @@ norm.defvjp(_norm_forward, _norm_backward)
 
 
 def plain_attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) -> jax.Array:
-  """Returns softmax(scale q k + bias) v, y_BHTK in float32.
+  """Returns softmax(scale q k + bias) v, y_BHTK in float32; operands of products are in `dtype`.
 
-  Args:
-    q_BHTK: queries.
-    k_BHSK: keys.
-    v_BHSK: values.
-    mask_B1TS: True where a query sees a key; None: everywhere.
-    bias_BHTS: added to the scores; its B may be 1. None: nothing.
-    scale: of the scores.
-    dtype: of the products' operands; the softmax is float32.
+  The mask is True where a query sees a key (None: everywhere); the bias' B may be 1.
   """
   scores_BHTS = _einsum("BHTK,BHSK->BHTS", q_BHTK * scale, k_BHSK, dtype)
   scores_BHTS = scores_BHTS if bias_BHTS is None else scores_BHTS + bias_BHTS

@@ -24,15 +24,10 @@ def filter_logits(
 ) -> jax.Array:
   """Sets to -inf the logits of tokens that are never drawn, and divides the rest.
 
-  First the temperature, then top-k, then top-p on what top-k has left, renormalised. Of equal
-  logits the smaller id counts as the more probable.
-
-  Args:
-    logits_XV: any leading axes.
-    temperature: the logits are divided by it; 0: only the most probable token is left.
-    top_k: number of most probable tokens that stay; 0: all.
-    top_p: the smallest set of most probable tokens whose probability reaches it stays, so at
-      least one (nucleus sampling, Holtzman et al. 2020, section 3.1); 1: all.
+  First the temperature (0: only the most probable token is left), then top-k (0: all), then top-p
+  on what top-k has left, renormalised: the smallest set of most probable tokens whose probability
+  reaches it stays (nucleus sampling, Holtzman et al. 2020, section 3.1). Of equal logits the
+  smaller id counts as the more probable.
   """
   axis, V = logits_XV.ndim - 1, logits_XV.shape[-1]
   greedy = temperature == 0
@@ -73,24 +68,13 @@ def generate(
   stop_token: int = NO_STOP,
   source: Source | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Continues a batch of prompts.
+  """Continues a batch of prompts, which are padded on the right with any ids.
 
-  Args:
-    model: a decoder, or an encoder-decoder (with its `source`).
-    prompts_BP: token ids, padded on the right with any ids.
-    lengths_B: tokens of each prompt, 1 to P.
-    max_new_tokens: N, tokens that are added at most.
-    key: the seed of the draws, a `jax.random.key`.
-    context: T, the longest sequence that the model was made for [tokens].
-    temperature: see `filter_logits`; 0: greedy.
-    top_k: see `filter_logits`.
-    top_p: see `filter_logits`.
-    stop_token: ends a row; NO_STOP: none does.
-    source: what an encoder-decoder encodes, a row per prompt.
+  The model is a decoder, or an encoder-decoder with its `source`; `context` is T, the longest
+  sequence that it was made for [tokens]. How a token is drawn: see `filter_logits`.
 
   Returns:
-    tokens_BN: the new tokens; `stop_token` where the row has ended.
-    lengths_B: how many they are, without the stop token.
+    the new tokens_BN, `stop_token` where the row has ended, and lengths_B without it.
 
   Raises:
     UsageError: an option is out of range, or prompt and new tokens are longer than the model's
@@ -103,43 +87,20 @@ def generate(
   check_length(model.decoder, longest, context, max_new_tokens)
   prompts_BP = prompts_BP[:, :longest]
   graphdef, params = nnx.split(model)
-  tokens_BN = np.asarray(
-    _generate(
-      graphdef,
-      params,
-      prompts_BP,
-      lengths_B,
-      source,
-      key,
-      np.float32(temperature),
-      np.int32(top_k),
-      np.float32(top_p),
-      np.int32(stop_token),
-      max_new_tokens,
-    )
-  )
+  options = np.float32(temperature), np.int32(top_k), np.float32(top_p)
+  prompts, stop = (prompts_BP, lengths_B, source), np.int32(stop_token)
+  tokens_BN = np.asarray(_generate(graphdef, params, prompts, key, options, stop, max_new_tokens))
   return tokens_BN, np.sum(tokens_BN != stop_token, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens"))
-def _generate(
-  graphdef,
-  params,
-  prompts_BP,
-  lengths_B,
-  source,
-  key,
-  temperature,
-  top_k,
-  top_p,
-  stop,
-  max_new_tokens,
-):
+def _generate(graphdef, params, prompts, key, options, stop, max_new_tokens):
   model = nnx.merge(graphdef, params)
+  prompts_BP, lengths_B, source = prompts
   B, P = prompts_BP.shape
 
   def choose(logits_BV, positions_B):
-    return draw(filter_logits(logits_BV, temperature, top_k, top_p), positions_B, key)
+    return draw(filter_logits(logits_BV, *options), positions_B, key)
 
   # All prompts at once. What the padding leaves in the cache is overwritten before it is visible.
   state = model.start_decoding(B, P + max_new_tokens - 1, source)
@@ -183,14 +144,7 @@ def _check_prompts(model: Transformer, prompts_BP: np.ndarray, lengths_B: np.nda
 
 
 def check_length(stack: Stack | None, length: int, context: int, max_new_tokens: int = 0) -> None:
-  """Raises UsageError where a prompt, and what is added to it, is longer than the context.
-
-  Args:
-    stack: the encoder or decoder that reads it.
-    length: of the prompt [tokens].
-    context: T, the longest sequence that the model was made for [tokens].
-    max_new_tokens: tokens that are added to it.
-  """
+  """Raises UsageError where a prompt, and what is added to it, is longer than T, the context."""
   assert stack is not None
   if stack.positions is not None:
     context = min(context, stack.positions.table.shape[0])
@@ -235,15 +189,9 @@ def fill_mask(
   top: int = 5,
   segments_BT: np.ndarray | None = None,
 ) -> Blanks:
-  """Finds the most probable tokens of each mask, given all that is not masked.
+  """Finds the `top` most probable tokens of each mask, given all that is not masked.
 
-  Args:
-    model: an encoder, trained on masked tokens.
-    tokens_BT: token ids with masks.
-    mask_id: the id of a mask; never an answer itself.
-    context: T, the longest sequence that the model was made for [tokens].
-    top: K, candidates per mask.
-    segments_BT: as in `Transformer`; 0: padding.
+  The mask is never an answer itself; `context` is as in `generate`, segment 0 is padding.
 
   Raises:
     UsageError: there is no mask, or the text is longer than the model's context.

@@ -171,12 +171,9 @@ class Transformer(nnx.Module):
   def start_decoding(
     self, batch_size: int, length: int, source: Source | None = None
   ) -> DecoderState:
-    """Returns the state of a decoder that has read nothing but the source.
+    """Returns the state of a decoder that has read nothing but the source (padding: segment 0).
 
-    Args:
-      batch_size: B.
-      length: number of slots S: prompt and continuation [tokens].
-      source: what the encoder of an encoder-decoder reads; its segments are 1, padding is 0.
+    Its cache has `length` slots, for prompt and continuation.
     """
     assert self.decoder is not None
     attention = self.decoder.block.attention

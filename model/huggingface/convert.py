@@ -55,10 +55,7 @@ class Imported(NamedTuple):
 
 
 def import_folder(path: str | Path) -> Imported:
-  """Reads a model that `save_pretrained` of the transformers library wrote.
-
-  Args:
-    path: a folder with config.json and model.safetensors, or its shards and their index.
+  """Reads a folder that `save_pretrained` of the transformers library wrote.
 
   Raises:
     UserError: a file is missing or damaged, the config has a feature that our model lacks, a
@@ -97,17 +94,10 @@ def export_folder(
   tokenizer_json: str | None = None,
   token_ids: Mapping[str, int] | None = None,
 ) -> None:
-  """Writes a folder that `from_pretrained` of the transformers library loads.
+  """Writes a folder, new or empty, that `from_pretrained` of the transformers library loads.
 
-  Args:
-    path: a new folder, or an empty one.
-    model_config: `config.model`, resolved.
-    params: arrays by path.
-    vocab_size: V, special ids included.
-    seq_len: T, the longest sequence [tokens].
-    architecture: gpt2 | llama | bert | t5 | t5_v1_1.
-    tokenizer_json: the text of tokenizer.json.
-    token_ids: further fields of config.json, such as {"eos_token_id": 256}.
+  The model config is resolved, V has the special ids, and `token_ids` are further fields of
+  config.json, such as {"eos_token_id": 256}.
 
   Raises:
     UserError: the folder has something in it, the architecture lacks what the model has (the
@@ -133,11 +123,6 @@ def export_folder(
 
 
 def _find(config: Mapping) -> Architecture:
-  """Finds the architecture of a config.json.
-
-  Raises:
-    UserError: it is none of ours.
-  """
   for architecture in ARCHITECTURES.values():
     if architecture.model_type == config.get("model_type"):
       return architecture
@@ -148,12 +133,7 @@ def _find(config: Mapping) -> Architecture:
 def _read(
   architecture: Architecture, config: Mapping, names: Collection[str]
 ) -> tuple[ConfigDict, int, int]:
-  """Translates a config.json.
-
-  Args:
-    architecture: its architecture.
-    config: its content.
-    names: of the weights that come with it.
+  """Translates a config.json, which comes with the weights of those names.
 
   Returns:
     The resolved model config, V, and T (the longest sequence [tokens]).
@@ -271,11 +251,7 @@ def _named(architecture: Architecture, theirs: Arrays) -> Arrays:
 
 
 def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str]) -> Arrays:
-  """Returns the weights without those that only repeat another one.
-
-  Raises:
-    UserError: a repetition differs.
-  """
+  """Returns the weights without those that only repeat another one; DataError if one differs."""
   theirs = dict(theirs)
   for copy, name in architecture.copies.items():
     if copy in homes or copy not in theirs:
@@ -287,7 +263,6 @@ def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str])
 
 
 def _shapes(model_config: ConfigDict, vocab_size: int, seq_len: int) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every parameter that the config asks for, by path."""
   source_len = seq_len if model_config.family == "encoder_decoder" else 0
   return accounting.shapes(model_config, vocab_size, seq_len, source_len)
 

@@ -63,13 +63,8 @@ def cases(
 ) -> list[Case]:
   """Makes every combination of sizes, families and dtypes; each is the config's where it is "".
 
-  Args:
-    config: all that the combinations do not change.
-    sizes: width/layers or width/layers/heads, separated by commas; heads are 32 wide unless named.
-    families: decoder, encoder, encoder_decoder; one that is not the config's trains clm, mlm, span.
-    dtypes: float32, bfloat16: operands of products (`model.dtype`).
-    tokens: of text in a step, rounded down to whole sequences; 0: the config's batch.
-    vary: each FIELD=VALUE is measured beside every combination without it.
+  `vary` has changes, FIELD=VALUE, that are measured beside each. Heads are 32 wide unless named; a
+  family that is not the config's trains its first objective.
 
   Raises:
     UserError: a name is unknown, a case comes twice, or a model cannot be trained so.
@@ -106,16 +101,12 @@ def cases(
 
 def _split(flag: str, value: str, known: Iterable[str] = ()) -> list[str]:
   names = [name.strip() for name in value.split(",")] if value else []
-  for name in names:
-    if known and name not in known:
-      raise UsageError(f"{flag}={name!r}: unknown; choose from {', '.join(known)}")
-    if names.count(name) > 1:
-      raise UsageError(f"{flag}={value}: {name} comes twice; name it once")
+  if known and (unknown := {*names} - {*known}):
+    raise UsageError(f"{flag}={min(unknown)!r}: unknown; choose from {', '.join(known)}")
   return names
 
 
 def _shape(size: str) -> dict[str, int]:
-  """Returns the fields of a size; none of "", which is the config's own."""
   if not size:
     return {}
   if not (numbers := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)(?:/([1-9]\d*))?", size)):
@@ -141,11 +132,7 @@ def bench(
 ) -> dict[str, Any]:
   """Measures cases and the peak; returns the record, which is also `workdir/bench.json`.
 
-  Args:
-    cases: what to measure; all of them are on the device at once.
-    workdir: a folder, made if need be.
-    rounds: turns of each.
-    stream: receives the progress.
+  All cases are on the device at once.
 
   Raises:
     UserError: there is no round, or a case cannot be trained here.
@@ -198,10 +185,7 @@ def bench(
 def summary(facts: dict[str, Any], turns: list[Turn], peaks: list[float]) -> dict[str, Any]:
   """Adds to a case's facts what its turns amount to.
 
-  Args:
-    facts: as `training` returns them.
-    turns: at least one.
-    peaks: in each round, the best rate of a product with the case's operands [FLOP/s].
+  `peaks` has the best rate of a product with its operands, by round [FLOP/s].
   """
   step, dispatch, input_ = (median(values) for values in zip(*turns, strict=True))
   flops = facts["flops_per_step"]

@@ -39,14 +39,8 @@ def training(
 ) -> tuple[Callable[[], Turn], dict[str, Any]]:
   """Compiles a resolved config's step, in microbatches that fit the device.
 
-  Args:
-    config: the run's.
-    tokens: its text.
-    steps: in a turn; 0: as many as take `TURN_SECONDS`.
-
-  Returns:
-    take: takes a turn.
-    facts: the case's shape, size, FLOPs, compile time and memory.
+  Returns what takes a turn, of so many steps (0: as many as take `TURN_SECONDS`), and the case's
+  shape, size, FLOPs, compile time and memory.
 
   Raises:
     UserError: it does not fit, or there is not enough text for it.
@@ -107,15 +101,8 @@ def training(
 def product(side: int, dtype: str) -> Callable[[], float]:
   """Compiles a square product on each device, `ops.matmul`, with a float32 result.
 
-  A turn is about as long as one of training: a processor can be faster for milliseconds than in
-  any step.
-
-  Args:
-    side: rows and columns of both operands, on each device.
-    dtype: of the operands: float32 | bfloat16.
-
-  Returns:
-    what takes a turn and returns its rate, all devices together [FLOP/s].
+  Returns what takes a turn and returns its rate, all devices together [FLOP/s]. A turn is about as
+  long as one of training: a processor can be faster for milliseconds than in any step.
   """
   devices = len(jax.devices())
   mesh = jax.make_mesh((devices,), ("device",), axis_types=(AxisType.Auto,))

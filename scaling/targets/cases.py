@@ -37,12 +37,7 @@ def target_report(
 ) -> str:
   """Compiles a run's or a sweep's programs for a target and reports what each needs.
 
-  Args:
-    config: a run's, or a sweep's.
-    name: of the target (`scaling.targets.catalog`).
-    workdir: gets all figures in its plan.json; a folder, made if need be; the sweep's, if it has
-      begun.
-    stream: receives progress.
+  The workdir (the sweep's, if it has begun) gets all figures in its plan.json.
 
   Raises:
     UserError: there is no such target, its packages are missing, or the config cannot be trained

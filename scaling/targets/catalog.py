@@ -48,12 +48,8 @@ class Target(NamedTuple):
     """Computes the least time of a collective, as rings send it.
 
     A TPU's rings use the links that every chip of the slice has: 2 along an axis that closes to a
-    ring, else 1. GPUs send by NVLink within a host, and between hosts each by its own adapter.
-
-    Args:
-      kind: as in `executed.COLLECTIVES`.
-      payload: of the whole array: gathered, reduced or sent [bytes].
-      group: ids of the devices that exchange.
+    ring, else 1. GPUs send by NVLink within a host, and between hosts each by its own adapter. The
+    payload is that of the whole array: gathered, reduced or sent [bytes].
     """
 
     def sent(members: int) -> float:
@@ -139,11 +135,7 @@ TPU_ENVIRONMENT = {
 
 
 def parse(name: str) -> Target:
-  """Parses a target's name.
-
-  Raises:
-    UsageError: there is none.
-  """
+  """Parses a target's name; raises UsageError where there is none."""
   kind, _, size = name.partition(":")
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind.lower(), CHIPS, n=1, cutoff=0.4)

@@ -52,12 +52,9 @@ class Work(NamedTuple):
 
 
 def read(text: str, tpu: bool = False, causal: bool = False) -> tuple[Work, ...]:
-  """Reads off what a program executes, in order.
+  """Reads off what a program (`compiled.as_text()`) executes, in order.
 
-  Args:
-    text: `compiled.as_text()`.
-    tpu: it was compiled for one.
-    causal: a Triton attention kernel hides the future, which its call does not tell.
+  `causal`: a Triton attention kernel hides the future, which its call does not tell.
   """
   reader = _Reader(hlo.parse(text), tpu, causal)
   return reader.schedule(reader.module.entry)

@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
 
   @property
   def elements(self) -> int:
-    """How many numbers its first result has."""
+    """Numbers of its first result."""
     return self.shapes[0].elements if self.shapes else 0
 
   @property

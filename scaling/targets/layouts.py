@@ -49,11 +49,7 @@ class Choice(NamedTuple):
 
 
 def parse_bytes(size: str) -> int:
-  """Parses a number of bytes written as 80GiB, 80GB or 24e9; "" is 0, for a limit not known.
-
-  Raises:
-    UsageError: it is no such number, or not positive.
-  """
+  """Parses a number of bytes written as 80GiB, 80GB or 24e9; "" is 0, for a limit not known."""
   if not size:
     return 0
   match = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?i?B)?", size.strip())
@@ -88,20 +84,11 @@ def device_bytes(config: ConfigDict, devices: int) -> dict[str, int]:
 
 
 def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
-  """Reports what one run costs, what each device holds by strategy, and what fits.
-
-  Args:
-    config: the run's.
-    devices: how many there would be.
-    device_memory: of each, as in `parse_bytes`; "": nothing is said about what fits.
-
-  Raises:
-    UsageError: the config is not consistent, or its batch does not divide among the devices.
-  """
+  """Reports what one run costs, what each device holds by strategy, and what fits."""
   config, limit = resolve(config, devices), parse_bytes(device_memory)
   size = record.size_of(config, tokenizer.size(config.data.tokenizer))
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
-  layout = config.sharding
+  layout, m = config.sharding, config.model
   configured = (layout.strategy.replace("fsdp", "zero3"), layout.shard_factor)
   rows = []
   for strategy, factor in _strategies(config, devices):
@@ -117,8 +104,8 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     f"C = {size.flops:.3e} FLOPs = {accounting.petaflop_s_days(size.flops):,.4g} petaflop/s-days "
     f"(6ND: {6.0 * size.n_params * size.tokens:.3e})",
     "",
-    f"bytes per device (of {devices}), remat={config.model.remat}, dtype={config.model.dtype}, "
-    f"weights={config.model.weights} (*: as configured)",
+    f"bytes per device (of {devices}), remat={m.remat}, dtype={m.dtype}, weights={m.weights} "
+    "(*: as configured)",
     text_table(["strategy", "shards", "microbatches", *_columns(limit)], rows),
     LEGEND,
   ]
@@ -126,13 +113,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
 
 
 def sizes_report(configs: Mapping[int, ConfigDict], devices: int, device_memory: str) -> str:
-  """Reports what each device holds by size of a sweep, and what fits where a size does not.
-
-  Args:
-    configs: by size.
-    devices: as in `run_report`, whose errors it raises.
-    device_memory: likewise.
-  """
+  """Reports what each device holds by size of a sweep, and what fits where a size does not."""
   limit = parse_bytes(device_memory)
   rows, advice = list[list[str]](), list[str]()
   for size, config in configs.items():
@@ -182,7 +163,7 @@ def cheapest(config: ConfigDict, devices: int, limit: int) -> Choice | None:
 
 
 def least_devices(config: ConfigDict, devices: int, limit: int) -> tuple[int, Choice] | None:
-  """Finds the least number of devices above `devices` that fits, and how; None: none does."""
+  """Finds the least number of devices above `devices` that fits, and how."""
   for data in sharding.divisors(config.data.batch_size):
     more = data * config.sharding.tensor
     if more > devices and (choice := cheapest(config, more, limit)):

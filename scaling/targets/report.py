@@ -46,14 +46,7 @@ class Case(NamedTuple):
 def report(
   cases: Sequence[Case], target: Target, workdir: Path | None, stream: TextIO = sys.stderr
 ) -> str:
-  """Compiles the programs of all cases and returns the tables; writes figures to plan.json.
-
-  Args:
-    cases: of a run, one; of a sweep, one for each size.
-    target: what they are compiled for.
-    workdir: gets plan.json, made if need be; None: nothing is written.
-    stream: receives progress.
-  """
+  """Compiles the programs of all cases and returns the tables; a workdir gets plan.json."""
   if workdir:
     files.make_folder(workdir)
   groups = (("step",), ("evaluate", "init")) if len(cases) == 1 else (compiled.PROGRAMS,)

@@ -246,9 +246,9 @@ def sampler(config, vocab_size: int, devices):
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = array(*key.shape, dtype=key.dtype)
     real = array(dtype=np.float32)
-    options = real, array(), real, array()  # temperature, top_k, top_p, the stop token
-    prompts = array(B, P), array(B)
-    return sampling._generate.lower(graphdef, params, *prompts, source, key, *options, N)
+    options, stop = (real, array(), real), array()  # temperature, top_k, top_p
+    prompts = array(B, P), array(B), source
+    return sampling._generate.lower(graphdef, params, prompts, key, options, stop, N)
 
 
 def main():

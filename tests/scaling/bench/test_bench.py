@@ -167,7 +167,10 @@ def test_everyone_takes_a_turn_in_every_round(monkeypatch):
     ("--sizes=64x2", "sizes='64x2': write width/layers"),
     ("--sizes=64/0", "sizes='64/0': write width/layers"),
     ("--sizes=64/2/3", "model.heads=3: does not divide the width 64"),
-    ("--sizes=64/2,64/2", "sizes=64/2,64/2: 64/2 comes twice"),
+    (
+      "--sizes=64/2,64/2",
+      "sizes=64/2,64/2: 'decoder 64/2 float32' is 'decoder 64/2 float32' again",
+    ),
     ("--families=decoder,rnn", "families='rnn': unknown; choose from decoder, encoder"),
     ("--dtypes=float16", "dtypes='float16': unknown; choose from float32, bfloat16"),
     ("--tokens=31", "tokens=31: a clm sequence has 32"),
