@@ -93,20 +93,20 @@ def validation_batches(
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
   """Returns the tokens of text that are evaluated: `train.eval_tokens`, or all if there are fewer.
 
-  An objective that cuts its text across documents evaluates whole windows.
-
   Raises:
-    ConfigError: `train.eval_tokens` is not enough for a window.
+    ConfigError: the objective evaluates whole windows, and they are not enough for one.
   """
   count = min(config.train.eval_tokens, data.validation_token_count)
-  lengths = registry.lengths(config)
-  if lengths.source and count < lengths.text:
+  if not registry.OBJECTIVES[config.objective].whole_windows:
+    return count
+  text = registry.lengths(config).text
+  if count < text:
     raise ConfigError(
       f"train.eval_tokens={config.train.eval_tokens}: of {data.validation_token_count:,} there "
-      f"are, and objective={config.objective!r} evaluates whole sequences of {lengths.text:,}; "
+      f"are, and objective={config.objective!r} evaluates whole sequences of {text:,}; "
       "allow more, hold out more, or shorten data.seq_len"
     )
-  return count - count % lengths.text if lengths.source else count
+  return count - count % text
 
 
 def _rows(field: str, batch_size: int, process_index: int, process_count: int) -> slice:

@@ -57,16 +57,13 @@ class TokenData:
 
   @property
   def train_token_count(self) -> int:
-    """Tokens that can be predicted in the training stream (all but its first `eos`)."""
+    """Counts the tokens that can be predicted in the training stream: all but its first `eos`."""
     return len(self.train_tokens) - 1
 
   @property
   def validation_token_count(self) -> int:
-    """Tokens that can be predicted in the validation stream."""
+    """Counts the tokens that can be predicted in the validation stream."""
     return len(self.validation_tokens) - 1
-
-
-# --------------------------------------------------------------------------------- preparation
 
 
 def prepare(config: ConfigDict) -> TokenData:
@@ -78,7 +75,7 @@ def prepare(config: ConfigDict) -> TokenData:
     ConfigError: the source, the tokenizer or the cache cannot be used.
   """
   name = config.data.tokenizer
-  tokenizers.size(name)
+  tokenizers.size(name)  # refuses a wrong name before the source is read
   corpus = sources.open_source(config)
   check_tokenizer(name, corpus)
   options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
@@ -171,8 +168,8 @@ def complete(path: Path) -> Iterator[Path]:
   partial = path.with_name(path.name + ".partial")
   if path.exists():
     print(f"{path} does not verify: preparing it again", file=sys.stderr, flush=True)
-  for left in (partial, path):  # what a killed process left, and what did not verify
-    shutil.rmtree(left, ignore_errors=True)
+  for leftover in (partial, path):
+    shutil.rmtree(leftover, ignore_errors=True)
   partial.mkdir()
   yield partial
   files = [file for file in partial.rglob("*") if file.is_file()]

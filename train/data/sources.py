@@ -100,18 +100,8 @@ def _markov(_: str, config: ConfigDict) -> Corpus:
       f"use {2 * markov.DOCUMENT:,} or more"
     )
   fingerprint = _fingerprint("markov", 2, markov.EXPONENT, markov.DOCUMENT, symbols, count)
-  return Corpus("markov", fingerprint, lambda: markov.documents(count, symbols), _floor(config))
-
-
-def _floor(config: ConfigDict) -> float | None:
-  """Computes the floor of the objective on the chain, where it has a closed form."""
-  symbols, c = config.data.markov_symbols, config.corruption
-  match config.objective:
-    case "clm" | "prefix":
-      return markov.causal_floor(symbols)
-    case "mlm" if c.mlm_mask == 1:
-      return markov.masked_floor(c.mlm_rate, config.data.seq_len, symbols)
-  return None
+  floor = markov.causal_floor(symbols) if config.objective in ("clm", "prefix") else None
+  return Corpus("markov", fingerprint, lambda: markov.documents(count, symbols), floor)
 
 
 def _python_stdlib(*_: Any) -> Corpus:

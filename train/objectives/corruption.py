@@ -13,14 +13,8 @@ def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndar
   """Draws numbers in [0, 1) for the sequences `first` to `first + rows - 1` [rows, count].
 
   Those of a sequence depend on (seed, split, its number) only. Philox is a function of a counter
-  (Salmon et al. 2011), so that any host can start at its own rows.
-
-  Args:
-    seed: the run's; any integer of 64 bits.
-    split: number of a stream of the same seed: see `train.data.batches`.
-    first: number of the first sequence.
-    rows: sequences.
-    count: numbers for each.
+  (Salmon et al. 2011), so that any host can start at its own rows. `split` numbers the streams of a
+  seed (`train.data.batches`).
   """
   if not count:  # causal models draw none, and a generator takes a tenth of their batch's time
     return np.empty((rows, 0))
@@ -52,11 +46,11 @@ def mask_tokens(
   Args:
     tokens_BT: the text.
     real_BT: True where a token may be chosen.
-    uniform_BU: U = 2 T + 1 numbers a sequence.
+    uniform_BU: U = 2 T + 1.
     rate: share of the real tokens that is predicted.
     mask_share: of those, the share that becomes [MASK].
     random_share: the share that becomes one of 0 to V - 2, so never a special token.
-    vocab_size: V of the tokenizer; V - 1 is eos.
+    vocab_size: V of the tokenizer.
 
   Returns:
     inputs_BT, and chosen_BT: True where a token is predicted.
@@ -122,15 +116,7 @@ def corrupt_spans(
   """Cuts spans out of a text: kept k0 s0 k1 s1 ... eos, hidden s0 h0 s1 h1 ... eos.
 
   The text is cut into as many kept as hidden pieces, in turn and starting with a kept one, their
-  lengths drawn by `composition`. The sentinel of span i is `sentinel - i`.
-
-  Args:
-    text_BN: the text.
-    uniform_BU: U >= N - 2 numbers a sequence.
-    density: share of the text that is hidden.
-    span_length: mean length of a hidden span [tokens].
-    sentinel: the first sentinel.
-    eos: what ends both.
+  lengths drawn by `composition`. The sentinel of span i is `sentinel - i`. U >= N - 2.
 
   Returns:
     inputs_BS and targets_BT, of the lengths of `span_lengths`.
@@ -164,13 +150,7 @@ def cut_suffix(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Cuts off the end of a text: kept s0 eos, suffix: s0 suffix eos; eos fills both up.
 
-  Args:
-    text_BN: the text.
-    uniform_B: a number a sequence.
-    shortest: least length of a suffix [tokens]; every one up to `longest` is equally likely.
-    longest: at most N.
-    sentinel: stands for the suffix.
-    eos: what ends both.
+  Every length of a suffix from `shortest` to `longest` [tokens] is equally likely.
 
   Returns:
     inputs and targets, each (B, N + 2), and the length of each suffix [B].
@@ -185,10 +165,3 @@ def cut_suffix(
   targets_BM = np.take_along_axis(padded_BM, np.minimum(start_B1 + index_1M - 1, N), axis=1)
   targets_BM[:, 0] = sentinel
   return inputs_BM, targets_BM, suffix_B
-
-
-def shift_right(targets_BT: np.ndarray, start: int) -> np.ndarray:
-  """Makes the inputs that go with these targets: `start`, and all but the last."""
-  inputs_BT = np.roll(targets_BT, 1, axis=1)
-  inputs_BT[:, 0] = start
-  return inputs_BT

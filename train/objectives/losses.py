@@ -3,9 +3,6 @@
 An objective's loss is a dict of entries, each a value and a weight for every position (or every
 sequence). Their (sum, weight) pairs are divided once, after every sum over microbatches and
 devices.
-
-`cross_entropy` is the plain version. `cross_entropy_in_one_pass` reads the logits once, and
-`chunked_cross_entropy` never holds all of them; tests compare both with the plain one.
 """
 
 import functools
@@ -78,13 +75,7 @@ def chunked_cross_entropy(
   gradients of W and b over chunks in float32: a third more products of the head, for 1/num_chunks
   of the memory of its logits.
 
-  Args:
-    x_ND: inputs of the head; with W and b what `transformer.Head.operands` returns.
-    kernel_DV: W.
-    bias_V: b, or None.
-    targets_N: ids.
-    dtype: of the products' operands.
-    num_chunks: number of chunks; it need not divide N.
+  x, W and b are what `transformer.Head.operands` returns; `num_chunks` need not divide N.
   """
   N, D = x_ND.shape
   x_ND = x_ND.astype(jnp.float32)  # and so its gradient
@@ -156,17 +147,14 @@ def language_model_loss(
 def token_losses(
   model: Transformer, batch: Batch, segments: str, keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes the loss of every position; those with `weights_BT` 0 are to be ignored.
+  """Computes nll_BT [nats], and log_z_BT, the log of the softmax's denominator.
 
   Args:
     model: its `logits_at_once` decides whether the cross-entropy is chunked.
-    batch: see `train.objectives.registry`.
+    batch: see `train.objectives.registry`; positions with `weights_BT` 0 are to be ignored.
     segments: what attention stays inside of: "documents", "text" (only padding is hidden, which
       ends a row), or "" (everything is one segment).
     keys_B: of the dropout; None: there is none.
-
-  Returns:
-    nll_BT [nats], and log_z_BT, the log of the softmax's denominator.
   """
   read = {name: x for name, x in batch.items() if segments or "segments" not in name}
   source = None
@@ -194,9 +182,8 @@ def head_losses(
   if num_chunks == 1:
     return cross_entropy(head(x_BTD, table_VD), targets_BT)
   operands = head.operands(x_BTD, table_VD)
-  losses = chunked_cross_entropy(*operands, targets_BT.reshape(-1), head.dtype, num_chunks)
-  nll_BT, log_z_BT = (x_N.reshape(targets_BT.shape) for x_N in losses)
-  return nll_BT, log_z_BT
+  nll_N, log_z_N = chunked_cross_entropy(*operands, targets_BT.reshape(-1), head.dtype, num_chunks)
+  return nll_N.reshape(targets_BT.shape), log_z_N.reshape(targets_BT.shape)
 
 
 def sums(entries: Entries) -> Sums:

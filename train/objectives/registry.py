@@ -60,6 +60,7 @@ class Objective(NamedTuple):
     draws: text tokens N -> random numbers for a sequence, U.
     specials: config -> names of the ids beyond the tokenizer's, in their order.
     pads: some of what attention could see is padding.
+    whole_windows: a window that validation text does not fill is left out.
     loss: (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
       `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
     coefficients: config -> those of the auxiliary entries that are minimised, too: of their sums
@@ -71,6 +72,7 @@ class Objective(NamedTuple):
   draws: Callable[[int], int] = lambda text: 0
   specials: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   pads: bool = False
+  whole_windows: bool = False
   loss: Callable[..., losses.Entries] = losses.language_model_loss
   coefficients: Callable[[ConfigDict], dict[str, float]] = lambda config: {
     "z_loss": config.optim.z_loss
@@ -96,10 +98,7 @@ def _sentinels(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
-  """Segments number the documents in a window from 1; positions count from 0 in each.
-
-  Without `data.isolate_documents` a window is one segment.
-  """
+  """Segments number the documents in a window from 1; positions count from 0 in each."""
   eos = vocab_size - 1
   inputs_BT = np.where(valid_BT, text_BN1[:, :-1], eos)
   positions_BT = _positions(inputs_BT)
@@ -156,7 +155,7 @@ def _pair(source_BS, source_seen_BS, targets_BT, target_seen_BT, valid_BN, eos: 
     "source_BS": source_BS,
     "source_segments_BS": source_seen_BS.astype(np.int32),
     "source_positions_BS": _positions(source_BS),
-    "inputs_BT": corruption.shift_right(targets_BT, eos),
+    "inputs_BT": np.pad(targets_BT[:, :-1], ((0, 0), (1, 0)), constant_values=eos),
     "segments_BT": target_seen_BT.astype(np.int32),
     "positions_BT": _positions(targets_BT),
     "targets_BT": targets_BT,
@@ -269,6 +268,7 @@ OBJECTIVES: dict[str, Objective] = {
     lengths=_span_lengths,
     draws=lambda text: text - 2,
     specials=_sentinels,
+    whole_windows=True,
   ),
   "ul2": Objective(
     batch=_ul2,
@@ -276,12 +276,13 @@ OBJECTIVES: dict[str, Objective] = {
     draws=lambda text: text - 1,
     specials=lambda config: (*map(mode, DENOISERS), *_sentinels(config)),
     pads=True,
+    whole_windows=True,
   ),
 }
 
 
 def lengths(config: ConfigDict) -> Lengths:
-  """Returns the tokens of one sequence: of text, of source and target, and predicted."""
+  """Returns the tokens of one sequence."""
   return OBJECTIVES[config.objective].lengths(config)
 
 
