@@ -198,16 +198,6 @@ def judge(config):
 # ----------------------------------------------------------------------------- floors and posterior
 
 
-def test_floors_of_256_symbols():
-  """Against figures computed once by another program, in nats."""
-  assert markov.entropy() == pytest.approx(3.66659, abs=1e-5)
-  for rate, floor in ((0.15, 2.56344), (0.30, 2.96877), (0.40, 3.26267)):
-    assert markov.masked_floor(rate) == pytest.approx(floor, abs=1.5e-5)
-  h = {k: markov.entropy(k) for k in (1, 2, 3, 4)}
-  spans = [h[left] + h[right] - h[left + right] for left, right in ((1, 3), (1, 2), (1, 1))]
-  assert np.mean(spans) == pytest.approx(3.05851, abs=1e-5)
-
-
 def test_posterior_of_a_mask_is_bayes_rule():
   """Against the joint law of the whole window, summed over everything else that is hidden."""
   V, T = 4, 6
