@@ -273,7 +273,7 @@ def program(
     Setup(
       FrozenConfigDict(config.model),
       FrozenConfigDict({name: config.optim[name] for name in STATIC_OPTIM}),
-      config.train.trainable,
+      tuple(config.train.trainable),  # a list, where the config comes from JSON
       FrozenConfigDict(config.sharding),
       registry.vocab_size(config, vocab_size),
       registry.OBJECTIVES[config.objective],
