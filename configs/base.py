@@ -190,7 +190,10 @@ SWEEP: dict[str, Any] = {
 FIT: dict[str, Any] = {
   "params": one_of("body_head", "body", "total"),  # what N counts
   "flops": one_of("exact", "6nd"),  # what C counts
-  "delta": 1e-3,  # Huber threshold on log loss (Hoffmann et al. 2022)
+  "form": "chinchilla",  # of the law: one of scaling/laws/forms.py that is of N and D
+  "response": one_of("log", "raw"),  # residuals are of log loss, or of the loss
+  "fixed_E": at_least_0(0.0),  # the floor, where it is known [nats per token]; 0: fitted
+  "delta": 1e-3,  # Huber threshold on the residuals (Hoffmann et al. 2022: of log loss)
   "bootstraps": 1000,  # resamples of the runs
   "level": 0.9,  # probability content of every interval
   "resampling": one_of("pairs", "stratified"),  # of all runs; as many of each budget as it has

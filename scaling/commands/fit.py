@@ -27,7 +27,7 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.laws import other_forms, questions
+  from scaling.laws import compare, questions
   from scaling.laws.tables.runs import UnidentifiableError
   from scaling.report import report
   from scaling.sweep import fit_files
@@ -42,6 +42,6 @@ def run(args: flags.FlagValues) -> None:
     fit_files.write_fit(workdir, args.config.fit, *reading, targets, args.compare_forms)
   except UnidentifiableError:
     if line := files.read_json(workdir / "line.json"):
-      print(other_forms.line_text(line) + "\n", flush=True)
+      print(compare.line_text(line) + "\n", flush=True)
     raise
   print(report.terminal(workdir))

@@ -15,8 +15,8 @@ What else there is, by question:
 - Which estimator? `side_by_side(law)` runs the three approaches of Hoffmann et al. 2022.
 - Which runs matter? `jackknife(law)`. Which exponents are bounded? `profile_intervals(law)`.
 - What can this design tell at all? `identifiability(runs)`.
-- Another form? `fit_form(FORMS["kaplan_nd"], {"N": N, "D": D}, loss)`; `compare_forms(runs)` says
-  which one forecasts the larger budgets from the smaller ones.
+- Another form? `options.form`, or `fit_runs(runs, options, FORMS["kaplan_nd"])`;
+  `compare_forms(runs)` says which one forecasts the larger budgets from the smaller ones.
 - A record? `to_json(law)` is the content of fit.json.
 
 N counts parameters, D tokens, C FLOPs; losses are in nats per token. Needs numpy; and jax, where
@@ -28,15 +28,15 @@ from typing import Any
 
 MODULES = {
   "bootstrap": ("interval", "seed_noise"),
-  "fitted": ("Fit", "Options"),
+  "compare": ("compare_forms",),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
-    "check_sealable", "fit_runs", "new_run_noise",
+    "Fit", "Options", "check_sealable", "fit_runs", "new_run_noise",
     "optimum", "predict_loss", "ratio_cost",
   ),
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),
-  "other_forms": ("FormFit", "compare_forms", "fit_form"),
+  "law": ("Law",),
   "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
   "sensitivity": ("jackknife", "profile_intervals"),
 }  # fmt: skip

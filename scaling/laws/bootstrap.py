@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import ConfigError
 from scaling.laws import solve
-from scaling.laws.forms import chinchilla_gradient
+from scaling.laws.forms import FLAGS, SCALE
 from scaling.laws.tables.runs import Runs
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
@@ -21,7 +21,8 @@ SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
 FEWEST = 9  # distinct (N, D): resamples of fewer hold too few to scatter as the estimate does
 FEWEST_DRAWS = 20  # resamples with an answer, for an interval
-MOST_SHARE = 20.0  # log A' and log B' of a draw, in units of the loss
+MOST_SHARE = 20.0  # the log of a scale, in a draw, in units of the loss
+MANY_BY_JAX = 2000  # runs of a form without derivatives of its own: of more, none are resampled
 
 
 def budgets(C: np.ndarray) -> list[np.ndarray]:
@@ -92,20 +93,20 @@ def resample(
   seed: int,
   resampling: str = "pairs",
 ) -> solve.Solution:
-  """Fits the law to resamples of the runs, drawn with replacement.
+  """Fits a form to resamples of the runs, drawn with replacement.
 
   Args:
-    problem: Chinchilla's form and the n runs.
+    problem: the form and the n runs.
     runs: the runs.
-    theta: the fit to all of them [5].
-    delta: Huber's threshold on log loss.
+    theta: the fit to all of them [p].
+    delta: Huber's threshold, in the residuals' unit.
     size: number of resamples R.
     seed: of the resampling.
     resampling: pairs (n of all runs), or stratified (as many of each budget as it has).
 
   Returns:
-    R fits. Resamples with fewer than 3 sizes or token counts are redrawn. For more than
-    `solve.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
+    R fits. Resamples with fewer than 3 values of a variable that has more are redrawn. For more
+    than `solve.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
     covariance (Huber 1967): resampling estimates the same, and costs R times as much. Of `few` runs
     they are drawn from Student's law about theta: at nominal 90 % sweeps of 6 to 8 runs cover
     in 78 to 93 of 100, where resamples cover in 23 to 82.
@@ -122,15 +123,16 @@ def resample(
   rng = np.random.default_rng(seed)
   if few(runs):
     return _student(problem, theta, size, rng)
-  if len(runs) > solve.MANY:
+  if len(runs) > (solve.MANY if problem.form.closed else MANY_BY_JAX):
     return _sandwich(problem, theta, delta, size, rng)
+  measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
   weights = np.zeros((size, len(runs)))
   poor = np.ones(size, bool)
   while poor.any():
     for stratum in strata:
       share = np.full(len(stratum), 1 / len(stratum))
       weights[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
-    poor = ~(three_levels(weights, runs.N) & three_levels(weights, runs.D))
+    poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
   return fit_weighted(problem, weights, theta, delta)
 
 
@@ -161,43 +163,37 @@ def fit_weighted(
   )
 
 
-def _slopes(problem, theta):
-  """Computes the gradient of log loss by theta [5, n], and its residual [n]."""
-  terms = problem.derivatives.terms(problem.logs, theta[None])
-  gradient = chinchilla_gradient(problem.logs, terms)[0]
-  return gradient / terms[-1], solve.residuals(problem, theta[None])[0]
-
-
 def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:
-  slopes, r = _slopes(problem, theta)
+  slopes, r = solve.slopes(problem, theta)
   scores = np.clip(r, -delta, delta) * slopes
-  bread = np.linalg.pinv(solve.curvature(problem, theta, delta))
-  normal = _normal(problem, bread @ (scores @ scores.T) @ bread, size, rng)
-  return _drawn(theta + normal, *problem.box)
+  fitted = np.outer(problem.free, problem.free)
+  bread = np.linalg.pinv(solve.curvature(problem, theta, delta) * fitted)
+  normal = _normal(bread @ (scores @ scores.T) @ bread, size, rng)
+  return _drawn(problem, theta + normal, *problem.box)
 
 
 def _student(problem, theta, size, rng) -> solve.Solution:
-  """Draws from the multivariate t of least squares: s^2 (J'J)^-1, with n - 5 degrees of freedom."""
-  slopes, r = _slopes(problem, theta)
-  freedom = len(r) - len(theta)
+  """Draws from the multivariate t of least squares: s^2 (J'J)^-1, with n - p degrees of freedom."""
+  slopes, r = solve.slopes(problem, theta)
+  freedom = len(r) - problem.free.sum()
   covariance = np.linalg.pinv(slopes @ slopes.T) * (r @ r) / freedom
-  normal = _normal(problem, covariance, size, rng)
+  normal = _normal(covariance, size, rng)
   low, high = problem.box
-  most = np.array([np.inf, MOST_SHARE, MOST_SHARE, np.inf, np.inf])
+  most = [MOST_SHARE if kind is SCALE else np.inf for kind in problem.form.kinds.values()]
   scale = np.sqrt(rng.chisquare(freedom, (size, 1)) / freedom)
-  return _drawn(theta + normal / scale, low, np.minimum(high, most))
+  return _drawn(problem, theta + normal / scale, low, np.minimum(high, most))
 
 
-def _normal(problem, covariance, size, rng):
-  """Draws from a normal law [size, 5], in units in which exponents and shares are alike."""
-  unit = 1 / np.array([1, 1, 1, problem.logs["N"].std(), problem.logs["D"].std()])
-  scaled = covariance / np.outer(unit, unit)
-  return unit * rng.multivariate_normal(np.zeros(len(unit)), scaled, size=size)
+def _normal(covariance, size, rng):
+  """Draws from a normal law [size, p], in units of its standard deviations."""
+  unit = np.sqrt(np.diag(covariance))
+  correlation = covariance / np.maximum(np.outer(unit, unit), 1e-300)
+  return unit * rng.multivariate_normal(np.zeros(len(unit)), correlation, size=size)
 
 
-def _drawn(draws, low, high) -> solve.Solution:
-  """Takes draws [R, 5] for fits, brought into the box."""
-  at_bound = (draws < low) | (draws > high)
+def _drawn(problem, draws, low, high) -> solve.Solution:
+  """Takes draws [R, p] for fits, brought into the box."""
+  at_bound = ((draws < low) | (draws > high)) & problem.free
   cost = np.full(len(draws), np.nan)
   return solve.Solution(np.clip(draws, low, high), cost, np.ones(len(draws), bool), at_bound)
 

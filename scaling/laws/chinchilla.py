@@ -1,52 +1,18 @@
-"""Chinchilla's law: L(N, D) as data and functions, and its optimum along a compute budget.
+"""Chinchilla's law in closed form: its loss, optima and derivatives; and what a token costs.
 
 A law is a tuple of parameters, each one number or an array of draws [R]; every function here
-broadcasts, so one call answers for a whole bootstrap. N counts parameters, D tokens, C FLOPs, L is
-in nats per token.
+broadcasts. N counts parameters, D tokens, C FLOPs, L is in nats per token.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-class Chinchilla(NamedTuple):
-  """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
-
-  E: np.ndarray  # each a number or [R]; the floor: the entropy of the text [nats per token]
-  A: np.ndarray  # [nats per token x parameters^alpha]
-  B: np.ndarray  # [nats per token x tokens^beta]
-  alpha: np.ndarray
-  beta: np.ndarray
-
-
-def loss(law: Chinchilla, N: ArrayLike, D: ArrayLike) -> np.ndarray:
-  """Evaluates L(N, D) [nats per token]."""
-  return law.E + law.A * np.power(N, -law.alpha) + law.B * np.power(D, -law.beta)
-
-
-def exponents(law: Chinchilla) -> tuple[np.ndarray, np.ndarray]:
-  """Computes (a, b): N_opt grows as C^a, D_opt as C^b (Hoffmann et al. 2022, eq. 4)."""
-  total = law.alpha + law.beta
-  return law.beta / total, law.alpha / total
-
-
-def bound_names(mask: np.ndarray) -> list[str]:
-  """Names the parameters at the edge of their range, from a mask [5]."""
-  return [name for name, at in zip(Chinchilla._fields, mask, strict=True) if at]
-
-
-def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:
-  """Selects, of the parameters at the edge of their range, those that set the optimum: not E."""
-  return tuple(name for name in at_bound if name != "E")
-
-
-def at_edge(names: Sequence[str]) -> str:
-  """Says of parameters that ended at the edge of their range that the runs do not determine it."""
-  return f"{', '.join(names)} ended at the edge of what is allowed: the runs do not determine it"
+START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of the grid of starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +33,11 @@ class Compute:
   k: float = 6.0
   q: float = 0.0
   error: float = 0.0
+
+  @property
+  def log_least(self) -> float:
+    """The log N below which a token would cost next to nothing: no model is that small."""
+    return 2 * np.log(-2 * self.q / self.k) if self.q < 0 else 0.0
 
   def flops_per_token(self, N: ArrayLike) -> np.ndarray:
     """Computes the FLOPs per training token of a model of N parameters."""
@@ -90,6 +61,11 @@ class Compute:
       log_n = log_n - excess / (1 + self.elasticity(n))
     return np.exp(log_n)
 
+  def params_on_tokens(self, C: float, D: float) -> np.ndarray:
+    """Computes the N that trains for C FLOPs on D tokens: k N + q sqrt(N) = C / D."""
+    root = np.sqrt(self.q**2 + 4 * self.k * C / D)
+    return ((root - self.q) / (2 * self.k)) ** 2
+
 
 def estimate_compute(N: np.ndarray, D: np.ndarray, C: np.ndarray) -> Compute:
   """Estimates FLOPs per token from the FLOPs of some runs, by least relative squares."""
@@ -106,11 +82,32 @@ def estimate_compute(N: np.ndarray, D: np.ndarray, C: np.ndarray) -> Compute:
 
 
 class Optimum(NamedTuple):
-  """The best use of a budget: N_opt [parameters], D_opt [tokens], loss_opt [nats per token]."""
+  """The best use of a budget: N [parameters], D [tokens], loss [nats per token]."""
 
   N: np.ndarray
   D: np.ndarray
   loss: np.ndarray
+
+
+class Chinchilla(NamedTuple):
+  """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
+
+  E: np.ndarray  # each a number or [R]; the floor: the entropy of the text [nats per token]
+  A: np.ndarray  # [nats per token x parameters^alpha]
+  B: np.ndarray  # [nats per token x tokens^beta]
+  alpha: np.ndarray
+  beta: np.ndarray
+
+
+def loss(law: Chinchilla, N: ArrayLike, D: ArrayLike) -> np.ndarray:
+  """Evaluates L(N, D) [nats per token]."""
+  return law.E + law.A * np.power(N, -law.alpha) + law.B * np.power(D, -law.beta)
+
+
+def exponents(law: Chinchilla) -> tuple[np.ndarray, np.ndarray]:
+  """Computes (a, b): N_opt grows as C^a, D_opt as C^b (Hoffmann et al. 2022, eq. 4)."""
+  total = law.alpha + law.beta
+  return law.beta / total, law.alpha / total
 
 
 def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Optimum:
@@ -122,14 +119,91 @@ def optimum(law: Chinchilla, C: ArrayLike, compute: Compute = Compute()) -> Opti
   between one parameter and one token.
   """
   log_c = np.log(np.asarray(C, float) / compute.k)
-  least = 2 * np.log(-2 * compute.q / compute.k) if compute.q < 0 else 0.0  # a token has a cost
   balance = np.log(law.alpha * law.A) - np.log(law.beta * law.B)
-  log_n = np.clip((balance + law.beta * log_c) / (law.alpha + law.beta), least, log_c)
+  log_n = np.clip((balance + law.beta * log_c) / (law.alpha + law.beta), compute.log_least, log_c)
   for _ in range(50 if compute.q else 0):
     n = np.exp(log_n)
     slope = compute.elasticity(n)
     gap = balance - law.alpha * log_n + law.beta * np.log(compute.tokens(n, C)) - np.log(slope)
-    log_n = np.clip(log_n + gap / (law.alpha + law.beta * slope), least, log_c)
+    log_n = np.clip(log_n + gap / (law.alpha + law.beta * slope), compute.log_least, log_c)
   n = np.exp(log_n)
   d = compute.tokens(n, C)
   return Optimum(N=n, D=d, loss=loss(law, n, d))
+
+
+def cheapest(
+  law: Chinchilla, loss: ArrayLike, compute: Compute = Compute(), inference_tokens: float = 0.0
+) -> Optimum:
+  """Finds the N and D that reach a loss at the least compute, of training and of inference.
+
+  With f(N) the training FLOPs per token and a third of it (a forward pass) for a token served, it
+  minimises f(N) (D + inference_tokens / 3) subject to L(N, D) = loss: for f = 6 N, Sardana et al.
+  2024 (arXiv:2401.00448), eq. 3. Without inference, it is `optimum`, inverted. N and D are inf
+  where no compute reaches the loss.
+
+  With t = log(N / N_min), where N_min would need infinite data, the sum is convex in t; its slope,
+  elasticity(N) + dlog(D)/dt D / (D + inference_tokens / 3), is brought to 0 by bisection.
+  """
+  room = np.asarray(loss - law.E, float)
+  room = np.where(room > 0, room, np.nan)
+  floor = (np.log(law.A) - np.log(room)) / law.alpha
+  low, high = np.zeros_like(floor), np.log1p(2 * law.alpha / law.beta) / law.alpha + 0 * floor
+
+  def at(t):
+    gap = -np.expm1(-law.alpha * t)  # share of the room that is left to the term in D
+    return np.exp(floor + t), np.exp((np.log(law.B) - np.log(room * gap)) / law.beta), gap
+
+  for _ in range(100):
+    middle = (low + high) / 2
+    n, d, gap = at(middle)
+    fall = law.alpha * (1 - gap) / (law.beta * gap) * d / (d + inference_tokens / 3)
+    rising = compute.elasticity(n) > fall
+    low, high = np.where(rising, low, middle), np.where(rising, middle, high)
+  n, d, _ = at((low + high) / 2)
+  reached = np.isfinite(room)
+  return Optimum(
+    N=np.where(reached, n, np.inf),
+    D=np.where(reached, d, np.inf),
+    loss=np.where(reached, loss, np.nan),
+  )
+
+
+# For the solver: theta = (E, log A, log B, alpha, beta), with E, A and B the three shares of the
+# loss at the centre of the runs. See `forms.Derivatives`.
+
+
+def starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
+  """Makes a grid of starts [49, 5]: given the exponents, E, A and B by linear least squares."""
+  grid = []
+  for alpha, beta in itertools.product(START_EXPONENTS, repeat=2):
+    shapes = np.stack([np.ones_like(y), np.exp(-alpha * logs["N"]), np.exp(-beta * logs["D"])])
+    shares = np.linalg.lstsq((shapes / np.exp(y)).T, np.ones_like(y), rcond=None)[0]
+    e, a, b = np.maximum(shares, 0.02)
+    grid.append([e, np.log(a), np.log(b), alpha, beta])
+  return np.array(grid)
+
+
+def terms(logs: Mapping[str, np.ndarray], theta_S5: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Computes the terms in N and in D, and the loss, each [S, n]."""
+  e, a, b, alpha, beta = theta_S5.T[:, :, None]
+  in_n = np.exp(a - alpha * logs["N"])
+  in_d = np.exp(b - beta * logs["D"])
+  return in_n, in_d, e + in_n + in_d
+
+
+def gradient(logs: Mapping[str, np.ndarray], terms: tuple[np.ndarray, ...]) -> np.ndarray:
+  """Computes the loss's gradient by theta [S, 5, n], from its terms."""
+  in_n, in_d, f = terms
+  return np.stack([np.ones_like(f), in_n, in_d, -in_n * logs["N"], -in_d * logs["D"]], axis=1)
+
+
+def contract(logs, terms, phi, omega, major):
+  """Sums the derivatives over the runs; of f, the second ones are of one term each."""
+  slopes = gradient(logs, terms)
+  hessian = (slopes * omega[:, None]) @ slopes.swapaxes(1, 2)
+  for term, x, factor, power in ((terms[0], logs["N"], 1, 3), (terms[1], logs["D"], 2, 4)):
+    weighted = phi * term
+    hessian[:, factor, factor] += weighted.sum(1)
+    hessian[:, [factor, power], [power, factor]] -= (weighted @ x)[:, None]
+    hessian[:, power, power] += weighted @ x**2
+  return np.einsum("spn,sn->sp", slopes, phi), hessian, np.einsum("spn,sn->sp", slopes**2, major)

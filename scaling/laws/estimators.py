@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, chinchilla, solve
+from scaling.laws import bootstrap, solve
 from scaling.laws.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
-from scaling.laws.chinchilla import at_edge, bound_names, unbounded
-from scaling.laws.fitted import Fit, chinchilla_problem, to_law
+from scaling.laws.chinchilla import Compute
+from scaling.laws.fit import Fit
+from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.tables.runs import Runs
 
@@ -127,7 +128,7 @@ def _unknown(name: str, reason: str) -> dict[str, Any]:
   return {"estimator": name, "reason": reason} | dict.fromkeys(keys)
 
 
-def isoflop_profiles(runs: Runs, compute: chinchilla.Compute) -> dict[str, Any]:
+def isoflop_profiles(runs: Runs, compute: Compute) -> dict[str, Any]:
   """Approach 2 of Hoffmann et al. 2022: per budget a parabola in log N, and its minimum.
 
   The parabola is biased where alpha and beta differ, or the sizes lie off-centre or far apart: it
@@ -188,18 +189,18 @@ def approach2(fit: Fit, C: float) -> dict[str, Any]:
   values = _through_minima(isoflop_profiles(runs, compute), C)
   if values is None:
     return _unknown("approach2", "fewer than two budgets have a minimum inside")
-  row = _row("approach2", values, _parabola_draws(fit, C), fit.level)
+  row = _row("approach2", values, _parabola_draws(fit, C), fit.options.level)
   if fit.unbounded:  # the surface is none to measure a bias on
     return row
-  clean = dataclasses.replace(runs, loss=chinchilla.loss(fit.law, runs.N, runs.D))
+  clean = dataclasses.replace(runs, loss=fit.law.loss(runs.N, runs.D))
   seen = _through_minima(isoflop_profiles(clean, compute), C)
   if seen is not None:
-    a, b = _local_exponents(fit, C)
-    true = chinchilla.optimum(fit.law, C, compute)
+    c = np.geomspace(runs.C.min(), runs.C.max(), 9)
+    a, b = (np.polyfit(np.log(c), np.log(best), 1)[0] for best in fit.law.optimum(c)[:2])
     row["bias"] = {
       "a": float(seen[0] - a),
       "b": float(seen[1] - b),
-      "N_opt": float(seen[2] / true.N - 1),
+      "N_opt": float(seen[2] / fit.law.optimum(C).N - 1),
     }
   return row
 
@@ -211,17 +212,9 @@ def _through_minima(fits, C):
   return np.array([fits["a"], fits["b"], n, d])
 
 
-def _local_exponents(fit: Fit, C: float) -> tuple[float, float]:
-  """Fits the slopes of log N_opt and log D_opt over the budgets: a and b, if C = k N D."""
-  c = np.geomspace(fit.runs.C.min(), fit.runs.C.max(), 9)
-  best = chinchilla.optimum(fit.law, c, fit.compute)
-  a, b = (float(np.polyfit(np.log(c), np.log(v), 1)[0]) for v in (best.N, best.D))
-  return a, b
-
-
 def _parabola_draws(fit: Fit, C: float) -> np.ndarray:
   """Draws a, b, N_opt, D_opt [4, R] by resampling within each budget; nan where there is none."""
-  rng = np.random.default_rng((fit.seed, 3))
+  rng = np.random.default_rng((fit.options.seed, 3))
   runs, size = fit.runs, OTHER_RESAMPLES
   log_c, log_n = [], []
   for group in _groups(runs):
@@ -274,38 +267,39 @@ def side_by_side(
   if curves is None:
     rows = [_unknown("approach1", "no training curves were given")]
   else:
-    rows = [approach1(curves, C, fit.level, fit.seed)]
+    rows = [approach1(curves, C, fit.options.level, fit.options.seed)]
   rows.append(approach2(fit, C))
   for name, delta in (("huber", 1e-3), ("mse", LEAST_SQUARES), ("lad", LEAST_ABSOLUTE)):
-    if name == "huber" and LEAST_ABSOLUTE < fit.delta < LEAST_SQUARES:
+    if name == "huber" and LEAST_ABSOLUTE < fit.options.delta < LEAST_SQUARES:
       rows.append(_parametric(name, fit, fit.law, fit.draws, C, fit.unbounded))
     else:
-      rows.append(_other(name, fit, delta, C))
+      rows.append(_other(name, fit, fit.problem.huber(delta), C))
   return {"C": C, "rows": rows, "disagreement": _disagreement(rows)}
 
 
 def _other(name: str, fit: Fit, delta: float, C: float) -> dict[str, Any]:
   """Makes the row of another delta, from the runs alone."""
-  problem = chinchilla_problem(fit.runs)
+  problem, options = fit.problem, fit.options
   try:
     best = solve.minimum(problem, delta)[1]
   except UserError as error:
     return _unknown(name, str(error))
-  theta, bound = best.theta[0], unbounded(bound_names(best.at_bound[0]))
+  theta, bound = best.theta[0], unbounded(problem.names(best.at_bound[0]))
   draws = bootstrap.resample(
-    problem, fit.runs, theta, delta, OTHER_RESAMPLES, fit.seed, fit.resampling
-  )
-  return _parametric(name, fit, to_law(problem, theta), to_law(problem, draws.theta), C, bound)
+    problem, fit.runs, theta, delta, OTHER_RESAMPLES, options.seed, options.resampling
+  ).theta
+  law, sample = (Law(fit.law.form, problem.natural(t), fit.compute) for t in (theta, draws))
+  return _parametric(name, fit, law, sample, C, bound)
 
 
 def _parametric(name, fit, law, draws, C, bound):
   if bound:
     return _unknown(name, at_edge(bound))
+  C_max = fit.runs.C.max()
   values, sample = (
-    np.array([*chinchilla.exponents(one), *chinchilla.optimum(one, C, fit.compute)[:2]])
-    for one in (law, draws)
+    np.array([*each.exponents(C_max), *each.optimum(C)[:2]]) for each in (law, draws)
   )
-  return _row(name, values, sample, fit.level)
+  return _row(name, values, sample, fit.options.level)
 
 
 def _disagreement(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,29 +1,113 @@
-"""Approach 3: L(N, D) fitted to runs, with what its intervals need, and what it predicts.
+"""A form fitted to runs, with what its intervals need, and what it predicts.
 
 Everything is float64 and a function of the runs and the options: neither the order of the runs nor
 the time of day enters, so a fit is recomputed rather than stored.
 """
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from configs.errors import ConfigError, DataError, UserError
-from scaling.laws import bootstrap, chinchilla, solve
-from scaling.laws.bootstrap import cuts, interval, seed_noise
-from scaling.laws.fitted import Fit, Options, chinchilla_problem, to_law
-from scaling.laws.tables.runs import Runs, check_identifiable
+from scaling.laws import bootstrap, solve
+from scaling.laws.bootstrap import budgets, cuts, interval, seed_noise
+from scaling.laws.chinchilla import Compute, estimate_compute
+from scaling.laws.forms import FORMS, Form, surfaces
+from scaling.laws.law import Law, at_edge, unbounded
+from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
 
 
+class Options(Protocol):
+  """The fields of `config.fit` that a fit reads."""
+
+  form: str
+  response: str
+  fixed_E: float
+  delta: float
+  bootstraps: int
+  level: float
+  seed: int
+  resampling: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A fitted law and all that its intervals need.
+
+  Attributes:
+    runs: what it was fitted to.
+    problem: the runs and the form, as the solver sees them.
+    law: with the fitted parameters, numbers.
+    draws: with those of each bootstrap resample, arrays [R].
+    residuals: log of observed over fitted loss [n].
+    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
+      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
+    convergence: of the starts and of the resamples.
+    options: that it was fitted with.
+  """
+
+  runs: Runs
+  problem: solve.Problem
+  law: Law
+  draws: Law
+  residuals: np.ndarray
+  form_error: float | None
+  convergence: Mapping[str, Any]
+  options: Options
+
+  @property
+  def form(self) -> str:
+    """The form's name."""
+    return self.law.form.name
+
+  @property
+  def params(self) -> dict[str, float]:
+    """The fitted parameters, by name."""
+    return dict(self.law.params)
+
+  @property
+  def compute(self) -> Compute:
+    """FLOPs as a function of N and D, estimated from the runs."""
+    return self.law.compute
+
+  @property
+  def freedom(self) -> int:
+    """Degrees of freedom: runs beyond the fitted parameters."""
+    return len(self.runs) - int(self.problem.free.sum())
+
+  @property
+  def unbounded(self) -> tuple[str, ...]:
+    """Parameters at the edge of their range without which no optimum can be told: not E."""
+    return unbounded(self.convergence["at_bound"])
+
+  def outside(self, C: float, N: float, D: float) -> float:
+    """Computes how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
+
+    Above the largest of the runs or below the smallest.
+    """
+    runs = self.runs
+    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
+    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
+    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
+
+
 def check_options(options: Options) -> None:
-  """Refuses options of a fit that are out of range."""
+  """Refuses options of a fit that are out of range, or a form that is no surface L(N, D)."""
   known = ", ".join(bootstrap.RESAMPLINGS)
+  choices = f"one of {', '.join(surfaces())}"
+  if options.form in FORMS and options.form not in surfaces():
+    choices += f": it is of {', '.join(FORMS[options.form].variables)}, and not of N and D"
   for name, valid, remedy in (
+    ("form", options.form in surfaces(), choices),
+    ("response", options.response in ("log", "raw"), "one of log, raw"),
+    ("fixed_E", options.fixed_E >= 0, "a loss in nats per token, or 0: it is fitted"),
     ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
     ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
     ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
@@ -31,48 +115,81 @@ def check_options(options: Options) -> None:
   ):
     if not valid:
       raise ConfigError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
+  if options.fixed_E and "E" not in FORMS[options.form].kinds:
+    raise ConfigError(f"fit.fixed_E={options.fixed_E}: fit.form={options.form} has no E; leave 0")
 
 
-def check_sealable(fit: Fit) -> None:
-  """Refuses a fit whose runs determine no optimum that could be sealed."""
+def check_sealable(fit: Fit, C: float) -> None:
+  """Refuses a fit whose runs determine no optimum at C FLOPs that could be sealed."""
   if fit.unbounded:
     raise DataError(
-      f"fit: {chinchilla.at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
+      f"fit: {at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
       "sizes or budgets"
+    )
+  if fit.law.at_end(fit.law.optimum(C)):
+    raise DataError(
+      f"fit.form={fit.form}: the fitted law has no optimum at {C:.3g} FLOPs to seal; choose another"
     )
 
 
-def fit_runs(runs: Runs, options: Options) -> Fit:
-  """Fits the Chinchilla law by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
+def problem_of(runs: Runs, options: Options, form: Form | None = None) -> solve.Problem:
+  """Brings runs into the solver's coordinates.
+
+  Raises:
+    DataError: they lack a variable of the form, or do not determine its parameters.
+  """
+  form = form or FORMS[options.form]
+  raw = options.response == "raw"
+  problem = solve.make_problem(form, runs.variables, runs.loss, raw, options.fixed_E)
+  _check_determined(problem, runs)
+  return problem
+
+
+def _check_determined(problem: solve.Problem, runs: Runs) -> None:
+  form, size = problem.form, int(problem.free.sum())
+  if {"N", "D"} <= set(form.variables):
+    check_identifiable(runs)
+  elif len(form.variables) == 1:
+    (name,) = form.variables
+    levels = len(budgets(np.exp(problem.logs[name])))
+    if levels < size:
+      raise UnidentifiableError(f"form={form.name}: {levels} distinct {name} for {size} parameters")
+  if len(runs) <= size:
+    raise UnidentifiableError(
+      f"form={form.name}: {len(runs)} runs for {size} parameters; train more"
+    )
+
+
+def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
+  """Fits a form by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
 
   Args:
     runs: the runs.
     options: `config.fit`, or anything with the fields of `Options`. A delta of 1e-3 is Hoffmann et
-      al.'s, 10 is least squares of log loss, 1e-8 least absolute deviations.
+      al.'s, 10 is least squares, 1e-8 least absolute deviations.
+    form: one of any variables that the runs have, instead of `options.form`.
 
   Raises:
     UserError: the runs do not identify the law, or an option is out of range.
   """
   check_options(options)
-  check_identifiable(runs)
-  problem = chinchilla_problem(runs)
-  ends, best = solve.minimum(problem, options.delta)
+  problem = problem_of(runs, options, form)
+  delta = problem.huber(options.delta)
+  ends, best = solve.minimum(problem, delta)
   draws = bootstrap.resample(
-    problem, runs, best.theta[0], options.delta, options.bootstraps, options.seed,
-    options.resampling,
-  )  # fmt: skip
-  law = to_law(problem, best.theta[0])
-  residuals = np.log(runs.loss) - np.log(chinchilla.loss(law, runs.N, runs.D))
+    problem, runs, best.theta[0], delta, options.bootstraps, options.seed, options.resampling
+  )
+  compute = estimate_compute(runs.N, runs.D, runs.C)
+  params = {name: float(value) for name, value in problem.natural(best.theta[0]).items()}
+  residuals = -solve.log_residuals(problem, best.theta)[0]
+  freedom = len(runs) - problem.free.sum()
   return Fit(
     runs=runs,
-    law=law,
-    draws=to_law(problem, draws.theta),
-    compute=chinchilla.estimate_compute(runs.N, runs.D, runs.C),
+    problem=problem,
+    law=Law(problem.form, params, compute),
+    draws=Law(problem.form, problem.natural(draws.theta), compute),
     residuals=residuals,
-    delta=options.delta,
-    level=options.level,
-    seed=options.seed,
-    form_error=forecast_error(runs, options.delta, np.sum(residuals**2) / (len(runs) - len(law))),
+    form_error=forecast_error(problem, runs, delta, np.sum(residuals**2) / freedom),
     convergence={
       "starts": len(ends.cost),
       "starts_converged": int(ends.converged.sum()),
@@ -80,23 +197,45 @@ def fit_runs(runs: Runs, options: Options) -> Fit:
       "start_converged": ends.converged.tolist(),
       "start_cost": [float(cost) if np.isfinite(cost) else None for cost in ends.cost],
       "cost": float(best.cost[0]),
-      "at_bound": chinchilla.bound_names(best.at_bound[0]),
+      "at_bound": problem.names(best.at_bound[0]),
       "resamples_converged": float(draws.converged.mean()),
       "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
     },
-    resampling=options.resampling,
+    options=options,
   )
 
 
-def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
+def forecasts(
+  problem: solve.Problem, runs: Runs, delta: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | UserError]]:
+  """Fits the runs up to each budget and asks for those above (a rolling origin, Tashman 2000).
+
+  Yields:
+    Positions of the fitted and of the held-out runs, and the log of observed over predicted loss
+    of the latter, or why there is no such fit.
+  """
+  for below, above in cuts(runs):
+    counts = np.zeros(len(runs))
+    counts[below] = 1
+    try:
+      _check_determined(problem, runs.subset(below))
+      theta = solve.search(problem, delta, counts)[1].theta
+      yield below, above, -solve.log_residuals(problem, theta)[0, above]
+    except UserError as error:
+      yield below, above, error
+
+
+def forecast_error(
+  problem: solve.Problem, runs: Runs, delta: float, scatter: float
+) -> float | None:
   """Estimates the error of the law's own extrapolations [log loss per e-fold of compute].
 
-  The law is fitted again to the runs up to each budget and asked for the runs above it (a forecast
-  from a rolling origin, Tashman 2000). What their squared errors hold beyond the scatter of a run
-  grows with the distance: e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean.
+  What the squared errors of `forecasts` hold beyond the scatter of a run grows with the distance:
+  e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean.
 
   Args:
-    runs: all runs; of more than `solve.MANY` a random part.
+    problem: the form and the runs.
+    runs: all runs; of more than `solve.MANY` a random part counts.
     delta: Huber's threshold.
     scatter: variance of one run's log loss about the law.
 
@@ -104,35 +243,29 @@ def forecast_error(runs: Runs, delta: float, scatter: float) -> float | None:
     The error; None where no budget leaves a law below it and runs above it.
   """
   if len(runs) > solve.MANY:
-    part = np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False)
-    runs = runs.subset(np.sort(part))
+    part = np.sort(np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False))
+    logs = {name: values[part] for name, values in problem.logs.items()}
+    problem, runs = dataclasses.replace(problem, logs=logs, y=problem.y[part]), runs.subset(part)
   excess, distance = 0.0, 0.0
-  for below, above in cuts(runs):
-    try:
-      check_identifiable(some := runs.subset(below))
-      problem = chinchilla_problem(some)
-      law = to_law(problem, solve.minimum(problem, delta)[1].theta[0])
-    except UserError:
-      continue
-    error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
-    excess += np.sum(error**2 - scatter)
-    distance += np.sum(np.log(runs.C[above] / some.C.max()) ** 2)
+  for below, above, error in forecasts(problem, runs, delta):
+    if not isinstance(error, UserError):
+      excess += np.sum(error**2 - scatter)
+      distance += np.sum(np.log(runs.C[above] / runs.C[below].max()) ** 2)
   return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
 
 
 def new_run_noise(fit: Fit) -> np.ndarray:
   """Samples what separates the log loss of one new run from the law [n].
 
-  It is the residuals, inflated by sqrt(n / (n - 5)) because five parameters were fitted to them,
-  and further where repeats of a cell show that seeds alone scatter more. Of few runs, most of which
-  the law goes through, it is `STUDENTS` quantiles of Student's law.
+  It is the residuals, inflated by sqrt(n / (n - p)) because p parameters were fitted to them, and
+  further where repeats of a cell show that seeds alone scatter more. Of few runs, most of which the
+  law goes through, it is `STUDENTS` quantiles of Student's law.
   """
-  n, freedom = len(fit.runs), len(fit.runs) - len(fit.law)
-  noise = fit.residuals * np.sqrt(n / freedom)
+  noise = fit.residuals * np.sqrt(len(fit.runs) / fit.freedom)
   rms = np.sqrt(np.mean(noise**2))
   if bootstrap.few(fit.runs):
     at = (np.arange(STUDENTS) + 0.5) / STUDENTS
-    noise = rms * np.array([bootstrap.t_quantile(p, freedom) for p in at])
+    noise = rms * np.array([bootstrap.t_quantile(p, fit.freedom) for p in at])
   return noise * max(1.0, (seed_noise(fit.runs) or 0.0) / max(rms, 1e-12))
 
 
@@ -145,17 +278,17 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
     fitted runs, the error that the law's form made when smaller budgets had to
     predict larger ones (`forecast_error`).
   """
-  rng = np.random.default_rng((fit.seed, 1))
-  noise = rng.choice(new_run_noise(fit), size=len(fit.draws.E))
+  rng = np.random.default_rng((fit.options.seed, 1))
+  noise = rng.choice(new_run_noise(fit), size=fit.options.bootstraps)
   C = float(fit.compute.flops_per_token(N) * D)
-  draws = chinchilla.loss(fit.draws, N, D) * np.exp(noise + form_noise(fit, C, N, D))
-  return float(chinchilla.loss(fit.law, N, D)), interval(draws, fit.level)
+  draws = fit.draws.loss(N, D) * np.exp(noise + form_noise(fit, C, N, D))
+  return float(fit.law.loss(N, D)), interval(draws, fit.options.level)
 
 
 def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
   """Draws the error of the law's form there [R, log loss]; 0 within the runs."""
   distance = np.log(fit.outside(C, N, D))
-  normal = np.random.default_rng((fit.seed, 2)).normal(size=len(fit.draws.E))
+  normal = np.random.default_rng((fit.options.seed, 2)).normal(size=fit.options.bootstraps)
   return (fit.form_error or 0.0) * distance * normal
 
 
@@ -168,9 +301,9 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   Where a parameter ended at the edge of its range (`Fit.unbounded`), the runs determine no optimum:
   the intervals of N_opt, D_opt and their ratio are [nan, nan].
   """
-  best = chinchilla.optimum(fit.law, C, fit.compute)
-  draws = chinchilla.optimum(fit.draws, C, fit.compute)
+  best, draws = fit.law.optimum(C), fit.draws.optimum(C)
   at = float(C), float(best.N), float(best.D)
+  determined = not (fit.unbounded or fit.law.at_end(best))
   row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
   row["extrapolated"] = far(row["extrapolation"])
   for name, value, sample in (
@@ -180,8 +313,8 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
     ("loss", best.loss, draws.loss * np.exp(form_noise(fit, *at))),
   ):
     row[name] = float(value)
-    known = name == "loss" or not fit.unbounded
-    row[f"{name}_interval"] = interval(sample, fit.level, float(value)) if known else OPEN
+    known = name == "loss" or determined
+    row[f"{name}_interval"] = interval(sample, fit.options.level, float(value)) if known else OPEN
   return row
 
 
@@ -200,25 +333,17 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
 
   The interval of the loss is that of the law, its form's error included, as in `optimum`.
   """
-
-  def loss_at_ratio(law):
-    n = fit.compute.params(C, tokens_per_param)
-    return chinchilla.loss(law, n, fit.compute.tokens(n, C))
-
   n = float(fit.compute.params(C, tokens_per_param))
   d = float(fit.compute.tokens(n, C))
-  value = float(loss_at_ratio(fit.law))
-  excess = value - float(chinchilla.optimum(fit.law, C, fit.compute).loss)
-  draws = loss_at_ratio(fit.draws)
+  value, draws = float(fit.law.loss(n, d)), fit.draws.loss(n, d)
+  level = fit.options.level
   return {
     "C": float(C),
     "tokens_per_param": float(tokens_per_param),
     "N": n,
     "D": d,
     "loss": value,
-    "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), fit.level, value),
-    "excess": excess,
-    "excess_interval": interval(
-      draws - chinchilla.optimum(fit.draws, C, fit.compute).loss, fit.level
-    ),
+    "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), level, value),
+    "excess": value - float(fit.law.optimum(C).loss),
+    "excess_interval": interval(draws - fit.draws.optimum(C).loss, level),
   }

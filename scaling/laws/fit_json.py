@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws import chinchilla
 from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
-from scaling.laws.chinchilla import at_edge
+from scaling.laws.compare import DEFAULT, compare_forms
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fit import Fit, known, optimum
-from scaling.laws.other_forms import compare_forms
+from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
 from scaling.laws.tables.runs import Runs, input_hash
 
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
 MOST_INFLUENTIAL = 5  # runs that fit.json names
+OPTIONS = ("response", "fixed_E", "delta", "level", "bootstraps", "resampling", "seed")
 
 
 def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
@@ -38,9 +38,10 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   if few(fit.runs):
     warnings.append(
       f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
-      f"intervals are Student's, with {len(fit.runs)} - {len(fit.law)} degrees of freedom."
+      f"intervals are Student's, with {len(fit.runs)} - {len(fit.runs) - fit.freedom} degrees of "
+      "freedom."
     )
-  if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.level:
+  if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.options.level:
     warnings.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")
   if (share := fit.convergence["resamples_converged"]) < 0.99:
     warnings.append(f"Only {share:.1%} of the resamples converged.")
@@ -72,19 +73,19 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
     curves: training curves, for Approach 1 among the estimators.
     full: whether forms are compared by held-out error too, which takes seconds.
   """
-  a, b = chinchilla.exponents(fit.law)
-  values = fit.law._asdict() | {"a": a, "b": b}
-  draws = fit.draws._asdict() | dict(zip("ab", chinchilla.exponents(fit.draws), strict=True))
-  intervals = {k: interval(draw, fit.level, float(values[k])) for k, draw in draws.items()}
+  a, b = fit.law.exponents(fit.runs.C.max())
+  options, values = fit.options, fit.params | {"a": a, "b": b}
+  draws = {**fit.draws.params} | dict(zip("ab", fit.draws.exponents(fit.runs.C.max()), strict=True))
+  intervals = {k: interval(draw, options.level, float(values[k])) for k, draw in draws.items()}
   approach2 = isoflop_profiles(fit.runs, fit.compute)
   estimators = side_by_side(fit, curves=curves)
   approach2["bias"] = estimators["rows"][1].get("bias")
-  freedom = len(fit.runs) - len(fit.law)
   many = len(fit.runs) > MOST_LEFT_OUT
+  forms = list(dict.fromkeys((fit.form, *DEFAULT)))
   return {
     "version": VERSION,
-    "form": "chinchilla",
-    "params": {name: float(value) for name, value in fit.law._asdict().items()},
+    "form": fit.form,
+    "params": fit.params,
     "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
     "a": float(a),
     "b": float(b),
@@ -93,14 +94,10 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
     "filters": list(fit.runs.filters),
     "input_hash": input_hash(fit.runs),
     "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
-    "delta": fit.delta,
-    "level": fit.level,
-    "bootstraps": len(fit.draws.E),
-    "resampling": fit.resampling,
-    "seed": fit.seed,
+    **{name: getattr(options, name) for name in OPTIONS},
     "convergence": dict(fit.convergence),
     "warnings": _warnings(fit, approach2["profiles"]),
-    "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / freedom)),
+    "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),
     "seed_noise": seed_noise(fit.runs),
     "form_error": fit.form_error,
     "compute": dataclasses.asdict(fit.compute),
@@ -109,5 +106,5 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
     "estimators": estimators,
     "profile": profile_intervals(fit),
     "influence": None if many else jackknife(fit)[:MOST_INFLUENTIAL],
-    "heldout": compare_forms(fit.runs, delta=fit.delta) if full else None,
+    "heldout": compare_forms(fit.runs, forms, options.delta) if full else None,
   }

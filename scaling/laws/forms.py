@@ -9,8 +9,9 @@ parameter what kind it is and in which unit it is measured. Adding one is this:
     return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
 
 The units are what makes fitting easy: the solver sees N, D and losses of about one, and its
-parameters are turned back. A parameter whose unit is not named has none. The solver's derivatives
-are JAX's, unless a form brings its own: Chinchilla's does, and needs neither jax nor compilation.
+parameters are turned back. A parameter whose unit is not named has none. A form of N and D can be
+fitted, sealed and judged (`fit.form`); its optimum along compute is found numerically. What a form
+may bring of its own, in closed form and in numpy alone, is a `Closed`: Chinchilla's does.
 
 Variables: N parameters, D tokens processed, C training FLOPs, U unique tokens, P bits of the
 weights, pretrained (1 where the run started from a pre-trained model, 0 from scratch).
@@ -18,15 +19,17 @@ weights, pretrained (1 where the run started from a pre-trained model, 0 from sc
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scaling.laws import chinchilla as closed
+
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
-START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of Chinchilla's grid of starts
 
 
 class Kind(NamedTuple):
@@ -47,6 +50,7 @@ SCALE = Kind(True, 1e-6, 1e30, (0.05, 2.0))  # positive
 POWER = Kind(False, 1e-3, 4.0, (0.03, 1.2))  # an exponent, positive
 SLOPE = Kind(False, -4.0, 4.0, (-0.4, 0.4))  # an exponent of either sign
 SHAPE = Kind(True, 0.02, 50.0, (0.1, 5.0))  # positive and of order one
+FACTOR = Kind(False, -50.0, 50.0, (-1.0, 1.0))  # of either sign
 
 
 class Derivatives(NamedTuple):
@@ -54,16 +58,34 @@ class Derivatives(NamedTuple):
 
   Attributes:
     terms: (logs of the variables [n], theta [S, p]) -> arrays of S rows, the last of them f [S, n].
+    gradient: (logs, terms) -> df [S, p, n].
     contract: (logs, terms, phi, omega, major: each [S, n]) -> sums over the runs: gradient
       sum phi df [S, p], Hessian sum omega df df' + phi ddf [S, p, p], and sum major df^2 [S, p].
   """
 
   terms: Callable[..., tuple[np.ndarray, ...]]
+  gradient: Callable[..., np.ndarray]
   contract: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
+class Closed(NamedTuple):
+  """What a form knows in closed form, in numpy alone; see the methods of `law.Law`.
+
+  Attributes:
+    derivatives: for the solver.
+    optimum: (parameters, C, compute) -> Optimum.
+    exponents: (parameters) -> (a, b).
+    cheapest: (parameters, loss, compute, inference tokens) -> Optimum.
+  """
+
+  derivatives: Derivatives
+  optimum: Callable[[Any, ArrayLike, closed.Compute], closed.Optimum]
+  exponents: Callable[[Any], tuple[np.ndarray, np.ndarray]]
+  cheapest: Callable[[Any, ArrayLike, closed.Compute, float], closed.Optimum]
+
+
 class Form(NamedTuple):
-  """A law: see the module's docstring.
+  """A law without its numbers: see the module's docstring.
 
   Attributes:
     name: of the form.
@@ -72,8 +94,10 @@ class Form(NamedTuple):
     loss: (parameters, variables) -> L [nats per token], in jax.numpy.
     units: (parameters, unit of each variable and of L) -> unit of each parameter that has one.
     doc: the formula, its source, and what is left out.
-    derivatives: by hand; None: by JAX.
+    unscaled: variables that the solver sees in their own unit, since the form has another shape in
+      any other.
     starts: (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
+    closed: what it knows in closed form.
   """
 
   name: str
@@ -82,8 +106,14 @@ class Form(NamedTuple):
   loss: Callable[[Any, Any], Any]
   units: Callable[[Any, Any], dict[str, Any]]
   doc: str
-  derivatives: Derivatives | None = None
+  unscaled: tuple[str, ...] = ()
   starts: Callable[..., np.ndarray] | None = None
+  closed: Closed | None = None
+
+  @property
+  def formula(self) -> str:
+    """The right-hand side of L = ..., as the first line of `doc` begins."""
+    return re.split(r" \(|: ", self.doc.splitlines()[0])[0]
 
 
 FORMS: dict[str, Form] = {}
@@ -102,13 +132,21 @@ def form(
   return enter
 
 
-def evaluate(form: Form, params: dict[str, Any], variables: dict[str, Any]) -> Any:
-  """Computes L [n, nats per token] of a form, from parameters and variables in natural units."""
+def surfaces() -> list[str]:
+  """Lists the forms of N and D alone, which have an optimum along compute."""
+  return sorted(name for name, form in FORMS.items() if set(form.variables) == {"N", "D"})
+
+
+def evaluate(form: Form, params: Mapping[str, Any], variables: Mapping[str, Any]) -> Any:
+  """Computes L [nats per token] of a form, from parameters and variables in natural units."""
+  p, given = SimpleNamespace(**params), {name: variables[name] for name in form.variables}
+  if form.closed:
+    return form.loss(p, SimpleNamespace(**{k: np.asarray(v, float) for k, v in given.items()}))
   import jax
 
   with jax.enable_x64(True):
-    x = {name: jax.numpy.asarray(variables[name], float) for name in form.variables}
-    return jax.device_get(form.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
+    x = {name: jax.numpy.asarray(values, float) for name, values in given.items()}
+    return jax.device_get(form.loss(p, SimpleNamespace(**x)))
 
 
 def _chinchilla_units(p, u):
@@ -121,61 +159,15 @@ def chinchilla(p, x):
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
 
 
-# By hand: theta = (E, log A, log B, alpha, beta), with E, A and B the three shares of the loss at
-# the centre of the runs.
-
-
-def _starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
-  """Makes a grid of starts [49, 5]: given the exponents, E, A and B by linear least squares."""
-  grid = []
-  for alpha, beta in itertools.product(START_EXPONENTS, repeat=2):
-    shapes = np.stack([np.ones_like(y), np.exp(-alpha * logs["N"]), np.exp(-beta * logs["D"])])
-    shares = np.linalg.lstsq((shapes / np.exp(y)).T, np.ones_like(y), rcond=None)[0]
-    e, a, b = np.maximum(shares, 0.02)
-    grid.append([e, np.log(a), np.log(b), alpha, beta])
-  return np.array(grid)
-
-
-def _terms(logs: Mapping[str, np.ndarray], theta_S5: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Computes the terms in N and in D, and the loss, each [S, n]."""
-  e, a, b, alpha, beta = theta_S5.T[:, :, None]
-  in_n = np.exp(a - alpha * logs["N"])
-  in_d = np.exp(b - beta * logs["D"])
-  return in_n, in_d, e + in_n + in_d
-
-
-def chinchilla_gradient(logs: Mapping[str, np.ndarray], terms: Sequence[np.ndarray]) -> np.ndarray:
-  """Computes the loss's gradient by theta [S, 5, n], from its terms."""
-  in_n, in_d, f = terms
-  return np.stack([np.ones_like(f), in_n, in_d, -in_n * logs["N"], -in_d * logs["D"]], axis=1)
-
-
-def _contract(logs, terms, phi, omega, major):
-  """Sums the derivatives over the runs: all are terms times powers of log N and log D."""
-  (in_n, in_d, _), x, z = terms, logs["N"], logs["D"]
-  one = np.ones_like(x)
-  powers_x, powers_z = np.stack([one, x, x**2], 1), np.stack([one, z, z**2], 1)  # [n, 3]
-  p_n, p_d = phi * in_n @ powers_x, phi * in_d @ powers_z
-  gradient = np.stack([phi.sum(1), p_n[:, 0], p_d[:, 0], -p_n[:, 1], -p_d[:, 1]], axis=1)
-  o_n, o_d = omega * in_n, omega * in_d
-  e_n, e_d = o_n @ np.stack([one, x], 1), o_d @ np.stack([one, z], 1)
-  nn = o_n * in_n @ powers_x + p_n
-  dd = o_d * in_d @ powers_z + p_d
-  nd = o_n * in_d @ np.stack([one, x, z, x * z], 1)
-  h = np.empty((len(phi), 5, 5))
-  h[:, 0, 0] = omega.sum(1)
-  h[:, 0, 1], h[:, 0, 3] = e_n[:, 0], -e_n[:, 1]
-  h[:, 0, 2], h[:, 0, 4] = e_d[:, 0], -e_d[:, 1]
-  h[:, 1, 1], h[:, 1, 3], h[:, 3, 3] = nn[:, 0], -nn[:, 1], nn[:, 2]
-  h[:, 2, 2], h[:, 2, 4], h[:, 4, 4] = dd[:, 0], -dd[:, 1], dd[:, 2]
-  h[:, 1, 2], h[:, 1, 4], h[:, 2, 3], h[:, 3, 4] = nd[:, 0], -nd[:, 2], -nd[:, 1], nd[:, 3]
-  m_n, m_d = major * in_n**2, major * in_d**2
-  squares = np.stack([major.sum(1), m_n.sum(1), m_d.sum(1), m_n @ x**2, m_d @ z**2], 1)
-  return gradient, np.triu(h) + np.triu(h, 1).swapaxes(1, 2), squares
-
-
-chinchilla = chinchilla._replace(derivatives=Derivatives(_terms, _contract), starts=_starts)
-FORMS["chinchilla"] = chinchilla
+chinchilla = FORMS["chinchilla"] = chinchilla._replace(
+  starts=closed.starts,
+  closed=Closed(
+    Derivatives(closed.terms, closed.gradient, closed.contract),
+    closed.optimum,
+    closed.exponents,
+    closed.cheapest,
+  ),
+)
 
 
 @form(
@@ -185,13 +177,53 @@ FORMS["chinchilla"] = chinchilla
   kappa=SLOPE,
 )
 def cross(p, x):
-  """E + A / N^alpha + B / (N^kappa D^beta): what data buys depends on size.
+  """E + A / N^alpha + B / N^kappa / D^beta: what data buys depends on size.
 
-  Chinchilla's law is kappa = 0. After Farseer (Li et al. 2025, arXiv:2506.10972), whose coefficient
-  and exponent of D are both functions of N, with three parameters each; here the coefficient alone,
-  as a power.
+  Chinchilla's law is kappa = 0. After `farseer` (Li et al. 2025, arXiv:2506.10972), whose
+  coefficient and exponent of D are both functions of N; here the coefficient alone, as a power.
   """
   return p.E + p.A * x.N**-p.alpha + p.B * x.N**-p.kappa * x.D**-p.beta
+
+
+def _farseer_units(p, u):
+  return {
+    "a1": u.N**-p.alpha, "a2": u.N**-p.beta, "a3": u.N**-p.gamma, "B": u.L, "G": u.L
+  }  # fmt: skip
+
+
+@form(
+  "N D", _farseer_units, a1=FACTOR, A=SCALE, alpha=SLOPE, a2=FACTOR, B=SCALE, beta=SLOPE,
+  a3=FACTOR, G=SCALE, gamma=SLOPE,
+)  # fmt: skip
+def farseer(p, x):
+  """G exp(a3 N^gamma) + B exp(a2 N^beta) / D^(A exp(a1 N^alpha)): the exponent of D depends on N.
+
+  Farseer (Li et al. 2025, arXiv:2506.10972), eq. 3, with A = e^b1, B = e^b2, G = e^b3. D is in
+  tokens whatever the solver's unit: D^-k of a k that depends on N has no other.
+  """
+  import jax.numpy as jnp
+
+  exponent = p.A * jnp.exp(p.a1 * x.N**p.alpha)
+  return p.G * jnp.exp(p.a3 * x.N**p.gamma) + p.B * jnp.exp(
+    p.a2 * x.N**p.beta - exponent * jnp.log(x.D)
+  )
+
+
+def _farseer_starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
+  """Makes a grid of starts [32, 9]: of D's exponent, the share of its term, a3 and beta."""
+  center, starts = float(np.mean(logs["D"])), []
+  for exponent, share, a3, beta in itertools.product(
+    (0.1, 0.2, 0.35, 0.6), (0.3, 0.6), (-0.3, -1.0), (-0.2, 0.2)
+  ):
+    a2 = -0.1 / beta
+    log_b = np.log(share) + exponent * center - a2
+    starts.append(
+      [-0.1, np.log(exponent) + 0.1, 0.2, a2, log_b, beta, a3, np.log(1 - share) - a3, 0.2]
+    )
+  return np.array(starts)
+
+
+farseer = FORMS["farseer"] = farseer._replace(unscaled=("D",), starts=_farseer_starts)
 
 
 @form(

@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws import chinchilla
+from scaling.laws import solve
+from scaling.laws.fit import Fit
+from scaling.laws.law import Law
 
-STEP = 1e-5  # of the central difference in log parameters
+STEP = 1e-5  # of the central difference in the parameters as they move
 
 
 @dataclasses.dataclass(frozen=True)
 class Information:
   """What the runs so far say about log N_opt(C), in units of one run's scatter."""
 
-  law: chinchilla.Chinchilla
-  free: np.ndarray  # [5], which parameters the runs determine: one that ended at its bound is held
-  covariance: np.ndarray  # [p, p], of their logarithms, over the variance of one run's log loss
-  gradient: np.ndarray  # [p], of log N_opt(C) in them
+  fit: Fit
+  free: np.ndarray  # [p], which parameters the runs determine: one that ended at its bound is held
+  covariance: np.ndarray  # [q, q], of those, over the variance of one run's log loss
+  gradient: np.ndarray  # [q], of log N_opt(C) in them
 
   @property
   def variance(self) -> float:
@@ -39,48 +41,41 @@ class Information:
 
     It is 1 for a run that tells nothing, and 0 for one that would tell all.
     """
-    j_mp = jacobian(self.law, N, D)[:, self.free]
-    cj_mp = j_mp @ self.covariance
-    gain = (cj_mp @ self.gradient) ** 2 / (1 + np.sum(cj_mp * j_mp, axis=1))
+    j_mq = jacobian(self.fit, N, D)[:, self.free]
+    cj_mq = j_mq @ self.covariance
+    gain = (cj_mq @ self.gradient) ** 2 / (1 + np.sum(cj_mq * j_mq, axis=1))
     return np.sqrt(np.maximum(0.0, 1 - gain / self.variance))
 
   def after(self, N: float, D: float) -> "Information":
     """Returns the information with one more run of N and D."""
-    j_p = jacobian(self.law, np.array([N]), np.array([D]))[0, self.free]
-    cj_p = self.covariance @ j_p
-    covariance = self.covariance - np.outer(cj_p, cj_p) / (1 + j_p @ cj_p)
+    j_q = jacobian(self.fit, np.array([N]), np.array([D]))[0, self.free]
+    cj_q = self.covariance @ j_q
+    covariance = self.covariance - np.outer(cj_q, cj_q) / (1 + j_q @ cj_q)
     return dataclasses.replace(self, covariance=covariance)
 
 
-def jacobian(law: chinchilla.Chinchilla, N: np.ndarray, D: np.ndarray) -> np.ndarray:
-  """Differentiates log L at N [m], D [m] in the logarithms of E, A, B, alpha, beta."""
-  in_n, in_d = law.A * N**-law.alpha, law.B * D**-law.beta
-  columns = (law.E, in_n, in_d, -law.alpha * np.log(N) * in_n, -law.beta * np.log(D) * in_d)
-  return np.stack(np.broadcast_arrays(*columns), axis=1) / chinchilla.loss(law, N, D)[:, None]
+def jacobian(fit: Fit, N: np.ndarray, D: np.ndarray) -> np.ndarray:
+  """Differentiates log L at N [m], D [m] in the parameters as they move [m, p]."""
+  problem, new = fit.problem, {"N": N, "D": D}
+  logs = {name: np.log(new[name] / problem.units[name]) for name in problem.logs}
+  there = dataclasses.replace(problem, logs=logs, y=np.zeros(len(N)), raw=False)
+  return solve.slopes(there, problem.theta(fit.params))[0].T
 
 
-def information(
-  law: chinchilla.Chinchilla,
-  N: np.ndarray,
-  D: np.ndarray,
-  C: float,
-  compute: chinchilla.Compute,
-  held: Sequence[str] = (),
-) -> Information:
-  """Measures what runs of N [n] and D [n] say about log N_opt(C).
-
-  The law is the one fitted to them; of `held`, its parameters at a bound, the runs say nothing.
-  """
-  free = np.array([name not in held for name in law._fields])
-  logs = np.log(np.maximum(np.array(law), 1e-300))
-  steps = logs[:, None] + STEP * np.concatenate([np.eye(5), -np.eye(5)], axis=1)
-  log_n = np.log(chinchilla.optimum(chinchilla.Chinchilla(*np.exp(steps)), C, compute).N)
-  j_np = jacobian(law, N, D)[:, free]
+def information(fit: Fit, C: float) -> Information:
+  """Measures what the fitted runs say about log N_opt(C)."""
+  problem = fit.problem
+  free = problem.free & [name not in fit.convergence["at_bound"] for name in problem.form.kinds]
+  theta = problem.theta(fit.params)
+  steps = theta + STEP * np.concatenate([np.eye(len(theta)), -np.eye(len(theta))])
+  log_n = np.log(Law(problem.form, problem.natural(steps), fit.compute).optimum(C).N)
+  up, down = np.split(log_n, 2)
+  j_nq = jacobian(fit, fit.runs.N, fit.runs.D)[:, free]
   return Information(
-    law=law,
+    fit=fit,
     free=free,
-    covariance=np.linalg.inv(j_np.T @ j_np),
-    gradient=((log_n[:5] - log_n[5:]) / (2 * STEP))[free],
+    covariance=np.linalg.inv(j_nq.T @ j_nq),
+    gradient=((up - down) / (2 * STEP))[free],
   )
 
 

@@ -5,7 +5,7 @@ answers(fit, Questions(flops=1e21, inference_tokens=2e12))
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ import numpy as np
 from configs.errors import UsageError
 from model import accounting
 from scaling.laws import allocation, chinchilla
-from scaling.laws.allocation import cheapest
 from scaling.laws.bootstrap import FEWEST_DRAWS, interval
-from scaling.laws.chinchilla import Optimum, at_edge
+from scaling.laws.chinchilla import Chinchilla, Optimum
 from scaling.laws.fit import Fit, far, form_noise, known, optimum, ratio_cost
+from scaling.laws.law import at_edge
 
 NEVER = 1e60  # stands for what is beyond all reach
 FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
@@ -78,28 +78,19 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
 
   Args:
     fit: the law.
-    questions: what is q.
+    questions: what is asked.
     tokens_per_param: the rule of thumb to compare with.
 
   Returns:
     Decisions: the question, the answer's row, rows to compare it with, how far it extrapolates.
 
   Raises:
-    UsageError: the loss asked for lies below the law's floor, or below what so few tokens allow; or
-      the runs determine no optimum, and more is asked than a loss for a budget.
+    UsageError: the loss asked for lies below what the law reaches, or below what so few tokens
+      allow; the runs determine no optimum, and more is asked than a loss for a budget; or tokens
+      are repeated under another form than Chinchilla's.
   """
   q = questions
-  for name in ("loss", "inference_tokens", "max_tokens"):
-    if fit.unbounded and (value := getattr(q, name)):
-      raise UsageError(
-        f"{FLAGS.get(name, name)}={value:g}: {at_edge(fit.unbounded)}, and no best model; train "
-        "cells at more sizes or budgets"
-      )
-  if q.loss and q.loss <= fit.law.E:
-    raise UsageError(
-      f"target_loss={q.loss:g}: the law's floor is E = {float(fit.law.E):.4f}; no compute "
-      "reaches less: ask for more"
-    )
+  _check(fit, q)
   decisions = []
   if q.flops:
     rows = _at_flops(fit, q.flops, tokens_per_param)
@@ -118,6 +109,27 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
     decision = _decision(fit, "max_tokens", q.max_tokens, rows)
     decisions.append(decision | {"published": published})
   return decisions
+
+
+def _check(fit: Fit, q: Questions) -> None:
+  for name in ("loss", "inference_tokens", "max_tokens"):
+    if fit.unbounded and (value := getattr(q, name)):
+      raise UsageError(
+        f"{FLAGS.get(name, name)}={value:g}: {at_edge(fit.unbounded)}, and no best model; train "
+        "cells at more sizes or budgets"
+      )
+  if q.max_tokens and fit.form != "chinchilla":
+    raise UsageError(
+      f"max_tokens={q.max_tokens:g}: what repeated tokens are worth is published for "
+      f"Chinchilla's form, and fit.form is {fit.form}; fit that"
+    )
+  if q.loss and q.loss <= (floor := fit.params.get("E", 0.0)):
+    raise UsageError(
+      f"target_loss={q.loss:g}: the law's floor is E = {floor:.4f}; no compute "
+      "reaches less: ask for more"
+    )
+  if q.loss and not np.isfinite(fit.law.cheapest(q.loss).N):
+    raise UsageError(f"target_loss={q.loss:g}: no model that the law tells of reaches it")
 
 
 def _decision(fit: Fit, question: str, value: float, rows: list[dict]) -> dict[str, Any]:
@@ -140,24 +152,16 @@ def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any
   row: dict[str, Any] = {"name": name}
   for key, value in values.items():
     row[key] = float(value)
-    sample = np.broadcast_to(draws[key], len(fit.draws.E))
+    sample = np.broadcast_to(draws[key], fit.options.bootstraps)
     if key in GROWING:
       sample = np.minimum(np.nan_to_num(sample, nan=NEVER), NEVER)
     else:
       sample = sample[np.isfinite(sample)]
     if len(sample) >= FEWEST_DRAWS and np.ptp(sample) > 1e-9 * abs(row[key]):
-      ends = interval(sample, fit.level, row[key])
+      ends = interval(sample, fit.options.level, row[key])
       row[f"{key}_interval"] = [end if abs(end) < 1e-9 * NEVER else None for end in ends]
   row["petaflop_s_days"] = accounting.petaflop_s_days(row["C"])
   return row
-
-
-def _both(
-  fit: Fit, name: str, C: float, answer: Callable[[chinchilla.Chinchilla], dict[str, Any]]
-) -> dict:
-  """Makes a row at C FLOPs; of the loss, the error of the law's form counts too."""
-  values, draws = answer(fit.law), answer(fit.draws)
-  return _row(fit, name, values, {**draws, "loss": draws["loss"] * _form(fit, values | {"C": C})})
 
 
 def _form(fit: Fit, model: Mapping[str, Any]) -> np.ndarray:
@@ -190,22 +194,17 @@ def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:
   law must be asked for. The quality of the best model for a budget is what each law says it is.
   """
   if not q.loss:
-    value, draws = (
-      chinchilla.optimum(law, q.flops, fit.compute).loss for law in (fit.law, fit.draws)
-    )
-    return value, draws
-  model = _model(fit, cheapest(fit.law, q.loss, fit.compute))
-  return np.array(q.loss), q.loss / _form(fit, model)
+    return fit.law.optimum(q.flops).loss, fit.draws.optimum(q.flops).loss
+  return np.array(q.loss), q.loss / _form(fit, _model(fit, fit.law.cheapest(q.loss)))
 
 
 def _reaching(fit: Fit, q: Questions) -> dict[str, Any]:
   """Makes the row of the cheapest model to train of a quality."""
-
-  def answer(law, target):
-    return _model(fit, cheapest(law, target, fit.compute)) | {"loss": q.loss}
-
-  value, draws = _targets(fit, q)
-  return _row(fit, "optimum", answer(fit.law, value), answer(fit.draws, draws))
+  values, draws = (
+    _model(fit, law.cheapest(target)) | {"loss": q.loss}
+    for law, target in zip((fit.law, fit.draws), _targets(fit, q), strict=True)
+  )
+  return _row(fit, "optimum", values, draws)
 
 
 def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
@@ -215,7 +214,7 @@ def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   def both(law, target):
     models = []
     for tokens in (q.inference_tokens, 0.0):
-      best = cheapest(law, target, fit.compute, tokens)
+      best = law.cheapest(target, tokens)
       served = best.D + q.inference_tokens / 3
       total = {"total_flops": fit.compute.flops_per_token(best.N) * served}
       models.append(_model(fit, best) | {"loss": q.loss or target} | total)
@@ -225,8 +224,7 @@ def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   value, draws = _targets(fit, q)
   samples = both(fit.draws, draws)
   if not q.loss:
-    best = chinchilla.optimum(fit.law, q.flops, fit.compute)
-    loss = draws * _form(fit, _model(fit, best))
+    loss = draws * _form(fit, _model(fit, fit.law.optimum(q.flops)))
     samples = [sample | {"loss": loss} for sample in samples]
   names = ("optimum", "not counting inference")
   return [_row(fit, *row) for row in zip(names, both(fit.law, value), samples, strict=True)]
@@ -238,9 +236,15 @@ def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
   return {"epochs": epochs, "worth": worth}
 
 
+def _laws(fit: Fit) -> tuple[Chinchilla, Chinchilla]:
+  """Returns the law and its draws as Chinchilla's parameters."""
+  return Chinchilla(**fit.law.params), Chinchilla(**fit.draws.params)
+
+
 def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Makes the rows of the least compute that reaches a loss, on few data and on any number."""
-  unique, floor = q.max_tokens, allocation.least_loss(fit.law, q.max_tokens, fit.compute)
+  law, draws = _laws(fit)
+  unique, floor = q.max_tokens, allocation.least_loss(law, q.max_tokens, fit.compute)
   if q.loss <= floor:
     raise UsageError(
       f"target_loss={q.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
@@ -251,10 +255,9 @@ def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
     best = allocation.cheapest_constrained(law, target, unique, fit.compute)
     return _model(fit, best) | {"loss": q.loss} | _epochs(best.D, unique)
 
-  values = answer(fit.law, q.loss)
-  draws = answer(fit.draws, q.loss / _form(fit, values))
+  values = answer(law, q.loss)
   return [
-    _row(fit, "optimum", values, draws),
+    _row(fit, "optimum", values, answer(draws, q.loss / _form(fit, values))),
     _reaching(fit, q) | {"name": "unlimited data"},
   ]
 
@@ -265,8 +268,9 @@ def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   Beyond the `allocation.saturation` of so few data it is the model that saturates them: the loss of
   larger ones differs by rounding.
   """
+  law, draws = _laws(fit)
   C, unique = q.flops, q.max_tokens
-  enough = min(C, float(allocation.saturation(fit.law, unique, fit.compute)))
+  enough = min(C, float(allocation.saturation(law, unique, fit.compute)))
 
   def repeated(law):
     best = allocation.data_constrained(law, enough, unique, fit.compute)
@@ -274,14 +278,19 @@ def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
     return _model(fit, best) | {"excess": excess} | _epochs(best.D, unique)
 
   def once(law):
-    n = allocation.params_for(C, unique, fit.compute)
+    n = fit.compute.params_on_tokens(C, unique)
     loss = allocation.repeated_loss(law, n, unique, unique, fit.compute)
     return _model(fit, Optimum(n, np.array(unique), loss)) | {"epochs": np.float64(1.0)}
 
   def unlimited(law):
     return _model(fit, chinchilla.optimum(law, C, fit.compute))
 
-  rows = [_both(fit, "optimum", enough, repeated), _both(fit, "unlimited data", C, unlimited)]
+  def row(name, budget, answer):  # of the loss, the error of the law's form counts too
+    values, sample = answer(law), answer(draws)
+    error = _form(fit, values | {"C": budget})
+    return _row(fit, name, values, {**sample, "loss": sample["loss"] * error})
+
+  rows = [row("optimum", enough, repeated), row("unlimited data", C, unlimited)]
   if rows[0]["epochs"] > 1:
-    rows.insert(1, _both(fit, "one epoch", C, once))
+    rows.insert(1, row("one epoch", C, once))
   return rows

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, chinchilla, solve
-from scaling.laws.chinchilla import at_edge, bound_names, unbounded
-from scaling.laws.fitted import Fit, chinchilla_problem, to_law
+from scaling.laws import bootstrap, solve
+from scaling.laws.chinchilla import estimate_compute
+from scaling.laws.fit import Fit, Options, problem_of
+from scaling.laws.forms import POWER
+from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
-from scaling.laws.tables.runs import PARAMS, Runs, check_identifiable, faults, read_runs
+from scaling.laws.tables.runs import PARAMS, Runs, faults, read_runs
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
@@ -41,21 +43,21 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   runs, n = fit.runs, len(fit.runs)
   if n > MOST_LEFT_OUT:
     raise DataError(f"jackknife: {n} runs; it is for {MOST_LEFT_OUT} or fewer: leave it out")
-  C = float(runs.C.max()) if C is None else C
-  problem = chinchilla_problem(runs)
-  start = problem.theta(fit.law._asdict())
-  without = bootstrap.fit_weighted(problem, 1 - np.eye(n), start, fit.delta)
-  law = to_law(problem, without.theta)
-  n_opt, n_whole = (chinchilla.optimum(each, C, fit.compute).N for each in (law, fit.law))
-  a, a_whole = (chinchilla.exponents(each)[0] for each in (law, fit.law))
+  C, C_max = float(runs.C.max()) if C is None else C, float(runs.C.max())
+  problem = fit.problem
+  start, delta = problem.theta(fit.law.params), problem.huber(fit.options.delta)
+  without = bootstrap.fit_weighted(problem, 1 - np.eye(n), start, delta)
+  law = Law(fit.law.form, problem.natural(without.theta), fit.compute)
+  n_opt, n_whole = (each.optimum(C).N for each in (law, fit.law))
+  a, a_whole = (np.broadcast_to(each.exponents(C_max)[0], n) for each in (law, fit.law))
   shift = np.log(n_opt / n_whole)
   shift[[bool(faults(runs.subset(np.delete(np.arange(n), i)))) for i in range(n)]] = np.inf
-  spread = max(float(np.std(np.log(chinchilla.optimum(fit.draws, C, fit.compute).N))), 1e-300)
+  spread = max(float(np.std(np.log(fit.draws.optimum(C).N))), 1e-300)
   rows: list[dict[str, Any]] = []
   for i in np.argsort(-np.abs(shift), kind="stable"):
     moved = {
       "a": float(a[i]),
-      "a_shift": float(a[i] - a_whole),
+      "a_shift": float(a[i] - a_whole[i]),
       "N_opt": float(n_opt[i]),
       "N_opt_shift": float(shift[i]),
       "influence": float(abs(shift[i]) / spread),
@@ -66,31 +68,33 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
 
 
 def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
-  """Computes profile-likelihood intervals of alpha and beta.
+  """Computes profile-likelihood intervals of the exponents, alpha and beta of Chinchilla's form.
 
-  The likelihood is that of normal scatter of log loss, so its maximum is the least-squares fit
-  whatever the fit's own delta: a second opinion that resamples nothing. With all else refitted at
-  each value v of an exponent, v is inside while sqrt((S(v) / S - 1) (n - 5)), S the sum of squares,
-  stays below Student's quantile (Bates and Watts 1988, Nonlinear Regression, section 6.1).
+  The likelihood is that of normal scatter, so its maximum is the least-squares fit whatever the
+  fit's own delta: a second opinion that resamples nothing. With all else refitted at each value v
+  of an exponent, v is inside while sqrt((S(v) / S - 1) (n - p)), S the sum of squares, stays below
+  Student's quantile (Bates and Watts 1988, Nonlinear Regression, section 6.1).
 
   Returns:
-    For alpha and beta the least-squares `value`, the `interval`, and `open`: whether the low and
-    the high end lie beyond what was searched, so that the runs do not bound the exponent there.
+    For each the least-squares `value`, the `interval`, and `open`: whether the low and the high end
+    lie beyond what was searched, so that the runs do not bound the exponent there.
   """
-  runs = fit.runs
-  problem = chinchilla_problem(runs)
+  problem = fit.problem
   best = solve.minimum(problem, LEAST_SQUARES)[1]
-  theta, freedom = best.theta[0], len(runs) - len(fit.law)
-  limit = bootstrap.t_quantile((1 + fit.level) / 2, freedom)
+  theta = best.theta[0]
+  limit = bootstrap.t_quantile((1 + fit.options.level) / 2, fit.freedom)
   hessian = solve.curvature(problem, theta, LEAST_SQUARES)
-  variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / freedom
+  variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / fit.freedom
   intervals = {}
-  for name, index in (("alpha", 3), ("beta", 4)):
+  for index, (name, kind) in enumerate(problem.form.kinds.items()):
+    if kind is not POWER:
+      continue
     reach = limit * np.sqrt(max(variance[index, index], 1e-24))
-    if len(runs) > solve.MANY:  # there, the profile is a parabola
+    if len(fit.runs) > solve.MANY:  # there, the profile is a parabola
       ends, beyond = theta[index] + np.array([-reach, reach]), [False, False]
     else:
-      ends, beyond = _profile(problem, theta, index, best.cost[0], limit**2 / freedom, reach)
+      allowed = limit**2 / fit.freedom
+      ends, beyond = _profile(problem, theta, index, best.cost[0], allowed, reach)
     intervals[name] = {
       "value": float(theta[index]),
       "interval": [float(end) for end in ends],
@@ -122,12 +126,11 @@ def _profile(problem, theta, index, least, allowed, reach):
   return np.array(ends), [bool(end <= np.sqrt(allowed)) for end in way[-1]]
 
 
-class Choices(Protocol):
+class Choices(Options, Protocol):
   """The fields of `config.fit` that are choices."""
 
   params: str
   flops: str
-  delta: float
 
 
 def vary_choices(
@@ -146,18 +149,23 @@ def vary_choices(
     Rows, the first as chosen: the choice and its value, n_runs, a, b, and tokens_per_param at C,
     the largest budget of those runs; or the reason why there is no law.
   """
-  chosen = {"params": options.params, "flops": options.flops, "where": where, "exclude": exclude}
+  chosen: dict[str, Any] = {
+    "params": options.params,
+    "flops": options.flops,
+    "where": where,
+    "exclude": exclude,
+  }
 
   def row(choice: str, value: str, delta: float = options.delta, **changed: Any) -> dict[str, Any]:
     head: dict[str, Any] = {"choice": choice, "value": value}
     try:
       runs_otherwise = read_runs(path, columns, **(chosen | changed)) if changed else runs
-      return head | _summary(runs_otherwise, delta)
+      return head | _summary(runs_otherwise, options, delta)
     except UserError as error:
       return head | {"reason": str(error)}
 
-  runs = read_runs(path, columns, options.params, options.flops, where, exclude)
-  rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options.delta)]
+  runs = read_runs(path, columns, **chosen)
+  rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options, options.delta)]
   ours = runs.params != "given"
   for params in PARAMS if ours else ():
     if params != options.params:
@@ -175,15 +183,14 @@ def vary_choices(
   return rows
 
 
-def _summary(runs: Runs, delta: float) -> dict[str, Any]:
+def _summary(runs: Runs, options: Choices, delta: float) -> dict[str, Any]:
   """Fits a law and says what a row of `vary_choices` says of it."""
-  check_identifiable(runs)
-  problem = chinchilla_problem(runs)
-  best = solve.minimum(problem, delta)[1]
-  if bound := unbounded(bound_names(best.at_bound[0])):
+  problem = problem_of(runs, options)
+  best = solve.minimum(problem, problem.huber(delta))[1]
+  if bound := unbounded(problem.names(best.at_bound[0])):
     return {"n_runs": len(runs), "reason": at_edge(bound)}
-  law, C = to_law(problem, best.theta[0]), float(runs.C.max())
-  a, b = chinchilla.exponents(law)
-  optimum = chinchilla.optimum(law, C, chinchilla.estimate_compute(runs.N, runs.D, runs.C))
-  ratio = float(optimum.D / optimum.N)
+  compute, C = estimate_compute(runs.N, runs.D, runs.C), float(runs.C.max())
+  law = Law(problem.form, problem.natural(best.theta[0]), compute)
+  (a, b), best_use = law.exponents(C), law.optimum(C)
+  ratio = float(best_use.D / best_use.N)
   return {"n_runs": len(runs), "a": float(a), "b": float(b), "C": C, "tokens_per_param": ratio}

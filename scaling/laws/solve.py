@@ -1,10 +1,10 @@
-"""Minimises Huber's loss on log loss over a form's parameters, from many starts at once.
+"""Minimises Huber's loss of the residuals over a form's parameters, from many starts at once.
 
-The cost is sum_i w_i Huber_delta(log L(x_i) - log L_i), as in Approach 3 of Hoffmann et al. 2022.
-Published fits went wrong by stopping early, because in the raw parameters the valley is long and
-narrow. Here variables and losses are about one, and Newton's method with exact second derivatives
-goes through the valley, many starts or resamples at once, and says of each whether it has
-converged.
+The cost is sum_i w_i Huber_delta(log L(x_i) - log L_i), as in Approach 3 of Hoffmann et al. 2022;
+`Problem.raw` leaves out the logarithms. Published fits went wrong by stopping early, because in
+the raw parameters the valley is long and narrow. Here variables and losses are about one, and
+Newton's method with exact second derivatives goes through the valley, many starts or resamples at
+once, and says of each whether it has converged.
 """
 
 import dataclasses
@@ -42,12 +42,21 @@ class Problem:
     logs: of its variables by name, in `units` [n]; -inf where a flag is 0.
     y: log loss, in its unit [n].
     units: of each variable, and of L: their geometric means.
+    raw: whether residuals are of the loss (in its unit), not of its logarithm.
+    fixed_E: the floor, if it is not fitted [nats per token]; 0: it is.
   """
 
   form: Form
   logs: dict[str, np.ndarray]
   y: np.ndarray
   units: dict[str, float]
+  raw: bool = False
+  fixed_E: float = 0.0
+
+  @property
+  def free(self) -> np.ndarray:
+    """Tells which parameters are fitted [p]."""
+    return np.array([not (name == "E" and self.fixed_E) for name in self.form.kinds])
 
   @property
   def box(self) -> tuple[np.ndarray, np.ndarray]:
@@ -55,18 +64,23 @@ class Problem:
     low, high = np.transpose(
       [kind.moved((kind.low, kind.high)) for kind in self.form.kinds.values()]
     )
-    return low, high
+    fixed = self.fixed_E / self.units["L"]
+    return np.where(self.free, low, fixed), np.where(self.free, high, fixed)
+
+  def huber(self, delta: float) -> float:
+    """Turns Huber's threshold, of log loss or of loss, into the residuals' unit."""
+    return delta / self.units["L"] if self.raw else delta
 
   @property
   def derivatives(self) -> Derivatives:
     """The form's derivatives: its own, or compiled."""
-    return self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
+    if self.form.closed:
+      return self.form.closed.derivatives
+    return by_jax(self.form.loss, tuple(self.form.kinds.items()))
 
-  def starts(self, rng: np.random.Generator) -> np.ndarray:
-    """Makes the form's grid of starts [S, p], or draws them."""
-    if self.form.starts:
-      return self.form.starts(self.logs, self.y)
-    return draw_starts(self.form, STARTS, rng)
+  def names(self, mask: np.ndarray) -> list[str]:
+    """Names parameters, from a mask [p]."""
+    return [name for name, at in zip(self.form.kinds, mask, strict=True) if at]
 
   def natural(self, theta: np.ndarray) -> dict[str, np.ndarray]:
     """Turns parameters as they move [..., p] into parameters by name, in natural units."""
@@ -87,8 +101,14 @@ class Problem:
     return self.form.units(SimpleNamespace(**params), SimpleNamespace(**self.units))
 
 
-def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike) -> Problem:
-  """Brings variables [n] and losses [n] into units of their geometric means.
+def make_problem(
+  form: Form,
+  variables: Mapping[str, ArrayLike],
+  loss: ArrayLike,
+  raw: bool = False,
+  fixed_E: float = 0.0,
+) -> Problem:
+  """Brings variables [n] and losses [n] into units of their geometric means; see `Problem`.
 
   Raises:
     DataError: a variable is missing, not positive and finite, or of another length.
@@ -112,12 +132,14 @@ def make_problem(form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike
       )
   with np.errstate(divide="ignore"):  # of flags
     logs = {name: np.log(values) for name, values in columns.items()}
-  means = {name: 0.0 if name in FLAGS else float(values.mean()) for name, values in logs.items()}
+  own = (*FLAGS, *form.unscaled)
+  means = {name: 0.0 if name in own else float(values.mean()) for name, values in logs.items()}
   if "U" in means:  # unique tokens are tokens
     means["U"] = means["D"]
   y = logs.pop("loss") - means["loss"]
   units = {"L" if name == "loss" else name: math.exp(mean) for name, mean in means.items()}
-  return Problem(form, {name: values - means[name] for name, values in logs.items()}, y, units)
+  logs = {name: values - means[name] for name, values in logs.items()}
+  return Problem(form, logs, y, units, raw, fixed_E)
 
 
 def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -141,17 +163,22 @@ def by_jax(loss: Callable[[Any, Any], Any], kinds: tuple[tuple[str, Kind], ...])
     x = {name: jnp.exp(log) for name, log in logs.items()}
     return loss(SimpleNamespace(**p), SimpleNamespace(**x))
 
+  def slopes(logs, theta):
+    return jax.jacfwd(value, 1)(logs, theta)  # [n, p]
+
   def sums(logs, theta, phi, omega, major):
-    slope = jax.jacfwd(value, 1)(logs, theta)  # [n, p]
+    slope = slopes(logs, theta)
     bend = jax.hessian(lambda theta: phi @ value(logs, theta))(theta)
     return phi @ slope, (slope.T * omega) @ slope + bend, major @ slope**2
 
   # Compiled plainly: a fit runs for less long than its optimisation by the compiler takes.
   plain = {"xla_backend_optimization_level": "0"}
   values = jax.jit(jax.vmap(value, (None, 0)), compiler_options=plain)
+  gradient = jax.jit(jax.vmap(slopes, (None, 0)), compiler_options=plain)
   contract = jax.jit(jax.vmap(sums, (None, 0, 0, 0, 0)), compiler_options=plain)
   return Derivatives(
     lambda logs, theta: (theta, _in_blocks(values, logs, theta)),
+    lambda logs, terms: _in_blocks(gradient, logs, terms[0]).swapaxes(1, 2),
     lambda logs, terms, *weights: _in_blocks(contract, logs, terms[0], *weights),
   )
 
@@ -169,14 +196,21 @@ def _in_blocks(compiled, logs, *arrays):
 
 
 def _evaluate(problem: Problem, theta: np.ndarray) -> list[np.ndarray]:
-  """Computes the form's terms at theta [S, p], then the residual of log loss, each [S, n]."""
-  terms = problem.derivatives.terms(problem.logs, theta)
-  return [*terms, np.log(terms[-1]) - problem.y]
+  """Computes the form's terms at theta [S, p], then the residual, each [S, n]."""
+  *terms, f = problem.derivatives.terms(problem.logs, theta)
+  return [*terms, f, f - np.exp(problem.y) if problem.raw else np.log(f) - problem.y]
 
 
-def residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
+def log_residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
   """Computes log of fitted over observed loss [S, n] at theta [S, p]."""
-  return _evaluate(problem, theta)[-1]
+  return np.log(problem.derivatives.terms(problem.logs, theta)[-1]) - problem.y
+
+
+def slopes(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the gradient of the residuals by theta [p, n], 0 by what is fixed, and them [n]."""
+  *terms, r = _evaluate(problem, theta[None])
+  gradient = problem.derivatives.gradient(problem.logs, terms)[0] * problem.free[:, None]
+  return gradient if problem.raw else gradient / terms[-1], r[0]
 
 
 def _cost(residual, weights, delta):
@@ -188,17 +222,18 @@ def _cost(residual, weights, delta):
 def _derivatives(problem, weights, delta, state, bandwidth=None):
   """Computes the cost's gradient [S, p], Hessian [S, p, p] and a positive diagonal [S, p].
 
-  With a bandwidth, the Hessian is that of the expected cost: of |r| < bandwidth, each run bends the
-  cost by the chance that it lies within delta.
+  With a bandwidth, the Hessian is that of the expected cost: each run of |r| < bandwidth bends it
+  by the chance that it lies within delta.
   """
   *terms, r = state
   f, size = terms[-1], np.abs(r)
   inside = size < delta if bandwidth is None else (size < bandwidth) * (delta / bandwidth)
   psi = weights * np.clip(r, -delta, delta)
   majoriser = weights * np.minimum(1, delta / np.maximum(size, 1e-300))
-  return problem.derivatives.contract(
-    problem.logs, terms, psi / f, (weights * inside - psi) / f**2, majoriser / f**2
-  )
+  outer = weights * inside
+  if not problem.raw:  # r = log f - y
+    psi, outer, majoriser = psi / f, (outer - psi) / f**2, majoriser / f**2
+  return problem.derivatives.contract(problem.logs, terms, psi, outer, majoriser)
 
 
 def _projected(problem, theta, weights, delta, state, held):
@@ -208,14 +243,13 @@ def _projected(problem, theta, weights, delta, state, held):
   fixed = held | (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
   scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300
   hessian = np.where(fixed[:, :, None] | fixed[:, None, :], 0.0, hessian)
-  _add_diagonal(hessian, fixed * scale)
+  hessian += _diagonal(fixed * scale)
   return np.where(fixed, 0.0, gradient), hessian, scale, fixed
 
 
-def _add_diagonal(matrices, diagonal):
-  """Adds diagonals [S, p] to matrices [S, p, p], in place."""
-  at = range(diagonal.shape[1])
-  matrices[:, at, at] += diagonal
+def _diagonal(values):
+  """Makes diagonal matrices [S, p, p] of values [S, p]."""
+  return values[:, :, None] * np.eye(values.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +271,7 @@ def minimise(
   max_steps: int = 100,
   held: int | None = None,
 ) -> Solution:
-  """Minimises sum_i weights_i Huber_delta(log L(x_i) - log L_i) from each of S starts.
+  """Minimises sum_i weights_i Huber_delta(residual_i) from each of S starts.
 
   Damped Newton steps, projected on the box of the parameters. For a small delta the cost is nearly
   sum |r|, whose kinks trap descent; so each start first meets a wide Huber threshold, which shrinks
@@ -247,7 +281,7 @@ def minimise(
     problem: a form and n runs.
     weights: how often each run counts [S, n]; 0 leaves it out.
     theta: starts [S, p], as they move.
-    delta: Huber's threshold on log loss.
+    delta: Huber's threshold, in the residuals' unit.
     max_steps: at most so many.
     held: a parameter that stays where it starts (a profile over it), by its place in theta.
 
@@ -265,8 +299,8 @@ def minimise(
   for _ in range(max_steps):
     now, threshold = theta[rows], width[:, None]
     gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays)
-    _add_diagonal(hessian, damping[:, None] * scale)
-    step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+    damped = hessian + _diagonal(damping[:, None] * scale)
+    step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
     trial = np.clip(now + step, low, high)
     moved = np.abs(trial - now).max(1)
     trial_state = _evaluate(problem, trial)
@@ -292,7 +326,7 @@ def minimise(
   along = np.einsum("sij,si->sj", axes, gradient / root)
   decrease = (along**2 / np.maximum(curvature, 1e-9)).sum(1)
   converged = (curvature[:, 0] > -1e-6) & (decrease <= 1e-9 * cost + 1e-20)
-  return Solution(theta, cost, converged, fixed)
+  return Solution(theta, cost, converged, fixed & problem.free)
 
 
 _minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
@@ -301,21 +335,24 @@ _minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
 def minimum(problem: Problem, delta: float) -> tuple[Solution, Solution]:
   """Calls `search`, and keeps the minima that were found last."""
   runs = np.stack([problem.y, *problem.logs.values()]).tobytes()
-  key = problem.form.loss, hashlib.sha256(runs).digest(), delta
+  key = problem.form.loss, hashlib.sha256(runs).digest(), problem.raw, problem.fixed_E, delta
   if key not in _minima:
     if len(_minima) >= MOST_KEPT:
       _minima.pop(next(iter(_minima)))
-    _minima[key] = search(problem, delta, np.random.default_rng(0))
+    _minima[key] = search(problem, delta)
   return _minima[key]
 
 
-def search(problem: Problem, delta: float, rng: np.random.Generator) -> tuple[Solution, Solution]:
+def search(
+  problem: Problem, delta: float, counts: np.ndarray | None = None
+) -> tuple[Solution, Solution]:
   """Finds the global minimum of the Huber loss.
 
   Args:
     problem: a form and n runs.
-    delta: Huber's threshold on log loss; `LEAST_ABSOLUTE` and `LEAST_SQUARES` are its ends.
-    rng: of starts that are drawn.
+    delta: Huber's threshold, in the residuals' unit; `LEAST_ABSOLUTE` and `LEAST_SQUARES` are its
+      ends.
+    counts: how often each run counts [n]; None: once.
 
   Returns:
     Where each start ended, at a threshold of `COARSE` or more, and the best of them taken to delta;
@@ -325,21 +362,25 @@ def search(problem: Problem, delta: float, rng: np.random.Generator) -> tuple[So
   Raises:
     ConfigError: no start found a minimum.
   """
-  some, n = problem, len(problem.y)
+  n = len(problem.y)
+  counts = np.ones(n) if counts is None else counts
+  some, part = problem, np.arange(n)
   if n > MANY:
     part = np.random.default_rng(0).choice(n, MANY, replace=False)
     logs = {name: values[part] for name, values in problem.logs.items()}
     some = dataclasses.replace(problem, logs=logs, y=problem.y[part])
-  starts = some.starts(rng)
-  ends = minimise(some, np.ones((len(starts), len(some.y))), starts, max(delta, COARSE))
+  if problem.form.starts:
+    starts = problem.form.starts(some.logs, some.y)
+  else:
+    starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
+  ends = minimise(some, np.tile(counts[part], (len(starts), 1)), starts, max(delta, COARSE))
   lowest = ends.theta[[np.argmin(ends.cost)]]
-  ones = np.ones((1, n))
-  best = minimise(problem, ones, lowest, delta, 3000)
+  best = minimise(problem, counts[None], lowest, delta, 3000)
   for kink in KINKS:
     if best.converged[0] or delta >= kink:
       continue
-    best = minimise(problem, ones, lowest, kink, 3000)
-    cost = _cost(residuals(problem, best.theta), ones, delta)
+    best = minimise(problem, counts[None], lowest, kink, 3000)
+    cost = _cost(_evaluate(problem, best.theta)[-1], counts[None], delta)
     best = dataclasses.replace(best, cost=cost)
   if not best.converged[0]:
     raise ConfigError(

@@ -7,20 +7,22 @@ an interval is not stored.
 
 import itertools
 from collections.abc import Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from scaling.laws import bootstrap, chinchilla, fit
+from configs import base
+from scaling.laws import bootstrap, fit
+from scaling.laws.fit_json import OPTIONS
+from scaling.laws.forms import POWER
+from scaling.laws.law import Law
 from scaling.laws.tables import runs
 from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry
 
 VERSION = 1  # of comparison.json
-OPTIONS = ("delta", "bootstraps", "level", "seed", "resampling")  # of a fit
 DRAWS = 1000  # of each bootstrap, of which all pairs are formed
 FIT_KEYS = ("params", "a", "b", "intervals", "level", "n_runs")
 VERIFICATION_KEYS = (
@@ -73,7 +75,9 @@ def _fit_again(record: Record) -> fit.Fit:
   stored = record.fit
   table = record.workdir / "cells.csv"
   trained = runs.read_runs(table, **stored["counting"], **stored.get("reading", {}))
-  return fit.fit_runs(trained, SimpleNamespace(**{name: stored[name] for name in OPTIONS}))
+  options = base.get_config().fit
+  options.update({name: stored[name] for name in ("form", *OPTIONS) if name in stored})
+  return fit.fit_runs(trained, options)
 
 
 def _budgets(sweeps: Iterable[Record]) -> list[float]:
@@ -117,9 +121,9 @@ def _differences(
 ) -> Iterator[dict[str, Any]]:
   """Yields how one law differs from another, with the interval of two independent bootstraps."""
   (of, law), (to, reference) = first, second
-  level = min(law.level, reference.level)
-  values = [_comparable(each.law, each.compute, budgets) for each in (law, reference)]
-  draws = [_comparable(each.draws, each.compute, budgets) for each in (law, reference)]
+  level = min(law.options.level, reference.options.level)
+  values = [_comparable(each.law, budgets) for each in (law, reference)]
+  draws = [_comparable(each.draws, budgets) for each in (law, reference)]
   for quantity, C in values[0]:
     natural = np.exp if C else float  # ratios are differences of logarithms
     gaps = np.subtract.outer(*(each[quantity, C][:DRAWS] for each in draws))
@@ -132,18 +136,16 @@ def _differences(
     }  # fmt: skip
 
 
-def _comparable(
-  law: chinchilla.Chinchilla, compute: chinchilla.Compute, budgets: list[float]
-) -> dict[tuple[str, float | None], np.ndarray]:
+def _comparable(law: Law, budgets: list[float]) -> dict[tuple[str, float | None], np.ndarray]:
   """Computes what two laws can be compared in, by (quantity, C): exponents, log optimal D/N.
 
   Losses of two objectives cannot be compared, nor can E, A and B.
   """
-  a, _ = chinchilla.exponents(law)
   quantities: dict[tuple[str, float | None], np.ndarray] = {
-    ("alpha", None): law.alpha, ("beta", None): law.beta, ("a", None): a
-  }  # fmt: skip
+    (name, None): law.params[name] for name, kind in law.form.kinds.items() if kind is POWER
+  }
+  quantities["a", None] = law.exponents(max(budgets))[0]
   for C in budgets:
-    best = chinchilla.optimum(law, C, compute)
+    best = law.optimum(C)
     quantities["tokens_per_param", C] = np.log(best.D / best.N)
   return quantities

@@ -11,7 +11,9 @@ import numpy as np
 
 from configs.errors import DataError
 from scaling.formats import bracket, flops, nats, ratio, si
-from scaling.laws import chinchilla
+from scaling.laws.chinchilla import Compute
+from scaling.laws.forms import FORMS
+from scaling.laws.law import Law, at_edge, unbounded
 from train.system import files
 
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
@@ -75,19 +77,15 @@ class Record:
     return self.verification.get("trained_loss") is not None
 
   @property
-  def law(self) -> chinchilla.Chinchilla:
-    """The fitted law."""
-    return chinchilla.Chinchilla(**{k: np.array(v) for k, v in self.fit["params"].items()})
-
-  @property
-  def compute(self) -> chinchilla.Compute:
-    """FLOPs as a function of N and D, as the fit estimated them."""
-    return chinchilla.Compute(**self.fit["compute"])
+  def law(self) -> Law:
+    """The fitted law, with FLOPs as a function of N and D as the fit estimated them."""
+    compute = Compute(**self.fit["compute"])
+    return Law(FORMS[self.fit["form"]], self.fit["params"], compute)
 
   @property
   def undetermined(self) -> tuple[str, ...]:
     """Parameters of the law that the runs do not determine, without which it has no optimum."""
-    return chinchilla.unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
+    return unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
 
   @property
   def profiles(self) -> list[dict[str, Any]]:
@@ -117,7 +115,7 @@ class Record:
         f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
       )
     if names := self.undetermined:
-      return f"No law yet: on {self.fit['n_runs']} runs {chinchilla.at_edge(names)}."
+      return f"No law yet: on {self.fit['n_runs']} runs {at_edge(names)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "

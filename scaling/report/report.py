@@ -147,7 +147,7 @@ def _law_lines(fit: dict[str, Any]) -> list[str]:
   if not fit:
     return []
   lines = [
-    f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = E + A / N^alpha + B / D^beta:",
+    f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {record.law.form.formula}:",
     ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit)),
     *(f"Warning: {warning}" for warning in fit.get("warnings", ())),
   ]

@@ -48,9 +48,10 @@ def law(record: Record) -> Iterator[Block]:
   fit = record.fit
   if not fit:
     return
+  response = "loss" if fit.get("response") == "raw" else "log loss"
   yield (
-    f"L(N, D) = E + A / N^alpha + B / D^beta in nats per token, fitted to {fit['n_runs']} runs "
-    f"(Huber on log loss, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
+    f"L(N, D) = {record.law.form.formula} in nats per token, fitted to {fit['n_runs']} runs "
+    f"(Huber on {response}, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
   )
   yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), parameters(fit))
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
@@ -116,7 +117,7 @@ def floor(record: Record) -> Iterator[Block]:
     yield f"**Below the floor by more than 3 standard errors (a leak):** {names}."
   else:
     yield f"None of {len(cells)} losses lies below it by more than 3 standard errors."
-  if record.fit:
+  if "E" in record.fit.get("params", ()):
     E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
     near = "within" if abs(E - entropy) <= NEAR_FLOOR else "NOT within"
     wide = high - low > 2 * NEAR_FLOOR

@@ -57,12 +57,10 @@ def propose(
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
   d, cost = (np.array([getattr(cell, name) for cell in options], float) for name in "DC")
-  trained, held = law.runs, law.convergence["at_bound"]
-  target = plan.heldout_budget(config, cells)
-  start = now = next_run.information(law.law, trained.N, trained.D, target, law.compute, held)
+  start = now = next_run.information(law, plan.heldout_budget(config, cells))
   proposals, left = list[Proposal](), budget
   taken = np.zeros(len(options), bool)
-  profiles = estimators.isoflop_profiles(trained, law.compute)["profiles"]
+  profiles = estimators.isoflop_profiles(law.runs, law.compute)["profiles"]
   for C, edge, side in next_run.open_edges(profiles):
     near = [
       i for i, cell in enumerate(options)

@@ -19,10 +19,13 @@ from train.data.dataset import TokenData
 from train.system import process
 
 FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
-  "fit.delta", "fit.bootstraps", "fit.level", "fit.resampling", "fit.seed",
+  "fit.form", "fit.response", "fit.fixed_E", "fit.delta", "fit.bootstraps", "fit.level",
+  "fit.resampling", "fit.seed",
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
   "sweep.pack", "sweep.name", "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
 )  # fmt: skip
+
+OTHER_LAW = ("fit.form", "fit.response", "fit.fixed_E", "fit.delta")  # fields that make one
 
 
 def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
@@ -150,7 +153,7 @@ def check_same_sweep(
   new = defaults | record.flat(record.plain(config))
   is_sealed = (workdir / "prediction.json").exists()
   for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
-    if not name.startswith(FREE) or (is_sealed and name == "fit.delta"):  # it makes another law
+    if not name.startswith(FREE) or (is_sealed and name in OTHER_LAW):
       raise UsageError(
         f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
         f"asked {new.get(name)!r}; name another workdir"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from configs.errors import UsageError, UserError
-from scaling.laws import estimators, fit, fit_json, other_forms, sensitivity
+from scaling.laws import compare, estimators, fit, fit_json, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.tables import curves
 from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs
@@ -22,7 +22,7 @@ from train.system import files
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
-class Options(sensitivity.Choices, fit.Options, Protocol):
+class Options(sensitivity.Choices, Protocol):
   """The fields of `config.fit`."""
 
   target_tokens_per_param: float
@@ -70,7 +70,7 @@ def write_fit(
     for name in ("fit.json", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
     with contextlib.suppress(UserError):  # the runs are refused either way
-      if line := other_forms.along(runs, options):
+      if line := compare.along(runs, options):
         files.write_json(workdir / "line.json", line)
     raise
   rows = curves.read_curves(workdir, law.runs.ids, law.runs.N, law.runs.D, law.runs.C)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import RunError, UserError
 from scaling.launch.local import Pool
-from scaling.laws import chinchilla, fit
+from scaling.laws import fit
 from scaling.progress import Display
 from scaling.report import report
 from scaling.sweep import (
@@ -138,11 +138,10 @@ def train_and_fit(sweep: Sweep, planned: list[Cell]) -> fit.Fit:
     fitted += cells
     train_cells(sweep, cells, "adaptive")
     law = fit_law(sweep)
-  a, b = chinchilla.exponents(law.law)
-  sweep.display.say(
-    f"L(N, D) = {law.law.E:.3f} + {law.law.A:.3g} / N^{law.law.alpha:.3f} + "
-    f"{law.law.B:.3g} / D^{law.law.beta:.3f}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}"
-  )
+  a, b = law.law.exponents(law.runs.C.max())
+  params = ", ".join(f"{name} = {value:.3g}" for name, value in law.params.items())
+  formula = law.law.form.formula
+  sweep.display.say(f"L = {formula}, {params}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}")
   return law
 
 

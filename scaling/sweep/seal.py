@@ -57,8 +57,8 @@ def seal(
   if sealed := files.read_json(workdir / "prediction.json"):
     _check_hash(workdir, sealed, law.runs)
     return sealed, plan.sealed_cells(config, vocab_size, sealed)
-  fit.check_sealable(law)
   budget = plan.heldout_budget(config, cells)
+  fit.check_sealable(law, budget)
   best = fit.optimum(law, budget)
   corpus = vocab_size, train_tokens
   heldout, passed_over = plan.heldout_cells(config, *corpus, best["N_opt"], budget)
@@ -67,7 +67,7 @@ def seal(
     "version": VERSION,
     "input_hash": runs.input_hash(law.runs),
     "n_runs": len(law.runs.N),
-    "level": law.level,
+    "level": law.options.level,
     "C": budget,
     "N": best["N_opt"],
     "N_interval": best["N_opt_interval"],

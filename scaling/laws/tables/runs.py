@@ -46,6 +46,11 @@ class Runs:
   def __len__(self) -> int:
     return len(self.ids)
 
+  @property
+  def variables(self) -> dict[str, np.ndarray]:
+    """What a form may read, by name, arrays [n]."""
+    return {"N": self.N, "D": self.D, "C": self.C, **self.extra}
+
   def subset(self, index: np.ndarray) -> "Runs":
     """Selects the runs at some positions [m], in that order."""
     return dataclasses.replace(

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling.laws import chinchilla
 from scaling.report.figures import style
 from scaling.report.records import ESTIMATORS, Cell, Record, column, outside
 
@@ -17,7 +16,7 @@ def contours(record: Record) -> Figure:
   axes = figure.subplots()
   fitted, held, best = record.done("fit"), record.done("heldout"), record.optima
   N, D = (np.geomspace(*style.limits(column(fitted + held, x), 0.15), 100) for x in ("N", "D"))
-  loss = chinchilla.loss(record.law, N[None, :], D[:, None])
+  loss = record.law.loss(N[None, :], D[:, None])
   lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
   axes.contourf(N, D, loss, levels=lines.levels, cmap=style.GREYS, zorder=0)
   axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
@@ -26,7 +25,7 @@ def contours(record: Record) -> Figure:
   diamonds = style.DOTS | {"marker": "D", "c": style.ACCENT, "gid": "heldout"}
   axes.scatter(column(held, "N"), column(held, "D"), **diamonds)
   span = np.geomspace(0.1 * min(column(fitted, "C")), 10 * max(column(fitted + held, "C")), 50)
-  path = chinchilla.optimum(record.law, span, record.compute)
+  path = record.law.optimum(span)
   axes.plot(path.N, path.D, "k-", lw=1.1, gid="frontier")
   axes.plot(column(best, "N_opt"), column(best, "D_opt"), "k*", ms=7, mec="white", mew=0.4,
             zorder=2.5, gid="optimum")  # fmt: skip
@@ -120,7 +119,7 @@ def _compute_bar(figure: Figure, axes: Any, record: Record) -> np.ndarray:
 def _predicted(record: Record) -> np.ndarray:
   """Evaluates the law at the fit cells [n]."""
   fitted = record.done("fit")
-  return chinchilla.loss(record.law, column(fitted, "N"), column(fitted, "D"))
+  return record.law.loss(column(fitted, "N"), column(fitted, "D"))
 
 
 def _sealed(record: Record) -> tuple[list[Cell], np.ndarray, np.ndarray]:
@@ -136,10 +135,10 @@ def frontier(record: Record) -> Figure:
   """Draws the optimal N and the optimal tokens per parameter against compute, with intervals."""
   figure = Figure(figsize=(style.DOUBLE, 2.5))
   left, right = figure.subplots(1, 2)
-  best, compute = record.optima, record.compute
+  best, compute = record.optima, record.law.compute
   minima = [p for p in record.profiles if p["inside"]]
   C = np.geomspace(*style.limits(column(best, "C")), 60)
-  path = chinchilla.optimum(record.law, C, compute)
+  path = record.law.optimum(C)
   for axes, name, line in ((left, "N_opt", path.N), (right, "tokens_per_param", path.D / path.N)):
     axes.plot(C, line, "k-", gid="law")
     for row in best:
