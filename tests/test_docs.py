@@ -76,11 +76,7 @@ def test_the_form_in_the_documentation_fits(tmp_path, monkeypatch):
   Path("mine.csv").write_text("\n".join(["params,tokens,val_loss", *rows]))
   names = {"__name__": "example"}
   exec(example("runs.md"), names)
-  params = (
-    names["laws"]
-    .fit_form(names["product"], {"N": names["runs"].N, "D": names["runs"].D}, names["runs"].loss)
-    .params
-  )
+  params = names["fit"].params
   assert params["E"] == pytest.approx(1.5, rel=1e-3)
   assert params["alpha"] == pytest.approx(0.3, rel=1e-3)
 

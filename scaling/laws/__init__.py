@@ -31,11 +31,11 @@ MODULES = {
   "compare": ("compare_forms",),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
-    "Fit", "Options", "check_sealable", "fit_runs", "new_run_noise",
-    "optimum", "predict_loss", "ratio_cost",
+    "check_sealable", "fit_runs", "new_run_noise", "optimum", "predict_loss", "ratio_cost",
   ),
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),
+  "fitted": ("Fit", "Options"),
   "law": ("Law",),
   "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
   "sensitivity": ("jackknife", "profile_intervals"),

@@ -123,7 +123,7 @@ def resample(
   rng = np.random.default_rng(seed)
   if few(runs):
     return _student(problem, theta, size, rng)
-  if len(runs) > (solve.MANY if problem.form.closed else MANY_BY_JAX):
+  if len(runs) > (solve.MANY if problem.form.name in solve.BY_HAND else MANY_BY_JAX):
     return _sandwich(problem, theta, delta, size, rng)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
   weights = np.zeros((size, len(runs)))

@@ -1,4 +1,4 @@
-"""Chinchilla's law in closed form: its loss, optima and derivatives; and what a token costs.
+"""Chinchilla's law in closed form: its loss, optima, derivatives; few data; what a token costs.
 
 A law is a tuple of parameters, each one number or an array of draws [R]; every function here
 broadcasts. N counts parameters, D tokens, C FLOPs, L is in nats per token.
@@ -6,12 +6,19 @@ broadcasts. N counts parameters, D tokens, C FLOPs, L is in nats per token.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+POINTS = 81  # of the grid of a search, which closes in on the lowest point
+ROUNDS = 4  # of closing in, each to the neighbours of the lowest point
+# Muennighoff et al. 2023 (arXiv:2305.16264), appendix A: how fast repeated tokens and parameters in
+# excess of what the unique tokens deserve lose their worth. Their values, not fitted here.
+REPEATED_TOKENS = 15.387756
+EXCESS_PARAMS = 5.309743
+SATURATED = 1e-4  # of the least loss that so many unique tokens allow: closer to it nothing is told
 START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.0)  # of the grid of starts
 
 
@@ -89,6 +96,34 @@ class Optimum(NamedTuple):
   loss: np.ndarray
 
 
+@np.errstate(invalid="ignore", divide="ignore")  # inf - inf, where a cost has no bound
+def lowest_interior(
+  cost: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+  """Finds the lowest local minimum of a function of x [..., 1] between low and high.
+
+  A grid closes in on it, and a parabola through its last three points ends the search, to 1e-8. An
+  end is no minimum, however low; where there is no other, it is the lower end.
+  """
+  grid = np.linspace(0, 1, POINTS)
+  for turn in range(ROUNDS):
+    x = low + (high - low) * grid
+    y = cost(x)
+    x = np.broadcast_to(x, y.shape)
+    middle = y[..., 1:-1]
+    interior = np.where((middle <= y[..., :-2]) & (middle <= y[..., 2:]), middle, np.inf)
+    i = 1 + np.argmin(interior, axis=-1)[..., None]
+    if turn == 0:
+      none = ~np.isfinite(interior).any(axis=-1, keepdims=True)
+      end = np.where(y[..., :1] < y[..., -1:], x[..., :1], x[..., -1:])
+    (low, at, high), costs = (
+      [np.take_along_axis(v, i + k, -1) for k in (-1, 0, 1)] for v in (x, y)
+    )
+  rise, bend = costs[2] - costs[0], costs[2] - 2 * costs[1] + costs[0]
+  shift = np.where(bend > 0, -0.5 * rise / bend, 0.0)
+  return np.where(none, end, at + np.nan_to_num(np.clip(shift, -1, 1)) * (high - at))
+
+
 class Chinchilla(NamedTuple):
   """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
 
@@ -164,6 +199,110 @@ def cheapest(
   return Optimum(
     N=np.where(reached, n, np.inf),
     D=np.where(reached, d, np.inf),
+    loss=np.where(reached, loss, np.nan),
+  )
+
+
+def effective(unique: ArrayLike, used: ArrayLike, decay: float) -> np.ndarray:
+  """Computes how many new ones the `used` are worth, of which only `unique` are new.
+
+  U + U R* (1 - exp(-R / R*)) with R = used / U - 1 repetitions (Muennighoff et al. 2023, eq. 5).
+  """
+  used, unique = np.asarray(used, float), np.asarray(unique, float)
+  repeats = np.maximum(0.0, used / unique - 1)
+  return np.minimum(unique, used) - unique * decay * np.expm1(-repeats / decay)
+
+
+def base_params(law: Chinchilla, tokens: ArrayLike, compute: Compute = Compute()) -> np.ndarray:
+  """Finds the N for which so many tokens are compute-optimal."""
+  log_n = (np.log(law.alpha * law.A / (law.beta * law.B)) + law.beta * np.log(tokens)) / law.alpha
+  n = np.exp(log_n)
+  for _ in range(50 if compute.q else 0):
+    n = np.exp(log_n - np.log(compute.elasticity(n)) / law.alpha)
+  return n
+
+
+def repeated_loss(
+  law: Chinchilla,
+  N: ArrayLike,
+  D: ArrayLike,
+  unique: float,
+  compute: Compute = Compute(),
+) -> np.ndarray:
+  """Computes the loss of N parameters on D tokens of which `unique` are new [nats per token].
+
+  Muennighoff et al. 2023, eq. 6: both repeated tokens, and parameters beyond those that the unique
+  tokens deserve, are worth less than new ones. The law's own parameters, their two decay constants.
+  """
+  n = effective(base_params(law, np.minimum(unique, D), compute), N, EXCESS_PARAMS)
+  return loss(law, n, effective(unique, D, REPEATED_TOKENS))
+
+
+def data_constrained(
+  law: Chinchilla, C: float, unique: float, compute: Compute = Compute()
+) -> Optimum:
+  """Finds the best use of C FLOPs when there are only so many unique tokens."""
+  column = _column(law)
+
+  def along(log_n):
+    n = np.exp(log_n)
+    return repeated_loss(column, n, compute.tokens(n, C), unique, compute)
+
+  center = np.log(optimum(column, C, compute).N)
+  log_n = lowest_interior(along, center - 10, center + 10)
+  n = np.exp(log_n)
+  return Optimum(N=n[..., 0], D=compute.tokens(n, C)[..., 0], loss=along(log_n)[..., 0])
+
+
+def _column(law: Chinchilla) -> Chinchilla:
+  """Makes room for a grid beside the draws: parameters [R, 1]."""
+  return Chinchilla(*(np.asarray(value, float)[..., None] for value in law))
+
+
+def least_loss(law: Chinchilla, unique: float, compute: Compute = Compute()) -> np.ndarray:
+  """Computes the loss that no compute gets below, if only `unique` tokens are repeated for ever."""
+  n = base_params(law, unique, compute) * (1 + EXCESS_PARAMS)
+  return loss(law, n, unique * (1 + REPEATED_TOKENS))
+
+
+def saturation(law: Chinchilla, unique: float, compute: Compute = Compute()) -> np.ndarray:
+  """Finds the least C that comes within `SATURATED` of `least_loss`: more does not help."""
+  loss = least_loss(law, unique, compute) * (1 + SATURATED)
+  best = cheapest_constrained(law, loss, unique, compute)
+  return compute.flops_per_token(best.N) * best.D
+
+
+@np.errstate(all="ignore")  # what is not reached is nan on the way, and inf in the end
+def cheapest_constrained(
+  law: Chinchilla, loss: ArrayLike, unique: float, compute: Compute = Compute()
+) -> Optimum:
+  """Finds the N and D that reach a loss at the least compute, of only so many unique tokens.
+
+  It inverts `data_constrained`. Where the unconstrained optimum needs no more tokens than there
+  are, it is the answer; else every token is used, and `repeated_loss` solved for D at each N. N and
+  D are inf where no compute reaches the loss.
+  """
+  free = cheapest(law, loss, compute)
+  reached = least_loss(law, unique, compute) < loss
+  column = _column(law)
+  target, base = np.asarray(loss, float)[..., None], base_params(column, unique, compute)
+
+  def tokens(n):  # of which n parameters reach the loss; nan: none do
+    room = target - column.E - column.A * effective(base, n, EXCESS_PARAMS) ** -column.alpha
+    worth = (column.B / np.where(room > 0, room, np.nan)) ** (1 / column.beta)
+    repeats = -REPEATED_TOKENS * np.log1p(-np.maximum(0, worth / unique - 1) / REPEATED_TOKENS)
+    return unique * (1 + repeats)
+
+  def cost(log_n):
+    n = np.exp(log_n)
+    return np.nan_to_num(compute.flops_per_token(n) * tokens(n), nan=np.inf)
+
+  n = np.exp(lowest_interior(cost, np.log(base) - 20, np.log(base) + 20))
+  n, d = n[..., 0], tokens(n)[..., 0]
+  few = unique < free.D
+  return Optimum(
+    N=np.where(reached, np.where(few, n, free.N), np.inf),
+    D=np.where(reached, np.where(few, d, free.D), np.inf),
     loss=np.where(reached, loss, np.nan),
   )
 

@@ -8,7 +8,8 @@ import numpy as np
 from configs.errors import DataError, UserError
 from scaling.laws import solve
 from scaling.laws.bootstrap import cuts, interval
-from scaling.laws.fit import Options, fit_runs, forecasts
+from scaling.laws.fit import fit_runs, forecasts
+from scaling.laws.fitted import Options
 from scaling.laws.forms import FORMS, evaluate
 from scaling.laws.tables.runs import MIN_SPREAD, Runs, identifiability
 

@@ -6,96 +6,23 @@ the time of day enters, so a fit is recomputed rather than stored.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, solve
 from scaling.laws.bootstrap import budgets, cuts, interval, seed_noise
-from scaling.laws.chinchilla import Compute, estimate_compute
+from scaling.laws.chinchilla import estimate_compute
+from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import FORMS, Form, surfaces
-from scaling.laws.law import Law, at_edge, unbounded
+from scaling.laws.law import Law, at_edge
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
-
-
-class Options(Protocol):
-  """The fields of `config.fit` that a fit reads."""
-
-  form: str
-  response: str
-  fixed_E: float
-  delta: float
-  bootstraps: int
-  level: float
-  seed: int
-  resampling: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """A fitted law and all that its intervals need.
-
-  Attributes:
-    runs: what it was fitted to.
-    problem: the runs and the form, as the solver sees them.
-    law: with the fitted parameters, numbers.
-    draws: with those of each bootstrap resample, arrays [R].
-    residuals: log of observed over fitted loss [n].
-    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
-      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
-    convergence: of the starts and of the resamples.
-    options: that it was fitted with.
-  """
-
-  runs: Runs
-  problem: solve.Problem
-  law: Law
-  draws: Law
-  residuals: np.ndarray
-  form_error: float | None
-  convergence: Mapping[str, Any]
-  options: Options
-
-  @property
-  def form(self) -> str:
-    """The form's name."""
-    return self.law.form.name
-
-  @property
-  def params(self) -> dict[str, float]:
-    """The fitted parameters, by name."""
-    return dict(self.law.params)
-
-  @property
-  def compute(self) -> Compute:
-    """FLOPs as a function of N and D, estimated from the runs."""
-    return self.law.compute
-
-  @property
-  def freedom(self) -> int:
-    """Degrees of freedom: runs beyond the fitted parameters."""
-    return len(self.runs) - int(self.problem.free.sum())
-
-  @property
-  def unbounded(self) -> tuple[str, ...]:
-    """Parameters at the edge of their range without which no optimum can be told: not E."""
-    return unbounded(self.convergence["at_bound"])
-
-  def outside(self, C: float, N: float, D: float) -> float:
-    """Computes how many times C, N, D or D/N, whichever is farthest, lies outside the runs; else 1.
-
-    Above the largest of the runs or below the smallest.
-    """
-    runs = self.runs
-    N, D = max(N, 1.0), max(D, 1.0)  # an absurd law may ask for less
-    pairs = ((C, runs.C), (N, runs.N), (D, runs.D), (D / N, runs.D / runs.N))
-    return float(max(1.0, *(max(x / seen.max(), seen.min() / x) for x, seen in pairs)))
 
 
 def check_options(options: Options) -> None:
@@ -132,26 +59,13 @@ def check_sealable(fit: Fit, C: float) -> None:
     )
 
 
-def problem_of(runs: Runs, options: Options, form: Form | None = None) -> solve.Problem:
-  """Brings runs into the solver's coordinates.
-
-  Raises:
-    DataError: they lack a variable of the form, or do not determine its parameters.
-  """
-  form = form or FORMS[options.form]
-  raw = options.response == "raw"
-  problem = solve.make_problem(form, runs.variables, runs.loss, raw, options.fixed_E)
-  _check_determined(problem, runs)
-  return problem
-
-
-def _check_determined(problem: solve.Problem, runs: Runs) -> None:
-  form, size = problem.form, int(problem.free.sum())
+def _check_determined(form: Form, size: int, runs: Runs) -> None:
+  """Refuses runs from which a form's parameters, `size` of them fitted, cannot be told."""
   if {"N", "D"} <= set(form.variables):
     check_identifiable(runs)
   elif len(form.variables) == 1:
     (name,) = form.variables
-    levels = len(budgets(np.exp(problem.logs[name])))
+    levels = len(budgets(runs.variables[name]))
     if levels < size:
       raise UnidentifiableError(f"form={form.name}: {levels} distinct {name} for {size} parameters")
   if len(runs) <= size:
@@ -173,6 +87,8 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
     UserError: the runs do not identify the law, or an option is out of range.
   """
   check_options(options)
+  form = form or FORMS[options.form]
+  _check_determined(form, len(form.kinds) - ("E" in form.kinds and options.fixed_E > 0), runs)
   problem = problem_of(runs, options, form)
   delta = problem.huber(options.delta)
   ends, best = solve.minimum(problem, delta)
@@ -218,7 +134,7 @@ def forecasts(
     counts = np.zeros(len(runs))
     counts[below] = 1
     try:
-      _check_determined(problem, runs.subset(below))
+      _check_determined(problem.form, int(problem.free.sum()), runs.subset(below))
       theta = solve.search(problem, delta, counts)[1].theta
       yield below, above, -solve.log_residuals(problem, theta)[0, above]
     except UserError as error:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
-from scaling.laws.compare import DEFAULT, compare_forms
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
-from scaling.laws.fit import Fit, known, optimum
+from scaling.laws.fit import known, optimum
+from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
 from scaling.laws.tables.runs import Runs, input_hash
@@ -17,7 +17,6 @@ from scaling.laws.tables.runs import Runs, input_hash
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
 MOST_INFLUENTIAL = 5  # runs that fit.json names
-OPTIONS = ("response", "fixed_E", "delta", "level", "bootstraps", "resampling", "seed")
 
 
 def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
@@ -65,13 +64,12 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   return warnings
 
 
-def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False) -> dict[str, Any]:
+def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
   """Makes the content of fit.json: the law, its intervals, its optima, how it was fitted.
 
   Args:
     fit: the fit.
     curves: training curves, for Approach 1 among the estimators.
-    full: whether forms are compared by held-out error too, which takes seconds.
   """
   a, b = fit.law.exponents(fit.runs.C.max())
   options, values = fit.options, fit.params | {"a": a, "b": b}
@@ -81,10 +79,8 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
   estimators = side_by_side(fit, curves=curves)
   approach2["bias"] = estimators["rows"][1].get("bias")
   many = len(fit.runs) > MOST_LEFT_OUT
-  forms = list(dict.fromkeys((fit.form, *DEFAULT)))
   return {
     "version": VERSION,
-    "form": fit.form,
     "params": fit.params,
     "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
     "a": float(a),
@@ -95,6 +91,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
     "input_hash": input_hash(fit.runs),
     "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
     **{name: getattr(options, name) for name in OPTIONS},
+    "form": fit.form,
     "convergence": dict(fit.convergence),
     "warnings": _warnings(fit, approach2["profiles"]),
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),
@@ -106,5 +103,5 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None, full: bool = False)
     "estimators": estimators,
     "profile": profile_intervals(fit),
     "influence": None if many else jackknife(fit)[:MOST_INFLUENTIAL],
-    "heldout": compare_forms(fit.runs, forms, options.delta) if full else None,
+    "heldout": None,  # `compare.compare_forms`, if asked for
   }

@@ -10,8 +10,8 @@ parameter what kind it is and in which unit it is measured. Adding one is this:
 
 The units are what makes fitting easy: the solver sees N, D and losses of about one, and its
 parameters are turned back. A parameter whose unit is not named has none. A form of N and D can be
-fitted, sealed and judged (`fit.form`); its optimum along compute is found numerically. What a form
-may bring of its own, in closed form and in numpy alone, is a `Closed`: Chinchilla's does.
+fitted, sealed and judged (`fit.form`); its derivatives are JAX's, and its optimum along compute is
+found numerically. Chinchilla's are in closed form, and need no jax: `scaling.laws.chinchilla`.
 
 Variables: N parameters, D tokens processed, C training FLOPs, U unique tokens, P bits of the
 weights, pretrained (1 where the run started from a pre-trained model, 0 from scratch).
@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from scaling.laws import chinchilla as closed
 
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
 
@@ -68,22 +66,6 @@ class Derivatives(NamedTuple):
   contract: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-class Closed(NamedTuple):
-  """What a form knows in closed form, in numpy alone; see the methods of `law.Law`.
-
-  Attributes:
-    derivatives: for the solver.
-    optimum: (parameters, C, compute) -> Optimum.
-    exponents: (parameters) -> (a, b).
-    cheapest: (parameters, loss, compute, inference tokens) -> Optimum.
-  """
-
-  derivatives: Derivatives
-  optimum: Callable[[Any, ArrayLike, closed.Compute], closed.Optimum]
-  exponents: Callable[[Any], tuple[np.ndarray, np.ndarray]]
-  cheapest: Callable[[Any, ArrayLike, closed.Compute, float], closed.Optimum]
-
-
 class Form(NamedTuple):
   """A law without its numbers: see the module's docstring.
 
@@ -97,7 +79,6 @@ class Form(NamedTuple):
     unscaled: variables that the solver sees in their own unit, since the form has another shape in
       any other.
     starts: (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
-    closed: what it knows in closed form.
   """
 
   name: str
@@ -108,7 +89,6 @@ class Form(NamedTuple):
   doc: str
   unscaled: tuple[str, ...] = ()
   starts: Callable[..., np.ndarray] | None = None
-  closed: Closed | None = None
 
   @property
   def formula(self) -> str:
@@ -139,14 +119,21 @@ def surfaces() -> list[str]:
 
 def evaluate(form: Form, params: Mapping[str, Any], variables: Mapping[str, Any]) -> Any:
   """Computes L [nats per token] of a form, from parameters and variables in natural units."""
-  p, given = SimpleNamespace(**params), {name: variables[name] for name in form.variables}
-  if form.closed:
-    return form.loss(p, SimpleNamespace(**{k: np.asarray(v, float) for k, v in given.items()}))
   import jax
 
   with jax.enable_x64(True):
-    x = {name: jax.numpy.asarray(values, float) for name, values in given.items()}
-    return jax.device_get(form.loss(p, SimpleNamespace(**x)))
+    x = {name: jax.numpy.asarray(variables[name], float) for name in form.variables}
+    return jax.device_get(form.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
+
+
+def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
+  """Draws starts [size, p]: each parameter even in its range, as in a Latin hypercube."""
+  columns = []
+  for kind in form.kinds.values():
+    low, high = kind.moved(kind.start)
+    share = (rng.permutation(size) + rng.uniform(size=size)) / size
+    columns.append(low + (high - low) * share)
+  return np.stack(columns, axis=1)
 
 
 def _chinchilla_units(p, u):
@@ -157,17 +144,6 @@ def _chinchilla_units(p, u):
 def chinchilla(p, x):
   """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
-
-
-chinchilla = FORMS["chinchilla"] = chinchilla._replace(
-  starts=closed.starts,
-  closed=Closed(
-    Derivatives(closed.terms, closed.gradient, closed.contract),
-    closed.optimum,
-    closed.exponents,
-    closed.cheapest,
-  ),
-)
 
 
 @form(

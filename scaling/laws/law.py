@@ -1,22 +1,22 @@
 """A law: a form with its numbers, and its optima along compute, in closed form or numerically."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling.laws.chinchilla import Compute, Optimum
+from scaling.laws import chinchilla
+from scaling.laws.chinchilla import Compute, Optimum, lowest_interior
 from scaling.laws.forms import Form, evaluate
 
 RATIOS = (1e-4, 1e6)  # tokens per parameter among which a numeric optimum is sought
-POINTS = 81  # of its grid, which closes in on the lowest point
-ROUNDS = 4  # of closing in, each to the neighbours of the lowest point
 LARGEST = 1e15  # parameters: the largest model that may be the cheapest
 HALVINGS = 50  # of the tokens at which a model reaches a loss
 STEP = 0.01  # of log C, for local exponents
+CLOSED: dict[str, Any] = {"chinchilla": chinchilla}  # forms that are known in closed form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Law:
 
   def loss(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
     """Evaluates L(N, D) [nats per token]."""
+    if self._closed:
+      return self._closed.loss(self._numbers, N, D)
     return evaluate(self.form, self.params, {"N": N, "D": D})
 
   def optimum(self, C: ArrayLike) -> Optimum:
@@ -43,8 +45,8 @@ class Law:
     Without a closed form it is the lowest minimum inside `RATIOS`; where there is none, the better
     of its ends (see `at_end`).
     """
-    if self.form.closed:
-      return self.form.closed.optimum(SimpleNamespace(**self.params), C, self.compute)
+    if self._closed:
+      return self._closed.optimum(self._numbers, C, self.compute)
     column, C = self._column(), np.asarray(C, float)[..., None]
     with np.errstate(invalid="ignore"):  # of fewer parameters than any model has
       low, high = (np.log(self.compute.params(C, ratio)) for ratio in RATIOS[::-1])
@@ -61,12 +63,12 @@ class Law:
   def at_end(self, best: Optimum) -> bool:
     """Tells whether an optimum, of one number, is where the search ended: there is none."""
     low, high = RATIOS
-    return not (self.form.closed or low * 1.01 < best.D / best.N < high / 1.01)
+    return not (self._closed or low * 1.01 < best.D / best.N < high / 1.01)
 
   def exponents(self, C: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Computes (a, b), the slopes of log N_opt and log D_opt by log C: of some forms at any C."""
-    if self.form.closed:
-      return self.form.closed.exponents(SimpleNamespace(**self.params))
+    if self._closed:
+      return self._closed.exponents(self._numbers)
     below, above = (self.optimum(np.asarray(C) * np.exp(step)) for step in (-STEP, STEP))
     a, b = (np.log(above[i] / below[i]) / (2 * STEP) for i in (0, 1))
     return a, b
@@ -77,9 +79,8 @@ class Law:
     A token served costs a third of one trained on. N and D are inf where no compute reaches it, or
     none at `RATIOS`.
     """
-    if self.form.closed:
-      p = SimpleNamespace(**self.params)
-      return self.form.closed.cheapest(p, loss, self.compute, inference_tokens)
+    if self._closed:
+      return self._closed.cheapest(self._numbers, loss, self.compute, inference_tokens)
     column, target = self._column(), np.asarray(loss, float)[..., None]
 
     def tokens(n):  # the least D of which n parameters reach the loss
@@ -102,38 +103,18 @@ class Law:
     best = (np.where(reached, n, np.inf), d, np.where(reached, target, np.nan))
     return Optimum(*(value[..., 0] for value in best))
 
+  @property
+  def _closed(self) -> Any:
+    return CLOSED.get(self.form.name)
+
+  @property
+  def _numbers(self) -> SimpleNamespace:
+    return SimpleNamespace(**self.params)
+
   def _column(self) -> "Law":
     """Makes room for a grid beside the draws: parameters [R, 1]."""
     params = {name: np.asarray(value, float)[..., None] for name, value in self.params.items()}
     return dataclasses.replace(self, params=params)
-
-
-@np.errstate(invalid="ignore", divide="ignore")  # inf - inf, where a cost has no bound
-def lowest_interior(
-  cost: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-  """Finds the lowest local minimum of a function of x [..., 1] between low and high.
-
-  A grid closes in on it, and a parabola through its last three points ends the search, to 1e-8. An
-  end is no minimum, however low; where there is no other, it is the lower end.
-  """
-  grid = np.linspace(0, 1, POINTS)
-  for turn in range(ROUNDS):
-    x = low + (high - low) * grid
-    y = cost(x)
-    x = np.broadcast_to(x, y.shape)
-    middle = y[..., 1:-1]
-    interior = np.where((middle <= y[..., :-2]) & (middle <= y[..., 2:]), middle, np.inf)
-    i = 1 + np.argmin(interior, axis=-1)[..., None]
-    if turn == 0:
-      none = ~np.isfinite(interior).any(axis=-1, keepdims=True)
-      end = np.where(y[..., :1] < y[..., -1:], x[..., :1], x[..., -1:])
-    (low, at, high), costs = (
-      [np.take_along_axis(v, i + k, -1) for k in (-1, 0, 1)] for v in (x, y)
-    )
-  rise, bend = costs[2] - costs[0], costs[2] - 2 * costs[1] + costs[0]
-  shift = np.where(bend > 0, -0.5 * rise / bend, 0.0)
-  return np.where(none, end, at + np.nan_to_num(np.clip(shift, -1, 1)) * (high - at))
 
 
 def unbounded(at_bound: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling.laws import solve
-from scaling.laws.fit import Fit
+from scaling.laws.fitted import Fit
 from scaling.laws.law import Law
 
 STEP = 1e-5  # of the central difference in the parameters as they move

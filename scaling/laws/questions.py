@@ -12,10 +12,11 @@ import numpy as np
 
 from configs.errors import UsageError
 from model import accounting
-from scaling.laws import allocation, chinchilla
+from scaling.laws import chinchilla
 from scaling.laws.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.chinchilla import Chinchilla, Optimum
-from scaling.laws.fit import Fit, far, form_noise, known, optimum, ratio_cost
+from scaling.laws.fit import far, form_noise, known, optimum, ratio_cost
+from scaling.laws.fitted import Fit
 from scaling.laws.law import at_edge
 
 NEVER = 1e60  # stands for what is beyond all reach
@@ -102,8 +103,8 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
   if q.max_tokens:
     rows = _constrained(fit, q) if q.flops else _reaching_on_few(fit, q)
     published = {
-      "R_D": allocation.REPEATED_TOKENS,
-      "R_N": allocation.EXCESS_PARAMS,
+      "R_D": chinchilla.REPEATED_TOKENS,
+      "R_N": chinchilla.EXCESS_PARAMS,
       "source": "arXiv:2305.16264",
     }
     decision = _decision(fit, "max_tokens", q.max_tokens, rows)
@@ -232,7 +233,7 @@ def _serving(fit: Fit, q: Questions) -> list[dict[str, Any]]:
 
 def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
   epochs = D / unique
-  worth = np.exp(-np.maximum(0.0, epochs - 1) / allocation.REPEATED_TOKENS)
+  worth = np.exp(-np.maximum(0.0, epochs - 1) / chinchilla.REPEATED_TOKENS)
   return {"epochs": epochs, "worth": worth}
 
 
@@ -244,7 +245,7 @@ def _laws(fit: Fit) -> tuple[Chinchilla, Chinchilla]:
 def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Makes the rows of the least compute that reaches a loss, on few data and on any number."""
   law, draws = _laws(fit)
-  unique, floor = q.max_tokens, allocation.least_loss(law, q.max_tokens, fit.compute)
+  unique, floor = q.max_tokens, chinchilla.least_loss(law, q.max_tokens, fit.compute)
   if q.loss <= floor:
     raise UsageError(
       f"target_loss={q.loss:g}: {unique:g} unique tokens, however often repeated, reach no "
@@ -252,7 +253,7 @@ def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
     )
 
   def answer(law, target):
-    best = allocation.cheapest_constrained(law, target, unique, fit.compute)
+    best = chinchilla.cheapest_constrained(law, target, unique, fit.compute)
     return _model(fit, best) | {"loss": q.loss} | _epochs(best.D, unique)
 
   values = answer(law, q.loss)
@@ -265,21 +266,21 @@ def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
 def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Makes the rows of the best model for a compute on few data, and what it compares with.
 
-  Beyond the `allocation.saturation` of so few data it is the model that saturates them: the loss of
+  Beyond the `chinchilla.saturation` of so few data it is the model that saturates them: the loss of
   larger ones differs by rounding.
   """
   law, draws = _laws(fit)
   C, unique = q.flops, q.max_tokens
-  enough = min(C, float(allocation.saturation(law, unique, fit.compute)))
+  enough = min(C, float(chinchilla.saturation(law, unique, fit.compute)))
 
   def repeated(law):
-    best = allocation.data_constrained(law, enough, unique, fit.compute)
+    best = chinchilla.data_constrained(law, enough, unique, fit.compute)
     excess = best.loss - chinchilla.optimum(law, C, fit.compute).loss
     return _model(fit, best) | {"excess": excess} | _epochs(best.D, unique)
 
   def once(law):
     n = fit.compute.params_on_tokens(C, unique)
-    loss = allocation.repeated_loss(law, n, unique, unique, fit.compute)
+    loss = chinchilla.repeated_loss(law, n, unique, unique, fit.compute)
     return _model(fit, Optimum(n, np.array(unique), loss)) | {"epochs": np.float64(1.0)}
 
   def unlimited(law):

@@ -13,11 +13,11 @@ import numpy as np
 from configs.errors import DataError, UserError
 from scaling.laws import bootstrap, solve
 from scaling.laws.chinchilla import estimate_compute
-from scaling.laws.fit import Fit, Options, problem_of
+from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import POWER
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
-from scaling.laws.tables.runs import PARAMS, Runs, faults, read_runs
+from scaling.laws.tables.runs import PARAMS, Runs, check_identifiable, faults, read_runs
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
@@ -185,6 +185,7 @@ def vary_choices(
 
 def _summary(runs: Runs, options: Choices, delta: float) -> dict[str, Any]:
   """Fits a law and says what a row of `vary_choices` says of it."""
+  check_identifiable(runs)
   problem = problem_of(runs, options)
   best = solve.minimum(problem, problem.huber(delta))[1]
   if bound := unbounded(problem.names(best.at_bound[0])):

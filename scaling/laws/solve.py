@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
-from scaling.laws.forms import FLAGS, Derivatives, Form, Kind
+from scaling.laws import chinchilla
+from scaling.laws.forms import FLAGS, Derivatives, Form, Kind, draw_starts
+
+BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
 STARTS = 48  # of a form without a grid of its own
 COARSE = 1e-4  # least threshold at which all starts are tried; the best then goes on to delta
@@ -72,10 +75,10 @@ class Problem:
     return delta / self.units["L"] if self.raw else delta
 
   @property
-  def derivatives(self) -> Derivatives:
-    """The form's derivatives: its own, or compiled."""
-    if self.form.closed:
-      return self.form.closed.derivatives
+  def derivatives(self) -> Any:
+    """The form's `Derivatives`: by hand, or compiled."""
+    if self.form.name in BY_HAND:
+      return BY_HAND[self.form.name]
     return by_jax(self.form.loss, tuple(self.form.kinds.items()))
 
   def names(self, mask: np.ndarray) -> list[str]:
@@ -140,16 +143,6 @@ def make_problem(
   units = {"L" if name == "loss" else name: math.exp(mean) for name, mean in means.items()}
   logs = {name: values - means[name] for name, values in logs.items()}
   return Problem(form, logs, y, units, raw, fixed_E)
-
-
-def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:
-  """Draws starts [size, p]: each parameter even in its range, as in a Latin hypercube."""
-  columns = []
-  for kind in form.kinds.values():
-    low, high = kind.moved(kind.start)
-    share = (rng.permutation(size) + rng.uniform(size=size)) / size
-    columns.append(low + (high - low) * share)
-  return np.stack(columns, axis=1)
 
 
 @functools.cache
@@ -369,8 +362,8 @@ def search(
     part = np.random.default_rng(0).choice(n, MANY, replace=False)
     logs = {name: values[part] for name, values in problem.logs.items()}
     some = dataclasses.replace(problem, logs=logs, y=problem.y[part])
-  if problem.form.starts:
-    starts = problem.form.starts(some.logs, some.y)
+  if make := getattr(BY_HAND.get(problem.form.name), "starts", problem.form.starts):
+    starts = make(some.logs, some.y)
   else:
     starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
   ends = minimise(some, np.tile(counts[part], (len(starts), 1)), starts, max(delta, COARSE))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from scaling.laws import bootstrap, fit
-from scaling.laws.fit_json import OPTIONS
+from scaling.laws.fitted import OPTIONS
 from scaling.laws.forms import POWER
 from scaling.laws.law import Law
 from scaling.laws.tables import runs
@@ -76,7 +76,7 @@ def _fit_again(record: Record) -> fit.Fit:
   table = record.workdir / "cells.csv"
   trained = runs.read_runs(table, **stored["counting"], **stored.get("reading", {}))
   options = base.get_config().fit
-  options.update({name: stored[name] for name in ("form", *OPTIONS) if name in stored})
+  options.update({name: stored[name] for name in OPTIONS if name in stored})
   return fit.fit_runs(trained, options)
 
 

@@ -75,9 +75,11 @@ def write_fit(
     raise
   rows = curves.read_curves(workdir, law.runs.ids, law.runs.N, law.runs.D, law.runs.C)
   trained = None if path else estimators.make_curves(rows)
-  record = fit_json.to_json(law, trained, compare_forms) | {
+  forms = list(dict.fromkeys((law.form, *compare.DEFAULT)))
+  record = fit_json.to_json(law, trained) | {
     "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
     "choices": sensitivity.vary_choices(source, options, columns, where, exclude),
+    "heldout": compare.compare_forms(runs, forms, options.delta) if compare_forms else None,
     "decisions": answers(law, questions, options.target_tokens_per_param),
   }
   files.write_json(workdir / "fit.json", record)

@@ -48,6 +48,16 @@ def problem_of(n, d, loss):
   return solve.make_problem(FORMS["chinchilla"], {"N": n, "D": d}, loss)
 
 
+def law_of(problem, theta):
+  """The solver's parameters [..., 5] as Chinchilla's, in natural units."""
+  return chinchilla.Chinchilla(**problem.natural(theta))
+
+
+def numbers(law):
+  """The parameters of a fitted law, or of its draws."""
+  return chinchilla.Chinchilla(**law.params)
+
+
 def quantities(law):
   """E, alpha, beta, a and N_opt at 1e18 FLOPs."""
   best = chinchilla.optimum(law, 1e18)

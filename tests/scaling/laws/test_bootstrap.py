@@ -4,10 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, grid, isoflop, noisy, options, problem_of, quantities
+from surfaces import (
+  EPOCH,
+  TRUTH,
+  grid,
+  isoflop,
+  law_of,
+  noisy,
+  numbers,
+  options,
+  problem_of,
+  quantities,
+)  # fmt: skip
 
 from scaling import laws
-from scaling.laws import bootstrap, chinchilla, fit, solve
+from scaling.laws import bootstrap, chinchilla, solve
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
@@ -40,7 +51,7 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
 
   d0 = d.min()
   law = laws.fit_runs(laws.make_runs(n, d, bent(n, d)), options())
-  best = chinchilla.optimum(law.law, 3 * law.runs.C.max(), law.compute)
+  best = law.law.optimum(3 * law.runs.C.max())
   truth = bent(best.N, best.D)
   _, (low, high) = laws.predict_loss(law, best.N, best.D)
   _, (bare_low, bare_high) = laws.predict_loss(
@@ -67,7 +78,7 @@ def test_prediction_interval_is_wider_than_the_laws():
   found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.005, 0)), options(bootstraps=1000))
   middle = (float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean())))
   loss, (low, high) = laws.predict_loss(found, *middle)
-  law_low, law_high = laws.interval(chinchilla.loss(found.draws, *middle), 0.9)
+  law_low, law_high = laws.interval(found.draws.loss(*middle), 0.9)
   assert low < law_low < loss < law_high < high
   # 90 % of normal scatter of 0.5 % is 3.29 x 0.5 % wide.
   assert 0.5 < (high - low) / loss / (3.29 * 0.005) < 2
@@ -111,9 +122,9 @@ def coverage(scatter, simulations, resamples):
     runs = laws.make_runs(n, d, chinchilla.loss(EPOCH, n, d) * np.exp(noise))
     problem = problem_of(runs.N, runs.D, runs.loss)
     theta = solve.minimum(problem, 1e-3)[1].theta[0]
-    value = quantities(fit.to_law(problem, theta))
+    value = quantities(law_of(problem, theta))
     found = bootstrap.resample(problem, runs, theta, 1e-3, resamples, seed)
-    draws = quantities(fit.to_law(problem, found.theta))
+    draws = quantities(law_of(problem, found.theta))
     ends = [bootstrap.interval(x, 0.9, v) for x, v in zip(draws, value, strict=True)]
     estimates.append(value)
     inside.append([low <= t <= high for (low, high), t in zip(ends, truth, strict=True)])
@@ -163,7 +174,7 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   seen = []
   monkeypatch.setattr(bootstrap, "fit_weighted", lambda problem, w, *rest: seen.append(w))
   for resampling in ("pairs", "stratified"):
-    bootstrap.resample(None, runs, None, 1e-3, 300, 0, resampling)
+    bootstrap.resample(problem_of(runs.N, runs.D, runs.loss), runs, None, 1e-3, 300, 0, resampling)
   pairs, stratified = seen
   budget = np.array([np.isclose(runs.C, c, rtol=0.01) for c in np.unique(runs.C.round(-9))])
   assert np.ptp(stratified @ budget.T.astype(float), axis=0).max() == 0
@@ -187,8 +198,8 @@ def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
   assert first["influence"] > 1
   rest = runs.subset(np.array([i for i, name in enumerate(runs.ids) if name != "r23"]))
   without = laws.fit_runs(rest, options(delta=10.0))
-  assert first["a"] == pytest.approx(chinchilla.exponents(without.law)[0], rel=1e-5)
-  best = chinchilla.optimum(without.law, runs.C.max(), found.compute).N
+  assert first["a"] == pytest.approx(chinchilla.exponents(numbers(without.law))[0], rel=1e-5)
+  best = without.law.optimum(runs.C.max()).N
   assert first["N_opt"] == pytest.approx(best, rel=1e-4)
 
 
@@ -198,7 +209,7 @@ def test_profile_intervals_are_where_the_sum_of_squares_says():
   profile = laws.profile_intervals(found)
   problem = problem_of(found.runs.N, found.runs.D, found.runs.loss)
   best = solve.minimum(problem, 10.0)[1]
-  whole = fit.to_law(problem, best.theta[0])
+  whole = law_of(problem, best.theta[0])
   freedom = len(n) - 5
   for name, index in (("alpha", 3), ("beta", 4)):
     row = profile[name]
@@ -210,7 +221,7 @@ def test_profile_intervals_are_where_the_sum_of_squares_says():
       cost = solve.minimise(problem, one, start, 10.0, 500, held=index).cost[0]
       assert np.sqrt((cost / best.cost[0] - 1) * freedom) == pytest.approx(1.714, rel=0.02)
     # A bootstrap of the same fit agrees on the width, roughly.
-    low, high = laws.interval(getattr(found.draws, name), 0.9)
+    low, high = laws.interval(found.draws.params[name], 0.9)
     assert 0.4 < (row["interval"][1] - row["interval"][0]) / (high - low) < 2
 
 

@@ -2,13 +2,14 @@
 
 import re
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from surfaces import EPOCH, grid, noisy, options
 
 from scaling import laws
-from scaling.laws import chinchilla, forms, other_forms, solve
+from scaling.laws import bootstrap, fit, forms, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 
 BASE = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
@@ -17,6 +18,17 @@ TRUE = {
   "chinchilla": BASE,
   "cross": BASE | {"kappa": 0.03},
   "kaplan_nd": KAPLAN,
+  "farseer": {
+    "a1": -0.1,
+    "A": 1.5,
+    "alpha": 0.15,
+    "a2": 40.0,
+    "B": 3e-2,
+    "beta": -0.1,
+    "a3": -0.02,
+    "G": 1.2,
+    "gamma": 0.17,
+  },
   "data_constrained": BASE | {"R_D": 15.39, "R_N": 5.31},
   "precision": BASE | {"gamma": 2.7},
   "transfer": KAPLAN | {"k": 1.9e4, "given": 0.18, "size": 0.38},
@@ -58,10 +70,19 @@ def test_a_form_means_the_same_in_the_solvers_units(name):
   loss = laws.evaluate(form, TRUE[name], variables)
   problem = solve.make_problem(form, variables, loss)
   np.testing.assert_allclose(
-    solve.residuals(problem, problem.theta(TRUE[name])[None]), 0, atol=1e-12
+    solve.log_residuals(problem, problem.theta(TRUE[name])[None]), 0, atol=1e-12
   )
   turned = problem.natural(problem.theta(TRUE[name]))
   assert turned == pytest.approx(TRUE[name], rel=1e-12)
+
+
+def runs_with(form, truth, noise=0.0):
+  """Runs of a form, on `runs_of` it."""
+  variables = runs_of(form)
+  loss = laws.evaluate(form, truth, variables)
+  loss = loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
+  extra = {name: variables[name] for name in form.variables if name not in "NDC"}
+  return laws.make_runs(variables["N"], variables["D"], loss, extra=extra)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +91,15 @@ def test_a_form_means_the_same_in_the_solvers_units(name):
 )
 def test_a_form_is_recovered_from_its_own_runs(name):
   form = FORMS[name]
-  variables = runs_of(form)
-  found = laws.fit_form(form, variables, laws.evaluate(form, TRUE[name], variables), seed=1)
+  runs = runs_with(form, TRUE[name])
+  problem = fit.problem_of(runs, options(), form)
+  ends, best = solve.minimum(problem, 1e-3)
+  found = problem.natural(best.theta[0])
   for key, value in TRUE[name].items():
-    assert found.params[key] == pytest.approx(value, rel=1e-6), key
-  assert (
-    found.converged.shape == found.costs.shape == (49 if name == "chinchilla" else solve.STARTS,)
-  )
-  assert np.all(np.abs(found.residuals) < 1e-9)
-  assert found.at_bound == ()
+    assert found[key] == pytest.approx(value, rel=1e-6), key
+  assert len(ends.cost) == (49 if name == "chinchilla" else 32 if name == "farseer" else 48)
+  assert np.all(np.abs(solve.log_residuals(problem, best.theta)) < 1e-9)
+  assert not best.at_bound.any()
 
 
 def test_formulas_by_hand():
@@ -137,21 +158,23 @@ def test_a_new_form_is_a_few_lines():
     "for this test",
   )  # fmt: skip
   n, d = grid()
-  found = laws.fit_form(product, {"N": n, "D": d}, 2 + 50 * (n * d) ** -0.2)
+  found = laws.fit_runs(laws.make_runs(n, d, 2 + 50 * (n * d) ** -0.2), options(), product)
   assert found.params == pytest.approx({"E": 2, "A": 50, "alpha": 0.2}, rel=1e-6)
 
 
 def test_of_many_runs_a_part_decides_between_starts_and_all_of_them_decide_the_rest(monkeypatch):
   n, d = grid(20, 20)
-  variables, loss = {"C": 6 * n * d}, 2 + 50 * (n * d) ** -0.2
-  loss = loss * np.exp(0.01 * np.random.default_rng(0).standard_normal(400))
-  whole = laws.fit_form(FORMS["power_law_c"], variables, loss)
+  loss = 2 + 50 * (n * d) ** -0.2
+  loss = loss * np.exp(0.001 * np.random.default_rng(0).standard_normal(400))
+  runs, form = laws.make_runs(n, d, loss), FORMS["power_law_c"]
+  whole = laws.fit_runs(runs, options(), form)
   monkeypatch.setattr(solve, "MANY", 100)
-  monkeypatch.setattr(other_forms, "MOST_RESAMPLED", 100)
-  other = laws.fit_form(FORMS["power_law_c"], variables, loss)
-  assert other.params == pytest.approx(whole.params, rel=1e-6)
-  with pytest.raises(ValueError, match="resamples=9: for 100 runs at most, not 400"):
-    laws.fit_form(FORMS["power_law_c"], variables, loss, resamples=9)
+  monkeypatch.setattr(solve, "_minima", {})
+  monkeypatch.setattr(bootstrap, "MANY_BY_JAX", 100)
+  part = laws.fit_runs(runs, options(bootstraps=2000), form)
+  assert part.params == pytest.approx(whole.params, rel=1e-6)
+  for name, draws in part.draws.params.items():  # the sandwich covariance
+    assert draws.std() == pytest.approx(whole.draws.params[name].std(), rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +190,32 @@ def test_what_a_form_cannot_use_is_named(changed, said):
   n, d = grid()
   variables = {k: v for k, v in ({"N": n, "D": d} | changed).items() if v is not None}
   with pytest.raises(ValueError, match=f"form=kaplan_nd.*{said}"):
-    laws.fit_form(FORMS["kaplan_nd"], variables, np.ones(20))
-  with pytest.raises(ValueError, match="4 runs for 4 parameters"):
-    laws.fit_form(FORMS["kaplan_nd"], {"N": n[:4], "D": d[:4]}, np.ones(4))
-  with pytest.raises(ValueError, match="fit.delta=0"):
-    laws.fit_form(FORMS["kaplan_nd"], {"N": n, "D": d}, np.ones(20), delta=0.0)
+    solve.make_problem(FORMS["kaplan_nd"], variables, np.ones(20))
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "said"),
+  [
+    ("form", "chinchila", "fit.form=chinchila: must be one of chinchilla, cross, farseer, kaplan"),
+    ("form", "power_law_c", "fit.form=power_law_c: must be one of .*: it is of C, and not of N"),
+    ("form", "data_constrained", "it is of N, D, U, and not of N and D"),
+    ("response", "sqrt", "fit.response=sqrt: must be one of log, raw"),
+  ],
+)
+def test_a_form_that_is_no_surface_is_refused(field, value, said):
+  runs = laws.make_runs(*grid(), np.ones(20))
+  with pytest.raises(ValueError, match=said):
+    laws.fit_runs(runs, SimpleNamespace(**options().to_dict() | {field: value}))
+
+
+def test_what_runs_cannot_tell_of_a_form_is_refused():
+  runs = laws.make_runs(*grid(), np.ones(20))
+  with pytest.raises(ValueError, match="form=data_constrained: needs N, D, U, and there is no U"):
+    laws.fit_runs(runs, options(), FORMS["data_constrained"])
+  with pytest.raises(ValueError, match="form=farseer: 8 runs for 9 parameters; train more"):
+    laws.fit_runs(runs.subset(np.array([0, 1, 2, 5, 6, 7, 10, 12])), options(form="farseer"))
+  with pytest.raises(ValueError, match="fit.fixed_E=1.7: fit.form=kaplan_nd has no E; leave 0"):
+    laws.fit_runs(runs, options(form="kaplan_nd", fixed_E=1.7))
 
 
 @pytest.mark.slow
@@ -188,13 +232,13 @@ def test_the_form_that_made_the_runs_forecasts_best():
   }
   assert np.median(errors["chinchilla"]) < 0.004 < 0.5 * np.median(errors["kaplan_nd"])
   few = [row for row in table if row["fitted"] <= 5 and row["form"] == "chinchilla"]
-  assert all(row["rms_error"] is None and "for 5 parameters" in row["reason"] for row in few)
+  assert all(row["rms_error"] is None and "needs 6 or more" in row["reason"] for row in few)
   # By hand, at the middle cut: our law fitted to the runs below it, asked for those above.
   row = next(r for r in table if r["C"] == cuts[4] and r["form"] == "chinchilla")
   below = np.flatnonzero(row["C"] * (1 + 1e-9) >= runs.C)
   above = np.setdiff1d(np.arange(len(runs)), below)
   law = laws.fit_runs(runs.subset(below), options(bootstraps=100)).law
-  error = np.log(runs.loss[above] / chinchilla.loss(law, runs.N[above], runs.D[above]))
+  error = np.log(runs.loss[above] / law.loss(runs.N[above], runs.D[above]))
   assert row["heldout"] == len(above)
   assert row["rms_error"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-3)
   assert row["bias"] == pytest.approx(error.mean(), rel=1e-2, abs=1e-6)

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, isoflop, noisy, options, problem_of, quantities
+from surfaces import EPOCH, TRUTH, isoflop, law_of, noisy, options, problem_of, quantities
 
+from configs import base
 from configs.errors import DataError
 from scaling import laws, main
-from scaling.laws import allocation, bootstrap, estimators, fit, other_forms, questions, solve
+from scaling.laws import bootstrap, chinchilla, compare, estimators, questions, solve
 from scaling.report import evidence, records
 from scaling.sweep import fit_files, seal, verdict
 
@@ -33,7 +34,7 @@ def test_intervals_of_few_runs_cover(count):
     theta = solve.minimum(problem, 1e-3)[1].theta[0]
     draws = bootstrap.resample(problem, runs, theta, 1e-3, 300, seed)
     pairs = zip(
-      *(quantities(fit.to_law(problem, t)) for t in (draws.theta, theta)),
+      *(quantities(law_of(problem, t)) for t in (draws.theta, theta)),
       quantities(EPOCH), strict=True,
     )  # fmt: skip
     ends = [(laws.interval(sample, 0.9, value), truth) for sample, value, truth in pairs]
@@ -56,7 +57,7 @@ def test_few_runs_are_said_and_the_next_run_scatters_by_more_than_what_was_fitte
 def test_five_runs_on_a_line_tell_no_law():
   n = np.geomspace(1e7, 1e10, 5)
   runs = laws.make_runs(n, np.full(5, 1e10), noisy(n, 1e10, 0.002, 0, EPOCH))
-  assert other_forms.along(runs, options(bootstraps=100)) is None
+  assert compare.along(runs, options(bootstraps=100)) is None
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.03])
@@ -64,7 +65,7 @@ def test_one_isoflop_profile_tells_no_law_in_compute(jitter):
   n = np.geomspace(1e7, 1e9, 9)
   d = 1e18 / n * np.exp(jitter * np.random.default_rng(1).standard_normal(9))
   runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
-  assert other_forms.along(runs, options()) is None
+  assert compare.along(runs, options()) is None
 
 
 def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monkeypatch):
@@ -82,7 +83,7 @@ def test_refused_runs_leave_no_earlier_law_and_their_own_message(tmp_path, monke
   def refuse(*_):
     raise DataError("too many runs")
 
-  monkeypatch.setattr(other_forms, "along", refuse)
+  monkeypatch.setattr(compare, "along", refuse)
   with pytest.raises(ValueError, match="1 distinct sizes N"):
     fit_files.write_fit(where, config, str(tables["line"]))
   assert not list(where.iterdir())
@@ -142,8 +143,10 @@ def flat():
 def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_path):
   found = flat()
   assert found.unbounded
+  config = base.get_config()
+  config.sweep.heldout_budget = 1e13
   with pytest.raises(ValueError, match="the runs do not determine it: there is no optimum to seal"):
-    seal.seal(None, tmp_path, found, [], 0, 0)
+    seal.seal(config, tmp_path, found, [], 0, 0)
   assert not list(tmp_path.iterdir())
   made = laws.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")
@@ -164,9 +167,10 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
     else:
       assert row["rms_error"] < 0.1
   two = runs.subset(np.argsort(runs.C)[:18])
-  in_compute = other_forms._fault(laws.FORMS["power_law_c"], two)
-  assert in_compute == "2 distinct C for 3 parameters"
-  assert other_forms._fault(laws.FORMS["power_law_c"], runs) is None
+  rows = laws.compare_forms(runs, ("power_law_c",))
+  assert rows[1]["fitted"] == len(two)
+  assert rows[1]["reason"] == "form=power_law_c: 2 distinct C for 3 parameters"
+  assert rows[2]["reason"] is None
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_a_minimum_at_the_edge_of_the_trained_sizes(interval, expected):
 def test_what_a_loss_near_the_floor_saves_is_a_share():
   n, d = isoflop(sizes=6)
   found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.004, 0)), options(bootstraps=300))
-  near = float(found.law.E + 0.5 * np.std(found.draws.E))
+  near = found.params["E"] + 0.5 * float(np.std(found.draws.params["E"]))
   (_, served) = questions.answers(found, questions.Questions(loss=near, inference_tokens=1e9))
   best = served["rows"][0]
   assert None in best["C_interval"]  # some resamples never reach it
@@ -194,9 +198,9 @@ def test_what_a_loss_near_the_floor_saves_is_a_share():
 
 
 def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
-  enough = float(allocation.saturation(EPOCH, 1e9))
-  floor = float(allocation.least_loss(EPOCH, 1e9))
-  assert float(allocation.data_constrained(EPOCH, enough, 1e9).loss) < floor * 1.0002
+  enough = float(chinchilla.saturation(EPOCH, 1e9))
+  floor = float(chinchilla.least_loss(EPOCH, 1e9))
+  assert float(chinchilla.data_constrained(EPOCH, enough, 1e9).loss) < floor * 1.0002
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e20, 4), sizes=6)
   law = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH)), options(bootstraps=100))
   answers = [

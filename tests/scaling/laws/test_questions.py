@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from surfaces import numbers
 from synthetic import TRUTH
 
 from configs import base
 from scaling import laws
-from scaling.laws import allocation, chinchilla, questions
+from scaling.laws import chinchilla, questions
 from scaling.report import evidence, render
 
 # Sardana et al. 2024 (arXiv:2401.00448) use these values of Hoffmann et al.'s law.
@@ -23,13 +24,13 @@ def bootstrap(law, size=5, noise=0.05):
   return chinchilla.Chinchilla(*(value * (1 + noise * rng.uniform(-1, 1, size)) for value in law))
 
 
-@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [chinchilla.Compute(), WIDE])
 @pytest.mark.parametrize("served", [0.0, 1e9, 1e12])
 def test_the_cheapest_model_of_a_quality_against_brute_force(compute, served):
   """Over a fine grid of N, D from the loss: nothing is cheaper, for each law of a bootstrap."""
   many = bootstrap(TRUTH)
   loss = chinchilla.optimum(TRUTH, 1e15, compute).loss
-  found = allocation.cheapest(many, loss, compute, served)
+  found = chinchilla.cheapest(many, loss, compute, served)
   for i, values in enumerate(zip(*many, strict=True)):
     law = chinchilla.Chinchilla(*values)
     n = np.exp(np.linspace(-5, 8, 400_001)) * found.N[i]
@@ -42,21 +43,21 @@ def test_the_cheapest_model_of_a_quality_against_brute_force(compute, served):
     assert chinchilla.loss(law, found.N[i], found.D[i]) == pytest.approx(loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [chinchilla.Compute(), WIDE])
 def test_the_least_compute_inverts_the_optimum(compute):
   for C in (1e10, 1e15, 1e25):
     best = chinchilla.optimum(TRUTH, C, compute)
-    found = allocation.cheapest(TRUTH, best.loss, compute)
+    found = chinchilla.cheapest(TRUTH, best.loss, compute)
     np.testing.assert_allclose(found, best, rtol=1e-6)
 
 
 def test_examples_of_sardana_et_al():
   """A 13B model to serve 2T tokens: 7B instead saves 1.7e22 FLOPs, 17 % (their figure 1)."""
   n = 13e9
-  d = allocation.base_params  # D from N: the inverse of what base_params says
+  d = chinchilla.base_params  # D from N: the inverse of what base_params says
   tokens = np.geomspace(1e10, 1e13, 200_001)
   tokens = tokens[np.argmin(np.abs(d(HOFFMANN, tokens) - n))]
-  found = allocation.cheapest(HOFFMANN, chinchilla.loss(HOFFMANN, n, tokens), inference_tokens=2e12)
+  found = chinchilla.cheapest(HOFFMANN, chinchilla.loss(HOFFMANN, n, tokens), inference_tokens=2e12)
   costs = [6 * a * b + 2 * a * 2e12 for a, b in ((n, tokens), (found.N, found.D))]
   assert pytest.approx(7e9, rel=0.02) == found.N
   assert costs[0] - costs[1] == pytest.approx(1.7e22, rel=0.02)
@@ -64,7 +65,7 @@ def test_examples_of_sardana_et_al():
 
 
 def test_a_loss_that_nothing_reaches():
-  found = allocation.cheapest(bootstrap(TRUTH, 50, 0.2), 1.2)
+  found = chinchilla.cheapest(bootstrap(TRUTH, 50, 0.2), 1.2)
   reached = bootstrap(TRUTH, 50, 0.2).E < 1.2
   assert 0 < reached.sum() < 50
   np.testing.assert_array_equal(np.isfinite(found.N), reached)
@@ -72,28 +73,28 @@ def test_a_loss_that_nothing_reaches():
 
 def test_effective_counts():
   """One epoch counts fully; the first repeat nearly; no number of them beyond U (1 + R*)."""
-  decay = allocation.REPEATED_TOKENS
-  assert allocation.effective(100.0, 40.0, decay) == pytest.approx(40)
-  assert allocation.effective(100.0, 100.0, decay) == pytest.approx(100)
-  assert allocation.effective(100.0, 1e9, decay) == pytest.approx(100 * (1 + decay))
+  decay = chinchilla.REPEATED_TOKENS
+  assert chinchilla.effective(100.0, 40.0, decay) == pytest.approx(40)
+  assert chinchilla.effective(100.0, 100.0, decay) == pytest.approx(100)
+  assert chinchilla.effective(100.0, 1e9, decay) == pytest.approx(100 * (1 + decay))
   slope = (
-    allocation.effective(100.0, 500.001, decay) - allocation.effective(100.0, 500.0, decay)
+    chinchilla.effective(100.0, 500.001, decay) - chinchilla.effective(100.0, 500.0, decay)
   ) / 1e-3
   assert slope == pytest.approx(math.exp(-4 / decay), rel=1e-4)
   # Muennighoff et al.: up to four epochs are almost as good as new tokens.
-  assert allocation.effective(100.0, 400.0, decay) == pytest.approx(400, rel=0.08)
+  assert chinchilla.effective(100.0, 400.0, decay) == pytest.approx(400, rel=0.08)
 
 
-@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [chinchilla.Compute(), WIDE])
 @pytest.mark.parametrize("share", [0.003, 0.1, 0.9])
 def test_few_data_against_brute_force(compute, share):
   C, many = 1e15, bootstrap(TRUTH)
   unique = share * chinchilla.optimum(TRUTH, C, compute).D
-  found = allocation.data_constrained(many, C, unique, compute)
+  found = chinchilla.data_constrained(many, C, unique, compute)
   for i, values in enumerate(zip(*many, strict=True)):
     law = chinchilla.Chinchilla(*values)
     n = np.exp(np.linspace(-9, 9, 100_001)) * found.N[i]
-    loss = allocation.repeated_loss(law, n, compute.tokens(n, C), unique, compute)
+    loss = chinchilla.repeated_loss(law, n, compute.tokens(n, C), unique, compute)
     assert found.loss[i] <= loss.min() + 1e-12
     assert found.N[i] == pytest.approx(n[np.argmin(loss)], rel=1e-3)
 
@@ -101,17 +102,17 @@ def test_few_data_against_brute_force(compute, share):
 def test_enough_data_are_no_constraint():
   best = chinchilla.optimum(TRUTH, 1e15, WIDE)
   np.testing.assert_allclose(
-    allocation.data_constrained(TRUTH, 1e15, 1.01 * best.D, WIDE), best, rtol=1e-5
+    chinchilla.data_constrained(TRUTH, 1e15, 1.01 * best.D, WIDE), best, rtol=1e-5
   )
-  fewer = allocation.data_constrained(TRUTH, 1e15, 0.2 * best.D, WIDE)
+  fewer = chinchilla.data_constrained(TRUTH, 1e15, 0.2 * best.D, WIDE)
   assert fewer.N < best.N  # more epochs, not a larger model
   assert fewer.loss > best.loss
 
 
-def test_base_params_and_params_for_invert_what_they_say():
+def test_base_params_and_params_on_tokens_invert_what_they_say():
   best = chinchilla.optimum(TRUTH, 1e14, WIDE)
-  assert allocation.base_params(TRUTH, best.D, WIDE) == pytest.approx(best.N, rel=1e-6)
-  assert allocation.params_for(1e14, best.D, WIDE) == pytest.approx(best.N, rel=1e-9)
+  assert chinchilla.base_params(TRUTH, best.D, WIDE) == pytest.approx(best.N, rel=1e-6)
+  assert WIDE.params_on_tokens(1e14, best.D) == pytest.approx(best.N, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +168,11 @@ def test_every_answer_has_its_interval_and_the_truth_inside(fitted):
   found = {answer["question"]: answer for answer in questions.answers(fitted, ASKED)}
   json.dumps(found, allow_nan=False)
   assert list(found) == ["target_flops", "target_loss", "inference_tokens", "max_tokens"]
-  few = allocation.data_constrained(TRUTH, 1e13, 2e6)
+  few = chinchilla.data_constrained(TRUTH, 1e13, 2e6)
   truths = {
     "target_flops": chinchilla.optimum(TRUTH, 1e13),
-    "target_loss": allocation.cheapest(TRUTH, 2.2),
-    "inference_tokens": allocation.cheapest(TRUTH, 2.2, inference_tokens=1e9),
+    "target_loss": chinchilla.cheapest(TRUTH, 2.2),
+    "inference_tokens": chinchilla.cheapest(TRUTH, 2.2, inference_tokens=1e9),
     "max_tokens": few,
   }
   for question, truth in truths.items():
@@ -242,17 +243,17 @@ def test_the_error_of_the_laws_form_is_in_every_answer_beyond_the_runs(fitted):
   assert np.all(wide > 1.2 * widths(0.0))
 
 
-@pytest.mark.parametrize("compute", [allocation.TEXTBOOK, WIDE])
+@pytest.mark.parametrize("compute", [chinchilla.Compute(), WIDE])
 @pytest.mark.parametrize("share", [0.03, 0.1, 2.0])
 def test_the_least_compute_on_few_data_inverts_the_best_loss_on_them(compute, share):
   many = bootstrap(TRUTH)
   unique = share * chinchilla.optimum(TRUTH, 1e15, compute).D
-  loss = allocation.data_constrained(many, 1e15, unique, compute).loss
-  found = allocation.cheapest_constrained(many, loss, unique, compute)
+  loss = chinchilla.data_constrained(many, 1e15, unique, compute).loss
+  found = chinchilla.cheapest_constrained(many, loss, unique, compute)
   C = compute.flops_per_token(found.N) * found.D
   np.testing.assert_allclose(C, 1e15, rtol=1e-3)
   np.testing.assert_allclose(
-    allocation.repeated_loss(many, found.N, found.D, unique, compute), loss, rtol=1e-9
+    chinchilla.repeated_loss(many, found.N, found.D, unique, compute), loss, rtol=1e-9
   )
 
 
@@ -263,18 +264,17 @@ def test_a_loss_on_few_data_costs_more_or_is_out_of_reach(fitted):
   assert few["C"] > 1.05 * unlimited["C"]
   assert few["C_interval"][0] < few["C"] < few["C_interval"][1]
   assert 1 < few["epochs"] == pytest.approx(few["D"] / 5e5)
-  np.testing.assert_allclose(
-    allocation.repeated_loss(fitted.law, few["N"], few["D"], 5e5, fitted.compute), 2.2, rtol=1e-9
-  )
+  loss = chinchilla.repeated_loss(numbers(fitted.law), few["N"], few["D"], 5e5, fitted.compute)
+  assert loss == pytest.approx(2.2, rel=1e-9)
   with pytest.raises(ValueError, match="target_loss=2.2: 1000 unique tokens.* raise max_tokens"):
     questions.answers(fitted, questions.Questions(loss=2.2, max_tokens=1e3))
 
 
 def test_a_loss_near_the_floor(fitted):
   """Where some resamples never reach it, the interval has no upper end; below E it is refused."""
-  E = float(fitted.law.E)
+  E = fitted.params["E"]
   (answer,) = questions.answers(
-    fitted, questions.Questions(loss=E + 0.3 * float(np.std(fitted.draws.E)))
+    fitted, questions.Questions(loss=E + 0.3 * float(np.std(fitted.draws.params["E"])))
   )
   row = answer["rows"][0]
   assert row["C_interval"][0] < row["C"]
@@ -290,7 +290,7 @@ def test_the_intervals_of_a_target_loss_cover(fitted):
   options = base.get_config().fit
   options.bootstraps = 200
   n, d = fitted.runs.N, fitted.runs.D
-  truth, inside = allocation.cheapest(TRUTH, 2.2), 0
+  truth, inside = chinchilla.cheapest(TRUTH, 2.2), 0
   for seed in range(40):
     noise = np.random.default_rng((7, seed)).normal(0, 0.002, len(n))
     law = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(noise)), options)

@@ -196,7 +196,7 @@ def test_a_sweep_fitted_elsewhere_by_another_count_is_reported_as_it_was_fitted(
   np.testing.assert_array_equal(sorted(records.column(found.cells, "N")), sorted(law.runs.N))
   said = report.terminal(tmp_path)
   assert f"{len(law.runs)} runs, 1 left out" in said
-  assert f"alpha = {law.law.alpha:.4f} [" in said
+  assert f"alpha = {law.params['alpha']:.4f} [" in said
   record = json.loads((tmp_path / "fit.json").read_text())
   record["warnings"] = ["mind the gap"]
   (tmp_path / "fit.json").write_text(json.dumps(record))
@@ -245,6 +245,7 @@ def test_a_sweeps_folder_is_its_cells(sweep, tmp_path):
 class Chosen:
   params, flops, delta, target_tokens_per_param = "body_head", "exact", 1e-3, 20.0
   bootstraps, level, seed, resampling = 200, 0.9, 0, "pairs"
+  form, response, fixed_E = "chinchilla", "log", 0.0
 
 
 def test_each_choice_is_made_otherwise_once(sweep):
@@ -258,7 +259,7 @@ def test_each_choice_is_made_otherwise_once(sweep):
   first = found[0]
   chosen = runs.read_runs(sweep, where=["D/N > 2"])
   assert first["n_runs"] == len(chosen) < by_name["exclusions", "none"]["n_runs"]
-  own = sensitivity._summary(runs.read_runs(sweep, params="total", where=["D/N > 2"]), 1e-3)
+  own = sensitivity._summary(runs.read_runs(sweep, params="total", where=["D/N > 2"]), Chosen, 1e-3)
   assert own.items() <= by_name["N counts", "total"].items()
   assert by_name["N counts", "body"]["a"] > first["a"] + 0.01  # a head weighs on small models
   assert all(row["a"] + row["b"] == pytest.approx(1) for row in found)

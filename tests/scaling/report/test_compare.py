@@ -121,7 +121,7 @@ def test_figure_has_a_column_per_objective_and_the_optima_together(finished):
     N = np.concatenate([a.get_xdata() for a in artists(top, "runs")])
     assert sorted(N) == pytest.approx(sorted(c["N"] for c in record.done("fit")))
     C, loss = artists(middle, "law")[0].get_xydata().T
-    best = chinchilla.optimum(laws[name].law, C, laws[name].compute)
+    best = laws[name].law.optimum(C)
     np.testing.assert_allclose(loss, best.loss, rtol=1e-6)
     assert abs(loss[0] - chinchilla.optimum(TRUTHS[name], C[0], COMPUTE).loss) < 0.05
     held = artists(middle, "heldout")[0].get_offsets()

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic import BUDGETS, edit, markdown
 
-from scaling.laws import chinchilla
 from scaling.report import records
 from scaling.report.figures import curves, law, profiles, style, table
 
@@ -75,7 +74,7 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
   record = records.read(workdir)
   axes = law.contours(record).axes[0]
   N, D = points(axes, "frontier").T
-  _, A, B, alpha, beta = record.law
+  _, A, B, alpha, beta = record.law.params.values()
   np.testing.assert_allclose(alpha * A * N**-alpha, beta * B * D**-beta, rtol=1e-9)
   stars = points(axes, "optimum")
   np.testing.assert_allclose(stars, [(o["N_opt"], o["D_opt"]) for o in record.optima])
@@ -86,7 +85,7 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
   lines = next(c for c in axes.collections if hasattr(c, "levels") and not c.filled)
   for level, path in zip(lines.levels, lines.get_paths(), strict=True):
     if len(path.vertices):
-      np.testing.assert_allclose(chinchilla.loss(record.law, *path.vertices.T), level, rtol=2e-3)
+      np.testing.assert_allclose(record.law.loss(*path.vertices.T), level, rtol=2e-3)
 
 
 def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
@@ -106,7 +105,7 @@ def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
   record = records.read(workdir)
   for axes, x in zip(law.residuals(record).axes, "ND", strict=False):
     cells = record.done("fit")
-    losses = [chinchilla.loss(record.law, c["N"], c["D"]) for c in cells]
+    losses = [record.law.loss(c["N"], c["D"]) for c in cells]
     wanted = [(c[x], 100 * (c["loss"] / y - 1)) for c, y in zip(cells, losses, strict=True)]
     np.testing.assert_allclose(points(axes, "fit"), wanted, rtol=1e-9, atol=1e-9)
     (bars,) = artists(axes, "interval")

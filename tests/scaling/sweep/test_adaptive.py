@@ -1,6 +1,7 @@
 """The next cell: what it is said to tell, it tells; and what was chosen is kept."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -9,18 +10,20 @@ import sys
 
 import numpy as np
 import pytest
-from surfaces import problem_of
+from surfaces import law_of, problem_of
 from synthetic import TRUTH
 
 from configs import base
 from scaling import laws, main
-from scaling.laws import chinchilla, fit, next_run, solve
+from scaling.laws import chinchilla, next_run, solve
 from scaling.laws.tables import runs
 from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters
 BUDGETS = (3e11, 6e11, 1.2e12, 2.4e12)
 TEXTBOOK = chinchilla.Compute(6.0)
+OPTIONS = base.get_config().fit
+OPTIONS.bootstraps = 100
 
 
 def isoflop(sizes=5):
@@ -34,37 +37,50 @@ def candidates(sizes=12):
   return n, c / (6 * n), c
 
 
-def test_jacobian_against_finite_differences():
+def fitted(n, d, compute=TEXTBOOK, law=TRUTH):
+  """The fit to runs without noise."""
+  loss = chinchilla.loss(law, n, d)
+  return laws.fit_runs(laws.make_runs(n, d, loss, compute.flops_per_token(n) * d), OPTIONS)
+
+
+def information(n, d, compute=TEXTBOOK, law=TRUTH):
+  return next_run.information(fitted(n, d, compute, law), C)
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "cross"])
+def test_jacobian_against_finite_differences(form):
   n, d = isoflop()
-  found = next_run.jacobian(TRUTH, n, d)
-  logs = np.log(np.array(TRUTH))
-  for i, step in enumerate(1e-6 * np.eye(5)):
+  options = base.get_config().fit
+  options.form, options.bootstraps = form, 100
+  law = laws.fit_runs(
+    laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d) * (1 + 1e-3 * n / d)), options
+  )
+  jacobian = next_run.jacobian(law, n, d)
+  theta = law.problem.theta(law.params)
+  for i, step in enumerate(1e-6 * np.eye(len(theta))):
     high, low = (
-      chinchilla.loss(chinchilla.Chinchilla(*np.exp(logs + s)), n, d) for s in (step, -step)
+      laws.Law(law.law.form, law.problem.natural(theta + s)).loss(n, d) for s in (step, -step)
     )
-    np.testing.assert_allclose(found[:, i], np.log(high / low) / 2e-6, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(jacobian[:, i], np.log(high / low) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("compute", [TEXTBOOK, chinchilla.Compute(6.0, 500.0)])
-def test_gradient_of_log_n_opt(compute):
+def test_gradient_of_log_n_opt():
   """Against the closed form for C = k N D: (alpha + beta) log N = log(alpha A / beta B) + ..."""
-  found = next_run.information(TRUTH, *isoflop(), C, compute).gradient
+  found = information(*isoflop())
+  unit_n, unit_d = (found.fit.problem.units[name] for name in "ND")
   total = TRUTH.alpha + TRUTH.beta
-  if compute.q == 0:
-    log_n = float(np.log(chinchilla.optimum(TRUTH, C).N))
-    closed = np.array(
-      [0, 1, -1, 1 - TRUTH.alpha * log_n, -1 - TRUTH.beta * (log_n - np.log(C / 6))]
-    )
-    np.testing.assert_allclose(found, closed / total, rtol=1e-6, atol=1e-8)
-  assert found[1] == pytest.approx(-found[2], rel=1e-5)
+  log_n = float(np.log(chinchilla.optimum(TRUTH, C).N / unit_n))
+  log_d = float(np.log(chinchilla.optimum(TRUTH, C).D / unit_d))
+  closed = np.array([0, 1, -1, 1 / TRUTH.alpha - log_n, -1 / TRUTH.beta + log_d])
+  np.testing.assert_allclose(found.gradient, closed / total, rtol=1e-5, atol=1e-8)
 
 
 def test_one_more_run_divides_the_variance_as_said():
   """The rank-one update agrees with the information of all runs together."""
   n, d = isoflop()
-  start = next_run.information(TRUTH, n, d, C, TEXTBOOK)
+  start = information(n, d)
   for new_n, new_d in ((5e5, 4e5), (2e4, 3e7), (n[3], d[3])):
-    whole = next_run.information(TRUTH, np.append(n, new_n), np.append(d, new_d), C, TEXTBOOK)
+    whole = information(np.append(n, new_n), np.append(d, new_d))
     said = start.shrink(np.array([new_n]), np.array([new_d]))[0]
     assert said == pytest.approx(np.sqrt(whole.variance / start.variance), rel=1e-6)
     assert start.after(new_n, new_d).variance == pytest.approx(whole.variance, rel=1e-6)
@@ -79,14 +95,14 @@ def sampled_sd(n, d, noise, simulations=250):
     points = problem_of(n, d, chinchilla.loss(TRUTH, n, d) * np.exp(scatter))
     start = points.theta(TRUTH._asdict())
     best = solve.minimise(points, np.ones((1, len(n))), start[None], 10.0)
-    found.append(np.log(chinchilla.optimum(fit.to_law(points, best.theta[0]), C).N))
+    found.append(np.log(chinchilla.optimum(law_of(points, best.theta[0]), C).N))
   return np.std(found)
 
 
 def test_predicted_shrink_is_the_realised_one():
   """Over simulated sweeps N_opt scatters as predicted, and by as much less with the best cell."""
   n, d = isoflop()
-  start = next_run.information(TRUTH, n, d, C, TEXTBOOK)
+  start = information(n, d)
   new_n, new_d, _ = candidates()
   said = start.shrink(new_n, new_d)
   best = np.argmin(said)
@@ -112,7 +128,7 @@ def test_the_proposed_cells_beat_random_ones():
   options.bootstraps = 200
   n, d = isoflop()
   new_n, new_d, cost = candidates()
-  start, budget = next_run.information(TRUTH, n, d, C, TEXTBOOK), 8e12
+  start, budget = information(n, d), 8e12
 
   def width(at, seed):
     n_all, d_all = np.append(n, new_n[at]), np.append(d, new_d[at])
@@ -135,7 +151,7 @@ def test_the_proposed_cells_beat_random_ones():
 
 def test_the_choice_is_nearly_the_best_there_is():
   """Under a budget for a few cells: within 3 % of the best subset of ten candidates."""
-  start = next_run.information(TRUTH, *isoflop(), C, TEXTBOOK)
+  start = information(*isoflop())
   n, d, cost = candidates()
   some = np.random.default_rng(0).choice(len(n), 10, replace=False)
   n, d, cost = n[some], d[some], cost[some]
@@ -156,9 +172,10 @@ def test_the_choice_is_nearly_the_best_there_is():
 
 
 def test_a_parameter_at_its_bound_is_held():
-  law = TRUTH._replace(E=np.float64(0.0))
   n, d = isoflop()
-  found = next_run.information(law, n, d, C, TEXTBOOK, held=("E",))
+  law = fitted(n, d)
+  held = dataclasses.replace(law, convergence={"at_bound": ["E"]})
+  found = next_run.information(held, C)
   assert found.covariance.shape == (4, 4)
   assert np.all((found.shrink(n, d) > 0) & (found.shrink(n, d) <= 1))
 

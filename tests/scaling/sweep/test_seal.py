@@ -29,7 +29,9 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
   law = fit_files.write_fit(tmp_path, config.fit)
   sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
-  moved = dataclasses.replace(law, law=law.law._replace(A=8 * law.law.A))
+  moved = dataclasses.replace(
+    law, law=dataclasses.replace(law.law, params=law.params | {"A": 8 * law.params["A"]})
+  )
   again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)
   assert (again, same) == (sealed, heldout)
   synthetic.write_runs(tmp_path, heldout)

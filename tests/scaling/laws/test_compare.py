@@ -7,7 +7,7 @@ import pytest
 from surfaces import EPOCH, noisy, options
 
 from scaling import laws, main
-from scaling.laws import chinchilla, other_forms
+from scaling.laws import chinchilla, compare
 
 N = np.repeat(np.geomspace(1e7, 1e10, 10), 3)
 DESIGNS = {"C": (N, 20 * N), "D": (np.full(30, 1e9), 20 * N), "N": (N, np.full(30, 1e10))}
@@ -19,7 +19,7 @@ def test_a_law_in_the_variable_that_varies(variable):
   runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0, EPOCH))
   with pytest.raises(ValueError, match="cannot be told"):
     laws.fit_runs(runs, options())
-  found = other_forms.along(runs, options())
+  found = compare.along(runs, options())
   assert found["variable"] == variable
   assert {"alpha", "a", "N_opt"} - set(found["refused"]) <= (
     {"alpha"} if variable == "N" else set()
@@ -42,9 +42,9 @@ def test_a_law_in_the_variable_that_varies(variable):
 def test_runs_on_no_line_and_too_few_runs():
   two = np.tile([1e8, 1e9], 10)
   runs = laws.make_runs(two, np.geomspace(1e9, 1e11, 20), np.linspace(4, 2, 20))
-  assert other_forms.along(runs, options()) is None
+  assert compare.along(runs, options()) is None
   few = laws.make_runs([1e8] * 3, [1e9, 3e9, 1e10], [4.0, 3.5, 3.0])
-  assert other_forms.along(few, options()) is None
+  assert compare.along(few, options()) is None
 
 
 def test_the_command_refuses_and_says_what_can_be_said(tmp_path, capsys):
