@@ -6,7 +6,6 @@ there yet is named. report.html holds its figures and needs no network.
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from scaling.formats import text_table
 from scaling.report import compare, comparison, evidence, records, render, sections
@@ -139,11 +138,12 @@ def terminal(workdir: str | Path) -> str:
       answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
-  return "\n\n".join([record.headline, *_law_lines(record.fit), *tables, *answers])
+  return "\n\n".join([record.headline, *_law_lines(record), *tables, *answers])
 
 
-def _law_lines(fit: dict[str, Any]) -> list[str]:
+def _law_lines(record: records.Record) -> list[str]:
   """Formats the law in two lines, and below it what must be known before it is quoted."""
+  fit = record.fit
   if not fit:
     return []
   lines = [
