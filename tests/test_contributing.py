@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(
   r"(?:(?P<new>A new file)|In) `(?P<file>\S+\.py)`"
-  r"(?:, (?P<where>above|at the end of|in place of) `(?P<name>\S+)`)?:\n+"
+  r"(?:, (?P<where>above|at the end of|in place of|among its imports)(?: `(?P<name>\S+)`)?)?:\n+"
   r"```python\n(?P<code>.*?)```"
-  r"|This then works:\n+```bash\n(?P<shell>.*?)```",
+  r"|This then works[^:\n]*:\n+```bash\n(?P<shell>.*?)```",
   re.S,
 )
 
@@ -57,6 +58,10 @@ def place(source, name):
 def applied(source, step):
   """Returns the source of a file after a step."""
   code, lines = step["code"], source.splitlines(keepends=True)
+  if step["where"] == "among its imports":
+    imports = (x for x in ast.parse(source).body if isinstance(x, ast.Import | ast.ImportFrom))
+    last = max(x.end_lineno for x in imports)
+    return "".join([*lines[:last], code, *lines[last:]])
   statement, table = place(source, step["name"])
   decorators = [x.lineno for x in getattr(statement, "decorator_list", ())]
   first, last = min([statement.lineno, *decorators]) - 1, statement.end_lineno
@@ -67,7 +72,7 @@ def applied(source, step):
   end = sum(len(line.encode()) for line in lines[: table.end_lineno - 1]) + table.end_col_offset - 1
   before, after = source.encode()[:end].decode(), source.encode()[end:].decode()
   comma = "" if before.rstrip().endswith((",", "(", "[", "{")) else ","
-  row = code.rstrip().rstrip(",")
+  row = textwrap.indent(textwrap.dedent(code.rstrip().rstrip(",")), "  ")
   if before.endswith("\n"):  # the bracket stands on a line of its own
     return f"{before.rstrip()}{comma}\n{row},\n{after}"
   return f"{before}{comma} {row.strip()},{after}"
@@ -82,9 +87,9 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", recipes())
-def test_a_recipe_works_as_written(recipe, copy, cache):
+def test_a_recipe_works_as_written(recipe, copy, cache, finished):
   assert recipe.text.count("```") == 2 * len(recipe.steps), "a block without its sentence"
-  assert len(recipe.text.rstrip().splitlines()) < 40
+  assert len([line for line in recipe.text.splitlines() if line]) < 40
   for step in recipe.steps:
     if step["shell"]:
       continue
@@ -92,7 +97,7 @@ def test_a_recipe_works_as_written(recipe, copy, cache):
     assert path.exists() != bool(step["new"])
     path.write_text(step["code"] if step["new"] else applied(path.read_text(), step))
   work = copy.parent / "work"
-  work.mkdir()
+  shutil.copytree(finished, work / "runs/quick")  # a sweep that a reader has
   shell = 'isoflop() { python -m scaling.main "$@"; }\n'
   shell += "".join(step["shell"] for step in recipe.steps if step["shell"])
   path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
