@@ -31,12 +31,13 @@ Record = dict[str, Any]
 
 def keep(name: str, workdir: Path, machine: str) -> None:
   """Writes the record of a finished sweep: what of it is quoted, and where it ran."""
+  from scaling.claims import prediction
   from scaling.report import report
 
-  fit, verification, prediction, costs = (
-    json.loads((workdir / f"{file}.json").read_text())
-    for file in ("fit", "verification", "prediction", "costs")
+  fit, verification, costs = (
+    json.loads((workdir / f"{file}.json").read_text()) for file in ("fit", "verification", "costs")
   )
+  sealed = prediction.read(workdir)
   record = {
     "command": f"isoflop sweep --config=configs/sweeps/{name}.py --workdir=runs/{name}",
     "date": str(datetime.date.today()),
@@ -47,7 +48,7 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     "params": fit["params"],
     "intervals": fit["intervals"],
     "optimum": [row for row in fit["optimum"] if row["extrapolation"] == 1.0],
-    "prediction": {key: value for key, value in prediction.items() if key != "cells"},
+    "prediction": {key: value for key, value in sealed.items() if key not in ("cells", "runs")},
     "verification": verification,
     "terminal": report.terminal(workdir),
   }

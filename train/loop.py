@@ -212,7 +212,8 @@ class Run:
           self._checkpoints.wait()
     times = self.clock.times()
     seconds = round(sum(times.values()), 3)
-    self.record |= result | {"first_step": self._first_step, "seconds": seconds, "times": times}
+    result |= {"first_step": self._first_step, "seconds": seconds, "times": times}
+    self.record = files.with_digests(self.record | result)
     files.write_json(self._folder / "run.json", self.record)
     self._running = False
     return self.record

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
+from scaling.claims import prediction
 from scaling.formats import bracket, flops, nats, ratio, si
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS
@@ -150,8 +151,9 @@ def read(workdir: str | Path) -> Record:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise DataError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
-  names = ("sweep", "fit", "prediction", "verification")
+  names = ("sweep", "fit", "verification")
   parts = {name: files.read_json(workdir / f"{name}.json") or {} for name in names}
+  parts["prediction"] = prediction.read(workdir) or {}
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
   for cell in cells:

@@ -7,6 +7,7 @@ there yet is named. report.html holds its figures and needs no network.
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from scaling.claims import integrity
 from scaling.formats import text_table
 from scaling.report import compare, comparison, evidence, records, render, sections
 from scaling.report.records import Record
@@ -68,7 +69,7 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   Raises:
     UserError: there is no such folder, or a file in it is broken.
   """
-  record = records.read(workdir)
+  record = _read(workdir)
   if record.objectives:
     content = _compare(record)
   else:
@@ -80,6 +81,14 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   files.write_text(record.workdir / "report.md", render.to_markdown(title, content))
   files.write_text(page, render.to_html(title, content, record.workdir / "figures"))
   return page
+
+
+def _read(workdir: str | Path) -> Record:
+  """Reads a folder whose files are as they were written."""
+  workdir = Path(workdir)
+  for folder in (workdir, *(path.parent for path in sorted(workdir.glob("*/sweep.json")))):
+    integrity.check(folder)
+  return records.read(workdir)
 
 
 def draw(workdir: str | Path) -> None:
@@ -125,7 +134,7 @@ def terminal(workdir: str | Path) -> str:
   Raises:
     UserError: there is no such folder, or a file in it is broken.
   """
-  record = records.read(workdir)
+  record = _read(workdir)
   if record.objectives:
     sweeps, _, numbers = compare.compare_sweeps(record)
     tables = _tables(comparison.sections(sweeps, numbers))

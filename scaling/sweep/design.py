@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.errors import ConfigError
 from model import accounting
+from scaling.claims import prediction
 from scaling.formats import duration, text_table
 from scaling.sweep import checks, plan
 from train import aot
@@ -105,7 +106,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   if head:
     config = plan.with_lr_rule(config, head.get("lr_rule"))
   fit_cells = plan.fit_cells(config, tokens.vocab_size)
-  sealed = files.read_json(workdir / "prediction.json") if workdir else None
+  sealed = prediction.read(workdir) if workdir else None
   if sealed:
     heldout_cells = plan.sealed_cells(config, tokens.vocab_size, sealed)
   else:

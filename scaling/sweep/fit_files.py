@@ -82,7 +82,7 @@ def write_fit(
     "heldout": compare.compare_forms(runs, forms, options.delta) if compare_forms else None,
     "decisions": answers(law, questions, options.target_tokens_per_param),
   }
-  files.write_json(workdir / "fit.json", record)
+  files.write_json(workdir / "fit.json", files.with_digests(record))
   (workdir / "runs.csv").unlink(missing_ok=True)  # of an earlier fit
   if path and len(runs) <= MAX_DRAWN:
     _write_runs(workdir / "runs.csv", runs)

@@ -1,6 +1,7 @@
 """The workdir of a finished sweep on a known surface, for the tests of figures and report."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 
 from configs import base, ladders
 from scaling import laws
+from scaling.claims import integrity, kinds, prediction
 from scaling.laws import chinchilla, questions, sensitivity
 from scaling.laws.tables import curves, runs
 from scaling.report import records, render, report
 from scaling.sweep import design, store
+from train.system import files
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
 COMPUTE = chinchilla.Compute(k=6.0)
@@ -158,20 +161,18 @@ def _write_sweep(folder, config, head, cells):
   (folder / "sweep.json").write_text(json.dumps(head))
   law = laws.fit_runs(r := laws.read_runs(folder), config.fit)
   trained = laws.make_curves(curves.read_curves(folder, r.ids, r.N, r.D, r.C))
-  best, held = laws.optimum(law, HELD), [c for c in cells if c["kind"] == "heldout"]
-  sealed = {"input_hash": runs.input_hash(r), "C": HELD, "cells": []}
-  for ours, theirs in (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param")):
-    sealed |= {theirs: best[ours], f"{theirs}_interval": best[f"{ours}_interval"]}
-  for cell in held:
-    loss, interval = laws.predict_loss(law, cell["N"], cell["D"])
-    row = {key: cell[key] for key in ("cell", "N", "D", "C")}
-    sealed["cells"].append(row | {"predicted_loss": loss, "interval": interval})
-  middle = sealed["cells"][1]
-  sealed |= {"loss": middle["predicted_loss"], "interval": middle["interval"]}
+  held = {c["cell"]: c for c in cells if c["kind"] == "heldout"}
+  at = {name: {key: cell[key] for key in "NDC"} for name, cell in held.items()}
+  said = [("loss", where, [name]) for name, where in at.items()]
+  said += [(what, {"C": HELD}, list(held)) for what in prediction.FIELDS]
+  rests_on = runs.input_hash(r)
+  claims = [kinds.predict(what, where, law, rests_on, names) for what, where, names in said]
+  seal = {"version": 2, "C": HELD, "claims": [dataclasses.asdict(claim) for claim in claims]}
+  seal |= {"input_hash": rests_on, "n_runs": len(r), "runs": integrity.rows(r)}
+  files.write_json(folder / "prediction.json", files.with_digests(seal))
   parts = {
     "fit": laws.to_json(law, trained or None),
-    "prediction": sealed,
-    "verification": _verification(held, sealed),
+    "verification": _verification(held.values(), prediction.read(folder)),
   }
   for name, value in parts.items():
     (folder / f"{name}.json").write_text(json.dumps(value))

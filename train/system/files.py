@@ -1,6 +1,7 @@
 """Files that survive a kill: atomic JSON, append-only rows, and one owner per folder."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -101,3 +102,44 @@ def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     file.write(str(os.getpid()))
     file.flush()
     yield
+
+
+def with_digests(record: dict[str, Any]) -> dict[str, Any]:
+  """Adds a digest of each field and a hash of the whole, by which `fault` finds a later change."""
+  record = json.loads(json.dumps(record))  # as it will be read
+  digests = {name: _hash(value)[:8] for name, value in _leaves(record)}
+  whole = record | {"digests": digests}
+  return whole | {"hash": _hash(whole)}
+
+
+def fault(record: Any) -> str | None:
+  """Says which field of a record is not as `with_digests` had it; "": none; None: no digests."""
+  if not isinstance(record, dict) or not {"digests", "hash"} & record.keys():
+    return None
+  content = dict(record)
+  digests, whole = content.pop("digests", None), content.pop("hash", None)
+  if not isinstance(digests, dict) or whole is None:
+    return f"{'hash' if whole is None else 'digests'} is missing"
+  if _hash(content | {"digests": digests}) == whole:
+    return ""
+  now = {name: _hash(value)[:8] for name, value in _leaves(content)}
+  for name in {**digests, **now}:
+    if name not in now:
+      return f"{name} is missing"
+    if digests.get(name) != now[name]:
+      return f"{name} was altered"
+  return "hash was altered"
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields fields by name; those of a list's items as `cells[0].loss`."""
+  for name, value in record.items():
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+      for i, item in enumerate(value):
+        yield from ((f"{name}[{i}].{key}", entry) for key, entry in item.items())
+    else:
+      yield name, value

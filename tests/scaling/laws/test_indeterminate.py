@@ -10,9 +10,10 @@ from surfaces import EPOCH, TRUTH, isoflop, law_of, noisy, options, problem_of, 
 from configs import base
 from configs.errors import DataError
 from scaling import laws, main
+from scaling.claims import seal
 from scaling.laws import bootstrap, chinchilla, compare, estimators, questions, solve
 from scaling.report import evidence, records
-from scaling.sweep import fit_files, seal, verdict
+from scaling.sweep import fit_files
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
 DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6, 7, 8]}
@@ -171,18 +172,6 @@ def test_a_form_fitted_to_one_budget_forecasts_nothing():
   assert rows[1]["fitted"] == len(two)
   assert rows[1]["reason"] == "form=power_law_c: 2 distinct C for 3 parameters"
   assert rows[2]["reason"] is None
-
-
-@pytest.mark.parametrize(
-  ("interval", "expected"),
-  [((0.25, 4.0), None), ((0.6, 4.0), None), ((0.25, 1.5), False), ((0.6, 1.9), False)],
-)
-def test_a_minimum_at_the_edge_of_the_trained_sizes(interval, expected):
-  cells = [{"N": x, "trained_loss": 3 - x} for x in (0.5, 1.0, 2.0)]
-  sealed = {"N": 1.0, "N_interval": interval}
-  assert verdict.where_minimum(cells, cells[1], None, sealed) is expected
-  inside = [{"N": x, "trained_loss": abs(x - 0.9)} for x in (0.5, 1.0, 2.0)]
-  assert verdict.where_minimum(inside, inside[1], 0.9, sealed) is True
 
 
 def test_what_a_loss_near_the_floor_saves_is_a_share():

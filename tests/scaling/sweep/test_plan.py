@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from model import accounting
-from scaling.sweep import plan, probe, verdict
+from scaling.sweep import plan, probe
 from train import optim
 
 
@@ -66,11 +66,3 @@ def test_parabola_of_the_probe():
   assert probe.best_factor(factors, [3.0, 2.0, 1.0]) == (2.0, 4.0)
   assert probe.best_factor(factors, [1.0, 2.0, 3.0]) == (0.5, 0.25)
   assert probe.best_factor(factors, [2.0, 1.0, math.inf]) == (1.0, None)
-
-
-def test_minimum_of_three():
-  n = [1e4, 2e4, 4e4]
-  cells = [{"N": x, "trained_loss": (math.log(x / 2.3e4)) ** 2} for x in n]
-  assert verdict.trained_minimum(cells) == pytest.approx(2.3e4)
-  assert verdict.trained_minimum([{"N": x, "trained_loss": math.log(x)} for x in n]) is None
-  assert verdict.trained_minimum(cells[:2]) is None

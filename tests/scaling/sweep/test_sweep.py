@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from scaling.claims import prediction
 from scaling.launch import child
 from scaling.sweep import store
 
@@ -141,7 +142,7 @@ def test_its_time_is_split_into_parts_that_add_up(swept):
 
 def test_prediction_was_sealed_before_its_test(swept):
   workdir, _ = swept
-  sealed = json.loads((workdir / "prediction.json").read_text())
+  sealed = prediction.read(workdir)
   modified = (workdir / "prediction.json").stat().st_mtime
   fitted = json.loads((workdir / "fit.json").read_text())
   assert sealed["input_hash"] == fitted["input_hash"]

@@ -6,7 +6,8 @@ import pytest
 import synthetic
 
 from configs import base
-from scaling.sweep import fit_files, plan, seal, store, verdict
+from scaling.claims import seal, verdict
+from scaling.sweep import fit_files, plan, store
 from train import record
 
 CORPUS = 512, 4_000_000  # V, training tokens

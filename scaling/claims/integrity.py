@@ -1,0 +1,122 @@
+"""Finds out whether the files that a prediction and its verdict rest on are as they were written.
+
+It finds what was changed by mistake or by hand. It is no protection against who wants to deceive:
+whoever changes a file can also change its digests.
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError, UsageError
+from scaling.claims import prediction
+from scaling.laws.tables import runs
+from scaling.sweep import store
+from scaling.sweep.plan import Cell
+from train.system import files
+
+REMAKE = "remove it, and `isoflop verify` makes it again"
+
+
+def check(workdir: Path) -> list[str]:
+  """Compares the files of a sweep's folder with their digests and with each other.
+
+  Returns:
+    The files that hold no digests, as versions before 0.2 wrote them: they cannot be checked.
+
+  Raises:
+    DataError: a file was altered, or lacks a part; the message names file and field.
+    UsageError: a prediction was sealed on other runs.
+  """
+  sealed = prediction.read(workdir)
+  paths = [path for x in ("trunks", "cells") for path in sorted((workdir / x).glob("*/run.json"))]
+  records = {path: _read(path, _truth) for path in paths}
+  for name in ("fit.json", "verification.json"):
+    if record := _read(workdir / name, lambda _: REMAKE):
+      records[workdir / name] = record
+  unchecked = [prediction.NAME] if sealed and sealed["version"] == 1 else []
+  for path, record in records.items():
+    if "digests" not in record and record.get("status", "done") == "done":
+      unchecked.append(str(path.relative_to(workdir)))
+  head = files.read_json(workdir / "sweep.json")
+  if head and (workdir / "cells.csv").exists():
+    if any("digests" in records[path] for path in paths):
+      _check_table(workdir, *store.read_sweep(workdir))
+    if sealed:
+      counting = head["config"]["fit"]
+      now = runs.read_runs(workdir, "", counting["params"], counting["flops"])
+      check_runs(workdir, sealed, now)
+  return unchecked
+
+
+def _read(path: Path, remedy: Callable[[Path], str]) -> dict[str, Any]:
+  """Reads a record, and compares it with its digests; {}: there is no such file."""
+  record = files.read_json(path) or {}
+  if fault := files.fault(record):
+    raise DataError(f"{path}: {fault} since it was written; {remedy(path)}")
+  return record
+
+
+def _truth(path: Path) -> str:
+  """Says where the loss of a run can be read besides."""
+  rows = files.read_rows(path.with_name("metrics.jsonl"))
+  losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+  evaluated = f" (its metrics.jsonl says that its loss was {losses[-1]!r})" if losses else ""
+  return f"put it back{evaluated}, or remove the folder to have it trained again"
+
+
+def _check_table(workdir: Path, head: dict, cells: list[Cell]) -> None:
+  """Compares cells.csv with the records of the runs that were done when it was written."""
+  path = workdir / "cells.csv"
+  by_id = {cell.id: cell for cell in cells}
+  with path.open(newline="") as lines:
+    table = csv.DictReader(lines)
+    if lost := {"cell", "status", "N", "D", "C", "loss"} - set(table.fieldnames or ()):
+      raise DataError(f"{path}: no column {min(lost)}; {REMAKE}")
+    for row in table:
+      if None in row.values():
+        raise DataError(f"{path}, line {table.line_num}: cut short; {REMAKE}")
+      cell = by_id.get(row["cell"])
+      if not cell or row["status"] != "done" or store.outcome(workdir, cell)["status"] != "done":
+        continue
+      for name, value in store.row(workdir, cell, head["config"]["objective"]).items():
+        if name in row and name != "seconds" and row[name] != str(value):
+          raise DataError(
+            f"{path}, row {cell.id}, column {name}: {row[name]!r}, but its run.json and sweep.json "
+            f"say {str(value)!r}; {REMAKE}"
+          )
+
+
+def rows(fitted: runs.Runs) -> list[dict[str, Any]]:
+  """Lists the runs that a prediction rests on."""
+  columns = {name: getattr(fitted, name).tolist() for name in ("N", "D", "C", "loss")}
+  return [
+    {"cell": name} | {key: values[i] for key, values in columns.items()}
+    for i, name in enumerate(fitted.ids)
+  ]
+
+
+def check_runs(workdir: Path, sealed: dict[str, Any], fitted: runs.Runs) -> None:
+  """Raises UsageError where a prediction rests on other runs than these; names the first."""
+  if sealed["input_hash"] == (input_hash := runs.input_hash(fitted)):
+    return
+  change = f"hash {sealed['input_hash'][:12]}, now {input_hash[:12]}"
+  now, before = ({row["cell"]: row for row in table} for table in (
+    rows(fitted), sealed.get("runs", []),
+  ))  # fmt: skip
+  for name in before and before | now:
+    if name not in now:
+      change = f"{name} is not among them any more"
+    elif name not in before:
+      change = f"{name} was not among them"
+    elif columns := [key for key in now[name] if now[name][key] != before[name][key]]:
+      key = columns[0]
+      change = f"{key} of {name} was {before[name][key]!r}, is {now[name][key]!r}"
+    else:
+      continue
+    break
+  raise UsageError(
+    f"{workdir / prediction.NAME}: sealed on other runs than there are now ({change}); a sealed "
+    "prediction is not replaced: put them back, or use another workdir"
+  )

@@ -1,0 +1,70 @@
+"""Seals a prediction before it is tested: prediction.json."""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from scaling.claims import integrity, kinds, prediction
+from scaling.laws import fit
+from scaling.laws.tables import runs
+from scaling.sweep import plan
+from train.system import files
+
+
+def seal(
+  config: ConfigDict,
+  workdir: Path,
+  law: fit.Fit,
+  cells: list[plan.Cell],
+  vocab_size: int,
+  train_tokens: int,
+) -> tuple[dict, list[plan.Cell]]:
+  """Writes prediction.json, once, and returns it with the held-out cells that will test it.
+
+  A prediction that is already sealed stays, and is returned with its own cells, as long as the runs
+  that it was fitted on are the same.
+
+  Args:
+    config: the sweep's config.
+    workdir: the sweep's folder.
+    law: the fit to the runs below the held-out budget.
+    cells: the fitted cells.
+    vocab_size: V.
+    train_tokens: of the corpus.
+
+  Raises:
+    UserError: a prediction was sealed on other runs or is damaged, these runs determine no optimum,
+      or too few cells could test this one.
+  """
+  if sealed := prediction.read(workdir):
+    integrity.check_runs(workdir, sealed, law.runs)
+    return sealed, plan.sealed_cells(config, vocab_size, sealed)
+  budget = plan.heldout_budget(config, cells)
+  fit.check_sealable(law, budget)
+  n_opt = fit.optimum(law, budget)["N_opt"]
+  heldout, passed_over = plan.heldout_cells(config, vocab_size, train_tokens, n_opt, budget)
+  input_hash = runs.input_hash(law.runs)
+  claims = []
+  for what, kind in kinds.KINDS.items():
+    if kind.of_each == "cell":
+      for cell in heldout:
+        at = {"N": cell.params(config.fit.params), "D": cell.D, "C": cell.C}
+        claims.append(kinds.predict(what, at, law, input_hash, [cell.id]))
+    else:
+      names = [cell.id for cell in heldout]
+      claims.append(kinds.predict(what, {"C": budget}, law, input_hash, names))
+  record = {
+    "version": prediction.VERSION,
+    "C": budget,
+    "level": law.options.level,
+    "claims": [dataclasses.asdict(claim) for claim in claims],
+    "passed_over": passed_over,
+    "input_hash": input_hash,
+    "n_runs": len(law.runs),
+    "runs": integrity.rows(law.runs),
+  }
+  files.write_json(workdir / prediction.NAME, files.with_digests(record))
+  sealed = prediction.read(workdir)
+  assert sealed is not None
+  return sealed, heldout

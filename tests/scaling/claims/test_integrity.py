@@ -1,0 +1,214 @@
+"""What was altered in a sweep's folder is found and named, by `verify` and by `report`."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+
+import pytest
+import synthetic
+
+from configs import base
+from configs.errors import DataError
+from scaling import main
+from scaling.claims import integrity, prediction, seal, verdict
+from scaling.report import report
+from scaling.sweep import fit_files, plan, store
+from train import record
+from train.system import files
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+  """A sweep that has its verdict, of runs that are written and not trained."""
+  workdir = tmp_path_factory.mktemp("judged")
+  c = base.get_config()
+  c.data.tokenizer = "bpe:512"
+  c.sweep.sizes, c.sweep.budgets = (2, 4, 6, 8), (5e10, 1e11, 2e11, 4e11)
+  c.fit.bootstraps = 100
+  cells = plan.fit_cells(c, 512)
+  write_runs(workdir, cells)
+  head = {"config": record.plain(c)}
+  store.write_sweep(workdir, head, cells)
+  store.write_table(workdir, store.rows(workdir, cells, "clm"))
+  law = fit_files.write_fit(workdir, c.fit)
+  sealed, heldout = seal.seal(c, workdir, law, cells, 512, 4_000_000)
+  write_runs(workdir, heldout)
+  store.write_sweep(workdir, head, [*cells, *heldout])
+  store.write_table(workdir, store.rows(workdir, [*cells, *heldout], "clm"))
+  verdict.judge(c, workdir, law, sealed, heldout)
+  report.draw(workdir)
+  return workdir
+
+
+def write_runs(workdir, cells):
+  synthetic.write_synthetic_runs(workdir, cells)
+  for cell in cells:
+    folder = store.folder(workdir, cell)
+    run = json.loads((folder / "run.json").read_text())
+    files.write_json(folder / "run.json", files.with_digests(run))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 9, "eval_loss": run["loss"]}))
+
+
+@pytest.fixture
+def workdir(judged, tmp_path):
+  return shutil.copytree(judged, tmp_path / "sweep")
+
+
+def errors(workdir):
+  """What `isoflop verify` and `isoflop report` say of the folder."""
+  said = []
+  for verb in ("verify", "report"):
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+      assert main.main([verb, f"--workdir={workdir}"]) == main.USAGE
+    said.append(text.getvalue().strip())
+  assert said[0] == said[1]
+  assert "\n" not in said[0]
+  return said[0]
+
+
+def flip(path, pattern):
+  """Changes the last digit of the group that a pattern matches."""
+  text = path.read_text()
+  end = re.search(pattern, text, re.S).end(1) - 1
+  assert text[end].isdigit()
+  path.write_text(text[:end] + str((int(text[end]) + 5) % 10) + text[end + 1 :])
+
+
+def path_of(workdir, kind):
+  return sorted((workdir / "cells").glob(f"{kind}_*/run.json"))[1]
+
+
+def test_an_untouched_sweep_is_whole(workdir):
+  assert integrity.check(workdir) == []
+  assert main.main(["report", f"--workdir={workdir}"]) == 0
+
+
+@pytest.mark.parametrize(
+  ("pattern", "named"),
+  [
+    (r'"N_opt".*?"predicted": ([\d.]+)', r"claims\[\d\].predicted was altered \(a claim on N_opt"),
+    (
+      r'"predicted": ([\d.]+)',
+      r"claims\[0\].predicted was altered .* on loss, tested by \['heldout_s",
+    ),
+    (r'"interval": \[\s*([\d.]+)', r"claims\[0\].interval was altered"),
+    (r'"version": (\d)', "version was altered"),
+    (r'"C": ([\d.]+)', "C was altered"),
+    (r'"runs": .*?"loss": ([\d.]+)', r"runs\[0\].loss was altered"),
+    (r'"hash": "\w*?(\d)[a-f]*"', "hash was altered"),
+  ],
+)
+def test_a_digit_of_the_seal(workdir, pattern, named):
+  flip(workdir / "prediction.json", pattern)
+  said = errors(workdir)
+  assert re.search(f"prediction.json: {named}", said)
+  assert "use another workdir" in said
+  assert "remove" not in said
+
+
+@pytest.mark.parametrize(
+  ("remove", "named"),
+  [
+    (lambda sealed: sealed.pop("C"), "C is missing"),
+    (lambda sealed: sealed["claims"][1].pop("interval"), r"claims\[1\].interval is missing"),
+    (lambda sealed: sealed["claims"].pop(), r"claims\[\d\].what is missing"),
+    (lambda sealed: sealed.pop("hash"), "hash is missing"),
+    (lambda sealed: [sealed.pop("hash"), sealed.pop("digests")], "digests is missing"),
+  ],
+)
+def test_a_part_of_the_seal_that_is_missing(workdir, remove, named):
+  path = workdir / "prediction.json"
+  sealed = json.loads(path.read_text())
+  remove(sealed)
+  path.write_text(json.dumps(sealed))
+  assert re.search(f"prediction.json: {named}.*use another workdir", errors(workdir))
+
+
+@pytest.mark.parametrize("name", ["prediction.json", "verification.json", "fit.json", "run.json"])
+def test_half_a_file(workdir, name):
+  path = path_of(workdir, "fit") if name == "run.json" else workdir / name
+  path.write_text(path.read_text()[: path.stat().st_size // 2])
+  said = errors(workdir)
+  assert f"{path}: not JSON" in said
+  assert ("use another workdir" if name == "prediction.json" else "remove it") in said
+
+
+@pytest.mark.parametrize("kind", ["fit", "heldout"])
+def test_the_loss_of_a_run(workdir, kind):
+  path = path_of(workdir, kind)
+  loss = json.loads(path.read_text())["loss"]
+  flip(path, r'"loss": ([\d.]+)')
+  assert f"{path}: loss was altered since it was written" in (said := errors(workdir))
+  assert f"its metrics.jsonl says that its loss was {loss!r}" in said
+  run = json.loads(path.read_text())
+  del run["loss"]
+  path.write_text(json.dumps(run))
+  assert f"{path}: loss is missing" in errors(workdir)
+
+
+@pytest.mark.parametrize("column", ["loss", "N", "D", "C", "lr"])
+@pytest.mark.parametrize("kind", ["fit", "heldout"])
+def test_a_digit_of_the_table(workdir, kind, column):
+  path = workdir / "cells.csv"
+  rows = list(csv.reader(path.open()))
+  row = next(row for row in rows if row[0].startswith(kind))
+  i = rows[0].index(column)
+  digit = next(k for k, x in enumerate(row[i]) if x.isdigit() and x != "0")
+  row[i] = row[i][:digit] + str(int(row[i][digit]) % 9 + 1) + row[i][digit + 1 :]
+  path.write_text("\n".join(map(",".join, rows)))
+  assert f"cells.csv, row {row[0]}, column {column}: {row[i]!r}, but its run.json" in errors(
+    workdir
+  )
+
+
+def test_half_a_table(workdir):
+  path = workdir / "cells.csv"
+  whole = path.read_text().splitlines()
+  path.write_text("\n".join(whole)[:700])
+  assert re.search(r"cells.csv, line \d+: cut short", errors(workdir))
+  path.write_text("\n".join(line.partition(",")[2] for line in whole))
+  assert "cells.csv: no column cell" in errors(workdir)
+
+
+def test_runs_that_came_or_went_since_the_seal(workdir):
+  path = path_of(workdir, "fit")
+  table = workdir / "cells.csv"
+  lines = [line for line in table.read_text().splitlines() if path.parent.name not in line]
+  table.write_text("\n".join(lines))
+  assert f"({path.parent.name} is not among them any more)" in errors(workdir)
+
+
+def test_a_table_without_the_records_of_its_runs_is_held_to_the_seal(workdir):
+  name = path_of(workdir, "fit").parent.name
+  shutil.rmtree(workdir / "cells")
+  flip(workdir / "cells.csv", rf"{name}.*?,(2\.\d+|3\.\d+|1\.\d+),0.004")
+  assert re.search(rf"\(loss of {name} was [\d.]+, is [\d.]+\)", errors(workdir))
+
+
+def test_the_verdict_and_the_fit(workdir):
+  flip(workdir / "verification.json", r'"trained_loss": ([\d.]+)')
+  assert "].trained_loss was altered" in errors(workdir)
+  (workdir / "verification.json").unlink()
+  flip(workdir / "fit.json", r'"E": ([\d.]+)')
+  assert "fit.json: params was altered" in errors(workdir)
+
+
+def test_what_an_earlier_version_wrote_cannot_be_checked(workdir):
+  sealed = prediction.read(workdir)
+  old = {key: sealed[key] for key in prediction.OF_VERSION_1} | {"version": 1}
+  (workdir / "prediction.json").write_text(json.dumps(old))
+  path = path_of(workdir, "fit")
+  run = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("digests", "hash")}
+  path.write_text(json.dumps(run))
+  assert integrity.check(workdir) == ["prediction.json", str(path.relative_to(workdir))]
+  assert prediction.read(workdir)["claims"] == sealed["claims"]
+  del old["N_interval"]
+  (workdir / "prediction.json").write_text(json.dumps(old))
+  with pytest.raises(
+    DataError, match="prediction.json: N_interval is missing; the seal is damaged"
+  ):
+    prediction.read(workdir)
