@@ -44,7 +44,7 @@ def judged(tmp_path_factory):
 
 
 def write_runs(workdir, cells):
-  synthetic.write_synthetic_runs(workdir, cells)
+  synthetic.write_runs(workdir, cells)
   for cell in cells:
     folder = store.folder(workdir, cell)
     run = json.loads((folder / "run.json").read_text())
