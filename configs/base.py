@@ -35,7 +35,7 @@ from configs.errors import ConfigError, UsageError
 
 # The families of models, and the objectives that each is trained with: the first by default.
 FAMILIES = {
-  "decoder": ("clm", "prefix"),
+  "decoder": ("clm", "prefix", "completion"),
   "encoder": ("mlm",),
   "encoder_decoder": ("span", "ul2"),
 }
@@ -93,6 +93,8 @@ MODEL: dict[str, Any] = {
 DATA: dict[str, Any] = {
   "source": "python_stdlib",  # python_stdlib | text:PATH | tfds:NAME[/CONFIG][:VERSION] | markov
   "text_field": "text",  # the field that holds the text, in .jsonl files and TFDS examples
+  "prompt_field": "",  # completion: the field of the prompts, whose completions are in text_field
+  "bidirectional_prompt": False,  # completion: a prompt's tokens see all of it, not only the past
   "tokenizer": "bytes",  # bytes | bpe:SIZE (trained on the training split)
   "cache": "",  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
   "validation_percent": percent(5.0),  # documents held out, by a hash of their content [%]

@@ -67,11 +67,13 @@ def generate(
   top_p: float = 1.0,
   stop_token: int = NO_STOP,
   source: Source | None = None,
+  bidirectional: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Continues a batch of prompts, which are padded on the right with any ids.
 
   The model is a decoder, or an encoder-decoder with its `source`; `context` is T, the longest
   sequence that it was made for [tokens]. How a token is drawn: see `filter_logits`.
+  With `bidirectional` the tokens of a prompt see all of it, as a prefix LM's do.
 
   Returns:
     the new tokens_BN, `stop_token` where the row has ended, and lengths_B without it.
@@ -89,12 +91,13 @@ def generate(
   graphdef, params = nnx.split(model)
   options = np.float32(temperature), np.int32(top_k), np.float32(top_p)
   prompts, stop = (prompts_BP, lengths_B, source), np.int32(stop_token)
-  tokens_BN = np.asarray(_generate(graphdef, params, prompts, key, options, stop, max_new_tokens))
+  static = max_new_tokens, bidirectional
+  tokens_BN = np.asarray(_generate(graphdef, params, prompts, key, options, stop, *static))
   return tokens_BN, np.sum(tokens_BN != stop_token, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens"))
-def _generate(graphdef, params, prompts, key, options, stop, max_new_tokens):
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "bidirectional"))
+def _generate(graphdef, params, prompts, key, options, stop, max_new_tokens, bidirectional):
   model = nnx.merge(graphdef, params)
   prompts_BP, lengths_B, source = prompts
   B, P = prompts_BP.shape
@@ -105,7 +108,8 @@ def _generate(graphdef, params, prompts, key, options, stop, max_new_tokens):
   # All prompts at once. What the padding leaves in the cache is overwritten before it is visible.
   state = model.start_decoding(B, P + max_new_tokens - 1, source)
   positions_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
-  logits_BPV, state = model.extend(prompts_BP, positions_BP, state)
+  last_BP = jnp.maximum(positions_BP, lengths_B[:, None] - 1) if bidirectional else None
+  logits_BPV, state = model.extend(prompts_BP, positions_BP, state, last_BP)
   last_B11 = (lengths_B - 1)[:, None, None]
   token_B = choose(jnp.take_along_axis(logits_BPV, last_B11, axis=1)[:, 0], lengths_B)
   tokens_BN = jnp.full((B, max_new_tokens), stop).at[:, 0].set(token_B)

@@ -186,16 +186,22 @@ class Transformer(nnx.Module):
     return DecoderState(Cache((empty, empty), memory), mask_BS)
 
   def extend(
-    self, tokens_BT: jax.Array, positions_BT: jax.Array, state: DecoderState
+    self,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    state: DecoderState,
+    last_seen_BT: jax.Array | None = None,
   ) -> tuple[jax.Array, DecoderState]:
     """Reads more tokens: returns their logits_BTV, and the state with them in it.
 
-    A token at position p is written to slot p of its row, and sees the slots 0 ... p.
+    A token at position p is written to slot p of its row, and sees the slots 0 ... p, or those up
+    to the one that is given.
     """
     stack = self.decoder
     assert stack is not None
     slots = state.cache.text[0].shape[2]
-    seen_BTS = jnp.arange(slots)[None, None, :] <= positions_BT[:, :, None]
+    last_seen_BT = positions_BT if last_seen_BT is None else last_seen_BT
+    seen_BTS = jnp.arange(slots)[None, None, :] <= last_seen_BT[:, :, None]
     mask = AttentionMask(False, seen_BTS, stack.bias(positions_BT, jnp.arange(slots)[None]))
     cross_mask = None
     if state.cache.memory is not None:

@@ -93,11 +93,11 @@ def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
     UserError: the corpus that it was trained on is another one now.
   """
   library = _bytes() if config.data.tokenizer == "bytes" else _bpe(config, record)
-  library.add_special_tokens(list(registry.specials(config)))
-  first = config.model.family != "encoder_decoder"
+  specials = registry.specials(config)
+  library.add_special_tokens(list(specials))
   library.post_processor = processors.TemplateProcessing(
-    single=f"{tokenizer.EOS} $A" if first else f"$A {tokenizer.EOS}",
-    special_tokens=[(tokenizer.EOS, library.token_to_id(tokenizer.EOS))],
+    single=registry.OBJECTIVES[config.objective].template.format(eos=tokenizer.EOS),
+    special_tokens=[(x, library.token_to_id(x)) for x in (tokenizer.EOS, *specials)],
   )
   return library
 

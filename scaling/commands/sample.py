@@ -3,6 +3,7 @@
   isoflop sample --checkpoint=runs/one --prompt="Once upon"
 
 clm, prefix: continues the prompt (a prefix LM reads it causally, too).
+completion: completes the prompt, read as it was in training.
 mlm: a blank is written [MASK] and is one token; prints the text with the most probable tokens,
   and --top_k candidates for each blank (0: 5) with their probabilities.
 span, ul2: blanks are written <0>, <1>, ... in order; prints the text with them filled in.
@@ -171,6 +172,7 @@ def draw_tokens(
     top_p=args.top_p,
     stop_token=sampling.NO_STOP if run.stop is None else run.stop,
     source=source,
+    bidirectional=run.config.data.bidirectional_prompt,
   )
   return [tokens_BN[i, :count].tolist() for i, count in enumerate(counts_B)]
 

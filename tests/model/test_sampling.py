@@ -82,14 +82,15 @@ def ragged(model, rows=4, longest=7):
   return prompts_BP, lengths_B, Source(rng.integers(0, V, (rows, S)), segments_BS)
 
 
-def reference(model, prompts_BP, lengths_B, new, source, options):
+def reference(model, prompts_BP, lengths_B, new, source, options, prefix_BT=None):
   """Generation without a cache: the whole sequence goes through the model for every token."""
   tokens_BT = np.zeros((len(prompts_BP), T + 1), np.int32)
   tokens_BT[:, : prompts_BP.shape[1]] = prompts_BP
   segments_BT = np.ones_like(tokens_BT[:, :-1])
   rows_B, out = np.arange(len(prompts_BP)), []
   for position_B in (lengths_B + i for i in range(new)):
-    logits_BTV = forward(model, tokens_BT[:, :-1], segments_BT=segments_BT, source=source)
+    inputs = {"segments_BT": segments_BT, "source": source, "prefix_BT": prefix_BT}
+    logits_BTV = forward(model, tokens_BT[:, :-1], **inputs)
     logits_BV = logits_BTV[rows_B, position_B - 1]
     filtered_BV = FILTER(logits_BV, **options)
     out.append(np.asarray(sampling.draw(filtered_BV, jnp.asarray(position_B), KEY)))
@@ -110,6 +111,20 @@ def test_the_cache_changes_no_token(switches):
     np.testing.assert_array_equal(tokens_BN, expected_BN)
     np.testing.assert_array_equal(counts_B, 9)
   assert len(np.unique(tokens_BN)) > 8  # not a constant
+
+
+def test_a_bidirectional_prompt_is_seen_as_the_prefix_of_a_prefix_lm():
+  model, greedy = make(**DECODERS["rotary"]), {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+  prompts_BP, lengths_B, _ = ragged(model)
+  prefix_BT = np.arange(T)[None] < lengths_B[:, None]
+  causal_BN, expected_BN = (
+    reference(model, prompts_BP, lengths_B, 9, None, greedy, prefix) for prefix in (None, prefix_BT)
+  )
+  tokens_BN, _ = sampling.generate(
+    model, prompts_BP, lengths_B, 9, KEY, context=T, bidirectional=True, **greedy
+  )
+  np.testing.assert_array_equal(tokens_BN, expected_BN)
+  assert (causal_BN != expected_BN).any()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ is free of the text's own randomness: a leak of the target shows as a negative o
 """
 
 import itertools
+import json
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 
 from configs import base
 from configs.ladders import resolve
-from train import optim, step
+from model import sampling
+from train import loop, optim, restore, step
 from train.data import dataset, markov
 from train.data.batches import train_batches, validation_batches
 from train.objectives import registry
@@ -193,6 +195,34 @@ def judge(config):
   if floor is not None:
     assert loss > floor - 3 * loss_error
     assert loss < floor + 0.02 + 3 * loss_error
+
+
+@pytest.mark.parametrize("bidirectional", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_completion_that_its_prompt_decides_costs_nothing(cache, tmp_path, bidirectional):
+  """The prompt in upper case: no nats, when it is learned; and samples are that, too."""
+  rng = np.random.default_rng(0)
+  words = {"".join(rng.choice(list("abcdefgh"), rng.integers(3, 7))) for _ in range(3000)}
+  rows = ({"ask": word, "answer": word.upper()} for word in sorted(words))
+  (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  c = base.get_config()
+  c.objective = "completion"
+  c.model.update({"width": 64, "depth": 2, "heads": 4, "scan": False})
+  c.data.update({"source": f"text:{tmp_path / 'pairs.jsonl'}", "seq_len": 16, "batch_size": 64})
+  c.data.update({"prompt_field": "ask", "text_field": "answer", "max_epochs": 20.0})
+  c.data.bidirectional_prompt = bidirectional
+  c.optim.lr, c.train.tokens = 3e-3, 600_000
+  record = loop.train(c, tmp_path / "run")
+  assert record["loss"] < 0.01
+  run = restore.restore(tmp_path / "run")
+  prompts = [run.tokenizer.encode(word).ids for word in ("abcd", "hgfab")]
+  padded = np.stack([np.resize(ids, 7) for ids in prompts])
+  lengths = [len(ids) for ids in prompts]
+  tokens_BN, counts_B = sampling.generate(
+    run.model, padded, lengths, 9, jax.random.key(0), context=run.context, temperature=0.0,
+    stop_token=run.stop, bidirectional=bidirectional,
+  )  # fmt: skip
+  texts = [run.tokenizer.decode(row[:n]) for row, n in zip(tokens_BN, counts_B, strict=True)]
+  assert texts == ["ABCD", "HGFAB"]
 
 
 # ----------------------------------------------------------------------------- floors and posterior

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -56,20 +57,20 @@ def train_batches(
   """
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
-  windows = data.train_token_count // registry.lengths(config).text
+  count = data.train_token_count // registry.lengths(config).text
+  windows = _windows(data, data.train_tokens, config, data.train_token_count)
 
   @functools.lru_cache(maxsize=1)
   def order(epoch: int) -> np.ndarray:  # 8 bytes a window
-    uniform_1W = corruption.uniform(config.seed, SHUFFLE + epoch, 0, 1, windows)
+    uniform_1W = corruption.uniform(config.seed, SHUFFLE + epoch, 0, 1, count)
     return np.argsort(uniform_1W[0], kind="stable")
 
   def batch(step: int) -> Batch:
     first = step * batch_size + rows.start
-    epochs_B, index_B = np.divmod(first + np.arange(rows.stop - rows.start), windows)
+    epochs_B, index_B = np.divmod(first + np.arange(rows.stop - rows.start), count)
     parts = [order(epoch)[index_B[epochs_B == epoch]] for epoch in np.unique(epochs_B).tolist()]
     chance = (config.seed, TRAINING, first)
-    count = data.train_token_count
-    return _batch(data.train_tokens, count, np.concatenate(parts), config, data.vocab_size, chance)
+    return _batch(windows, np.concatenate(parts), config, data.vocab_size, chance)
 
   return (batch(step) for step in itertools.count(start_step))
 
@@ -82,12 +83,13 @@ def validation_batches(
   There are `eval_token_count` tokens of text, whatever the batch and the sequence length; what
   fills up the last batch has weight 0. What is hidden of them is the same for every seed.
   """
-  size, count = config.train.eval_batch_size, eval_token_count(data, config)
+  size = config.train.eval_batch_size
   rows = _rows("train.eval_batch_size", size, process_index, process_count)
-  for first in range(0, -(-count // registry.lengths(config).text), size):
+  windows = _windows(data, data.validation_tokens, config, eval_token_count(data, config))
+  for first in range(0, len(windows.starts_W) - 1, size):
     windows_B = np.arange(first + rows.start, first + rows.stop)
     chance = (0, VALIDATION, first + rows.start)
-    yield _batch(data.validation_tokens, count, windows_B, config, data.vocab_size, chance)
+    yield _batch(windows, windows_B, config, data.vocab_size, chance)
 
 
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
@@ -117,21 +119,40 @@ def _rows(field: str, batch_size: int, process_index: int, process_count: int) -
   return slice(process_index * share, (process_index + 1) * share)
 
 
+class Windows(NamedTuple):
+  """Where the sequences of a stream lie; after the last comes one without text."""
+
+  stream: np.ndarray
+  starts_W: np.ndarray  # the first input of each
+  ends_W: np.ndarray  # the last target that it may have
+
+
+def _windows(data: TokenData, stream: np.ndarray, config: ConfigDict, tokens: int) -> Windows:
+  """Cuts the first tokens of a stream into windows; pairs into one each."""
+  text = registry.lengths(config).text
+  if data.pair_length:
+    edges_W = np.flatnonzero(stream == data.eos)[: tokens // text + 1]
+    return Windows(stream, edges_W, np.append(edges_W[1:], edges_W[-1]))
+  starts_W = np.append(np.arange(0, tokens, text), tokens)
+  return Windows(stream, starts_W, np.full(len(starts_W), tokens))
+
+
 def _batch(
-  stream: np.ndarray,
-  count: int,
+  windows: Windows,
   windows_B: np.ndarray,
   config: ConfigDict,
   vocab_size: int,
   chance: tuple[int, int, int],
 ) -> Batch:
-  """Makes the objective's batch of windows of a stream's first `count` tokens.
+  """Makes the objective's batch of windows, by number; those beyond the last have no text.
 
-  One more token of the stream is the last target. `chance` is the seed, the stream of random
-  numbers and the number of the first sequence.
+  The token after a window is its last target. `chance` is the seed, the stream of random numbers
+  and the number of the first sequence.
   """
   objective, text = registry.OBJECTIVES[config.objective], registry.lengths(config).text
-  index_BN1 = windows_B[:, None] * text + np.arange(text + 1)
-  text_BN1 = np.asarray(stream)[np.minimum(index_BN1, count)].astype(np.int32)
+  windows_B1 = np.minimum(windows_B, len(windows.starts_W) - 1)[:, None]
+  index_BN1 = windows.starts_W[windows_B1] + np.arange(text + 1)
+  ends_B1 = windows.ends_W[windows_B1]
+  text_BN1 = np.asarray(windows.stream)[np.minimum(index_BN1, ends_B1)].astype(np.int32)
   uniform_BU = corruption.uniform(*chance, len(windows_B), objective.draws(text))
-  return objective.batch(text_BN1, index_BN1[:, 1:] <= count, uniform_BU, config, vocab_size)
+  return objective.batch(text_BN1, index_BN1[:, 1:] <= ends_B1, uniform_BU, config, vocab_size)

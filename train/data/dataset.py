@@ -1,9 +1,10 @@
 """A corpus as tokens on disk.
 
-A split is one stream of ids: `eos doc eos doc ... eos`. It is tokenised once into a cache folder
-that is named by the content and every option it depends on, appears there complete or not at all
-(written aside, listed with sizes and checksums, flushed, renamed), and is verified when it is
-opened. What does not verify is prepared again.
+A split is one stream of ids: `eos doc eos doc ... eos`, where a document that is a pair is `prompt
+separator completion`; the separator is the first id after the tokenizer's. It is tokenised once
+into a cache folder that is named by the content and every option it depends on, appears there
+complete or not at all (written aside, listed with sizes and checksums, flushed, renamed), and is
+verified when it is opened. What does not verify is prepared again.
 """
 
 import contextlib
@@ -54,16 +55,17 @@ class TokenData:
   validation_documents: int
   floor: float | None  # least loss [nats per predicted token], where the source has a known one
   path: Path  # the cache folder; it also holds `tokenizer.json` of a BPE tokenizer
+  pair_length: int  # what a document counts that is a pair (`data.seq_len`); 0: they are text
 
   @property
   def train_token_count(self) -> int:
-    """Counts the tokens that can be predicted in the training stream: all but its first `eos`."""
-    return len(self.train_tokens) - 1
+    """Counts the tokens of an epoch: all but the first `eos`; of pairs, the rows that they fill."""
+    return self.train_documents * self.pair_length or len(self.train_tokens) - 1
 
   @property
   def validation_token_count(self) -> int:
-    """Counts the tokens that can be predicted in the validation stream."""
-    return len(self.validation_tokens) - 1
+    """Counts the tokens of the validation stream likewise."""
+    return self.validation_documents * self.pair_length or len(self.validation_tokens) - 1
 
 
 def prepare(config: ConfigDict) -> TokenData:
@@ -83,7 +85,8 @@ def prepare(config: ConfigDict) -> TokenData:
   kind = corpus.name.partition(":")[0]
   folder = process.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
   path = folder / name.replace(":", "-")
-  if (data := _open(path, corpus, fingerprint)) is None:
+  pair_length = config.data.seq_len if corpus.pairs else 0
+  if (data := _open(path, corpus, fingerprint, pair_length)) is None:
     try:
       _prepare(path, corpus, fingerprint, config.data)
     except OSError as error:
@@ -91,7 +94,7 @@ def prepare(config: ConfigDict) -> TokenData:
         f"data.cache={str(folder.parent)!r}: cannot prepare the corpus there ({error}); "
         "set data.cache or ISOFLOP_CACHE to a writable folder with space"
       ) from error
-    data = _open(path, corpus, fingerprint)
+    data = _open(path, corpus, fingerprint, pair_length)
   if data is None:
     raise ConfigError(f"data.cache: {path} does not read back as written; is the disk healthy?")
   return data
@@ -107,7 +110,7 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
   """Writes the documents (once for all tokenizers) and their tokens, under a lock."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with lock(path.parent / "lock"):
-    if _open(path, corpus, fingerprint) is not None:
+    if _open(path, corpus, fingerprint, 0) is not None:
       return  # another process was faster
     documents = path.parent / DOCUMENTS
     if not intact(documents):
@@ -115,7 +118,9 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
         hold_out = functools.partial(sources.hold_out, corpus.name, data.validation_percent)
         sources.build(corpus, partial, hold_out)
     with complete(path) as partial:
-      tokenizer = tokenizers.train(data.tokenizer, sources.read(documents, "train"))
+      training = sources.read(documents, "train")
+      texts = (text for pair in training for text in pair.split(sources.PAIR))
+      tokenizer = tokenizers.train(data.tokenizer, texts if corpus.pairs else training)
       tokenizer.save(partial)
       sidecar = {
         "source": corpus.name,
@@ -124,18 +129,26 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "eos": tokenizer.eos,
-        "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+        "dtype": "uint16" if tokenizer.vocab_size + corpus.pairs <= 2**16 else "uint32",
         "token_bytes": tokenizer.token_bytes.tolist(),
       }
       for split in SPLITS:
         sidecar[f"{split}_documents"] = tokenise(
-          sources.read(documents, split), tokenizer, sidecar["dtype"], partial / f"{split}.bin"
+          sources.read(documents, split),
+          tokenizer,
+          sidecar["dtype"],
+          partial / f"{split}.bin",
+          corpus.pairs,
         )
       (partial / SIDECAR).write_text(json.dumps(sidecar))
 
 
 def tokenise(
-  documents: Iterator[bytes], tokenizer: tokenizers.Tokenizer, dtype: str, path: Path
+  documents: Iterator[bytes],
+  tokenizer: tokenizers.Tokenizer,
+  dtype: str,
+  path: Path,
+  pairs: bool,
 ) -> int:
   """Writes one stream; returns its number of documents."""
   eos = np.array([tokenizer.eos], dtype)
@@ -145,9 +158,16 @@ def tokenise(
     file.write(eos.tobytes())
     while group := list(itertools.islice(documents, DOCUMENTS_PER_CALL)):
       count += len(group)
-      for ids in tokenizer.encode(group):
+      for ids in _encode_pairs(tokenizer, group) if pairs else tokenizer.encode(group):
         file.write(ids.astype(dtype).tobytes() + eos.tobytes())
   return count
+
+
+def _encode_pairs(tokenizer: tokenizers.Tokenizer, pairs: list[bytes]) -> Iterator[np.ndarray]:
+  parts = zip(*(pair.split(sources.PAIR) for pair in pairs), strict=True)
+  prompts, completions = (tokenizer.encode(texts) for texts in parts)
+  for prompt, completion in zip(prompts, completions, strict=True):
+    yield np.concatenate([prompt, [tokenizer.vocab_size], completion])
 
 
 @contextlib.contextmanager
@@ -209,7 +229,9 @@ def _checksum(path: Path) -> list[int]:
   return [size, crc]
 
 
-def _open(path: Path, corpus: sources.Corpus, fingerprint: str) -> TokenData | None:
+def _open(
+  path: Path, corpus: sources.Corpus, fingerprint: str, pair_length: int
+) -> TokenData | None:
   """Opens the tokens in a cache folder; None where they are missing or do not verify."""
   if not intact(path):
     return None
@@ -223,4 +245,4 @@ def _open(path: Path, corpus: sources.Corpus, fingerprint: str) -> TokenData | N
     return None
   token_bytes_V = np.array(sidecar.pop("token_bytes"), np.int32)
   fields = sidecar | streams | {"source": corpus.name, "floor": corpus.floor}
-  return TokenData(**fields, token_bytes_V=token_bytes_V, path=path)
+  return TokenData(**fields, token_bytes_V=token_bytes_V, path=path, pair_length=pair_length)

@@ -72,6 +72,6 @@ def _prepare(path: Path, corpus: sources.Corpus, tokens: TokenData) -> None:
     documents = sources.read(partial / dataset.DOCUMENTS, "validation")
     tokenizer = tokenizers.load(tokens.tokenizer, tokens.path)
     dtype = tokens.validation_tokens.dtype.name
-    count = dataset.tokenise(documents, tokenizer, dtype, partial / STREAM)
+    count = dataset.tokenise(documents, tokenizer, dtype, partial / STREAM, corpus.pairs)
     (partial / dataset.SIDECAR).write_text(json.dumps({"documents": count}))
     shutil.rmtree(partial / dataset.DOCUMENTS)  # the tokens are all that is read again

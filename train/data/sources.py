@@ -7,7 +7,7 @@ are dropped. TFDS orders documents by a hash of their key, here the content agai
 
 Documents of `text:` and `tfds:` longer than 64 KiB are cut at line ends. A corpus of fewer than 64
 documents is cut finer, into about 64 pieces (of at least 1 KiB), so that even one file has a
-validation split.
+validation split. With `data.prompt_field` a row is one document: prompt, PAIR, completion.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ PIECE = 65_536  # the longest piece of a text [bytes]
 PIECES = 64  # the fewest pieces a corpus is cut into
 SMALLEST_PIECE = 1_024  # [bytes]
 GROUP = 64  # examples read from a TFDS dataset together
+PAIR = b"\xff"  # between the prompt and the completion of a document; no byte of UTF-8
 
 _Item = TypeVar("_Item")
 
@@ -43,6 +44,7 @@ class Corpus(NamedTuple):
   fingerprint: str  # SHA-256 of the content, and of every option that changes the documents
   documents: Callable[[], Iterator[bytes]]  # every document from the first on, at each call
   floor: float | None = None  # least loss over bytes [nats per predicted token], where known
+  pairs: bool = False  # documents are pairs: prompt, PAIR, completion
 
 
 def open_source(config: ConfigDict) -> Corpus:
@@ -53,8 +55,14 @@ def open_source(config: ConfigDict) -> Corpus:
       row without its field) raises when the documents are first read.
   """
   kind, _, argument = config.data.source.partition(":")
+  prompts = config.data.prompt_field
   for usage, opener in SOURCES.items():
     if usage.partition(":")[0] == kind and (":" in usage) == bool(argument):
+      if prompts and kind not in ("text", "tfds"):
+        raise ConfigError(
+          f"data.prompt_field={prompts!r}: data.source={config.data.source!r} has no fields; pairs "
+          "are rows of .jsonl files or of a TFDS dataset"
+        )
       return opener(argument, config)
   raise ConfigError(f"data.source={config.data.source!r}: unknown; choose {' | '.join(SOURCES)}")
 
@@ -77,6 +85,12 @@ def progress(items: Iterable[_Item], what: str) -> Iterator[_Item]:
 
 def _fingerprint(*parts: object) -> str:
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _fields(config: ConfigDict) -> dict[str, str]:
+  """Returns the fields that make a document, in their order, by what names them in the config."""
+  names = ("prompt_field", "text_field") if config.data.prompt_field else ("text_field",)
+  return {f"data.{name}": config.data[name] for name in names}
 
 
 def _walk(folder: str, skip: Callable[[str], bool]) -> Iterator[Path]:
@@ -123,7 +137,7 @@ def _python_stdlib(*_: Any) -> Corpus:
 
 def _text(argument: str, config: ConfigDict) -> Corpus:
   """Opens a .txt, .md or .jsonl file, or all of them below a folder, without hidden ones."""
-  field = config.data.text_field
+  fields = _fields(config)
   root = Path(argument).expanduser()
   name = f"data.source='text:{argument}'"
   if root.is_file():
@@ -143,16 +157,19 @@ def _text(argument: str, config: ConfigDict) -> Corpus:
   def documents() -> Iterator[bytes]:
     for path in paths:
       if path.suffix.lower() == ".jsonl":
-        yield from _rows(path, field)
+        yield from _rows(path, fields)
+      elif len(fields) > 1:
+        raise DataError(f"data.prompt_field={config.data.prompt_field!r}: {path} has no fields")
       else:
         yield _utf8(path.read_bytes(), f"data.source: {path}")
 
   kinds = sorted((path.suffix.lower() == ".jsonl", _digest(path)) for path in paths)
-  return Corpus(f"text:{argument}", _fingerprint("text", 1, field, kinds), lambda: _cut(documents))
+  fingerprint = _fingerprint("text", 1, *fields.values(), kinds)
+  return _rows_or_pieces(f"text:{argument}", fingerprint, documents, fields)
 
 
-def _rows(path: Path, field: str) -> Iterator[bytes]:
-  """Yields the text of each row of a .jsonl file."""
+def _rows(path: Path, fields: dict[str, str]) -> Iterator[bytes]:
+  """Yields the text, or the pair, of each row of a .jsonl file."""
   offset = 0
   with open(path, "rb") as file:
     for number, line in enumerate(file, 1):
@@ -160,20 +177,24 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
       offset += len(line)
       if not line.strip():
         continue
-      where = f"data.text_field={field!r}: {path} line {number}"
       try:
         row = json.loads(line)
       except ValueError as error:
         raise ConfigError(f"data.source: {path} line {number} is not JSON: {error}") from error
-      if not isinstance(row, dict) or field not in row:
-        reason = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
-        raise DataError(f"{where} has no such field; {reason}")
-      if not isinstance(row[field], str):
-        raise DataError(f"{where} holds {type(row[field]).__name__}, not text")
-      try:
-        yield row[field].encode()
-      except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise DataError(f"{where} is not valid Unicode: {error}") from error
+      places = {field: f"{name}={field!r}: {path} line {number}" for name, field in fields.items()}
+      yield PAIR.join(_field(row, field, where) for field, where in places.items())
+
+
+def _field(row: Any, field: str, where: str) -> bytes:
+  if not isinstance(row, dict) or field not in row:
+    reason = f"its fields are {sorted(row)}" if isinstance(row, dict) else "it is not an object"
+    raise DataError(f"{where} has no such field; {reason}")
+  if not isinstance(row[field], str):
+    raise DataError(f"{where} holds {type(row[field]).__name__}, not text")
+  try:
+    return row[field].encode()
+  except UnicodeEncodeError as error:  # half of a surrogate pair
+    raise DataError(f"{where} is not valid Unicode: {error}") from error
 
 
 def _tfds(argument: str, config: ConfigDict) -> Corpus:
@@ -184,7 +205,7 @@ def _tfds(argument: str, config: ConfigDict) -> Corpus:
   """
   import tensorflow_datasets as tfds
 
-  where, field = f"data.source='tfds:{argument}'", config.data.text_field
+  where, fields = f"data.source='tfds:{argument}'", _fields(config)
   try:
     builder = tfds.builder(argument, file_format="array_record")
     if not builder.is_prepared():
@@ -196,21 +217,26 @@ def _tfds(argument: str, config: ConfigDict) -> Corpus:
     reason = next(iter(str(error).strip().splitlines()), "")
     raise DataError(f"{where}: {type(error).__name__}: {reason}") from error
   features = builder.info.features
-  if field not in features:
-    raise ConfigError(f"data.text_field={field!r}: {argument} has the fields {sorted(features)}")
+  for name, field in fields.items():
+    if field not in features:
+      raise ConfigError(f"{name}={field!r}: {argument} has the fields {sorted(features)}")
+
+  def texts(example: dict, place: str) -> Iterator[bytes]:
+    for name, field in fields.items():
+      if not isinstance(example[field], bytes):
+        kind = type(example[field]).__name__
+        raise ConfigError(f"{name}={field!r}: {argument} holds {kind}, not text")
+      yield _utf8(example[field], place)
 
   def documents() -> Iterator[bytes]:
     for split, source in zip(splits, sources, strict=True):
-      for i, text in enumerate(_values(source, field)):
-        if not isinstance(text, bytes):
-          kind = type(text).__name__
-          raise ConfigError(f"data.text_field={field!r}: {argument} holds {kind}, not text")
-        yield _utf8(text, f"{where}: example {i} of {split}")
+      for i, example in enumerate(_examples(source)):
+        yield PAIR.join(texts(example, f"{where}: example {i} of {split}"))
 
   infos = [builder.info.splits[split] for split in splits]
   shards = [(x.name, x.shard_lengths, [os.path.getsize(f) for f in x.filepaths]) for x in infos]
-  fingerprint = _fingerprint("tfds", 1, builder.info.full_name, field, shards)
-  return Corpus(f"tfds:{argument}", fingerprint, lambda: _cut(documents))
+  fingerprint = _fingerprint("tfds", 1, builder.info.full_name, *fields.values(), shards)
+  return _rows_or_pieces(f"tfds:{argument}", fingerprint, documents, fields)
 
 
 def _utf8(text: bytes, where: str, offset: int = 0) -> bytes:
@@ -232,6 +258,15 @@ SOURCES: dict[str, Callable[[str, ConfigDict], Corpus]] = {  # how `data.source`
 
 
 # ---------------------------------------------------------------------------------- documents
+
+
+def _rows_or_pieces(
+  name: str, fingerprint: str, documents: Callable[[], Iterator[bytes]], fields: dict[str, str]
+) -> Corpus:
+  """Makes the corpus of pairs, or of text that is cut into pieces."""
+  if len(fields) > 1:
+    return Corpus(name, fingerprint, documents, pairs=True)
+  return Corpus(name, fingerprint, lambda: _cut(documents))
 
 
 def _cut(documents: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
@@ -335,11 +370,10 @@ def read(folder: Path, split: str) -> Iterator[bytes]:
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(folder / "isoflop_corpus" / "1.0.0")
-  return _values(builder.as_data_source(split), "text")
+  return (example["text"] for example in _examples(builder.as_data_source(split)))
 
 
-def _values(source: Any, field: str) -> Iterator[Any]:
-  """Yields a field of every example, read in groups (ten times faster than one by one)."""
+def _examples(source: Any) -> Iterator[dict]:
+  """Yields every example, read in groups (ten times faster than one by one)."""
   for first in range(0, len(source), GROUP):
-    for example in source.__getitems__(range(first, min(first + GROUP, len(source)))):
-      yield example[field]
+    yield from source.__getitems__(range(first, min(first + GROUP, len(source))))

@@ -4,10 +4,11 @@ An objective makes a batch of windows of text and of random numbers, a pure func
 computes a model's losses on it. All batches are dicts of `inputs_BT`, `targets_BT`, `segments_BT`,
 `positions_BT` (int32) and `weights_BT` (float32, 0 where nothing is predicted); the encoder of span
 and ul2 reads `source_BS`, `source_segments_BS`, `source_positions_BS`; prefix adds `prefix_BT`
-(bool). Segment 0 is padding.
+(bool), as does completion with `data.bidirectional_prompt`. Segment 0 is padding.
 
   clm     every token from those before it
   prefix  every token after a random point; all see what is before that point
+  completion  what follows the separator of a pair, from its prompt
   mlm     hidden tokens from the rest (BERT, RoBERTa)
   span    hidden spans, behind sentinels, from the rest (T5)
   ul2     a mixture of spans and suffixes, named by a mode token (UL2)
@@ -31,6 +32,7 @@ from train.objectives.corruption import span_counts, span_lengths
 Batch = dict[str, np.ndarray]
 
 MASK = "[MASK]"
+SEPARATOR = "[SEP]"  # its id is the first after the tokenizer's: see `train.data.dataset`
 
 # UL2's denoisers as (density, mean span length); S hides a suffix. Tay et al. 2022
 # (arXiv:2205.05131), table 1 and section 3.1.
@@ -61,6 +63,8 @@ class Objective(NamedTuple):
     specials: config -> names of the ids beyond the tokenizer's, in their order.
     pads: some of what attention could see is padding.
     whole_windows: a window that validation text does not fill is left out.
+    pairs: a window is a pair, prompt and completion; `data.prompt_field` names where prompts are.
+    template: how a text ($A) is written for the model to go on from, or to fill in.
     loss: (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
       `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
     coefficients: config -> those of the auxiliary entries that are minimised, too: of their sums
@@ -73,6 +77,8 @@ class Objective(NamedTuple):
   specials: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   pads: bool = False
   whole_windows: bool = False
+  pairs: bool = False
+  template: str = "{eos} $A"
   loss: Callable[..., losses.Entries] = losses.language_model_loss
   coefficients: Callable[[ConfigDict], dict[str, float]] = lambda config: {
     "z_loss": config.optim.z_loss
@@ -128,6 +134,17 @@ def _prefix(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
   index_1T = np.arange(valid_BT.shape[1])[None]
   weights_BT = batch["weights_BT"] * (index_1T >= last_B1)
   return batch | {"prefix_BT": index_1T <= last_B1, "weights_BT": weights_BT}
+
+
+def _completion(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
+  """The separator predicts the first token of the completion, whose last token predicts the end."""
+  batch = _clm(text_BN1, valid_BT, uniform_BU, config, vocab_size)
+  separator_BT = batch["inputs_BT"] == special_ids(config, vocab_size)[SEPARATOR]
+  completion_BT = np.cumsum(separator_BT, axis=1) > 0
+  batch["weights_BT"] *= completion_BT
+  if config.data.bidirectional_prompt:
+    batch["prefix_BT"] = valid_BT & (~completion_BT | separator_BT)
+  return batch
 
 
 def _mlm(text_BN1, valid_BT, uniform_BU, config, vocab_size) -> Batch:
@@ -256,6 +273,15 @@ OBJECTIVES: dict[str, Objective] = {
     lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
     draws=lambda text: 1,
   ),
+  "completion": Objective(
+    batch=_completion,
+    lengths=_text_lengths(lambda config: config.data.seq_len),  # at most
+    specials=lambda config: (SEPARATOR,),
+    pads=True,
+    whole_windows=True,
+    pairs=True,
+    template="{eos} $A " + SEPARATOR,
+  ),
   "mlm": Objective(
     batch=_mlm,
     lengths=_text_lengths(lambda config: config.corruption.mlm_rate * config.data.seq_len),
@@ -269,6 +295,7 @@ OBJECTIVES: dict[str, Objective] = {
     draws=lambda text: text - 2,
     specials=_sentinels,
     whole_windows=True,
+    template="$A {eos}",
   ),
   "ul2": Objective(
     batch=_ul2,
@@ -277,6 +304,7 @@ OBJECTIVES: dict[str, Objective] = {
     specials=lambda config: (*map(mode, DENOISERS), *_sentinels(config)),
     pads=True,
     whole_windows=True,
+    template="$A {eos}",
   ),
 }
 
@@ -326,6 +354,15 @@ def check_objective(config: ConfigDict) -> None:
     raise ConfigError(
       f"model.family={config.model.family!r}: objective={config.objective!r} trains an {family}; "
       f"set model.family={family!r}"
+    )
+  pairs, prompts = OBJECTIVES[config.objective].pairs, config.data.prompt_field
+  if pairs != bool(prompts):
+    wants = "learns from pairs; name the field of their prompts" if pairs else "wants text; set ''"
+    raise ConfigError(f"data.prompt_field={prompts!r}: objective={config.objective!r} {wants}")
+  if config.data.bidirectional_prompt and not pairs:
+    raise ConfigError(
+      f"data.bidirectional_prompt=True: objective={config.objective!r} has no prompts; set it to "
+      "False"
     )
   if c.mlm_random > 1 - c.mlm_mask + 1e-9:
     raise ConfigError(f"corruption.mlm_random={c.mlm_random}: must lie in [0, 1 - mlm_mask]")

@@ -1,24 +1,39 @@
 """Batches: windows of the stream, by (seed, step) alone, on any number of hosts."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from configs import base
 from train.data import dataset
+from train.data import tokenizer as tokenizers
 from train.data.batches import check_tokens, eval_token_count, train_batches, validation_batches
 from train.objectives import corruption, registry
 
 
+def write_pairs(folder, texts):
+  folder.mkdir(exist_ok=True)
+  rows = ({"prompt": text, "completion": text.upper()} for text in texts)
+  (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+TEXTS = [f"{i} é " + "abcdefgh" * (i % 7) for i in range(300)]  # from 4 to 54 tokens, twice
+
+
 @pytest.fixture
-def prepare(cache, corpus):
+def prepare(cache, corpus, tmp_path):
   """Makes a config of an objective, and its tokens."""
 
   def make(objective="clm", **fields):
     c = base.get_config()
     c.objective, c.model.family = objective, base.family_of(objective)
     c.data.source = f"text:{corpus}"
+    if registry.OBJECTIVES[objective].pairs:
+      write_pairs(tmp_path / "pairs", TEXTS)
+      c.data.update({"prompt_field": "prompt", "text_field": "completion"})
+      c.data.source = f"text:{tmp_path / 'pairs'}"
     c.data.isolate_documents = c.model.family != "encoder_decoder"
     c.data.update({"seq_len": 64} | fields)
     return c, dataset.prepare(c)
@@ -125,6 +140,65 @@ def test_segments_and_positions_restart_at_documents(prepare, isolate):
   assert (boundaries > 20) == isolate
 
 
+# ----------------------------------------------------------------------------------------- pairs
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_a_row_is_a_pair_of_which_the_completion_is_predicted(prepare, tokenizer):
+  config, data = prepare("completion", seq_len=64, tokenizer=tokenizer)
+  encode = tokenizers.load(tokenizer, data.path).encode
+  separator, expected = data.vocab_size, {}
+  parts = (encode([text.encode() for text in texts]) for texts in (TEXTS, map(str.upper, TEXTS)))
+  for prompt, completion in zip(*parts, strict=True):
+    row = [data.eos, *prompt.tolist(), separator, *completion.tolist(), data.eos]
+    first = len(prompt) + 1  # where the separator is read
+    n = min(len(row) - 1, 64)  # what is predicted of it, with its prompt
+    inputs, targets = ((x[:n] + [data.eos] * 64)[:64] for x in (row, row[1:]))
+    weights = [first <= t < n for t in range(64)]
+    expected[tuple(inputs)] = targets, weights, [int(t < n) for t in range(64)]
+  n_windows = data.train_documents
+  assert data.train_token_count == 64 * n_windows  # an epoch is every pair once
+  assert n_windows + data.validation_documents == len(TEXTS)
+  seen = set()
+  config.data.batch_size = n_windows
+  train, *validation = *take(1, train_batches(data, config)), *validation_batches(data, config)
+  assert set(train) == {"inputs_BT", "targets_BT", "weights_BT", "segments_BT", "positions_BT"}
+  for batch in (train, *validation):
+    for i, inputs in enumerate(batch["inputs_BT"].tolist()):
+      if not batch["segments_BT"][i].any():
+        continue  # fills up the last batch
+      targets, weights, segments = expected[tuple(inputs)]
+      seen.add(tuple(inputs))
+      assert batch["targets_BT"][i].tolist() == targets
+      assert batch["weights_BT"][i].tolist() == weights
+      assert batch["segments_BT"][i].tolist() == segments
+      assert batch["positions_BT"][i][: sum(segments)].tolist() == list(range(sum(segments)))
+  assert seen == expected.keys()
+  config.data.bidirectional_prompt = True
+  (batch,) = take(1, train_batches(data, config))
+  is_prompt_BT = np.cumsum(batch["inputs_BT"] == separator, axis=1) == 0
+  np.testing.assert_array_equal(
+    batch["prefix_BT"], is_prompt_BT | (batch["inputs_BT"] == separator)
+  )
+
+
+def test_a_pair_does_not_depend_on_the_others(prepare, tmp_path):
+  """The rows of the pairs that stay are the same where the rest is others, longer ones."""
+  config, data = prepare("completion")
+
+  def rows(data):
+    config.data.batch_size = data.train_documents
+    (batch,) = take(1, train_batches(data, config))
+    return {b"".join(x[i].tobytes() for x in batch.values()) for i in range(data.train_documents)}
+
+  before = rows(data)
+  write_pairs(tmp_path / "pairs", TEXTS[:150] + [text + " and more" for text in TEXTS[150:]])
+  changed = rows(dataset.prepare(config))
+  kept = len(before & changed)
+  assert 120 < kept <= 150
+  assert len(changed - before) == len(changed) - kept
+
+
 # ------------------------------------------------------------------------------------ validation
 
 
@@ -141,7 +215,7 @@ def test_validation_is_the_same_for_every_seed_host_and_batch_size(prepare, obje
     rows[size] = {k: array[weighed] for k, array in whole.items()}
   assert same([rows[32]], [rows[4]])
   assert same([rows[32]], [rows[8]])
-  if objective in ("span", "ul2"):  # whole windows
+  if registry.OBJECTIVES[objective].whole_windows:
     n_tokens = len(rows[32]["weights_BT"]) * registry.lengths(config).text
     assert n_tokens == eval_token_count(data, config)
 

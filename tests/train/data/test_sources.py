@@ -207,6 +207,32 @@ def test_jsonl_rows_are_documents_of_their_field(tmp_path):
   assert list(source.documents()) == [row["body"].encode() for row in rows]
 
 
+def test_rows_with_a_prompt_are_pairs_and_are_not_cut(tmp_path):
+  rows = [{"ask": f"row {i} é", "text": "\n".join("abc" * 400 for _ in range(i))} for i in range(9)]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  source = corpora.open_source(config(f"text:{tmp_path}", prompt_field="ask"))
+  expected = [row["ask"].encode() + b"\xff" + row["text"].encode() for row in rows]
+  assert list(source.documents()) == expected
+  alone = corpora.open_source(config(f"text:{tmp_path}"))
+  assert (source.pairs, alone.pairs) == (True, False)
+  assert alone.fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("a.txt", r"data.prompt_field='ask': .*a\.txt has no fields"),
+    ("a.jsonl", r"data.prompt_field='ask': .*line 1 has no such field; its fields are \['text'\]"),
+  ],
+)
+def test_text_without_prompts_is_refused(tmp_path, name, message):
+  (tmp_path / name).write_text('{"text": "x"}')
+  with pytest.raises(ValueError, match=message):
+    list(corpora.open_source(config(f"text:{tmp_path}", prompt_field="ask")).documents())
+  with pytest.raises(ValueError, match="data.prompt_field='ask': .*'markov' has no fields"):
+    corpora.open_source(config("markov", prompt_field="ask"))
+
+
 def test_fingerprint_is_of_content_and_not_of_names(tmp_path):
   def fingerprint():
     return corpora.open_source(config(f"text:{tmp_path}")).fingerprint

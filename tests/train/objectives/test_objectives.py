@@ -18,6 +18,7 @@ def make(objective, **fields):
   c = base.get_config()
   c.objective, c.model.family = objective, base.family_of(objective)
   c.data.isolate_documents = c.model.family != "encoder_decoder"
+  c.data.prompt_field = "prompt" if registry.OBJECTIVES[objective].pairs else ""
   for name, value in fields.items():
     section = "corruption" if name in c.corruption else "data"
     c[section][name] = value
@@ -271,6 +272,9 @@ def test_chance_is_a_function_of_seed_and_sequence(seed, first, rows, count):
     ("ul2", "corruption.denoisers", ("r", "r"), "corruption.denoisers=.*some of r, s, x"),
     ("clm", "objective", "spam", "objective='spam': unknown; choose one of .*span"),
     ("ul2", "corruption.denoisers", (), "corruption.denoisers=.*some of r, s, x"),
+    ("clm", "data.prompt_field", "prompt", "data.prompt_field='prompt': .*wants text; set ''"),
+    ("completion", "data.prompt_field", "", "data.prompt_field='': .*learns from pairs; name"),
+    ("mlm", "data.bidirectional_prompt", True, "data.bidirectional_prompt=True: .*has no prompts"),
   ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(objective, field, value, message):
