@@ -165,8 +165,6 @@ TRAIN: dict[str, Any] = {
 SWEEP: dict[str, Any] = {
   "name": "sweep",  # title of the report
   "arms": Mapping("fields"),  # the sweep is run once per name, each with the fields that it sets
-  "objectives": (),  # several: each is a sweep in a folder of its name; (): only config.objective
-  "overrides": (),  # fields of one objective alone: ("mlm.optim.lr_ref=1e-2", ...)
   "design": one_of("isoflop", "grid"),  # isoflop: sizes x budgets; grid: sizes x token_counts
   "sizes": (4, 6, 8, 10, 12),  # rungs of model.ladder
   "budgets": (1e10, 2e10, 4e10, 8e10),  # isoflop: training compute of a cell [FLOPs]

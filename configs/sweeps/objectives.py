@@ -36,8 +36,15 @@ def get_config():
   """Configures six sizes and four isoFLOP budgets for each of three objectives."""
   c = quick.get_config()
   c.sweep.name = "objectives"
-  c.sweep.objectives = ("clm", "mlm", "span")
-  c.sweep.overrides = ("mlm.corruption.mlm_rate=0.3", "mlm.sweep.min_tokens_per_param=8.5")
+  c.sweep.arms = {
+    "clm": {"objective": "clm"},
+    "mlm": {
+      "objective": "mlm",
+      "corruption": {"mlm_rate": 0.3},
+      "sweep": {"min_tokens_per_param": 8.5},
+    },
+    "span": {"objective": "span"},
+  }
   c.model.positions = "relative"
   c.data.batch_size = 4
   c.corruption.sentinels = 16

@@ -59,7 +59,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   from scaling.sweep import adaptive, design, store
   from scaling.sweep.plan import with_lr_rule
 
-  if config.sweep.objectives:
+  if config.sweep.arms:
     return "\n\n".join(
       f"{name}\n\n{next_table(arm, workdir / name, budget)}"
       for name, arm in design.split(config).items()

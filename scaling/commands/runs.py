@@ -26,8 +26,8 @@ def runs_table(workdir: Path) -> str:
   records = []
   if (workdir / "sweep.json").exists():
     head, cells = store.read_sweep(workdir)
-    if objectives := head["config"]["sweep"].get("objectives"):
-      begun = [name for name in objectives if (workdir / name).is_dir()]
+    if arms := head["config"]["sweep"].get("arms"):
+      begun = [name for name in arms if (workdir / name).is_dir()]
       return "\n\n".join(f"{name}\n\n{runs_table(workdir / name)}" for name in begun)
     for cell in cells:
       planned = {"N": cell.N, "D": cell.D, "C": cell.C, "lr": cell.lr}

@@ -1,10 +1,11 @@
-"""Sweeps of several objectives, side by side: one design, one law each.
+"""The arms of a sweep, side by side: one design, one law each.
 
-Each objective of `config.sweep.objectives` is a whole sweep in a folder of its name. They are read
-back from those folders and their laws fitted again, which gives the same laws: the bootstrap behind
-an interval is not stored.
+Each arm of `config.sweep.arms` is a whole sweep in a folder of its name. They are read back from
+those folders and their laws fitted again, which gives the same laws: the bootstrap behind an
+interval is not stored.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry
 
-VERSION = 1  # of comparison.json
+VERSION = 2  # of comparison.json
 DRAWS = 1000  # of each bootstrap, of which all pairs are formed
+MOST = 1e6  # times the compute, beyond which it is not told how many
 FIT_KEYS = ("params", "a", "b", "intervals", "level", "n_runs")
 VERIFICATION_KEYS = (
   "C", "predicted_loss", "interval", "trained_loss", "inside", "relative_error",
@@ -32,7 +34,7 @@ VERIFICATION_KEYS = (
 
 
 class Comparison(NamedTuple):
-  """Sweeps of several objectives, by objective, in the order of `config.sweep.objectives`."""
+  """The sweeps of the arms, by name."""
 
   sweeps: dict[str, Record]  # empty where a sweep has not begun
   laws: dict[str, fit.Fit]  # of the sweeps that are fitted
@@ -40,12 +42,12 @@ class Comparison(NamedTuple):
 
 
 def compare_sweeps(record: Record) -> Comparison:
-  """Reads the sweeps in a folder of several objectives, and compares their laws.
+  """Reads the sweeps in a folder of several arms, and compares their laws.
 
   Raises:
     UserError: a file in one of their folders is broken.
   """
-  folders = {name: record.workdir / name for name in record.objectives}
+  folders = {name: record.workdir / name for name in record.arms}
   sweeps = {
     name: records.read(folder) if (folder / "sweep.json").exists() else Record(folder)
     for name, folder in folders.items()
@@ -54,7 +56,7 @@ def compare_sweeps(record: Record) -> Comparison:
   budgets = _budgets(sweeps.values())
   numbers = {
     "version": VERSION,
-    "objectives": list(sweeps),
+    "arms": list(sweeps),
     "complete": all(sweep.complete for sweep in sweeps.values()),
     "budgets": budgets,
     "sweeps": {
@@ -66,6 +68,13 @@ def compare_sweeps(record: Record) -> Comparison:
       difference
       for first, second in itertools.combinations(laws.items(), 2)
       for difference in _differences(second, first, budgets)
+    ]
+    + [
+      gain
+      for (to, reference), (of, law) in itertools.combinations(laws.items(), 2)
+      if _same_losses(sweeps[of], sweeps[to])
+      for C in budgets
+      for gain in _gains((of, law), (to, reference), C)
     ],
   }
   return Comparison(sweeps, laws, numbers)
@@ -125,6 +134,8 @@ def _differences(
   values = [_comparable(each.law, budgets) for each in (law, reference)]
   draws = [_comparable(each.draws, budgets) for each in (law, reference)]
   for quantity, C in values[0]:
+    if (quantity, C) not in values[1]:  # laws of different forms
+      continue
     natural = np.exp if C else float  # ratios are differences of logarithms
     gaps = np.subtract.outer(*(each[quantity, C][:DRAWS] for each in draws))
     interval = bootstrap.interval(gaps, level)
@@ -136,10 +147,86 @@ def _differences(
     }  # fmt: skip
 
 
+def _same_losses(first: Record, second: Record) -> bool:
+  """Tells whether the losses of two arms are of the same tokens of the same text."""
+
+  def measured(record: Record) -> list:
+    config, corpus = record.config, record.sweep.get("corpus", {})
+    of_data = ("tokenizer", "seq_len", "isolate_documents", "validation_percent")
+    return [
+      config["objective"],
+      config["corruption"],
+      config["train"]["eval_tokens"],
+      config["fit"]["flops"],  # at equal compute
+      [config["data"][name] for name in of_data],
+      [corpus.get(name) for name in ("fingerprint", "tokenizer_hash")],
+    ]
+
+  return measured(first) == measured(second)
+
+
+def _gains(
+  first: tuple[str, fit.Fit], second: tuple[str, fit.Fit], C: float
+) -> Iterator[dict[str, Any]]:
+  """Yields what one arm's best model of C FLOPs gains over that of another.
+
+  "gain" is by how much its loss is lower [nats], and "compute" how many times C the other needs to
+  reach that loss, within `MOST`. Where the arms have the same cells, a cell counts as often in the
+  resamples of both: what the two runs of a cell have in common, as its seed and its data, cancels.
+  """
+  (of, law), (to, reference) = first, second
+  paired = _are_paired(law, reference)
+  count = min(_count(law), _count(reference))
+  draws = _rows(law.draws, np.arange(count))
+  others = _rows(reference.draws, np.roll(np.arange(count), 0 if paired else count // 2))
+  gain, compute = _gain(law.law, reference.law, C)
+  gains, computes = _gain(draws, others, C)
+  level = min(law.options.level, reference.options.level)
+  for quantity, kind, value, sample, same in (
+    ("gain", "difference", gain, gains, 0.0),
+    ("compute", "ratio", compute, computes, 1.0),
+  ):
+    low, high = bootstrap.interval(sample, level)
+    yield {
+      "of": of, "to": to, "quantity": quantity, "C": C, "kind": kind, "value": float(value),
+      "interval": [low, high], "differs": not low <= same <= high, "paired": paired,
+    }  # fmt: skip
+
+
+def _gain(law: Law, reference: Law, C: float) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the gain in loss and in compute of laws, or draws, over others at C FLOPs."""
+  loss = law.optimum(C).loss
+  gain = reference.optimum(C).loss - loss
+  with np.errstate(invalid="ignore", over="ignore"):  # inf where no compute reaches the loss
+    best = reference.cheapest(loss)
+    needed = reference.compute.flops_per_token(best.N) * best.D
+  return gain, np.clip(np.nan_to_num(needed / C, nan=MOST), 1 / MOST, MOST)
+
+
+def _are_paired(first: fit.Fit, second: fit.Fit) -> bool:
+  """Tells whether the draws of two laws are of the same resamples of the same cells."""
+  a, b = first.runs, second.runs
+  if bootstrap.few(a) or len(a) > bootstrap.MANY_BY_JAX:  # whose draws may be of no resamples
+    return False
+  options = [(law.options.seed, law.options.resampling, _count(law)) for law in (first, second)]
+  same_cells = sorted(a.ids) == sorted(b.ids) and np.array_equal([a.N, a.D], [b.N, b.D])
+  return same_cells and options[0] == options[1]
+
+
+def _count(law: fit.Fit) -> int:
+  return len(next(iter(law.draws.params.values())))
+
+
+def _rows(draws: Law, rows: np.ndarray) -> Law:
+  """Selects some draws of a law."""
+  params = {name: np.asarray(values)[rows] for name, values in draws.params.items()}
+  return dataclasses.replace(draws, params=params)
+
+
 def _comparable(law: Law, budgets: list[float]) -> dict[tuple[str, float | None], np.ndarray]:
   """Computes what two laws can be compared in, by (quantity, C): exponents, log optimal D/N.
 
-  Losses of two objectives cannot be compared, nor can E, A and B.
+  Losses of two objectives cannot be compared, nor can E, A and B; those of one are in `_gains`.
   """
   quantities: dict[tuple[str, float | None], np.ndarray] = {
     (name, None): law.params[name] for name, kind in law.form.kinds.items() if kind is POWER

@@ -1,16 +1,16 @@
-"""The report on sweeps of several objectives: sections of a comparison (`scaling.report.compare`).
+"""The report on the arms of a sweep: sections of a comparison (`scaling.report.compare`).
 
 They are functions of the sweeps' records and of the numbers that are comparison.json.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from scaling.formats import bracket, duration, flops, nats, number, ratio, si, yes_no
 from scaling.report.records import Record, outside, parameters
 from scaling.report.render import Block, Table
 
-Sweeps = Mapping[str, Record]  # by objective
+Sweeps = Mapping[str, Record]  # by arm
 Numbers = Mapping[str, Any]
 
 
@@ -35,7 +35,25 @@ def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   elsewhere = [n for n, verdict in complete.items() if verdict["minimum_where_predicted"] is False]
   if elsewhere:
     text += f" The minimum does NOT lie where it was predicted for {', '.join(elsewhere)}."
-  return text
+  return text + "".join(_gain_sentence(*rows) for rows in _gains(numbers, numbers["budgets"][-1]))
+
+
+def _gains(numbers: Numbers, C: float) -> list[tuple[Numbers, Numbers]]:
+  """Returns the gains at a compute, in loss and in compute, of pairs whose losses compare."""
+  at = [row for row in numbers["differences"] if row["C"] == C]
+  return list(
+    zip(
+      *([row for row in at if row["quantity"] == name] for name in ("gain", "compute")), strict=True
+    )
+  )
+
+
+def _gain_sentence(gain: Numbers, compute: Numbers) -> str:
+  return (
+    f" There the gain of {gain['of']} over {gain['to']} is {nats(gain['value'])} "
+    f"{bracket(gain['interval'])} nats; {gain['to']} reaches that loss at "
+    f"{ratio(compute['value'])} {bracket(compute['interval'], ratio)} times the compute."
+  )
 
 
 def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
@@ -45,6 +63,7 @@ def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
   if fitted:
     yield from _optima(fitted, numbers)
     yield from _laws(fitted, numbers)
+  yield from _equal_compute(numbers)
   yield from _differences(numbers["differences"])
   yield from _verdicts(sweeps)
   yield from _costs(sweeps)
@@ -92,13 +111,37 @@ def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
   yield Table(("", *_paired(sweep.title for sweep in fitted.values())), rows)
   yield (
     "L(N, D) = E + A / N^alpha + B / D^beta in nats per predicted token; D counts text tokens, N "
-    "body and head. The objectives predict different things from different context, so their "
-    "losses, and with them E, A and B, cannot be compared with each other; exponents and optima "
-    "can. In an encoder-decoder a token passes one of two stacks, so C / (N D) is about half."
+    "body and head. Objectives predict different things from different context, so their losses, "
+    "and with them E, A and B, cannot be compared with each other; exponents and optima can. In an "
+    "encoder-decoder a token passes one of two stacks, so C / (N D) is about half."
   )
 
 
+def _equal_compute(numbers: Numbers) -> Iterator[Block]:
+  rows = [
+    (f"{gain['of']} over {gain['to']}", flops(C), _marked(gain, nats), _marked(compute, ratio))
+    for C in numbers["budgets"]
+    for gain, compute in _gains(numbers, C)
+  ]
+  rows.sort(key=lambda row: row[0])  # and by compute, as they are
+  if rows:
+    yield "## Gains at equal compute"
+    yield Table(("", "C [FLOPs]", "lower loss [nats]", "times C for equal loss"), rows)
+    yield (
+      "Of the best model for C by each law, for arms with one objective and one text to evaluate "
+      "on; negative, or below 1: a loss. Intervals are of resamples that count a cell as often in "
+      "both arms, where these have the same cells. Bold: the interval excludes that there is no "
+      "difference."
+    )
+
+
+def _marked(row: Numbers, form: Callable[[float], str]) -> str:
+  text = f"{form(row['value'])} {bracket(row['interval'], form)}"
+  return f"**{text}**" if row["differs"] else text
+
+
 def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
+  differences = [row for row in differences if row["quantity"] not in ("gain", "compute")]
   if not differences:
     return
   yield "## Where they differ"
@@ -107,9 +150,7 @@ def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
     quantity = f"{row['quantity']}, {row['kind']}"
     if row["C"]:
       quantity = f"tokens / parameter at {flops(row['C'])}, ratio"
-    text = f"{ratio(row['value'])} {bracket(row['interval'], ratio)}"
-    marked = f"**{text}**" if row["differs"] else text
-    table.setdefault(quantity, {})[f"{row['of']} to {row['to']}"] = marked
+    table.setdefault(quantity, {})[f"{row['of']} to {row['to']}"] = _marked(row, ratio)
   pairs = list(next(iter(table.values())))
   yield Table(("", *pairs), [(quantity, *cells.values()) for quantity, cells in table.items()])
   marked = sum(row["differs"] for row in differences)
@@ -143,10 +184,12 @@ def _costs(sweeps: Sweeps) -> Iterator[Block]:
       spent = [c["flops_spent"] for c in sweep.cells if c["status"] == "done"]
       taken = sweep.sweep.get("seconds")
       time = "" if taken is None else duration(taken)
-      rows.append((f"`{name}`", str(len(spent)), flops(sum(spent)), time))
+      shared = sum((sweep.workdir / "cells" / c["cell"]).is_symlink() for c in sweep.cells)
+      rows.append((f"`{name}`", str(len(spent)), str(shared), flops(sum(spent)), time))
   if rows:
     yield "## The sweeps"
-    yield Table(("folder, with its own report", "runs", "spent [FLOPs]", "time"), rows)
+    columns = "folder, with its own report|runs|of another arm|FLOPs of all its runs|time"
+    yield Table(columns.split("|"), rows)
 
 
 def _paired(cells: Iterable[str]) -> list[str]:

@@ -52,13 +52,13 @@ class Record:
     return self.sweep.get("config", {})
 
   @property
-  def objectives(self) -> tuple[str, ...]:
-    """The objectives whose sweeps lie in folders of their names; () in a sweep of one."""
-    return tuple(self.config.get("sweep", {}).get("objectives", ()))
+  def arms(self) -> tuple[str, ...]:
+    """The arms, whose sweeps lie in folders of their names; () in a sweep without."""
+    return tuple(self.config.get("sweep", {}).get("arms", ()))
 
   @property
   def title(self) -> str:
-    """The objective and its family of models, of a sweep in a folder named by its objective."""
+    """The name of the sweep's folder, and its family of models."""
     family = self.config.get("model", {}).get("family", "").replace("_", "-")
     return f"{self.workdir.name} ({family})" if family else self.workdir.name
 

@@ -63,14 +63,14 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
 def write(workdir: str | Path, redraw: bool = True) -> Path:
   """Writes report.md and report.html with their figures, from what the folder has so far.
 
-  In a folder of several objectives it also writes comparison.json. Without `redraw` the figures
-  are there already (`draw`). Returns the path of report.html.
+  In a folder of several arms it also writes comparison.json. Without `redraw` the figures are there
+  already (`draw`). Returns the path of report.html.
 
   Raises:
     UserError: there is no such folder, or a file in it is broken.
   """
   record = _read(workdir)
-  if record.objectives:
+  if record.arms:
     content = _compare(record)
   else:
     if redraw:
@@ -116,15 +116,15 @@ def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTION
 
 
 def _compare(record: Record) -> list[Block]:
-  """Writes comparison.json and its figure; returns the report on several objectives."""
-  from scaling.report.figures import objectives, style
+  """Writes comparison.json and its figure; returns the report on several arms."""
+  from scaling.report.figures import arms, style
 
   sweeps, laws, numbers = compare.compare_sweeps(record)
   files.write_json(record.workdir / "comparison.json", numbers)
   content: list[Block] = [f"**{comparison.summary(sweeps, numbers)}**"]
   if laws:
-    style.draw_figure(record.workdir, objectives.NAME, objectives.objectives, sweeps, laws, numbers)
-    content.append(Image(objectives.NAME, objectives.CAPTION))
+    style.draw_figure(record.workdir, arms.NAME, arms.arms, sweeps, laws, numbers)
+    content.append(Image(arms.NAME, arms.CAPTION))
   return [*content, *comparison.sections(sweeps, numbers), *assemble(record, PROVENANCE)]
 
 
@@ -135,7 +135,7 @@ def terminal(workdir: str | Path) -> str:
     UserError: there is no such folder, or a file in it is broken.
   """
   record = _read(workdir)
-  if record.objectives:
+  if record.arms:
     sweeps, _, numbers = compare.compare_sweeps(record)
     tables = _tables(comparison.sections(sweeps, numbers))
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])

@@ -77,27 +77,26 @@ def propose(
   return proposals
 
 
-def check_rounds(config: ConfigDict, workdir: Path, adapt: bool) -> None:
-  """Refuses --adaptive (`adapt`) without compute to spend, or after the prediction is sealed."""
-  allowed = config.sweep.adaptive_flops
-  if adapt and not allowed > 0:
+def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
+  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend.
+
+  Raises:
+    UserError: there is nothing to spend, or the prediction is sealed.
+  """
+  if not adapt:
+    return
+  allowed, stored = config.sweep.adaptive_flops, _read(workdir)
+  if not allowed > 0:
     raise ConfigError(
       f"sweep.adaptive_flops={allowed:g}: --adaptive needs compute to spend; set it, to 1e12 for "
       "instance"
     )
-  if adapt and _read(workdir)["flops"] != allowed and (workdir / "prediction.json").exists():
+  if stored["flops"] != allowed and (workdir / "prediction.json").exists():
     raise UsageError(
       f"workdir={workdir}: its prediction is sealed, on the cells that there are; adaptive cells "
       "come before that: use another workdir"
     )
-
-
-def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
-  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend."""
-  check_rounds(config, workdir, adapt)
-  if adapt:
-    record = _read(workdir) | {"flops": config.sweep.adaptive_flops}
-    files.write_json(workdir / "adaptive.json", record)
+  files.write_json(workdir / "adaptive.json", stored | {"flops": allowed})
 
 
 def next_round(

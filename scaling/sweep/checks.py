@@ -22,7 +22,7 @@ FREE = (  # fields that change no number of a begun sweep's runs, beyond the ord
   "fit.form", "fit.response", "fit.fixed_E", "fit.delta", "fit.bootstraps", "fit.level",
   "fit.resampling", "fit.seed",
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
-  "sweep.pack", "sweep.name", "sweep.overrides", "sweep.adaptive_flops", "train.checkpoint_every",
+  "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
 )  # fmt: skip
 
 OTHER_LAW = ("fit.form", "fit.response", "fit.fixed_E", "fit.delta")  # fields that make one
@@ -152,6 +152,11 @@ def check_same_sweep(
   old = defaults | record.flat(stored["config"])
   new = defaults | record.flat(record.plain(config))
   is_sealed = (workdir / "prediction.json").exists()
+  if bool(stored["config"].get("sweep", {}).get("arms")) != bool(config.sweep.arms):
+    raise UsageError(
+      f"workdir={workdir}: holds a sweep {'without' if config.sweep.arms else 'of several'} arms; "
+      "name another workdir"
+    )
   for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
     if not name.startswith(FREE) or (is_sealed and name in OTHER_LAW):
       raise UsageError(

@@ -35,13 +35,18 @@ class SweepClock:
   def __init__(
     self, workdir: Path, began: float | None = None, now: Callable[[], float] = time.perf_counter
   ):
-    """Goes on from earlier starts; the present part is `start`, since `began` (None: now)."""
-    self._path, self._now = workdir / RECORD, now
+    """Opens the account of a folder; `began` is since when its part is `start` (None: now)."""
+    self._now = now
+    self.open(workdir, began)
+
+  def open(self, workdir: Path, began: float | None = None) -> None:
+    """Goes on with the account of a folder, an arm's for instance, from its earlier starts."""
+    self._path = workdir / RECORD
     stored = files.read_json(self._path) or {}
     self._wall: dict[str, float] = stored.get("wall", {})
     self._worker_seconds = stored.get("worker_seconds", 0.0)
     self._part, self._workers = "start", 0
-    self._since = now() if began is None else began
+    self._since = self._now() if began is None else began
 
   def __call__(self, part: str, workers: int = 0) -> None:
     """Ends the present part and begins another; `workers`: how many there are, in `run`."""

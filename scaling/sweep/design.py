@@ -1,5 +1,12 @@
-"""The design of a sweep, planned before it trains: its arms, their cells, and what they cost."""
+"""The design of a sweep, planned before it trains: its arms, their cells, and what they cost.
 
+An arm is the design with some fields changed. Each is a whole sweep in a folder of its name, with
+its own law, seal and verdict. Arms share the corpus, the workers with their compiled programs, and
+every run that two of them have in common, which is trained once (`training.link_shared`). A sweep
+without arms is its own only arm, named "".
+"""
+
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.errors import ConfigError
+from configs.errors import ConfigError, UserError
 from model import accounting
 from scaling.claims import prediction
 from scaling.formats import duration, text_table
 from scaling.sweep import checks, plan
-from train import aot
+from train import aot, record
 from train.data import dataset
 from train.system import files, process
 
@@ -23,6 +30,9 @@ from train.system import files, process
 STEP_EFFICIENCY = 0.35
 SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
 SECONDS_PER_SHAPE = 6.0  # compiling, once per size
+
+
+FOLDERS = ("cells", "trunks", "figures", "preflight")  # of a sweep
 
 
 class Design(NamedTuple):
@@ -42,46 +52,83 @@ class Design(NamedTuple):
 
 
 def split(config: ConfigDict) -> dict[str, ConfigDict]:
-  """Makes the config of each arm, by objective.
+  """Makes the config of each arm, by its name: `config`, with the fields that the arm sets.
 
-  It differs from `config` in the objective, in the family of models that the objective trains, and
-  in the fields that `config.sweep.overrides` sets for it.
+  An arm that sets the objective has the family of models that this trains, unless it sets one.
 
   Raises:
-    ConfigError: an objective or an override cannot be used.
+    ConfigError: an arm cannot be used, or is like another.
   """
-  s = config.sweep
-  names = tuple(s.objectives)
-  if len(set(names)) < len(names):
-    raise ConfigError(f"sweep.objectives={names}: one of them is there twice; name each once")
-  if s.design != "isoflop":
+  arms = config.sweep.arms
+  if not arms:
+    return {"": config}
+  if config.sweep.design != "isoflop":
     raise ConfigError(
-      f"sweep.design={s.design!r}: objectives are compared at equal budgets; choose isoflop, or "
-      "sweep.objectives=()"
+      f"sweep.design={config.sweep.design!r}: arms are compared at equal budgets; choose isoflop, "
+      "or leave sweep.arms empty"
     )
-  arms = {}
-  for name in names:
-    arm = arms[name] = config.copy_and_resolve_references()
-    arm.objective = name
-    arm.model.family = base.family_of(name)
-    arm.sweep.name = f"{s.name}, {name}"
-    arm.sweep.objectives = arm.sweep.overrides = ()
-  for override in s.overrides:
-    path, equals, text = override.partition("=")
-    name, _, field = path.partition(".")
-    if name not in arms or not equals:
+  base.check_fields(config)
+  configs: dict[str, ConfigDict] = {}
+  for name, fields in arms.items():
+    arm = _changed(config, name, fields)
+    for other, known in configs.items():
+      if arm == known:
+        raise ConfigError(f"sweep.arms.{name}: is the same as {other}; leave out one of them")
+    configs[name] = arm
+  for name, arm in configs.items():
+    arm.sweep.name = f"{config.sweep.name}, {name}"
+  return configs
+
+
+def _changed(config: ConfigDict, name: str, fields: ConfigDict) -> ConfigDict:
+  """Makes the config of one arm."""
+  if name in FOLDERS:
+    raise ConfigError(f"sweep.arms.{name}: a sweep has a folder of this name; choose another")
+  arm, defaults = config.copy_and_resolve_references(), record.flat(config.to_dict())
+  arm.sweep.arms = {}
+  if objective := fields.get("objective"):
+    arm.model.family = base.family_of(objective)
+  for field, value in record.flat(fields.to_dict()).items():
+    setting = f"sweep.arms.{name}.{field}={value!r}"
+    in_mapping = base.split_mapping(field)[0]
+    if not (field in defaults or in_mapping) or field.startswith("sweep.arms"):
       raise ConfigError(
-        f"sweep.overrides: {override!r} is not OBJECTIVE.FIELD=VALUE with an objective from {names}"
+        f"{setting}: the config has no field {field!r} that an arm could set; --print_config shows "
+        "all there are"
       )
     try:
-      base.set_field(arms[name], field, text)
-    except ConfigError as error:
-      raise ConfigError(f"sweep.overrides: {override!r} cannot be used ({error})") from None
-  return arms
+      arm.update_from_flattened_dict({field: value})
+    except (TypeError, ValueError):
+      kind = "str" if in_mapping else type(defaults[field]).__name__
+      raise ConfigError(f"{setting}: must be of type {kind}") from None
+  with of_arm(name):
+    base.check_fields(arm)
+  return arm
+
+
+@contextlib.contextmanager
+def of_arm(name: str) -> Iterator[None]:
+  """Names the arm, if it has a name, in the user's errors."""
+  try:
+    yield
+  except UserError as error:
+    raise type(error)(f"{error} (arm {name})" if name else str(error)) from None
+
+
+def same_programs(configs: dict[str, ConfigDict]) -> dict[str, str]:
+  """Names for each arm the first whose runs are compiled to the same programs.
+
+  That is one which differs from it in the design or in the fit alone.
+  """
+  kept = {
+    name: {key: value for key, value in config.to_dict().items() if key not in ("sweep", "fit")}
+    for name, config in configs.items()
+  }
+  return {name: next(other for other in kept if kept[other] == kept[name]) for name in kept}
 
 
 def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Design]]:
-  """Plans the sweep of each of `config.sweep.objectives`, by its name; of a single one, by "".
+  """Plans the sweep of each arm, by its name; that of a sweep without arms, by "".
 
   Held-out cells are at the fit's N* if the folder has a sealed prediction, else at the middle size,
   as their sizes are known only after the fit.
@@ -89,9 +136,8 @@ def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Des
   Raises:
     UserError: a sweep cannot be run.
   """
-  configs = split(config) if config.sweep.objectives else {"": config}
-  for name, own_config in configs.items():
-    yield name, _design(own_config, workdir and workdir / name)
+  for name, arm_config in split(config).items():
+    yield name, _design(arm_config, workdir and workdir / name)
 
 
 def _design(config: ConfigDict, workdir: Path | None) -> Design:

@@ -56,14 +56,19 @@ def chosen_workers(workdir: Path) -> Workers:
 
 
 def choose_workers(
-  config: ConfigDict, workdir: Path, cells: Sequence[Cell], pool: Pool, display: Display
+  config: ConfigDict,
+  workdir: Path,
+  cells: Sequence[Cell],
+  pool: Pool,
+  display: Display,
+  begun: bool,
 ) -> bool:
   """Chooses on a CPU, by measurement, between a worker per core and one on all cores, and packs.
 
   It measures the size that takes the most compute, in each of `WAYS` for 2 s, all workers at once.
   The choice and its figures stand in workdir/preflight/workers.json, and hold for all starts of the
   sweep on as many cores: with another choice a sum has another order. Nothing is chosen where
-  `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has begun to train without.
+  `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has `begun` to train without.
 
   Returns:
     Whether the choice is another than a core each.
@@ -75,7 +80,7 @@ def choose_workers(
   if config.sweep.workers or config.sweep.pack or process.has_accelerator() or len(cores) == 1:
     return False
   record = files.read_json(path)
-  if record.get("cores") == len(cores) if record else (workdir / "sweep.json").exists():
+  if record.get("cores") == len(cores) if record else begun:
     return False
   spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in config.sweep.sizes}
   if sum(spent.values()) / CORE_FLOPS / len(cores) < WORTH_SECONDS:
@@ -108,12 +113,18 @@ def implied(placements: Mapping[int, Placement], sizes: Iterable[int]) -> dict[i
 
 
 def compile_sizes(
-  config: ConfigDict, workdir: Path, cells: Sequence[Cell], pool: Pool, display: Display
+  config: ConfigDict,
+  workdir: Path,
+  cells: Sequence[Cell],
+  pool: Pool,
+  display: Display,
+  arm: str = "",
 ) -> dict[int, Placement]:
   """Compiles each size among the cells where it will run; returns how its runs are placed.
 
-  Its record stands in workdir/preflight/, and is valid for the same devices, as many workers that
-  share them, and the same `config.sharding` and `model.remat`; else the size is compiled again.
+  Its record stands in workdir/preflight/, by arm and size, and is valid for the same devices, as
+  many workers that share them, and the same `config.sharding` and `model.remat`; else the size is
+  compiled again.
 
   Raises:
     ConfigError: sizes do not fit.
@@ -124,10 +135,10 @@ def compile_sizes(
   tasks = {
     size: Task(
       id=f"preflight_s{size:02d}",
-      folder=workdir / "preflight" / f"s{size:02d}",
+      folder=workdir / "preflight" / arm / f"s{size:02d}",
       config=plan.run_config(config, cell).to_dict(),
       cost=1.0,
-      shape=size,
+      shape=(arm, size),
       preflight=True,
     )
     for size, cell in first.items()

@@ -6,13 +6,13 @@ import numpy as np
 
 from configs.errors import RunError
 from scaling.sweep import plan, store
-from scaling.sweep.training import Sweep, train_cells
+from scaling.sweep.training import Arm, train_cells
 from train import optim
 
 MAX_EXTENSIONS = 3  # of a probe whose best rate is at its edge
 
 
-def probe(sweep: Sweep) -> dict | None:
+def probe(arm: Arm) -> dict | None:
   """Trains the learning-rate probe and makes a rule of it; None: the sweep has no probe.
 
   At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through
@@ -23,7 +23,7 @@ def probe(sweep: Sweep) -> dict | None:
   Raises:
     RunError: no cell of a size has trained.
   """
-  config = sweep.config
+  config = arm.config
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
   if not factors:
     return None
@@ -32,13 +32,12 @@ def probe(sweep: Sweep) -> dict | None:
     if not extended:
       break
     cells = {
-      size: plan.probe_cells(config, sweep.tokens.vocab_size, size, factors[size])
-      for size in factors
+      size: plan.probe_cells(config, arm.tokens.vocab_size, size, factors[size]) for size in factors
     }
-    train_cells(sweep, [cell for some in cells.values() for cell in some], "probe")
+    train_cells(arm, [cell for some in cells.values() for cell in some], "probe")
     best, extended = {}, False
     for size in factors:
-      losses = [store.outcome(sweep.workdir, cell).get("loss", math.inf) for cell in cells[size]]
+      losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells[size]]
       if not math.isfinite(min(losses)):
         raise RunError(f"no learning-rate probe of size {size} trained; see workers.log")
       best[size], beyond = best_factor(factors[size], losses)

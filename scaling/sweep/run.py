@@ -28,7 +28,7 @@ from scaling.sweep import (
 )
 from scaling.sweep.plan import Cell
 from scaling.sweep.probe import probe
-from scaling.sweep.training import Sweep, place, train_cells
+from scaling.sweep.training import Arm, place, train_cells
 from train.data import dataset
 from train.system import files
 
@@ -43,9 +43,9 @@ def sweep(
 ) -> dict:
   """Runs a sweep from plan to verdict, or what is left of it; returns verification.json.
 
-  With several objectives, it runs the sweep of each and compares them; returns comparison.json.
-  If `adapt`, it spends `sweep.adaptive_flops` on the cells that tell most, before it predicts.
-  `began` is when the command began, by `time.perf_counter`; None: now.
+  With `sweep.arms` it does so for each of them, and compares them; returns comparison.json. If
+  `adapt`, it spends `sweep.adaptive_flops` on the cells that tell most, before it predicts. `began`
+  is when the command began, by `time.perf_counter`; None: now.
 
   Raises:
     UserError: the config or the folder cannot be used, and nothing was spent; or the runs that
@@ -54,28 +54,36 @@ def sweep(
     RunError: runs failed, which the next start tries again, or no probe trained.
     WorkerError: a run failed by a bug.
   """
-  if config.sweep.objectives:
-    return sweep_objectives(config, workdir, display, should_stop, adapt)
-  checks.check_sweep_config(config)
-  files.make_folder(workdir)
+  configs = design.split(config)
+  for name, arm_config in configs.items():
+    with design.of_arm(name):
+      checks.check_sweep_config(arm_config)
+  for name in configs:
+    files.make_folder(workdir / name)
   with files.owned(workdir):
-    if unchecked := integrity.check(workdir):
-      display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
-    clock = costs.SweepClock(workdir, began)
+    clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
     # Workers come up while the text is prepared.
     pool = Pool(workdir, config.sweep.workers, display, should_stop, each_core, clock.tick)
     try:
       clock("data")
-      tokens = dataset.prepare(config)
+      tokens = {name: dataset.prepare(arm_config) for name, arm_config in configs.items()}
       clock("start")
-      checks.check_sweep(config, tokens)
-      head, cells = open_sweep(config, workdir, tokens)
-      begun = Sweep(config, workdir, tokens, head, cells, pool, display, clock)
-      if not begun.sealed:
-        checks.check_heldout(config, tokens)
-      adaptive.begin(config, workdir, adapt)
-      return run_phases(begun)
+      programs = design.same_programs(configs)
+      begun: dict[str, Arm] = {}
+      for name, arm_config in configs.items():  # all are checked before one of them trains
+        with design.of_arm(name):
+          siblings = [workdir / other for other in configs if other != name]
+          begun[name] = Arm(
+            name, arm_config, workdir, siblings, programs[name], tokens[name],
+            *open_sweep(arm_config, workdir / name, tokens[name]), pool, display, clock,
+          )  # fmt: skip
+          check(begun[name], adapt)
+      if not config.sweep.arms:
+        return run_phases(begun[""])
+      head, _ = open_sweep(config, workdir, next(iter(tokens.values())))
+      store.write_sweep(workdir, head, [])
+      return run_arms(begun, workdir, display)
     finally:
       pool.close()
 
@@ -97,119 +105,120 @@ def open_sweep(
   return head | {key: new[key] for key in ("config", "config_diff")}, cells
 
 
-def run_phases(sweep: Sweep) -> dict:
-  """Runs the phases of a sweep that has begun; returns verification.json."""
-  prepare_workers(sweep)
-  probe_rates(sweep)
-  planned = plan.fit_cells(sweep.config, sweep.tokens.vocab_size)
-  law = train_and_fit(sweep, planned)
-  sealed, heldout = seal_prediction(sweep, law, planned)
-  train_cells(sweep, heldout, "held out")
-  sweep.clock("fit")
-  result = verdict.judge(sweep.config, sweep.workdir, law, sealed, heldout)
-  write_report(sweep)
+def check(arm: Arm, adapt: bool) -> None:
+  """Raises UserError where an arm cannot be run or would waste compute; notes if it may adapt."""
+  checks.check_sweep(arm.config, arm.tokens)
+  if unchecked := integrity.check(arm.workdir):
+    arm.display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
+  if not arm.sealed:
+    checks.check_heldout(arm.config, arm.tokens)
+  adaptive.begin(arm.config, arm.workdir, adapt)
+
+
+def run_arms(begun: dict[str, Arm], workdir: Path, display: Display) -> dict:
+  """Runs the sweep of each arm, and compares them; returns comparison.json."""
+  failed = {}
+  for i, (name, arm) in enumerate(begun.items()):
+    display.say(
+      f"arm {i + 1} of {len(begun)}: {name}, {arm.config.objective} with models of family "
+      f"{arm.config.model.family}"
+    )
+    display.title = arm.config.sweep.name
+    if i:
+      arm.clock.open(arm.workdir)
+    try:
+      with files.owned(arm.workdir):
+        run_phases(arm)
+    except (RunError, UserError) as error:  # the others can still be measured
+      failed[name] = error
+      display.say(f"FAILED {name}: {error}")
+    report.write(workdir)
+  if failed:
+    reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+    raise RunError(f"{workdir}: {len(failed)} of {len(begun)} arms failed ({reasons})")
+  return files.read_json(workdir / "comparison.json")
+
+
+def run_phases(arm: Arm) -> dict:
+  """Runs the phases of an arm that has begun; returns verification.json."""
+  prepare_workers(arm)
+  probe_rates(arm)
+  planned = plan.fit_cells(arm.config, arm.tokens.vocab_size)
+  law = train_and_fit(arm, planned)
+  sealed, heldout = seal_prediction(arm, law, planned)
+  train_cells(arm, heldout, "held out")
+  arm.clock("fit")
+  result = verdict.judge(arm.config, arm.workdir, law, sealed, heldout)
+  write_report(arm)
   return result
 
 
-def prepare_workers(sweep: Sweep) -> None:
+def prepare_workers(arm: Arm) -> None:
   """Compiles every size where it will run, and chooses how cores are used."""
-  cells = plan.fit_cells(sweep.config, sweep.tokens.vocab_size)
-  place(sweep, cells)
-  if placement.choose_workers(sweep.config, sweep.workdir, cells, sweep.pool, sweep.display):
-    sweep.placements.clear()  # other workers share the memory
+  cells = plan.fit_cells(arm.config, arm.tokens.vocab_size)
+  place(arm, cells)
+  begun = (arm.workdir / "sweep.json").exists()
+  if placement.choose_workers(arm.config, arm.root, cells, arm.pool, arm.display, begun):
+    arm.placements.clear()  # other workers share the memory
 
 
-def probe_rates(sweep: Sweep) -> None:
+def probe_rates(arm: Arm) -> None:
   """Sets the learning-rate rule: of an earlier start, or of a probe."""
-  rule = sweep.head.get("lr_rule") or probe(sweep)
+  rule = arm.head.get("lr_rule") or probe(arm)
   if rule:
-    sweep.head["lr_rule"] = rule
-    sweep.config = plan.with_lr_rule(sweep.config, rule)
-    sweep.display.say(
+    arm.head["lr_rule"] = rule
+    arm.config = plan.with_lr_rule(arm.config, rule)
+    arm.display.say(
       f"learning rate = {rule['lr_ref']:.2e} (N / {rule['lr_ref_params']:,})^"
       f"{rule['lr_exponent']:.2f}"
     )
 
 
-def train_and_fit(sweep: Sweep, planned: list[Cell]) -> fit.Fit:
+def train_and_fit(arm: Arm, planned: list[Cell]) -> fit.Fit:
   """Trains the planned cells, and adaptive rounds of more, and fits the law to them."""
-  train_cells(sweep, planned, "fit")
-  sweep.head["device"] = store.outcome(sweep.workdir, planned[0]).get("device", "")
-  fitted, law = list(planned), fit_law(sweep)
-  while cells := adaptive.next_round(sweep.config, sweep.workdir, fitted, law, *sweep.corpus):
+  train_cells(arm, planned, "fit")
+  arm.head["device"] = store.outcome(arm.workdir, planned[0]).get("device", "")
+  fitted, law = list(planned), fit_law(arm)
+  while cells := adaptive.next_round(arm.config, arm.workdir, fitted, law, *arm.corpus):
     fitted += cells
-    train_cells(sweep, cells, "adaptive")
-    law = fit_law(sweep)
+    train_cells(arm, cells, "adaptive")
+    law = fit_law(arm)
   a, b = law.law.exponents(law.runs.C.max())
   params = ", ".join(f"{name} = {value:.3g}" for name, value in law.params.items())
   formula = law.law.form.formula
-  sweep.display.say(f"L = {formula}, {params}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}")
+  arm.display.say(f"L = {formula}, {params}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}")
   return law
 
 
-def fit_law(sweep: Sweep) -> fit.Fit:
+def fit_law(arm: Arm) -> fit.Fit:
   """Fits the law to the runs that have trained; writes fit.json."""
-  sweep.clock("fit")
-  if sealed := prediction.read(sweep.workdir):
-    counting = sweep.config.fit.params, sweep.config.fit.flops
-    integrity.check_runs(sweep.workdir, sealed, read_runs(sweep.workdir, "", *counting))
-  return fit_files.write_fit(sweep.workdir, sweep.config.fit)
+  arm.clock("fit")
+  if sealed := prediction.read(arm.workdir):
+    counting = arm.config.fit.params, arm.config.fit.flops
+    integrity.check_runs(arm.workdir, sealed, read_runs(arm.workdir, "", *counting))
+  return fit_files.write_fit(arm.workdir, arm.config.fit)
 
 
-def seal_prediction(sweep: Sweep, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
+def seal_prediction(arm: Arm, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
   """Seals the prediction at the held-out budget; returns it with the cells that will test it."""
-  sealed, heldout = seal.seal(sweep.config, sweep.workdir, law, planned, *sweep.corpus)
-  sweep.display.say(
+  sealed, heldout = seal.seal(arm.config, arm.workdir, law, planned, *arm.corpus)
+  arm.display.say(
     f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
     f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
   )
   for cell, why in sealed.get("passed_over", {}).items():
-    sweep.display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
+    arm.display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
   return sealed, heldout
 
 
-def write_report(sweep: Sweep) -> None:
+def write_report(arm: Arm) -> None:
   """Draws the figures, closes the accounts, and writes the report."""
-  sweep.clock("report")
-  report.draw(sweep.workdir)
-  runs: list[Cell | plan.Trunk] = [*sweep.cells, *plan.trunks(sweep.cells)]
-  seconds = sweep.clock.finish(store.outcome(sweep.workdir, run) for run in runs)
-  sweep.head["seconds"] = round(seconds, 1)
-  store.write_sweep(sweep.workdir, sweep.head, sweep.cells)
-  report.write(sweep.workdir, redraw=False)
-
-
-def sweep_objectives(
-  config: ConfigDict,
-  workdir: Path,
-  display: Display,
-  should_stop: Callable[[], bool],
-  adapt: bool,
-) -> dict:
-  """Runs the sweep of each objective, and compares them; returns comparison.json."""
-  configs = design.split(config)
-  files.make_folder(workdir)
-  with files.owned(workdir):
-    tokens = dataset.prepare(config)
-    for name, objective_config in configs.items():  # refused before any of them is begun
-      checks.check_sweep(objective_config, tokens)
-      adaptive.check_rounds(objective_config, workdir / name, adapt)
-    head, _ = open_sweep(config, workdir, tokens)
-    store.write_sweep(workdir, head | {"objective": ", ".join(configs)}, [])
-    failed = {}
-    for i, (name, objective_config) in enumerate(configs.items()):
-      display.say(
-        f"sweep {i + 1} of {len(configs)}: {name}, with models of family "
-        f"{objective_config.model.family}"
-      )
-      display.title = objective_config.sweep.name
-      try:
-        sweep(objective_config, workdir / name, display, should_stop, adapt)
-      except (RunError, UserError) as error:  # the others can still be measured
-        failed[name] = error
-        display.say(f"FAILED {name}: {error}")
-      report.write(workdir)
-    if failed:
-      reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
-      raise RunError(f"{workdir}: {len(failed)} of {len(configs)} sweeps failed ({reasons})")
-    return files.read_json(workdir / "comparison.json")
+  arm.clock("report")
+  report.draw(arm.workdir)
+  folders = [store.folder(arm.workdir, run) for run in store.with_trunks(arm.cells)]
+  seconds = arm.clock.finish(
+    files.read_json(folder / "run.json") or {} for folder in folders if not folder.is_symlink()
+  )
+  arm.head["seconds"] = round(seconds, 1)
+  store.write_sweep(arm.workdir, arm.head, arm.cells)
+  report.write(arm.workdir, redraw=False)

@@ -41,6 +41,12 @@ def folder(workdir: Path, run: Cell | Trunk) -> Path:
   return workdir / ("trunks" if isinstance(run, Trunk) else "cells") / run.id
 
 
+def with_trunks(cells: Iterable[Cell]) -> list[Cell | Trunk]:
+  """Returns the trunks of some cells, and the cells."""
+  cells = list(cells)
+  return [*plan.trunks(cells), *cells]
+
+
 def outcome(workdir: Path, run: Cell | Trunk) -> dict:
   """Reads the record of a run; {"status": "planned"} before it has begun."""
   return files.read_json(folder(workdir, run) / "run.json") or {"status": "planned"}

@@ -5,19 +5,21 @@ One that failed was stopped by an error or a kill, on which no law should depend
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.errors import ConfigError, RunError
+from configs.errors import ConfigError, RunError, UserError
 from scaling.launch.local import Pool
 from scaling.launch.queue import Failure, Task, raise_bug
 from scaling.progress import Display
 from scaling.sweep import costs, placement, plan, store
 from scaling.sweep.placement import Placement
-from scaling.sweep.plan import Cell
+from scaling.sweep.plan import Cell, Trunk
+from train import record
 from train.data.dataset import TokenData
 from train.objectives import registry
 from train.system import files
@@ -25,15 +27,19 @@ from train.system import files
 # What a step of a small model costs beside its products, as FLOPs at the rate of its products: on
 # one core of an AMD EPYC a step of 512 tokens took 3 ms and 16 ms per GFLOP (20k to 250k params).
 STEP_OVERHEAD_FLOPS = 2e8
+OVER = ("done", "diverged")  # status of a run that is not trained again
 MAX_FAILURES = 2  # starts at which a run may fail before its sweep goes on without it
 
 
 @dataclasses.dataclass
-class Sweep:
-  """A sweep under way: what its phases share."""
+class Arm:
+  """An arm under way: what its phases share."""
 
+  name: str
   config: ConfigDict  # with the learning-rate rule, once it is known
-  workdir: Path
+  root: Path  # the sweep's folder, in which that of the arm lies
+  siblings: list[Path]  # folders of the other arms
+  program: str  # the first arm whose runs are compiled to the same programs
   tokens: TokenData
   head: dict[str, Any]  # of sweep.json
   cells: list[Cell]  # all that are planned so far, by earlier starts too
@@ -41,6 +47,11 @@ class Sweep:
   display: Display
   clock: costs.SweepClock
   placements: dict[int, Placement] = dataclasses.field(default_factory=dict)  # by size
+
+  @property
+  def workdir(self) -> Path:
+    """Its folder."""
+    return self.root / self.name
 
   @property
   def corpus(self) -> tuple[int, int]:
@@ -53,73 +64,109 @@ class Sweep:
     return (self.workdir / "prediction.json").exists()
 
 
-def place(sweep: Sweep, cells: Sequence[Cell]) -> None:
+def place(arm: Arm, cells: Sequence[Cell]) -> None:
   """Finds out how the runs of these cells fit their devices, for sizes not known to fit."""
-  sweep.placements |= placement.implied(sweep.placements, {cell.size for cell in cells})
-  unknown = [cell for cell in cells if cell.size not in sweep.placements]
+  arm.placements |= placement.implied(arm.placements, {cell.size for cell in cells})
+  unknown = [cell for cell in cells if cell.size not in arm.placements]
   if unknown:
-    sweep.clock("preflight")
-    sweep.placements |= placement.compile_sizes(
-      sweep.config, sweep.workdir, unknown, sweep.pool, sweep.display
+    arm.clock("preflight")
+    arm.placements |= placement.compile_sizes(
+      arm.config, arm.root, unknown, arm.pool, arm.display, arm.program
     )
 
 
-def train_cells(sweep: Sweep, cells: Sequence[Cell], phase: str) -> None:
+def train_cells(arm: Arm, cells: Sequence[Cell], phase: str) -> None:
   """Trains what is left of these cells, and of their trunks; updates sweep.json and cells.csv.
 
   Raises:
     KeyboardInterrupt: the user stopped it; running cells have saved their state.
     RunError, ConfigError, WorkerError: runs failed (see `check_failures`).
   """
-  place(sweep, cells)
-  sweep.clock("records")
-  sweep.cells += store.new_cells(sweep.workdir, sweep.cells, cells)
-  store.write_sweep(sweep.workdir, sweep.head, sweep.cells)
-  if sweep.sealed:  # on the fit cells that had trained: what had failed by then stays so
-    excluded = failed(sweep.workdir, (cell for cell in cells if cell.kind == "fit"))
+  place(arm, cells)
+  arm.clock("records")
+  arm.cells += store.new_cells(arm.workdir, arm.cells, cells)
+  store.write_sweep(arm.workdir, arm.head, arm.cells)
+  if arm.sealed:  # on the fit cells that had trained: what had failed by then stays so
+    excluded = failed(arm.workdir, (cell for cell in cells if cell.kind == "fit"))
     cells = [cell for cell in cells if cell.id not in excluded]
+  shared = link_shared(arm, cells)
   flops = sum(cell.flops_spent for cell in cells)
-  sweep.display.say(f"{phase}: {len(cells)} cells, {flops:.2e} FLOPs")
-  tasks = make_tasks(sweep.config, sweep.workdir, cells, sweep.placements)
-  sweep.clock("run", len(sweep.pool))
+  arm.display.say(
+    f"{phase}: {len(cells)} cells, {flops:.2e} FLOPs"
+    + (f"; {shared} of them are those of another arm" if shared else "")
+  )
+  tasks = make_tasks(arm, cells)
+  arm.clock("run", len(arm.pool))
   try:
-    failures = sweep.pool.run(tasks)
+    failures = arm.pool.run(tasks)
   finally:
-    sweep.clock("records")
-    settle_diverged(sweep.workdir, cells)
-    table = store.rows(sweep.workdir, sweep.cells, sweep.config.objective)
-    store.write_table(sweep.workdir, table)
+    arm.clock("records")
+    settle_diverged(arm.workdir, cells)
+    table = store.rows(arm.workdir, arm.cells, arm.config.objective)
+    store.write_table(arm.workdir, table)
   for name, failure in failures.items():
-    sweep.display.say(f"FAILED {name}: {failure.error}")
-  for name in check_failures(sweep.workdir, cells, failures):
-    sweep.display.say(f"going on without {name}: it failed at {MAX_FAILURES} starts")
+    arm.display.say(f"FAILED {name}: {failure.error}")
+  for name in check_failures(arm.workdir, cells, failures):
+    arm.display.say(f"going on without {name}: it failed at {MAX_FAILURES} starts")
 
 
-def make_tasks(
-  config: ConfigDict, workdir: Path, cells: Sequence[Cell], placements: Mapping[int, Placement]
-) -> list[Task]:
-  """Makes the tasks of these cells, their trunks first; `placements` are by size."""
+def link_shared(arm: Arm, cells: Sequence[Cell]) -> int:
+  """Links the runs of cells and trunks that another arm has trained; returns how many cells are.
+
+  Runs are shared where all is equal that decides their numbers: those of two arms that differ in
+  `fit.*` or `sweep.heldout_*` are, those of arms with other objectives or optimizers are not.
+  """
+  for run in store.with_trunks(cells):
+    folder = store.folder(arm.workdir, run)
+    if folder.is_symlink() and not folder.exists():  # the other arm's folder is gone
+      folder.unlink()
+    for sibling in arm.siblings:
+      twin = store.folder(sibling, run)
+      if not folder.exists() and _is_trained(arm, run, twin):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(os.path.relpath(twin, folder.parent))
+  return sum(store.folder(arm.workdir, cell).is_symlink() for cell in cells)
+
+
+def _is_trained(arm: Arm, run: Cell | Trunk, folder: Path) -> bool:
+  """Tells whether a folder holds a run of an arm, with all that cells are branched from."""
+  stored = files.read_json(folder / "run.json") or {}
+  if stored.get("status") not in OVER:
+    return False
+  try:
+    wanted = record.describe(plan.run_config(arm.config, run), arm.tokens, "")
+    record.check_same_run(stored, wanted, str(folder))
+  except UserError:
+    return False
+  steps = run.keep_steps if isinstance(run, Trunk) else ()
+  return all((folder / "checkpoints" / str(step)).is_dir() for step in steps)
+
+
+def make_tasks(arm: Arm, cells: Sequence[Cell]) -> list[Task]:
+  """Makes the tasks of these cells, before them of the trunks that those still to train need."""
+  left = {cell.trunk for cell in cells if store.outcome(arm.workdir, cell)["status"] not in OVER}
   tasks = []
-  runs: list[Cell | plan.Trunk] = [*plan.trunks(cells), *cells]
-  for run in runs:
-    run_config = plan.run_config(config, run)
-    run_config.sharding.microbatches = placements[run.size].microbatches
+  for run in store.with_trunks(cells):
+    if isinstance(run, Trunk) and run.id not in left:
+      continue
+    run_config = plan.run_config(arm.config, run)
+    run_config.sharding.microbatches = arm.placements[run.size].microbatches
     steps, needs = run.steps, None
     if isinstance(run, Cell) and run.trunk:
       steps -= run.branch_step
-      needs = run.trunk
-      run_config.train.branch_from = str(workdir / "trunks" / run.trunk / "checkpoints")
-    step_flops = registry.tokens_per_step(config) * run.flops_per_token + STEP_OVERHEAD_FLOPS
+      needs = run.trunk if run.trunk in left else None
+      run_config.train.branch_from = str(arm.workdir / "trunks" / run.trunk / "checkpoints")
+    step_flops = registry.tokens_per_step(arm.config) * run.flops_per_token + STEP_OVERHEAD_FLOPS
     tasks.append(
       Task(
         id=run.id,
-        folder=store.folder(workdir, run),
+        folder=store.folder(arm.workdir, run),
         config=run_config.to_dict(),
         cost=steps * step_flops,
         needs=needs,
-        shape=run.size,
-        pack=placements[run.size].pack,
-        failures=store.outcome(workdir, run).get("failures", 0),
+        shape=(arm.program, run.size),
+        pack=arm.placements[run.size].pack,
+        failures=store.outcome(arm.workdir, run).get("failures", 0),
       )
     )
   return tasks

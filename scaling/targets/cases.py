@@ -22,9 +22,9 @@ def is_sweep(config: ConfigDict) -> bool:
 
 
 def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
-  """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by objective."""
+  """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by arm."""
   texts = []
-  for name, arm in (split(config) if config.sweep.objectives else {"": config}).items():
+  for name, arm in split(config).items():
     sizes = sorted({*arm.sweep.probe_sizes, *arm.sweep.sizes})
     configs = {size: plan.at_size(arm, size) for size in sizes}
     heading = f"{name}\n\n" if name else ""

@@ -7,6 +7,7 @@ import pytest
 
 from configs import base, ladders
 from model import sharding, transformer
+from scaling.sweep import design
 from train import aot
 from train.objectives import registry
 
@@ -25,9 +26,7 @@ def sweeps():
 def test_every_model_of_a_sweep_can_be_trained(name, argument):
   """Its shape is on the ladder, its objective fits its family, its batch divides."""
   config = importlib.import_module(f"configs.sweeps.{name}").get_config(*argument)
-  for objective in config.sweep.objectives or (config.objective,):
-    own = config.copy_and_resolve_references()
-    own.objective, own.model.family = objective, base.family_of(objective)
+  for own in design.split(config).values():
     for size in (*own.sweep.sizes, *own.sweep.probe_sizes):
       own.model.size = size
       resolved = ladders.resolve(own)

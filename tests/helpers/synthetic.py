@@ -83,14 +83,23 @@ def reported(folder: Path) -> Path:
   return folder
 
 
-def build_several(folder: Path, truths: dict[str, chinchilla.Chinchilla]) -> Path:
-  """Writes a folder of finished sweeps, one of each objective on its own known surface."""
+def build_several(
+  folder: Path, truths: dict[str, chinchilla.Chinchilla], objectives: bool = True
+) -> Path:
+  """Writes a folder of finished arms, each on its own known surface.
+
+  Arms are named by their objectives, or by the MLPs that models of one objective have; the same
+  cells of these are equally lucky.
+  """
   config, rng = _config(), np.random.default_rng(0)
-  config.sweep.objectives = tuple(truths)
+  config.sweep.arms = {
+    name: {"objective": name} if objectives else {"model": {"mlp": name}} for name in truths
+  }
   head = {"name": "synthetic", "config": config.to_dict(), "cells": [], "config_diff": {}}
   (folder / "sweep.json").write_text(json.dumps(head))
   for (name, arm), truth in zip(design.split(config).items(), truths.values(), strict=True):
     (folder / name).mkdir()
+    rng = rng if objectives else np.random.default_rng(0)
     cells = [
       _cell(f"fit-s{s}-{C:.0e}", "fit", s, params_of(s), C, 0, rng, truth=truth)
       for s in SIZES

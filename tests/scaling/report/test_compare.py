@@ -1,4 +1,4 @@
-"""Sweeps of several objectives: the numbers side by side are those of each, and of their truth."""
+"""Arms side by side: the numbers side by side are those of each, and of their truth."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several
 
 from scaling.claims import prediction
 from scaling.commands.runs import runs_table
-from scaling.formats import bracket, ratio
+from scaling.formats import bracket, nats, ratio
 from scaling.laws import chinchilla
 from scaling.progress import Display
 from scaling.report import compare, records, report
-from scaling.report.figures import objectives
+from scaling.report.figures import arms
 from scaling.sweep import run as sweeps
 from scaling.sweep.design import plan_table
 
@@ -107,13 +107,96 @@ def test_differences_have_the_true_ratio_and_sign(finished):
     assert row["interval"][0] < row["value"] < row["interval"][1]
 
 
+BETTER = TRUTH._replace(A=TRUTH.A * 0.93, B=TRUTH.B * 0.93)  # less loss everywhere
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+  """Two arms of one objective."""
+  folder = tmp_path_factory.mktemp("recipes")
+  return build_several(folder, {"gelu": TRUTH, "swiglu": BETTER}, objectives=False)
+
+
+def gains(folder):
+  rows = compare.compare_sweeps(records.read(folder)).numbers["differences"]
+  return {(row["quantity"], row["C"]): row for row in rows if "paired" in row}
+
+
+def true_gain(C):
+  """Of BETTER over TRUTH: nats, and times the compute."""
+  loss = chinchilla.optimum(BETTER, C, COMPUTE).loss
+  best = chinchilla.cheapest(TRUTH, loss, COMPUTE)
+  gain = chinchilla.optimum(TRUTH, C, COMPUTE).loss - loss
+  return float(gain), float(COMPUTE.flops_per_token(best.N) * best.D / C)
+
+
+def test_gains_of_arms_of_one_objective_are_those_of_their_true_surfaces(recipes):
+  rows = gains(recipes)
+  assert len(rows) == 2 * (len(BUDGETS) + 1)
+  for C in (*BUDGETS, HELD):
+    wanted = true_gain(C)
+    assert wanted[0] > 0.02
+    assert wanted[1] > 1.1
+    for quantity, value in zip(("gain", "compute"), wanted, strict=True):
+      row = rows[quantity, C]
+      assert (row["of"], row["to"], row["paired"]) == ("swiglu", "gelu", True)
+      assert row["value"] == pytest.approx(value, rel=0.1)
+      assert row["interval"][0] < row["value"] < row["interval"][1]
+      assert row["differs"]
+
+
+def test_what_two_arms_have_in_common_cancels(recipes, tmp_path):
+  """Their cells are equally lucky, so the gain is better known than either loss."""
+  other = Path(shutil.copytree(recipes, tmp_path / "other"))
+  path = other / "swiglu" / "cells.csv"
+  path.write_text(path.read_text().replace("fit-s1-", "fit-first-"))  # which are other cells
+  together, alone = gains(recipes), gains(other)
+  for C in (*BUDGETS, HELD):
+    paired, apart = together["gain", C], alone["gain", C]
+    assert not apart["paired"]
+    assert apart["value"] == paired["value"]
+    assert 3 * np.ptp(paired["interval"]) < np.ptp(apart["interval"])
+
+
+def test_losses_of_other_tokens_or_text_are_not_compared(recipes, tmp_path):
+  for field, value in (
+    (("config", "data", "tokenizer"), "bpe:300"),
+    (("config", "train", "eval_tokens"), 9999),
+    (("config", "corruption", "mlm_rate"), 0.5),
+    (("config", "fit", "flops"), "6nd"),
+    (("corpus", "fingerprint"), "another"),
+  ):
+    folder = Path(shutil.copytree(recipes, tmp_path / field[-1]))
+    head = json.loads((folder / "gelu" / "sweep.json").read_text())
+    *path, name = field
+    section = head
+    for part in path:
+      section = section.setdefault(part, {})
+    section[name] = value
+    (folder / "gelu" / "sweep.json").write_text(json.dumps(head))
+    assert gains(folder) == {}
+
+
+def test_report_says_what_a_recipe_gains(recipes):
+  report.write(recipes)
+  text, rows = (recipes / "report.md").read_text(), gains(recipes)
+  gain, compute = (rows[quantity, HELD] for quantity in ("gain", "compute"))
+  sentence = (
+    f"the gain of swiglu over gelu is {nats(gain['value'])} {bracket(gain['interval'])} nats; gelu "
+    f"reaches that loss at {ratio(compute['value'])} {bracket(compute['interval'], ratio)} times"
+  )
+  assert sentence in text
+  assert sentence in report.terminal(recipes)
+  assert text.count("| swiglu over gelu |") == len(BUDGETS) + 1
+
+
 def artists(axes, gid):
   return [artist for artist in axes.get_children() if artist.get_gid() == gid]
 
 
 def test_figure_has_a_column_per_objective_and_the_optima_together(finished):
   sweeps, laws, numbers = compare.compare_sweeps(records.read(finished))
-  axes = objectives.objectives(sweeps, laws, numbers).axes
+  axes = arms.arms(sweeps, laws, numbers).axes
   assert len(axes) == 2 * 3 + 3
   assert [a.get_title() for a in axes[:6:2]] == [
     "clm (decoder)", "mlm (encoder)", "span (encoder-decoder)"
@@ -128,14 +211,14 @@ def test_figure_has_a_column_per_objective_and_the_optima_together(finished):
     held = artists(middle, "heldout")[0].get_offsets()
     np.testing.assert_allclose(held, [(c["C"], c["loss"]) for c in record.done("heldout")])
   for name, summary in numbers["sweeps"].items():
-    for panel, quantity in zip(axes[6:], objectives.COMPARED, strict=True):
+    for panel, quantity in zip(axes[6:], arms.COMPARED, strict=True):
       marks = artists(panel, f"{name} {quantity}")
       wanted = [row[quantity] for row in summary["optimum"]]
       assert [mark.get_ydata()[0] for mark in marks] == pytest.approx(wanted)
       hollow = [mark.get_markerfacecolor() == "white" for mark in marks]
       assert hollow == [False] * len(BUDGETS) + [True]
   for kind, start in (("pdf", b"%PDF-"), ("png", b"\x89PNG")):
-    assert (finished / "figures" / f"objectives.{kind}").read_bytes().startswith(start)
+    assert (finished / "figures" / f"arms.{kind}").read_bytes().startswith(start)
 
 
 def test_report_gives_the_numbers_and_what_cannot_be_compared(finished):
@@ -173,7 +256,7 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
   assert found["differences"] == []
   assert found["budgets"] == [*BUDGETS, HELD]
-  figure = objectives.objectives(*compare.compare_sweeps(records.read(workdir)))
+  figure = arms.arms(*compare.compare_sweeps(records.read(workdir)))
   assert len(figure.axes) == 2 + 3
 
 
@@ -196,8 +279,7 @@ def small(make_tiny):
   c.model.depth, c.model.mlp_ratio = 1, 24.0  # one wide block: it compiles fast
   c.model.scan = False
   c.data.isolate_documents = False
-  c.sweep.objectives = ("clm", "mlm")
-  c.corruption.mlm_rate = 0.4
+  c.sweep.arms = {"clm": {}, "mlm": {"objective": "mlm", "corruption": {"mlm_rate": 0.4}}}
   c.sweep.sizes = (0, 2, 4)
   c.sweep.budgets = (1.6e10, 3.2e10, 6.4e10)  # with half of it mlm had no law at one seed of two
   c.sweep.probe_sizes = ()
@@ -218,8 +300,8 @@ def swept(config, workdir):
 def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
   workdir = tmp_path / "both"
   said = swept(small, workdir)
-  assert "sweep 1 of 2: clm, with models of family decoder" in said
-  assert "sweep 2 of 2: mlm, with models of family encoder" in said
+  assert "arm 1 of 2: clm, clm with models of family decoder" in said
+  assert "arm 2 of 2: mlm, mlm with models of family encoder" in said
   found = comparison(workdir)
   assert found["complete"]
   assert len(found["differences"]) == 3 + 4
@@ -235,14 +317,8 @@ def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
 
   runs = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/run.json")}
   assert len(runs) == 2 * (9 + 3 + 1)  # cells, trunks, the held-out cell
-  small.sweep.overrides = ("clm.fit.bootstraps=7",)  # refused before any sweep begins
-  with pytest.raises(ValueError, match=r"^fit.bootstraps=7: must be"):
-    swept(small, workdir)
-  small.sweep.overrides = ("clm.optim.lr=1e-4",)  # refused by its own folder: mlm goes on
-  with pytest.raises(RuntimeError, match=r"1 of 2 sweeps failed \(clm: .* a sealed sweep with"):
+  small.sweep.arms.clm = {"fit": {"bootstraps": 7}}  # refused before any sweep begins
+  with pytest.raises(ValueError, match=r"^fit.bootstraps=7: must be .* .arm clm.$"):
     swept(small, workdir)
   assert {path: path.stat().st_mtime_ns for path in runs} == runs
   assert comparison(workdir) == found
-  small.sweep.objectives = ()
-  with pytest.raises(ValueError, match=r"sweep.objectives=\['clm', 'mlm'\], asked \[\]"):
-    swept(small, workdir)

@@ -66,7 +66,7 @@ def test_workers_are_chosen_once_by_their_measured_rates(
   (tmp_path / "preflight").mkdir()
   said, pool = io.StringIO(), Rates(*rates)
   arguments = tiny, tmp_path, plan.fit_cells(tiny, 257), pool, Display("", said)
-  assert placement.choose_workers(*arguments) is changed
+  assert placement.choose_workers(*arguments, False) is changed
   assert placement.chosen_workers(tmp_path) == (each_core, pack)
   stored = json.loads((tmp_path / "preflight/workers.json").read_text())
   assert list(stored["steps_per_second"].values()) == list(rates)
@@ -75,13 +75,12 @@ def test_workers_are_chosen_once_by_their_measured_rates(
   record = {"devices": 1, "accelerator": False, "compiled": 1, "evaluating": 1, "available": 1e9}
   assert placement.pack_size(tiny, 0, record, pack) == pack
   pool.each = 1e9
-  assert not placement.choose_workers(*arguments)  # a second start keeps it
+  assert not placement.choose_workers(*arguments, True)  # a second start keeps it
   assert placement.chosen_workers(tmp_path) == (each_core, pack)
-  (tmp_path / "sweep.json").write_text("{}")
   monkeypatch.setattr(process, "cores", lambda: [0, 1, 2])
   assert placement.chosen_workers(tmp_path) == (True, 1)
   pool.restart(process.cores())
-  assert not placement.choose_workers(*arguments)  # a core each is fastest now
+  assert not placement.choose_workers(*arguments, True)  # a core each is fastest now
   stored = json.loads((tmp_path / "preflight/workers.json").read_text())
   assert (stored["pack"], stored["cores"]) == (1, 3)
 
@@ -90,10 +89,10 @@ def test_workers_are_not_measured_where_set_or_short_or_begun(tiny, tmp_path, mo
   monkeypatch.setattr(process, "cores", lambda: [0, 1])
   tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
 
-  def choose(c):
+  def choose(c, begun=False):
     said = io.StringIO()
     cells = plan.fit_cells(c, 257)
-    assert not placement.choose_workers(c, tmp_path, cells, None, Display("", said))
+    assert not placement.choose_workers(c, tmp_path, cells, None, Display("", said), begun)
     return said.getvalue()
 
   for field in ("workers", "pack"):
@@ -103,8 +102,7 @@ def test_workers_are_not_measured_where_set_or_short_or_begun(tiny, tmp_path, mo
   c = tiny.copy_and_resolve_references()
   c.sweep.budgets = (1e9, 1e10)
   assert "workers: 2, a core each (the sweep is too short" in choose(c)
-  (tmp_path / "sweep.json").write_text("{}")
-  assert choose(tiny) == ""
+  assert choose(tiny, begun=True) == ""
   assert placement.chosen_workers(tmp_path) == (True, 1)
 
 
@@ -119,7 +117,7 @@ class Compilers:
     return dict(self.place)
 
   def run(self, tasks):
-    self.compiled = sorted(task.shape for task in tasks if not task.done())
+    self.compiled = sorted(task.shape[1] for task in tasks if not task.done())
     for task in tasks:
       if not task.done():
         task.folder.mkdir(parents=True, exist_ok=True)

@@ -1,56 +1,15 @@
 """A sweep whose runs fail, diverge or are killed, with runs that are written and not trained."""
 
-import io
 import json
 
 import pytest
-from synthetic import TRUTH
+import written
+from written import PLACEMENT
 
 from scaling.commands.runs import runs_table
-from scaling.launch.queue import Failure, Queue
-from scaling.laws import chinchilla
-from scaling.progress import Display
-from scaling.report import report
-from scaling.sweep import placement, plan, store, training
-from scaling.sweep import run as sweeps
-
-PLACEMENT = placement.Placement(1, 1)
-KILLED = Failure("its worker died (signal 9)")
-
-
-class Pool:
-  """Ends runs as `fates` says, by a part of their ids; the others have the loss of a law."""
-
-  fates: dict[str, str] = {}  # noqa: RUF012
-
-  def __init__(self, workdir, *_):
-    self.workdir, self.ran = workdir, []
-
-  def __len__(self):
-    return 1
-
-  def close(self):
-    pass
-
-  def run(self, tasks):
-    cells = {cell.id: cell for cell in store.read_sweep(self.workdir)[1]}
-    queue = Queue(tasks)
-    while own := queue.pop():
-      for task in own.tasks:
-        self.ran.append(task.id)
-        fate = next((fate for part, fate in self.fates.items() if part in task.id), "done")
-        if fate == "killed":
-          queue.fail(task, KILLED)
-          continue
-        result = {"status": fate, "config": task.config}
-        if fate == "done" and task.id in cells:
-          cell = cells[task.id]
-          loss = float(chinchilla.loss(TRUTH, cell.N, cell.D)) + abs(cell.seed - 1) * 1e-3
-          result |= {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss}
-        task.folder.mkdir(parents=True, exist_ok=True)
-        (task.folder / "run.json").write_text(json.dumps(result))
-        queue.finish(task)
-    return queue.failures
+from scaling.launch.queue import Failure
+from scaling.sweep import plan, store, training
+from scaling.sweep.training import Arm
 
 
 @pytest.fixture
@@ -67,23 +26,13 @@ def config(tiny):
 @pytest.fixture
 def start(config, tmp_path, monkeypatch):
   """Starts the sweep; returns what it said and which runs it trained, or raises its error."""
-  monkeypatch.setattr(
-    placement, "compile_sizes", lambda c, w, cells, *_: {x.size: PLACEMENT for x in cells}
-  )
-  monkeypatch.setattr(placement, "choose_workers", lambda *_: False)
-  for name in ("draw", "write"):
-    monkeypatch.setattr(report, name, lambda *_, **__: None)
 
   def begin(**fates):
-    monkeypatch.setattr(Pool, "fates", fates)
-    said, pools = io.StringIO(), []
-    monkeypatch.setattr(sweeps, "Pool", lambda *a: pools.append(Pool(*a)) or pools[-1])
-    begin.ran = []
-    try:
-      sweeps.sweep(config, tmp_path, Display("", said), lambda: False)
-    finally:
-      begin.ran = pools[0].ran
-    return said.getvalue()
+    said, begin.ran, error = written.begin(config, tmp_path, monkeypatch, **fates)
+    begin.ran = [folder.rpartition("/")[2] for folder in begin.ran]
+    if error:
+      raise error
+    return said
 
   return begin
 
@@ -157,7 +106,8 @@ def test_what_its_trunk_did_not_reach_has_diverged_with_it(config, tmp_path):
     parents=True
   )
   (tmp_path / "trunks" / "trunk_s02_seed0" / "run.json").write_text('{"status": "diverged"}')
-  for task in training.make_tasks(config, tmp_path, cells, {2: PLACEMENT})[1:]:
+  arm = Arm("", config, tmp_path, [], "", None, {}, [], None, None, None, {2: PLACEMENT})
+  for task in training.make_tasks(arm, cells)[1:]:
     task.record_failure(Failure("not kept"))
   training.settle_diverged(tmp_path, cells)
   statuses = [store.outcome(tmp_path, cell)["status"] for cell in cells]

@@ -1,4 +1,4 @@
-"""The figure that compares sweeps of several objectives."""
+"""The figure that compares the arms of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from scaling.report.figures import style
 from scaling.report.figures.profiles import profile_panel
 from scaling.report.records import Record, column, outside
 
-NAME = "objectives"
+NAME = "arms"
 CAPTION = (
-  "Top: isoFLOP profiles of each objective. Middle: losses, and the law at its optimum with its "
+  "Top: isoFLOP profiles of each arm. Middle: losses, and the law at its optimum with its "
   "interval. Losses of different objectives cannot be compared: each panel has its own axis. "
   "Bottom: what can be compared, the optimal parameters and tokens per parameter."
 )
@@ -27,12 +27,12 @@ COMPARED = {
 CURVE_POINTS = 25
 
 
-def objectives(
+def arms(
   sweeps: Mapping[str, Record], laws: Mapping[str, fit.Fit], numbers: Mapping[str, Any]
 ) -> Figure:
   """Draws the laws side by side: profiles, loss against compute, and the optima together.
 
-  At least one objective has a law; `numbers` are the content of comparison.json.
+  At least one arm has a law; `numbers` are the content of comparison.json.
   """
   result = Figure(figsize=(style.DOUBLE, 6.6))
   count = len(laws)
