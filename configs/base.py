@@ -158,6 +158,8 @@ TRAIN: dict[str, Any] = {
   "keep_steps": (),  # steps whose checkpoints are kept for good (branch points)
   "trainable": (".*",),  # regexes, each of whole paths ("head/.*"): the rest of the weights stay
   "branch_from": "",  # a checkpoint folder to start from at its step (cooldown from a trunk)
+  "warm_start": "",  # a run's folder, whose weights this one starts from; {size}: model.size
+  "warm_start_rule": one_of("exact", "grow"),  # other shapes: refused; mapped (`train/transfer.py`)
 }
 
 # Many runs: the design, the probe, the seeds, and the held-out budget. `scaling/sweep/checks.py`

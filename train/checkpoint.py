@@ -5,9 +5,11 @@ rename, so a kill during a save leaves the step before. It does not notice a fli
 reads back; the checksums do.
 """
 
+import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -92,6 +96,8 @@ class Checkpoints:
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
     self.folder = Path(folder).absolute()
+    if read_only:
+      absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns that it is
     kept = [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
@@ -132,9 +138,40 @@ class Checkpoints:
       Exception: memory, permission or storage did not suffice to read it; it may be sound.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
-    )
+    return like._replace(**self._read(step, ocp.args.StandardRestore(abstract))[0])
+
+  def restore_weights(self, step: int, place: Callable[[Any], Any]) -> tuple[Any, str]:
+    """Returns the weights alone of `step`, as nested dicts, and a hash of all of them.
+
+    They are those that its optimizer updated: in float32, if the checkpoint has both.
+
+    Args:
+      step: one of `steps()`.
+      place: given nested dicts of shapes and types, says where each lies.
+
+    Raises:
+      As `restore` does.
+    """
+    stored = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+    trained = "master" if "master" in stored else "trainable"
+    abstract = {
+      name: place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored[name]))
+      for name in ("frozen", trained)
+      if name in stored
+    }
+    options = {"restore_args": ocp.checkpoint_utils.construct_restore_args(abstract)}
+    args = ocp.args.PyTreeRestore(abstract, partial_restore=True, **options)
+    parts, checksums = self._read(step, args)
+    flat: dict[str, Any] = {}
+    for part in parts.values():
+      flat |= traverse_util.flatten_dict(part, sep="/")
+    sums = sorted((path.partition("/")[2], checksums[path]) for path in checksums)
+    digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+    return traverse_util.unflatten_dict(flat, sep="/"), digest
+
+  def _read(self, step: int, state: Any) -> tuple[dict, dict[str, int]]:
+    """Reads parts of a step's state; returns them, and their checksums."""
+    args = ocp.args.Composite(state=state, checksums=ocp.args.JsonRestore())
     try:
       restored = self._manager.restore(step, args=args)
     except Exception as error:  # orbax raises whatever its storage layers raise
@@ -154,7 +191,7 @@ class Checkpoints:
       raise DamagedCheckpointError(
         f"{self.folder}/{step}: {bad[0]} differs from what was saved; it has to be trained again"
       )
-    return like._replace(**restored["state"])
+    return restored["state"], read
 
   def restore_latest(self, like: Any) -> tuple[int, Any] | None:
     """Returns (step, state) of the newest sound checkpoint, or None.

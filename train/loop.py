@@ -122,11 +122,14 @@ class Run:
   def start(self) -> TrainState:
     """Chooses the state to go on from, and places the first batch."""
     with self.clock("start"):
-      self._first_step, state = start(self.config, self._checkpoints, self.program, self.record)
+      begun = start(self.config, self._checkpoints, self.program, self.record)
+      self._first_step = begun.step
       if self._first_step > self._last_step:
         raise ConfigError(
           f"train.stop_at_step={self._last_step}: the run has come to step {self._first_step}"
         )
+      if begun.parent:
+        self.record["warm_start"] = begun.parent
       files.write_json(self._folder / "run.json", self.record | {"status": "running"})
       self._running = True
       self._done = self._placed = self._first_step
@@ -137,7 +140,7 @@ class Run:
       self._batches = batches.train_batches(self._tokens, self.config, self._first_step, *place)
       self.place_batch()
       self._began = self._saved = self._reported = time.perf_counter()
-    return state
+    return begun.state
 
   @property
   def going(self) -> bool:

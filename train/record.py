@@ -206,7 +206,8 @@ def check_same_run(stored: dict, wanted: dict, where: str, branch: bool = False)
 def _numbers(record: dict, branch: bool) -> dict[str, Any]:
   """Returns what decides a run's numbers, by name."""
   fields = defaults() | flat(record["config"])
-  sections = ("model.", "data.", "corruption.", "optim.", "train.eval_tokens", "train.trainable")
+  train = (f"train.{name}" for name in ("eval_tokens", "trainable", "warm_start"))
+  sections = ("model.", "data.", "corruption.", "optim.", *train)
   free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
   decisive = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
   steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}

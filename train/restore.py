@@ -2,15 +2,17 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from configs import base, ladders
 from configs.errors import ConfigError, UsageError
+from model import sharding
 from model.transformer import Transformer
 from train import checkpoint, step
 from train.data import dataset, tokenizer
@@ -31,23 +33,44 @@ class Restored(NamedTuple):
   source_context: int  # S, the longest that an encoder-decoder encodes [tokens]
 
 
-def find(path: str) -> tuple[Path, dict]:
+def find(path: str, where: str) -> tuple[Path, dict]:
   """Finds a run's folder and record, from its folder or the checkpoints/ in it.
 
   Raises:
-    UserError: it is neither.
+    UserError: `where`, which names field and path, is neither.
   """
-  if not path:
-    raise UsageError("--checkpoint is missing; name a run's folder, --checkpoint=runs/one")
   folder = Path(path).expanduser().absolute()
   if folder.name == "checkpoints":
     folder = folder.parent
   record = files.read_json(folder / "run.json") if folder.is_dir() else None
   if record is None or not (folder / "checkpoints").is_dir():
-    raise UsageError(
-      f"checkpoint={path}: no run.json with checkpoints/ beside it; name the folder of a run"
-    )
+    raise UsageError(f"{where}: no run.json with checkpoints/ beside it; name the folder of a run")
   return folder, record
+
+
+def newest_weights(folder: Path, where: str, setup: step.Setup) -> tuple[int, Any, str]:
+  """Reads the weights of a run's newest checkpoint, laid out as a setup lays out its own.
+
+  Returns:
+    Its step, the weights as nested dicts, of the run's own shapes, and a hash of them.
+
+  Raises:
+    UserError: there is no sound checkpoint.
+  """
+
+  def place(shapes: Any) -> Any:
+    layout = sharding.make_layout(setup.sharding, shapes, setup.layout.mesh)
+    return jax.tree.map(
+      lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+      shapes,
+      layout.shardings("params"),
+    )
+
+  with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    if not checkpoints.steps():
+      raise UsageError(f"{where}: the run has not saved a checkpoint yet")
+    newest = checkpoints.steps()[-1]
+    return newest, *checkpoints.restore_weights(newest, place)
 
 
 def restore(path: str) -> Restored:
@@ -56,17 +79,13 @@ def restore(path: str) -> Restored:
   Raises:
     UserError: there is no run, no sound checkpoint, or no tokenizer.
   """
-  folder, record = find(path)
+  folder, record = find(path, where := f"checkpoint={path}")
   config = ladders.resolve(base.from_json(record["config"]))
   config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
   functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])
-  with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-    if not checkpoints.steps():
-      raise UsageError(f"checkpoint={path}: the run has not saved one yet")
-    state = checkpoints.restore(checkpoints.steps()[-1], functions.state)
-  trained = state.master or state.trainable
-  model = nnx.merge(functions.setup.graphdef, step.merge(trained, state.frozen))
+  _, params, _ = newest_weights(folder, where, functions.setup)
+  model = nnx.merge(functions.setup.graphdef, step.cast(params, jnp.float32))
   lengths = registry.lengths(config)
   context, source_context = lengths.target, lengths.source
   start = stop = tokenizer_vocab_size - 1  # eos

@@ -1,35 +1,54 @@
-"""Where a run starts: its own checkpoint, the checkpoint of a trunk, or new weights."""
+"""Where a run starts: its own checkpoint, a trunk's, another run's weights, or new ones."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from train import optim, record
+from train import optim, record, restore, transfer
 from train.checkpoint import Checkpoints
-from train.step import Program, TrainState
+from train.step import Program, TrainState, all_params
 from train.system import files
 
-Start = tuple[int, TrainState]  # steps done, and the state after them
+
+class Start(NamedTuple):
+  """Where a run starts."""
+
+  step: int  # steps done
+  state: TrainState  # after them
+  parent: dict | None  # of a warm start, of this run or its trunk: folder, step and hash
 
 
 def start(config: ConfigDict, checkpoints: Checkpoints, program: Program, head: dict) -> Start:
   """Chooses where to go on from: the first of these that there is.
 
+  Args:
+    config: the run's, resolved.
+    checkpoints: its own, beside which its run.json is.
+    program: its own.
+    head: `record.describe` of it.
+
   Raises:
-    UserError: `train.branch_from` cannot be the trunk of this run.
+    UserError: `train.branch_from` cannot be the trunk of this run, or `train.warm_start` its
+      parent.
   """
+  stored = files.read_json(checkpoints.folder.parent / "run.json") or {}
+  parent = stored.get("warm_start")
   return (
-    resume(checkpoints, program)
+    resume(checkpoints, program, parent)
     or branch(config, program, head)
-    or from_scratch(config, program)  # a warm start stands before it
+    or warm_start(config, program, head, parent)
+    or from_scratch(config, program)
   )
 
 
-def resume(checkpoints: Checkpoints, program: Program) -> Start | None:
+def resume(checkpoints: Checkpoints, program: Program, parent: dict | None) -> Start | None:
   """Restores the run's own newest sound checkpoint."""
-  return checkpoints.restore_latest(program.state)
+  latest = checkpoints.restore_latest(program.state)
+  return latest and Start(*latest, parent)
 
 
 def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
@@ -59,9 +78,32 @@ def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
         f"{where}: this cooldown begins at step {step}, which is not kept there; "
         f"kept steps: {checkpoints.steps()}"
       )
-    return step, checkpoints.restore(step, program.state)
+    return Start(step, checkpoints.restore(step, program.state), trunk.get("warm_start"))
+
+
+def warm_start(
+  config: ConfigDict, program: Program, head: dict, before: dict | None
+) -> Start | None:
+  """Takes the newest weights of the run of `train.warm_start`, and nothing else of it.
+
+  Raises:
+    UserError: they cannot be taken, or are others than those that this run, which has not saved
+      since, started from `before`.
+  """
+  if not config.train.warm_start:
+    return None
+  parent = transfer.find(config, head["data"])
+  step, params, digest = restore.newest_weights(parent.folder, parent.where, program.setup)
+  if before and before["hash"] != digest:
+    raise UsageError(
+      f"{parent.where}: has other weights (step {step}) than this run started from (step "
+      f"{before['step']}); name another workdir"
+    )
+  like = all_params(program.state)
+  state = jax.jit(lambda params: program.init_from(transfer.adapt(params, parent, like)))(params)
+  return Start(0, state, {"folder": str(parent.folder), "step": step, "hash": digest})
 
 
 def from_scratch(config: ConfigDict, program: Program) -> Start:
   """Draws weights from the seed."""
-  return 0, program.init(np.uint32(config.seed))
+  return Start(0, program.init(np.uint32(config.seed)), None)

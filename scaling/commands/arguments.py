@@ -32,9 +32,8 @@ def workdir_of(args: flags.FlagValues, exists: bool = False) -> Path:
 
 def restored_run(args: flags.FlagValues) -> "Restored":
   """Restores the run of --checkpoint: its config, model and tokenizer."""
-  from absl import logging as orbax_log
-
+  if not args.checkpoint:
+    raise UsageError("--checkpoint is missing; name a run's folder, --checkpoint=runs/one")
   from train import restore
 
-  orbax_log.set_verbosity(orbax_log.ERROR)  # it warns that a folder opened for reading is
   return restore.restore(args.checkpoint)

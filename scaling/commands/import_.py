@@ -46,6 +46,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   presets.set_family(config, config.model.family)
   config.data.seq_len = imported.seq_len
   config = ladders.resolve(config)
+  json_text = imported.tokenizer_json or ""
   special_ids = registry.vocab_size(config, 0)
   vocab_size = imported.vocab_size - special_ids
   if vocab_size < 1:
@@ -61,7 +62,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
     "data": {
       "source": "",
       "fingerprint": "",
-      "tokenizer": hashlib.sha256((imported.tokenizer_json or "").encode()).hexdigest(),
+      "tokenizer": json_text and hashlib.sha256(json_text.encode()).hexdigest(),
       "vocab_size": vocab_size,
     },
     "imported": {
@@ -72,8 +73,8 @@ def import_run(folder: Path, workdir: Path) -> dict:
     "status": "imported",
   }
   files.make_folder(workdir)
-  if imported.tokenizer_json is not None:
-    files.write_text(workdir / convert.TOKENIZER, imported.tokenizer_json)
+  if json_text:
+    files.write_text(workdir / convert.TOKENIZER, json_text)
   with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(0, state)
   files.write_json(workdir / "run.json", head)

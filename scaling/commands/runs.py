@@ -1,4 +1,4 @@
-"""Lists the runs of a folder: their size, tokens, loss and status.
+"""Lists the runs of a folder: their size, tokens, loss, status, and the parents of warm starts.
 
 isoflop runs --workdir=runs/quick
 """
@@ -45,6 +45,11 @@ def runs_table(workdir: Path) -> str:
       record["D/N"] = record["D"] / record["N"]
     status = record["status"] + (f": {record['error']}" if record["status"] == "failed" else "")
     numbers = (f"{record[key]:{form}}" if key in record else "" for key, form in columns.items())
-    rows.append((name, status, *numbers))
+    parent = record.get("warm_start")
+    origin = f"{Path(parent['folder']).name} at step {parent['step']}" if parent else ""
+    rows.append((name, status, *numbers, origin))
   titles = {"loss_stderr": "stderr", "bits_per_byte": "bits/byte"}
-  return text_table(["run", "status", *(titles.get(key, key) for key in columns)], rows)
+  header = ["run", "status", *(titles.get(key, key) for key in columns), "started from"]
+  if not any(row[-1] for row in rows):
+    header, rows = header[:-1], [row[:-1] for row in rows]
+  return text_table(header, rows)

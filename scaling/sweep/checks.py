@@ -14,7 +14,7 @@ from model import sharding
 from scaling.laws import fit
 from scaling.laws.tables import runs
 from scaling.sweep import plan
-from train import record
+from train import record, transfer
 from train.data.dataset import TokenData
 from train.system import process
 
@@ -72,6 +72,14 @@ def _check_cell(config: ConfigDict, cell: plan.Cell, names: set[str], tokens: To
     raise ConfigError(f"{error} ({cell.id})") from None
 
 
+def check_parents(config: ConfigDict, tokens: TokenData) -> None:
+  """Raises UserError where a size cannot start from its run of `train.warm_start`."""
+  data = {"tokenizer": tokens.tokenizer_hash, "vocab_size": tokens.vocab_size}
+  if config.train.warm_start:
+    for size in {*config.sweep.sizes, *config.sweep.probe_sizes}:
+      transfer.find(plan.at_size(config, size), data)
+
+
 def check_heldout(config: ConfigDict, tokens: TokenData) -> None:
   """Raises ConfigError where no run could test the prediction, wherever it will be."""
   cells = plan.fit_cells(config, tokens.vocab_size)
@@ -87,6 +95,11 @@ def check_sweep_config(config: ConfigDict) -> None:
       raise ConfigError(
         f"model.{name}={value}: a sweep takes its shapes from model.ladder; leave it at 0"
       )
+  if config.train.warm_start and "{size}" not in config.train.warm_start:
+    raise ConfigError(
+      f"train.warm_start={config.train.warm_start}: one parent has one size, and a sweep several; "
+      "train one of each, and write {size} in their folders' place, as in runs/parents/{size}"
+    )
   fit.check_options(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
   record.check_config(plan.at_size(config, config.sweep.sizes[0]))

@@ -99,6 +99,7 @@ def open_sweep(
   new = store.new_head(config, tokens)
   stored = files.read_json(workdir / "sweep.json")
   if stored is None:
+    checks.check_parents(config, tokens)
     return new, []
   checks.check_same_sweep(workdir, stored, config, tokens)
   head, cells = store.read_sweep(workdir)

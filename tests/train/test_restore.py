@@ -16,7 +16,7 @@ from train.system import files
 
 def test_a_restored_model_is_the_trained_one(trained):
   """Its validation loss is the one in the run's record."""
-  run, record = restore.restore(str(trained("gpt2"))), restore.find(str(trained("gpt2")))[1]
+  run, record = restore.restore(str(trained("gpt2"))), files.read_json(trained("gpt2") / "run.json")
   result = loop.evaluate(
     step.program(run.config, run.vocab_size),
     step.TrainState(0, nnx.to_pure_dict(nnx.state(run.model)), {}, (), None),
