@@ -19,10 +19,10 @@ PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 class Display:
   """What a sweep shows to the person who waits for it."""
 
-  def __init__(self, title: str, stream: TextIO = sys.stderr):
-    """Writes to a stream; draws over its lines where that is a terminal."""
+  def __init__(self, title: str, stream: TextIO | None = None):
+    """Writes to a stream (None: stderr); draws over its lines where that is a terminal."""
     self.title = title
-    self._console = Console(file=stream, highlight=False, soft_wrap=True)
+    self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._fancy = self._console.is_terminal
     self._began = time.monotonic()
