@@ -23,7 +23,6 @@ from models import (
   source_of,
 )
 
-from configs import base
 from model.transformer import Source
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
@@ -256,14 +255,6 @@ def test_the_depth_of_the_encoder_is_its_own():
   a, _ = outcome(family="encoder_decoder")
   b = apply(params, TOKENS_BT, source=Source(SOURCE_BS))
   assert not np.allclose(a, b, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-  "field", [name for name, field in base.MODEL.items() if getattr(field, "choices", ())]
-)
-def test_an_unknown_switch_is_named(field):
-  with pytest.raises(ValueError, match=rf"^model\.{field}='odd': unknown; choose one of [^\n]+$"):
-    built(**{field: "odd"})
 
 
 def test_learned_positions_end_somewhere():
