@@ -104,7 +104,7 @@ DATA: dict[str, Any] = {
   "max_epochs": positive(4.0),  # a run that repeats its data more often than this is refused
   "markov_tokens": at_least_1(8_000_000),  # size of the Markov source [tokens]
   "markov_symbols": byte_symbols(256),  # symbols of the Markov source
-  "evaluate": Mapping("text"),  # sources of further validation sets, by name
+  "evaluate": Mapping("text"),  # further validation sets by name: a source, EVALUATOR@SOURCE
 }
 
 # What the objectives hide: see `train/objectives/`.
@@ -190,6 +190,7 @@ SWEEP: dict[str, Any] = {
 
 # The law and how its uncertainty is estimated. `scaling/laws/` bounds them.
 FIT: dict[str, Any] = {
+  "loss": "",  # that on a set of data.evaluate, by its name; "": on the held-out tokens
   "params": one_of("body_head", "body", "total"),  # what N counts
   "flops": one_of("exact", "6nd"),  # what C counts
   "form": "chinchilla",  # of the law: one of scaling/laws/forms.py that is of N and D

@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from model import sharding
 from train import aot, checkpoint, optim, record
 from train.data import batches, dataset
-from train.evaluate import evaluate
+from train.evaluate import evaluate, open_sets
 from train.metrics import Metrics
 from train.start import start
 from train.step import TrainState, program
@@ -112,10 +112,12 @@ class Run:
     sharding.check_batches(self.config, len(jax.devices()), jax.local_device_count())
     self._tokens = tokens = dataset.prepare(self.config)
     record.check_run(self.config, tokens)
+    self._sets = open_sets(self.config, tokens)
     self.config, _ = aot.fit_to_devices(self.config, tokens.vocab_size, near=aot.NEAR)
     self.program = program(self.config, tokens.vocab_size)
     self._size = record.size_of(self.config, tokens.vocab_size)
     head = record.describe(self.config, tokens, jax.devices()[0].device_kind)
+    head["data"]["evaluate"] = {name: x.tokens.fingerprint for name, x in self._sets.items()}
     self.record = head | {"pack": self._slots}
     self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
 
@@ -250,12 +252,20 @@ class Run:
     flops = tokens * self._size.flops_per_token
     return {"tokens": tokens, "flops": flops, "lr": self._lr_of(step - 1)}
 
-  def _evaluate(self, state: TrainState) -> dict[str, float]:
+  def _evaluate(self, state: TrainState) -> dict[str, Any]:
     with self.clock("evaluate"):
-      return evaluate(self.program, state, self._tokens, self.config)
+      result: dict[str, Any] = dict(evaluate(self.program, state, self._tokens, self.config))
+      if self._sets:
+        result["evaluations"] = {
+          name: evaluate(self.program, state, x.tokens, self.config, x.evaluator)
+          for name, x in self._sets.items()
+        }
+      return result
 
-  def _log_evaluation(self, evaluated: dict[str, float]) -> None:
+  def _log_evaluation(self, evaluated: dict[str, Any]) -> None:
     row = {"step": self._done, **self._columns(self._done), "eval_loss": evaluated["loss"]}
+    if self._sets:
+      row["evaluations"] = evaluated["evaluations"]
     self._metrics.write(row)
 
   def _save(self, state: TrainState) -> None:

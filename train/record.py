@@ -201,6 +201,12 @@ def check_same_run(stored: dict, wanted: dict, where: str, branch: bool = False)
   for name in ("fingerprint", "tokenizer"):
     if stored["data"][name] != wanted["data"][name]:
       raise UsageError(f"{where}: holds a run on other data ({name}); name another folder")
+  for name, fingerprint in wanted["data"].get("evaluate", {}).items() if not branch else ():
+    if stored["data"].get("evaluate", {}).get(name) != fingerprint:
+      raise UsageError(
+        f"{where}: holds a run that was evaluated on another text (data.evaluate.{name} has "
+        "changed since); name another folder"
+      )
 
 
 def _numbers(record: dict, branch: bool) -> dict[str, Any]:
@@ -210,6 +216,8 @@ def _numbers(record: dict, branch: bool) -> dict[str, Any]:
   sections = ("model.", "data.", "corruption.", "optim.", *train)
   free = _FREE | _SCHEDULE | {"train.eval_tokens"} if branch else _FREE
   decisive = {x: y for x, y in fields.items() if x.startswith(sections) and x not in free}
+  if branch:
+    decisive = {x: y for x, y in decisive.items() if not x.startswith("data.evaluate")}
   steps = {} if branch else {"steps": record.get("scheduled_steps", record.get("steps"))}
   return decisive | steps | {x: record.get(x) for x in ("N", "lr", "seed", "objective")}
 

@@ -45,7 +45,8 @@ def check(workdir: Path) -> list[str]:
       _check_table(workdir, *store.read_sweep(workdir))
     if sealed:
       counting = head["config"]["fit"]
-      now = runs.read_runs(workdir, "", counting["params"], counting["flops"])
+      loss = counting.get("loss", "")
+      now = runs.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
       check_runs(workdir, sealed, now)
   return unchecked
 

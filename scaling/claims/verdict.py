@@ -22,7 +22,7 @@ def judge(
 
   The headline is the claim on the loss of the trained cell nearest to N*, at that cell's N and D.
   """
-  records = {cell.id: store.outcome(workdir, cell) for cell in heldout}
+  records = {cell.id: store.outcome(workdir, cell, config.fit.loss) for cell in heldout}
   trained = {}
   for cell in sealed["cells"]:
     record = records[cell["cell"]]

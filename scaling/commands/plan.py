@@ -66,7 +66,8 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
     )
   head, cells = store.read_sweep(workdir)
   config = with_lr_rule(config, head.get("lr_rule"))
-  trained = runs.read_runs(workdir / "cells.csv", params=config.fit.params, flops=config.fit.flops)
-  law = fit.fit_runs(trained, config.fit)
+  f = config.fit
+  trained = runs.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
+  law = fit.fit_runs(trained, f)
   fitted = [cell for cell in cells if cell.kind == "fit"]
   return adaptive.table(config, head["corpus"], fitted, law, budget)

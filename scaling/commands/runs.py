@@ -40,7 +40,11 @@ def runs_table(workdir: Path) -> str:
   rows = []
   columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
   columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
+  for name in sorted({name for _, record in records for name in record.get("evaluations", {})}):
+    columns[f"loss_{name}"] = ".4f"
   for name, record in records:
+    for further, metrics in record.get("evaluations", {}).items():
+      record |= {f"loss_{further}": metrics["loss"]} if "loss" in metrics else {}
     if "N" in record:  # else it failed before it began
       record["D/N"] = record["D"] / record["N"]
     status = record["status"] + (f": {record['error']}" if record["status"] == "failed" else "")

@@ -89,7 +89,11 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
     "filters": list(fit.runs.filters),
     "input_hash": input_hash(fit.runs),
-    "counting": {"params": fit.runs.params, "flops": fit.runs.flops},
+    "counting": {
+      "params": fit.runs.params,
+      "flops": fit.runs.flops,
+      "loss": fit.runs.loss_on,
+    },  # fmt: skip
     **{name: getattr(options, name) for name in OPTIONS},
     "form": fit.form,
     "convergence": dict(fit.convergence),

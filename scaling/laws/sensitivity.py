@@ -131,6 +131,7 @@ class Choices(Options, Protocol):
 
   params: str
   flops: str
+  loss: str
 
 
 def vary_choices(
@@ -152,6 +153,7 @@ def vary_choices(
   chosen: dict[str, Any] = {
     "params": options.params,
     "flops": options.flops,
+    "loss": options.loss,
     "where": where,
     "exclude": exclude,
   }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
-from scaling.report.records import ESTIMATORS, Record
+from scaling.report.records import ESTIMATORS, Record, parameters
 from scaling.report.render import Block, Table
 
 QUESTIONS = {
@@ -84,6 +84,29 @@ def certainty(record: Record) -> Iterator[Block]:
       for r in runs
     ]  # fmt: skip
     yield Table(("without", "N", "D", "a", "shift of a", "N_opt", "influence"), rows)
+
+
+def sets(record: Record) -> Iterator[Block]:
+  """Yields the laws of the losses on several validation sets, side by side."""
+  laws = record.sets
+  if laws:
+    names = [f"`{row['name']}`" for row in laws]
+    yield (
+      "The same runs, each law fitted to the loss on its set. Losses on different texts cannot be "
+      f"compared; exponents and optima can. Optima at {flops(laws[0]['C'])} FLOPs."
+    )
+    rows = [
+      (cells[0][0], *(text for _, *pair in cells for text in pair))
+      for cells in zip(*map(parameters, laws), strict=True)
+    ]
+    for key, form in (("N_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
+      best = [row["optimum"] for row in laws]
+      pairs = ((form(b[key]), bracket(b[f"{key}_interval"], form)) for b in best)
+      rows.append((key, *(text for pair in pairs for text in pair)))
+    yield Table(("", *(text for name in names for text in (name, ""))), rows)
+  for row in record.fit.get("sets", []):
+    if "reason" in row:
+      yield f"No law of the loss on `{row['set'] or 'main'}`: {row['reason']}."
 
 
 def forms(record: Record) -> Iterator[Block]:

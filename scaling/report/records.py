@@ -106,6 +106,11 @@ class Record:
     return sorted(rows, key=lambda row: row["C"])
 
   @property
+  def sets(self) -> list[dict[str, Any]]:
+    """The law of each validation set that has one, if there are several."""
+    return [row | {"name": row["set"] or "main"} for row in self.fit.get("sets", []) if "a" in row]
+
+  @property
   def headline(self) -> str:
     """The outcome so far in one sentence, with its numbers."""
     if self.verification.get("verdict"):
@@ -135,6 +140,10 @@ class Record:
       "law": (self.fit.get("params"), "there is no fit.json yet"),
       "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
       "choices": (self.fit.get("choices"), "fit.json has no choices"),
+      "sets": (
+        self.sets and all(f"loss_{row['name']}" in self.cells[0] for row in self.sets),
+        "there are no laws of several validation sets",
+      ),
       "optimum": (len(self.optima) > 1, "fit.json tells no optimum at two budgets"),
     }
     return next((reason for present, reason in (checks[need] for need in needs) if not present), "")
@@ -143,7 +152,7 @@ class Record:
 def read(workdir: str | Path) -> Record:
   """Reads the files of a sweep, of which any may be missing.
 
-  N and C of a sweep's cells are counted as the fit counts them, and as the config says before it.
+  N, C and loss of a sweep's cells are those of the fit, and before it as the config says.
 
   Raises:
     UserError: there is no such folder, or a file in it is broken.
@@ -159,6 +168,9 @@ def read(workdir: str | Path) -> Record:
   for cell in cells:
     cell["N"] = cell.get(f"params_{counting.get('params')}", cell["N"])
     cell["C"] = 6 * cell["N"] * cell["D"] if counting.get("flops") == "6nd" else cell["C"]
+    cell["loss_main"] = cell["loss"]
+    for name in ("loss", "loss_stderr", "bits_per_byte") if counting.get("loss") else ():
+      cell[name] = cell.get(f"{name}_{counting['loss']}", cell[name])
   cells = cells or _read_table(workdir / "runs.csv")
   for cell in cells:
     cell["tokens_per_param"] = cell["D"] / cell["N"]

@@ -25,7 +25,7 @@ def missing(record: Record) -> Iterator[Block]:
   }  # fmt: skip
   names = [f"`{name}`" for name, part in parts.items() if not part and not record.foreign]
   for name, figure in FIGURES.items():
-    if reason := record.lacks(*figure.needs):
+    if (reason := record.lacks(*figure.needs)) and not figure.extra:
       names.append(f"figure {name} ({reason})")
   if names:
     yield f"**Incomplete.** Missing: {', '.join(names)}."
@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
   ("", ["predicted_vs_trained"]),
   ("The corpus's floor", [sections.floor]),
   ("", [evidence.decisions]),
+  ("The law of each validation set", [evidence.sets, "validation_sets"]),
   ("How well the law fits", ["residuals", "training_curves"]),
   ("The estimators side by side", [evidence.estimators]),
   ("How sure", [evidence.certainty]),

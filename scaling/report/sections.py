@@ -49,9 +49,11 @@ def law(record: Record) -> Iterator[Block]:
   if not fit:
     return
   response = "loss" if fit.get("response") == "raw" else "log loss"
+  on = fit.get("counting", {}).get("loss", "")
   yield (
-    f"L(N, D) = {record.law.form.formula} in nats per token, fitted to {fit['n_runs']} runs "
-    f"(Huber on {response}, delta = {fit['delta']:g}). At the optimum N grows as C^a and D as C^b."
+    f"L(N, D) = {record.law.form.formula} in nats per token{on and f' on `{on}`'}, fitted to "
+    f"{fit['n_runs']} runs (Huber on {response}, delta = {fit['delta']:g}). At the optimum N grows "
+    "as C^a and D as C^b."
   )
   yield Table(("parameter", "value", f"{fit['level']:.0%} interval"), parameters(fit))
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]

@@ -16,6 +16,7 @@ from scaling.laws.tables import runs
 from scaling.sweep import plan
 from train import record, transfer
 from train.data.dataset import TokenData
+from train.evaluate import open_sets
 from train.system import process
 
 FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
@@ -31,6 +32,7 @@ OTHER_LAW = ("fit.form", "fit.response", "fit.fixed_E", "fit.delta")  # fields t
 def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   """Raises ConfigError where the sweep cannot be run on this text, or could not identify a law."""
   check_sweep_config(config)
+  open_sets(config, tokens)
   s = config.sweep
   cells = plan.fit_cells(config, tokens.vocab_size)
   if not cells:
@@ -102,6 +104,11 @@ def check_sweep_config(config: ConfigDict) -> None:
     )
   fit.check_options(config.fit)
   runs.check_counts(config.fit.params, config.fit.flops)
+  if config.fit.loss and config.fit.loss not in config.data.evaluate:
+    raise ConfigError(
+      f"fit.loss={config.fit.loss!r}: no set of data.evaluate; choose one of "
+      f"{', '.join(map(repr, ['', *config.data.evaluate]))}"
+    )
   record.check_config(plan.at_size(config, config.sweep.sizes[0]))
   if not process.has_accelerator():  # each worker then has one device; elsewhere the workers look
     sharding.check_batches(config, 1)
@@ -183,6 +190,12 @@ def check_same_sweep(
     if stored["corpus"][key] != getattr(tokens, key):
       raise UsageError(
         f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
+      )
+  for name, further in open_sets(config, tokens).items():
+    if stored["corpus"].get("evaluate", {}).get(name) != further.tokens.fingerprint:
+      raise UsageError(
+        f"workdir={workdir}: holds a sweep evaluated on another text (data.evaluate.{name} has "
+        "changed since); name another workdir"
       )
 
 

@@ -9,16 +9,17 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from configs.errors import UsageError, UserError
 from scaling.laws import compare, estimators, fit, fit_json, sensitivity
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.tables import curves
-from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs
+from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs, validation_sets
 from scaling.sweep import store
 from train.system import files
 
+OF_SET = ("params", "intervals", "a", "b", "n_runs")  # of fit.json, for each validation set
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
@@ -61,7 +62,9 @@ def write_fit(
   if not path:
     store.read_sweep(workdir)
   source = path or workdir
-  runs = read_runs(source, columns, options.params, options.flops, where, exclude)
+  reading: dict[str, Any] = {"columns": columns, "where": list(where), "exclude": list(exclude)}
+  counting = {"params": options.params, "flops": options.flops}
+  runs = read_runs(source, **reading, **counting, loss=options.loss)
   files.make_folder(workdir)
   (workdir / "line.json").unlink(missing_ok=True)
   try:
@@ -77,16 +80,42 @@ def write_fit(
   trained = None if path else estimators.make_curves(rows)
   forms = list(dict.fromkeys((law.form, *compare.DEFAULT)))
   record = fit_json.to_json(law, trained) | {
-    "reading": {"columns": columns, "where": list(where), "exclude": list(exclude)},
+    "reading": reading,
     "choices": sensitivity.vary_choices(source, options, columns, where, exclude),
     "heldout": compare.compare_forms(runs, forms, options.delta) if compare_forms else None,
     "decisions": answers(law, questions, options.target_tokens_per_param),
+    "sets": fit_sets(law, options, source, **reading, **counting),
   }
   files.write_json(workdir / "fit.json", files.with_digests(record))
   (workdir / "runs.csv").unlink(missing_ok=True)  # of an earlier fit
   if path and len(runs) <= MAX_DRAWN:
     _write_runs(workdir / "runs.csv", runs)
   return law
+
+
+def fit_sets(
+  law: fit.Fit, options: Options, source: str | Path, **reading: Any
+) -> list[dict[str, Any]]:
+  """Fits the law to the loss on each validation set of a table; [] where there is only one.
+
+  Returns:
+    A row of each: set, and C, the largest budget; what fit.json has of a law, and `optimum` at C;
+    or the reason why there is none.
+  """
+  names, C = validation_sets(source), float(law.runs.C.max())
+  rows = []
+  for name in names if len(names) > 1 else ():
+    row: dict[str, Any] = {"set": name, "C": C}
+    try:
+      runs = read_runs(source, **reading, loss=name)
+      of_set = law if name == options.loss else fit.fit_runs(runs, options)
+      fit.check_sealable(of_set, C)
+      record = fit_json.to_json(of_set)
+      row |= {key: record[key] for key in OF_SET} | {"optimum": fit.optimum(of_set, C)}
+    except UserError as error:
+      row["reason"] = str(error)
+    rows.append(row)
+  return rows
 
 
 def _write_runs(path: Path, runs: Runs) -> None:

@@ -195,8 +195,9 @@ def fit_law(arm: Arm) -> fit.Fit:
   """Fits the law to the runs that have trained; writes fit.json."""
   arm.clock("fit")
   if sealed := prediction.read(arm.workdir):
-    counting = arm.config.fit.params, arm.config.fit.flops
-    integrity.check_runs(arm.workdir, sealed, read_runs(arm.workdir, "", *counting))
+    f = arm.config.fit
+    fitted = read_runs(arm.workdir, "", f.params, f.flops, loss=f.loss)
+    integrity.check_runs(arm.workdir, sealed, fitted)
   return fit_files.write_fit(arm.workdir, arm.config.fit)
 
 

@@ -22,6 +22,7 @@ from scaling.sweep import plan
 from scaling.sweep.plan import Cell, Trunk
 from train import record
 from train.data.dataset import TokenData
+from train.evaluate import open_sets
 from train.system import files
 
 COLUMNS = [
@@ -47,9 +48,13 @@ def with_trunks(cells: Iterable[Cell]) -> list[Cell | Trunk]:
   return [*plan.trunks(cells), *cells]
 
 
-def outcome(workdir: Path, run: Cell | Trunk) -> dict:
-  """Reads the record of a run; {"status": "planned"} before it has begun."""
-  return files.read_json(folder(workdir, run) / "run.json") or {"status": "planned"}
+def outcome(workdir: Path, run: Cell | Trunk, loss: str = "") -> dict:
+  """Reads the record of a run; {"status": "planned"} before it has begun.
+
+  `loss` is the validation set whose loss takes the place of the main one's.
+  """
+  record = files.read_json(folder(workdir, run) / "run.json") or {"status": "planned"}
+  return record | (record["evaluations"][loss] if loss and "evaluations" in record else {})
 
 
 def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
@@ -64,7 +69,12 @@ def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
     **{name: getattr(cell, name) for name in OF_CELL},
     **{name: result.get(name, "") for name in OF_RECORD},
   }
-  return {name: values[name] for name in COLUMNS}
+  return {name: values[name] for name in COLUMNS} | {
+    f"{metric}_{name}": value
+    for name, metrics in result.get("evaluations", {}).items()
+    for metric, value in metrics.items()
+    if metric != "eval_tokens"
+  }
 
 
 def rows(workdir: Path, cells: Iterable[Cell], objective: str) -> list[dict[str, Any]]:
@@ -75,7 +85,8 @@ def rows(workdir: Path, cells: Iterable[Cell], objective: str) -> list[dict[str,
 def write_table(workdir: Path, table: list[dict[str, Any]]) -> None:
   """Writes cells.csv."""
   text = io.StringIO()
-  writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+  columns = list(dict.fromkeys([*COLUMNS, *(name for row in table for name in row)]))
+  writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
   writer.writeheader()
   writer.writerows(table)
   files.write_text(workdir / "cells.csv", text.getvalue())
@@ -83,6 +94,7 @@ def write_table(workdir: Path, table: list[dict[str, Any]]) -> None:
 
 def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
   """Makes the head of sweep.json: all but its cells."""
+  sets = open_sets(config, tokens)
   sized = plan.at_size(config, config.sweep.sizes[0])
   return {
     "name": config.sweep.name,
@@ -98,6 +110,7 @@ def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
       "train_tokens": tokens.train_token_count,
       "validation_tokens": tokens.validation_token_count,
       "floor": tokens.floor,
+      "evaluate": {name: x.tokens.fingerprint for name, x in sets.items()},
     },
     "config": record.plain(config),
     "config_diff": record.diff(config),

@@ -40,6 +40,7 @@ class Runs:
   excluded: tuple[tuple[str, str], ...] = ()  # runs of the file that are not here: (id, reason)
   params: str = "given"  # what N counts: of PARAMS, or "given": as whoever gave the numbers counts
   flops: str = "exact"  # what C counts: exact (as given), or 6nd
+  loss_on: str = ""  # the validation set that the loss is on; "": the main one
   filters: tuple[str, ...] = ()  # the conditions that chose them: "where D/N > 5", "exclude ..."
   extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # EXTRAS, [n] each
 
@@ -116,6 +117,7 @@ def read_runs(
   flops: str = "exact",
   where: Sequence[str] = (),
   exclude: Sequence[str] = (),
+  loss: str = "",
 ) -> Runs:
   """Reads the runs of a sweep, or of anyone's table with named columns.
 
@@ -129,6 +131,7 @@ def read_runs(
     where: conditions that every run meets, as "D/N > 5" (`tables.conditions`), in N, D, C
       and loss, and in the file's other columns of numbers. A run that fails one is excluded.
     exclude: conditions that no run meets, likewise.
+    loss: the validation set whose loss is read, from the column loss_NAME; "": from `loss`.
 
   Returns:
     The runs, with those that were left out in `excluded` and the conditions in `filters`.
@@ -140,10 +143,19 @@ def read_runs(
   check_counts(params, flops)
   path, given = _table_of(path), _parse_columns(columns)
   names = {name: name for name in COLUMNS} | {"id": "cell", "N": PARAMS[params]} | given
+  if loss:
+    if "loss" in given:
+      raise DataError(f"fit.loss={loss!r}: columns={columns!r} names a loss, too; leave one out")
+    names["loss"] = f"loss_{loss}"
   filters = [("where", text) for text in where] + [("exclude", text) for text in exclude]
   read = {name for kind, text in filters for name in conditions.names(text, f"--{kind}=")}
   read -= set(COLUMNS)
   header, table = read_rows(path)
+  if loss and names["loss"] not in header:
+    raise DataError(
+      f"fit.loss={loss!r}: {path} has no column {names['loss']!r}; there is the loss on "
+      f"{', '.join(map(repr, _sets(header)))}"
+    )
   ours = {"kind", "status"} <= set(header)
   sources = _sources(path, header, names, given)
   measured = list(sources)
@@ -197,8 +209,21 @@ def read_runs(
     excluded=tuple(excluded),
     params=params if ours and "N" not in given else "given",
     flops="exact" if "C" in measured and flops == "exact" else "6nd",
+    loss_on=loss,
     filters=tuple(f"{kind} {text}" for kind, text in filters),
   )
+
+
+def validation_sets(path: str | os.PathLike) -> list[str]:
+  """Lists the validation sets whose loss a sweep's table has; "" is the main one."""
+  header, _ = read_rows(_table_of(path))
+  return _sets(header) if {"kind", "status"} <= set(header) else [""]
+
+
+def _sets(header: Sequence[str]) -> list[str]:
+  names = [name for name in header if name.startswith("loss_")]
+  names = [name for name in names if not f"{name}_".startswith("loss_stderr_")]
+  return ["", *(name.removeprefix("loss_") for name in names)]
 
 
 def _table_of(path: str | os.PathLike) -> Path:

@@ -1,5 +1,6 @@
 """The law against its runs: contours, predicted and trained losses, residuals, frontier, a."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,24 @@ def frontier(record: Record) -> Figure:
     style.key(f"{record.target:g} tokens per parameter", ls=":"),
     ncols=5,
   )
+  return figure
+
+
+def validation_sets(record: Record) -> Figure:
+  """Draws the loss on each validation set against compute, and its law at its optimum."""
+  figure = Figure(figsize=(style.SINGLE, 2.85))
+  axes, cells = figure.subplots(), record.done("fit", "heldout")
+  C = np.geomspace(*style.limits(column(cells, "C")), 60)
+  keys = []
+  for row, look in zip(record.sets, style.SERIES, strict=False):
+    best = dataclasses.replace(record.law, params=row["params"]).optimum(C)
+    axes.plot(C, best.loss, "-", color=look["color"], gid=f"law {row['name']}")
+    loss = column(cells, f"loss_{row['name']}")
+    axes.plot(column(cells, "C"), loss, ls="", ms=3, gid=row["name"], **look)
+    keys.append(style.key(row["name"], ls="-", **look))
+  style.flops_axis(axes.xaxis)
+  axes.set_ylabel("loss [nats/token]")
+  style.legend(figure, *keys, ncols=4)
   return figure
 
 

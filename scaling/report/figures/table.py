@@ -19,6 +19,7 @@ class Drawing(NamedTuple):
   needs: tuple[str, ...]
   caption: str
   sealed: str = ""  # appended to the caption where a prediction was sealed
+  extra: bool = False  # whether a sweep is complete without it
 
 
 FIGURES = {
@@ -33,6 +34,8 @@ FIGURES = {
     "The fitted L(N, D), the trained runs and the compute-optimal path."),
   "residuals": Drawing(law.residuals, ("law", "runs"),
     "Trained over predicted loss. A trend in N or D would say that the form is wrong."),
+  "validation_sets": Drawing(law.validation_sets, ("law", "runs", "sets"),
+    "The loss on each validation set, and its own law at its optimum.", extra=True),
   "training_curves": Drawing(curves.training_curves, ("runs", "curves"),
     "Train loss, smoothed in log tokens, and final validation losses."),
   "sensitivity": Drawing(law.sensitivity, ("law", "choices"),

@@ -353,9 +353,9 @@ def test_our_cells(tmp_path):
   np.testing.assert_allclose(laws.read_runs(path, params="total").N, runs.N * 2)
   record = laws.to_json(laws.fit_runs(runs, options()))
   assert record["excluded"] == [{"id": "c18", "reason": "status diverged"}]
-  assert record["counting"] == {"params": "body_head", "flops": "exact"}
+  assert record["counting"] == {"params": "body_head", "flops": "exact", "loss": ""}
   record = laws.to_json(laws.fit_runs(body, options()))
-  assert record["counting"] == {"params": "body", "flops": "6nd"}
+  assert record["counting"] == {"params": "body", "flops": "6nd", "loss": ""}
   assert laws.read_runs(path, columns="N=params_total").params == "given"
   with pytest.raises(ValueError, match="fit.params='weights'"):
     laws.read_runs(path, params="weights")

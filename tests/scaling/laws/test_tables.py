@@ -243,7 +243,7 @@ def test_a_sweeps_folder_is_its_cells(sweep, tmp_path):
 
 
 class Chosen:
-  params, flops, delta, target_tokens_per_param = "body_head", "exact", 1e-3, 20.0
+  params, flops, loss, delta, target_tokens_per_param = "body_head", "exact", "", 1e-3, 20.0
   bootstraps, level, seed, resampling = 200, 0.9, 0, "pairs"
   form, response, fixed_E = "chinchilla", "log", 0.0
 

@@ -27,7 +27,7 @@ def legend(figure):
 
 def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
   widths = {"training_curves": 7.0, "residuals": 7.0, "frontier": 7.0}
-  for name in table.FIGURES:
+  for name in (name for name, figure in table.FIGURES.items() if not figure.extra):
     pdf = (finished / "figures" / f"{name}.pdf").read_bytes()
     png = (finished / "figures" / f"{name}.png").read_bytes()
     assert pdf.startswith(b"%PDF-")
