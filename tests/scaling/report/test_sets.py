@@ -72,7 +72,7 @@ def test_the_response_of_the_fit_is_chosen_by_name(fitted):
     expected = [chinchilla.loss(truth, c["N"], c["D"]) for c in cells]
     np.testing.assert_allclose(records.column(cells, "loss"), expected, rtol=0.01)
   assert stored(fitted[""])["input_hash"] != stored(fitted["books"])["input_hash"]
-  assert "nats per token on the validation set `books`" in markdown(fitted["books"])
+  assert "in nats per token on `books`, fitted to" in markdown(fitted["books"])
 
 
 def test_each_set_has_the_law_that_it_has_alone(fitted):
