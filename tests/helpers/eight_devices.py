@@ -125,8 +125,7 @@ def run(family, case):
   for number in range(STEPS):
     batch = functions.place(batch_of(config, number))
     state, metrics = compiled(state, batch, np.float32(RATE), np.uint32(0))
-    total, weight = metrics["sums"]["loss"]
-    losses.append(float(total / weight))
+    losses.append(sum(float(total / weight) for total, weight in metrics["sums"].values()))
     norms.append(float(metrics["grad_norm"]))
   rows = functions.place(batch_of(config, 99))
   nll_B, weight_B = functions.evaluate(step.all_params(state), rows)["loss"]
