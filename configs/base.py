@@ -118,8 +118,9 @@ CORRUPTION: dict[str, Any] = {
   "denoisers": ("r", "s", "x"),  # ul2: drawn from with equal probability for each sequence
 }
 
-# AdamW, its schedule, and its learning-rate rule.
+# The optimizer, its schedule, and its learning-rate rule: see `train/optim.py`.
 OPTIM: dict[str, Any] = {
+  "name": one_of("adamw", "muon"),  # muon: AdamW for what is no matrix of a block
   "lr": at_least_0(0.0),  # peak learning rate; 0: lr_ref * (N / lr_ref_params) ** lr_exponent
   "lr_ref": positive(6e-3),  # learning rate at N = lr_ref_params
   "lr_ref_params": positive(100_000),  # N (body + head) at which lr_ref holds [parameters]
@@ -131,6 +132,7 @@ OPTIM: dict[str, Any] = {
   "b1": below_1(0.9),  # Adam: decay of the mean of the gradient
   "b2": below_1(0.98),  # Adam: decay of the mean of its square
   "eps": positive(1e-8),  # Adam: added to the root of that mean
+  "momentum": below_1(0.95),  # muon: decay of the sum of gradients (Jordan et al. 2024)
   "weight_decay": at_least_0(0.1),  # decoupled; on matrices only (not on norms, biases, embeddings)
   "clip_norm": at_least_0(1.0),  # global gradient norm; 0: no clipping
   "z_loss": at_least_0(0.0),  # weight of log^2 Z, which keeps logits from drifting (T5X: 1e-4)

@@ -33,7 +33,7 @@ TREES = ("params", "gradients", "optimizer")
 class Sizes(NamedTuple):
   """How many numbers each device holds."""
 
-  whole: dict[str, int]  # of each of TREES; gradients and optimizer: of trained parameters
+  whole: dict[str, int]  # of each of TREES, and what an update makes beside them
   shard: dict[str, int]  # likewise, where the strategy shards it
   rest: int  # those outside the blocks, whole
   block: int  # the largest block, whole
@@ -44,7 +44,7 @@ def device_bytes(
   vocab_size: int,
   seq_len: int,
   source_len: int,
-  moments: Mapping[str, int],
+  arrays: Mapping[str, tuple[int, int]],
   devices: int = 1,
   fused: bool = False,
 ) -> dict[str, int]:
@@ -55,8 +55,8 @@ def device_bytes(
     vocab_size: V, special tokens included.
     seq_len: T [tokens].
     source_len: S of an encoder-decoder, else 0 [tokens].
-    moments: of each trained parameter, by path, the arrays of its shape that the optimizer keeps
-      (`train.optim.moments`).
+    arrays: of each trained parameter, by path, the float32 arrays of its shape that the optimizer
+      keeps, and that an update makes beside them (`train.optim.arrays`).
     devices: how many there are, imagined or not.
     fused: attention never stores its weights (cuDNN's flash attention; see `attention.attend`), and
       products take bfloat16 operands as they are. Counted, and not yet measured on a GPU. False: as
@@ -81,8 +81,8 @@ def device_bytes(
   mixed = c.weights == "bfloat16"
   each = 2 if mixed else 4
   sharded = sharding.STRATEGIES[strategy]
-  kept = tuple((path, arrays + mixed) for path, arrays in moments.items())
-  sizes = _sizes(c.to_json(), vocab_size, seq_len, source_len, mesh, kept)
+  trained = tuple((path, kept + mixed, made) for path, (kept, made) in arrays.items())
+  sizes = _sizes(c.to_json(), vocab_size, seq_len, source_len, mesh, trained)
   of = {tree: (sizes.shard if tree in sharded else sizes.whole)[tree] for tree in TREES}
   parts: dict[str, Any] = {
     "weights": each * of["params"],
@@ -102,7 +102,8 @@ def device_bytes(
     at_logits = each * sizes.whole["gradients"] - (microbatches == 1) * parts["gradients"]
     in_blocks = at_logits + block
     reducing = max(at_logits, parts["gradients"] * (mesh[0] * mesh[1] > 1))
-  peak = max(kept + working + in_blocks, kept + logits + at_logits, reducing)
+  updating = 4 * (sizes.shard if "optimizer" in sharded else sizes.whole)["update"]
+  peak = max(kept + working + in_blocks, kept + logits + at_logits, reducing, updating)
   parts["activations"] = kept + max(0, working - logits)
   parts["logits"] = logits
   parts["passing"] = max(0, peak - parts["activations"] - logits)
@@ -112,7 +113,7 @@ def device_bytes(
 
 @lru_cache(maxsize=256)
 def _sizes(
-  model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tuple, kept: tuple
+  model: str, vocab_size: int, seq_len: int, source_len: int, mesh: tuple, trained: tuple
 ) -> Sizes:
   c = ConfigDict(json.loads(model))
   shapes = accounting.shapes(c, vocab_size, seq_len, source_len)
@@ -128,8 +129,9 @@ def _sizes(
   def count(numbers: dict[str, int]) -> dict[str, int]:
     return {
       "params": sum(numbers.values()),
-      "gradients": sum(numbers[p] for p, _ in kept),
-      "optimizer": sum(numbers[p] * arrays for p, arrays in kept),
+      "gradients": sum(numbers[p] for p, _, _ in trained),
+      "optimizer": sum(numbers[p] * kept for p, kept, _ in trained),
+      "update": sum(numbers[p] * made for p, _, made in trained),
     }
 
   return Sizes(

@@ -266,6 +266,21 @@ class Layout:
     size = w.shape[dim] // self.mesh.shape["shard"]
     return jax.lax.dynamic_slice_in_dim(w, jax.lax.axis_index("shard") * size, size, dim)
 
+  def on_whole(self, function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+    """Applies a function to the whole array of each layer, in a tree of parameters of blocks.
+
+    They lie as the optimizer's: a layer is all-gathered where it is in shards; each device computes
+    all of the result and keeps its shard. One layer at a time, as all at once would take several
+    times the weights' memory.
+    """
+    dims = dict(jax.tree_util.tree_leaves_with_path(self.dims))
+
+    def apply(path: Any, x: jax.Array) -> jax.Array:
+      dim = dims[path] - 1 if "optimizer" in self.sharded else -1
+      return jax.lax.map(lambda w: self._slice(function(all_gather(w, dim)), dim), x)
+
+    return jax.tree_util.tree_map_with_path(apply, tree)
+
   def gather_updated(self, params: Any) -> Any:
     """All-gathers the new weights where only the optimizer's (and gradients) lie in shards.
 

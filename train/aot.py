@@ -223,9 +223,8 @@ def device_bytes(
   shape = registry.vocab_size(config, vocab_size), lengths.target, lengths.source
   shapes = accounting.shapes(config.model, *shape)
   trained = optim.trainable(config.train.trainable, shapes)
-  optimizer = optim.optimizer(config.optim, optim.matrix_rate(config.model))
-  moments = optim.moments(optimizer, {path: shapes[path] for path in trained})
-  return memory.device_bytes(config, *shape, moments, devices, fused)
+  arrays = optim.arrays(config.optim, {path: shapes[path] for path in trained})
+  return memory.device_bytes(config, *shape, arrays, devices, fused)
 
 
 def _bytes(program: jax.stages.Lowered) -> int:

@@ -1,4 +1,4 @@
-"""AdamW, what it trains, the learning-rate rule in N, and the schedules.
+"""The optimizers, what they train, the learning-rate rule in N, and the schedules.
 
 The learning rate of a step is computed on the host and is an argument of the compiled step, so that
 one program serves every rate, schedule and length.
@@ -9,6 +9,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -99,14 +101,19 @@ def trainable(patterns: Sequence[str], paths: Collection[str]) -> set[str]:
   return trained
 
 
-def moments(
-  optimizer: optax.GradientTransformation, shapes: Mapping[str, Sequence[int]]
-) -> dict[str, int]:
-  """Counts by path the arrays of a parameter's shape that the optimizer keeps, all in float32."""
+def arrays(
+  optim: FrozenConfigDict, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, int]]:
+  """Counts float32 arrays of a trained parameter's shape, by its path.
+
+  Returns:
+    how many the optimizer keeps, and how many an update makes beside them (where it needs whole
+    matrices: what goes in, and what comes out).
+  """
   params = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
-  state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
-  kept = Counter(parameter_of(path) for path, _ in state)
-  return {path: kept[path] for path in shapes}
+  state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer(optim).init, params))
+  kept, rule = Counter(parameter_of(path) for path, _ in state), OPTIMIZERS[optim.name]
+  return {path: (kept[path], 2 * bool(rule.of_whole and taken(rule, path))) for path in shapes}
 
 
 def parameter_of(state_path: tuple) -> str:
@@ -118,13 +125,16 @@ def parameter_of(state_path: tuple) -> str:
   return "/".join(str(key.key) for key in reversed([*keys]))
 
 
-def _matrices(params):
+def _matrices(params: Any) -> Any:
   """Returns which leaves are matrices: not norms, biases or embeddings."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).endswith("kernel"), params)
+  return _map_paths(lambda path: path.endswith("kernel"), params)
 
 
-def _name(path: tuple) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+def _map_paths(function: Callable[[str], Any], params: Any) -> Any:
+  def of(path: tuple, _: Any) -> Any:
+    return function(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def matrix_rate(model: FrozenConfigDict) -> float:
@@ -137,17 +147,78 @@ def matrix_rate(model: FrozenConfigDict) -> float:
   return model.mup_base_width / model.width if model.width_scaling == "mup" else 1.0
 
 
-def optimizer(optim: FrozenConfigDict, matrix_rate: float = 1.0) -> optax.GradientTransformation:
-  """Makes AdamW's direction; an update is `params - learning_rate * direction`.
+class Rule(NamedTuple):
+  """An optimizer: how gradients become the direction of an update."""
+
+  # Of what a device holds, entry by entry; its state is arrays of the parameters' shapes.
+  moments: Callable[[FrozenConfigDict], optax.GradientTransformation]
+  takes: str = ".*"  # a regex of whole parameter paths; the rest is AdamW's
+  of_whole: Callable[[jax.Array], jax.Array] | None = None  # then, of each layer's array, whole
+
+
+def orthogonalize(momentum_IO: jax.Array) -> jax.Array:
+  """Replaces the singular values of a matrix by about 1, and scales its entries to an RMS of 0.2.
+
+  That is AdamW's, so that one learning rate and weight decay serve both (Liu et al. 2025,
+  arXiv:2502.16982, section 2.2). Five Newton-Schulz steps (Jordan et al. 2024,
+  kellerjordan.github.io/posts/muon) leave singular values between 0.7 and 1.2.
+  """
+  newton_schulz = optax.contrib.scale_by_muon(beta=0.0, nesterov=False)
+  direction_IO, _ = newton_schulz.update(momentum_IO, newton_schulz.init(momentum_IO))
+  return 0.2 * math.sqrt(max(momentum_IO.shape)) * direction_IO
+
+
+OPTIMIZERS: dict[str, Rule] = {
+  "adamw": Rule(lambda optim: optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)),
+  "muon": Rule(
+    lambda optim: optax.trace(optim.momentum, nesterov=True),
+    takes=".*/block/.*/kernel",
+    of_whole=orthogonalize,
+  ),
+}
+
+OnWhole = Callable[[Callable[[jax.Array], jax.Array], Any], Any]  # see `Layout.on_whole`
+
+
+def optimizer(
+  optim: FrozenConfigDict, matrix_rate: float = 1.0, on_whole: OnWhole = jax.tree.map
+) -> optax.GradientTransformation:
+  """Makes the direction of `optim.name`; an update is `params - learning_rate * direction`.
 
   Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019);
-  `matrix_rate` multiplies their step, not their decay.
+  `matrix_rate` multiplies their step, not their decay. `on_whole` applies a function to the array
+  of each layer.
   """
+  rule = OPTIMIZERS[optim.name]
+  direction = rule.moments(optim)
+  if rule.of_whole:
+    apply = optax.stateless(lambda updates, _: on_whole(rule.of_whole, updates))
+    direction = optax.chain(direction, apply)
+  if rule.takes != ".*":
+    labels = partial(_map_paths, lambda path: optim.name if taken(rule, path) else "adamw")
+    adamw = OPTIMIZERS["adamw"].moments(optim)
+    direction = optax.partition({optim.name: direction, "adamw": adamw}, labels)
   scale = optax.identity()
   if matrix_rate != 1.0:
     scale = optax.masked(optax.scale(matrix_rate), _matrices)
   return optax.chain(
-    optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
-    scale,
-    optax.add_decayed_weights(optim.weight_decay, mask=_matrices),
+    direction, scale, optax.add_decayed_weights(optim.weight_decay, mask=_matrices)
   )
+
+
+def taken(rule: Rule, path: str) -> bool:
+  """Returns whether a rule updates the parameter at a path."""
+  return re.fullmatch(rule.takes, path) is not None
+
+
+def describe(config: ConfigDict, shapes: Mapping[str, Sequence[int]]) -> str:
+  """Says how much of a resolved config's parameters is trained, and by which optimizer."""
+  name, rule = config.optim.name, OPTIMIZERS[config.optim.name]
+  sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+  trained = trainable(config.train.trainable, shapes)
+  share = sum(sizes[path] for path in trained) / sum(sizes.values())
+  mine = [path for path in trained if taken(rule, path)]
+  by = sum(sizes[path] for path in mine) / sum(sizes[path] for path in trained)
+  line = f"{name}: {len(mine)} of {len(trained)} leaves, {by:.0%} of parameters"
+  line += "; adamw the rest" if len(mine) < len(trained) else ""
+  return line + (f"; trained are {share:.1%} of all" if len(trained) < len(shapes) else "")

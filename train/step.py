@@ -28,7 +28,7 @@ from train.objectives.registry import Lengths, Objective
 
 # The fields of config.optim that are compiled in. The learning rate is an argument of the step, so
 # that one program serves every rate and schedule.
-STATIC_OPTIM = ("b1", "b2", "eps", "weight_decay", "clip_norm")
+STATIC_OPTIM = ("name", "b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")
 
 # By backend. On a CPU the random draws take as long to compile as half a training step; at LLVM's
 # first level half of that, with the same bits.
@@ -117,7 +117,7 @@ class Setup:
   @cached_property
   def optimizer(self) -> optax.GradientTransformation:
     """Gradients to the direction of an update, without the learning rate."""
-    return optim.optimizer(self.optim, optim.matrix_rate(self.model))
+    return optim.optimizer(self.optim, optim.matrix_rate(self.model), self.layout.on_whole)
 
   @property
   def mixed(self) -> bool:

@@ -16,7 +16,7 @@ from configs import ladders
 from configs.errors import UsageError
 from model import accounting, sharding, transformer
 from scaling.formats import gib, text_table
-from train import aot, record
+from train import aot, optim, record
 from train.data import tokenizer
 from train.objectives import registry
 
@@ -103,6 +103,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     f"{size.steps:,} steps of {size.tokens_per_step:,}",
     f"C = {size.flops:.3e} FLOPs = {accounting.petaflop_s_days(size.flops):,.4g} petaflop/s-days "
     f"(6ND: {6.0 * size.n_params * size.tokens:.3e})",
+    optim.describe(config, _shapes(config)),
     "",
     f"bytes per device (of {devices}), remat={m.remat}, dtype={m.dtype}, weights={m.weights} "
     "(*: as configured)",
@@ -110,6 +111,12 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     LEGEND,
   ]
   return "\n".join(lines + (["", *advise(config, devices, limit)] if limit else []))
+
+
+def _shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+  lengths = registry.lengths(config)
+  vocab_size = registry.vocab_size(config, tokenizer.size(config.data.tokenizer))
+  return accounting.shapes(config.model, vocab_size, lengths.target, lengths.source)
 
 
 def sizes_report(configs: Mapping[int, ConfigDict], devices: int, device_memory: str) -> str:

@@ -24,7 +24,7 @@ def config_of(family, fields):
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len = 128
   for field, value in fields.items():
-    section = next(part for part in (c.model, c.sharding, c.data) if field in part)
+    section = next(part for part in (c.model, c.sharding, c.data, c.optim) if field in part)
     section[field] = type(section[field])(value)
   return ladders.resolve(c)
 

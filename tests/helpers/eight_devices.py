@@ -52,9 +52,8 @@ def config_of(family, case):
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len, c.data.batch_size = T, B
   for field, value in case.items():
-    section = next(x for x in (c.model, c.sharding, c.optim, c.train) if field in x)
-    default = section[field]
-    section[field] = (value,) if isinstance(default, tuple) else type(default)(value)
+    section = next(x for x in ("model", "sharding", "optim", "train") if field in c[x])
+    base.set_field(c, f"{section}.{field}", value)
   return ladders.resolve(c)
 
 

@@ -21,6 +21,7 @@ FEW = (
   "encoder strategy=hybrid shard_factor=2 width=256 batch_size=128 seq_len=64 V=3000 remat=full",
   "decoder strategy=zero3 width=256 batch_size=64 remat=dots dtype=bfloat16 weights=bfloat16",
   "decoder strategy=zero2 width=512 batch_size=8 remat=full",
+  "decoder strategy=ddp width=256 batch_size=8 depth=8 name=muon",
 )
 ZERO3 = ("encoder strategy=zero3 width=256 depth=3 batch_size=64",)
 ONE = (
@@ -78,8 +79,8 @@ def large_run(name, **fields):
 
 def device_bytes(config, vocab_size, seq_len, **options):
   """Of a decoder that is trained whole, by Adam."""
-  moments = dict.fromkeys(accounting.shapes(config.model, vocab_size, seq_len), 2)
-  return memory.device_bytes(config, vocab_size, seq_len, 0, moments, **options)
+  arrays = dict.fromkeys(accounting.shapes(config.model, vocab_size, seq_len), (2, 0))
+  return memory.device_bytes(config, vocab_size, seq_len, 0, arrays, **options)
 
 
 def held(config, devices=1, vocab_size=32_000):

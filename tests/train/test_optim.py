@@ -1,9 +1,12 @@
 """Schedules, the learning-rate rule, and AdamW against its definition."""
 
+import math
+
 import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import base
@@ -132,3 +135,96 @@ def test_the_steps_of_a_cooldown_are_lost_on_bfloat16_weights_and_kept_in_their_
   assert share(lambda _, old, new: old != new) > 0.99
   for w, copy in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(state.master), strict=True):
     assert (np.asarray(w) == np.asarray(copy).astype(w.dtype)).all()
+
+
+# ---------------------------------------------------------------------------------------- muon
+
+
+def matrix_step(matrices):
+  """Jordan's quintic Newton-Schulz iteration on each of several matrices, by its definition."""
+  x = matrices / np.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+  for _ in range(5):
+    a = x @ x.transpose(0, 2, 1)
+    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+  return x
+
+
+@pytest.mark.smoke
+def test_muon_orthogonalises_each_layer_of_blocks_and_leaves_the_rest_to_adamw(config):
+  """Three updates: Nesterov's momentum, Newton and Schulz, and AdamW's RMS, written out."""
+  rng = np.random.default_rng(0)
+  shapes = {
+    "decoder": {"block": {"up": {"kernel": (2, 6, 16), "bias": (2, 16)}}},
+    "head": {"kernel": (6, 9)},
+  }
+  params = jax.tree.map(
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes, is_leaf=is_shape
+  )
+  direction = {}
+  for name in ("adamw", "muon"):
+    config.name = name
+    optimizer = optim.optimizer(config, on_whole=on_layers)
+    state, draws = optimizer.init(params), np.random.default_rng(1)
+    momentum = np.zeros((2, 6, 16))
+    for _ in range(3):
+      grads = jax.tree.map(lambda x: jnp.asarray(draws.normal(size=x.shape), x.dtype), params)  # noqa: B023
+      direction[name], state = optimizer.update(grads, state, params)
+      gradient = np.asarray(grads["decoder"]["block"]["up"]["kernel"])
+      momentum = gradient + config.momentum * momentum
+  found = direction["muon"]["decoder"]["block"]["up"].pop("kernel")
+  direction["adamw"]["decoder"]["block"]["up"].pop("kernel")
+  jax.tree.map(np.testing.assert_array_equal, direction["muon"], direction["adamw"])
+  orthogonal = matrix_step(gradient + config.momentum * momentum)
+  assert (abs(np.linalg.svd(orthogonal)[1] - 1) < 0.35).all()
+  decay = config.weight_decay * params["decoder"]["block"]["up"]["kernel"]
+  np.testing.assert_allclose(found - decay, 0.2 * 16**0.5 * orthogonal, rtol=1e-3, atol=1e-4)
+  assert np.sqrt(np.mean(np.square(found - decay))) == pytest.approx(0.2, rel=0.1)
+
+
+def is_shape(x):
+  return isinstance(x, tuple)
+
+
+def on_layers(function, tree):
+  return jax.tree.map(jax.vmap(function), tree)
+
+
+def test_the_first_update_of_muon_is_that_of_optax(config):
+  config.name, config.weight_decay = "muon", 0.0
+  kernel = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 12)), jnp.float32)
+  params = {"decoder": {"block": {"kernel": kernel}}}
+  optimizer = optim.optimizer(config, on_whole=on_layers)
+  ours, _ = optimizer.update(params, optimizer.init(params), params)
+  theirs = optax.contrib.muon(-1.0, consistent_rms=0.2)
+  expected, _ = theirs.update(kernel[0], theirs.init(kernel[0]))
+  np.testing.assert_allclose(ours["decoder"]["block"]["kernel"][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_optimizer_of_the_schema_has_its_rule():
+  assert set(base.OPTIM["name"].choices) == optim.OPTIMIZERS.keys()
+
+
+MUON = {
+  "zero3": "strategy=zero3",
+  "ddp": "strategy=ddp,microbatches=2",
+  "zero1": "strategy=zero1",
+  "zero2": "strategy=zero2",
+  "hybrid": "strategy=hybrid,shard_factor=4",
+}
+
+
+@pytest.mark.slow
+def test_muon_on_eight_devices_is_muon_on_one():
+  """As whole matrices: of shards, the orthogonal factor is another."""
+  cases = {"one": "strategy=ddp", "unrolled": "strategy=ddp,scan=False"}
+  one = eight_devices.trained(1, "decoder", {k: f"{v},name=muon" for k, v in cases.items()})
+  runs = eight_devices.trained(8, "decoder", {k: f"{v},name=muon" for k, v in MUON.items()})
+  bound = 20 * math.log2(16 * 16 * 64) * np.finfo(np.float32).eps
+  losses = one["one"]["losses"]
+  assert losses[-1] < losses[0] - 1
+  for name, run in (one | runs).items():
+    for what in ("losses", "norms", "evaluated"):
+      np.testing.assert_allclose(run[what], one["one"][what], rtol=bound, err_msg=name)
+    held, planned = run["bytes"], run["planned"]
+    assert held["params"] == planned["weights"], name
+    assert planned["optimizer"] <= held["optimizer"] <= planned["optimizer"] + 8, name

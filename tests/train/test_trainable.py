@@ -82,7 +82,7 @@ CASES = {
   "names", [("zero3",), pytest.param((*CASES,), marks=pytest.mark.slow)], ids=["zero3", "all"]
 )
 def test_eight_devices_train_a_part_as_one_does(names):
-  patterns = f",trainable={'|'.join(PATTERNS)}"
+  patterns = f",trainable=['{'|'.join(PATTERNS)}']"
   one = trained(1, "decoder", {"one": CASES["zero3"] + patterns})["one"]
   runs = trained(8, "decoder", {name: CASES[name] + patterns for name in names})
   bound = 20 * math.log2(16 * 16 * 64) * np.finfo(np.float32).eps
