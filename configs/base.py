@@ -40,6 +40,8 @@ FAMILIES = {
   "encoder_decoder": ("span", "ul2"),
 }
 
+OPTIMIZERS = ("adamw", "muon")
+
 RUN: dict[str, Any] = {
   "seed": seed(0),  # of initialisation and data order
   "objective": one_of(*(name for names in FAMILIES.values() for name in names)),
@@ -120,7 +122,7 @@ CORRUPTION: dict[str, Any] = {
 
 # The optimizer, its schedule, and its learning-rate rule: see `train/optim.py`.
 OPTIM: dict[str, Any] = {
-  "name": one_of("adamw", "muon"),  # muon: AdamW for what is no matrix of a block
+  "name": one_of(*OPTIMIZERS),  # muon: adamw for all but the matrices in blocks
   "lr": at_least_0(0.0),  # peak learning rate; 0: lr_ref * (N / lr_ref_params) ** lr_exponent
   "lr_ref": positive(6e-3),  # learning rate at N = lr_ref_params
   "lr_ref_params": positive(100_000),  # N (body + head) at which lr_ref holds [parameters]
