@@ -44,15 +44,8 @@ def propose(
   """Proposes the cells that would shrink the interval of N_opt at the held-out budget most.
 
   An isoFLOP profile whose lowest loss is at the edge of its sizes asks for the cell beyond it
-  first; what is left of the budget goes to the c-optimal choice (`next_run.choose`).
-
-  Args:
-    config: the sweep's config, with its learning-rate rule.
-    cells: the fit cells that there are.
-    law: the fit to them.
-    vocab_size: V.
-    train_tokens: of the corpus.
-    budget: what may be spent [FLOPs].
+  first; what is left of the `budget` [FLOPs] goes to the c-optimal choice (`next_run.choose`).
+  `law` is the fit to the `cells` that there are.
   """
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
@@ -110,8 +103,7 @@ def next_round(
   """Chooses the cells of the next round, [] after the last one.
 
   A round that is written down and not among `cells` comes first. A new one spends half of what is
-  left, or all of it where half buys nothing, and is written down here. The arguments are those of
-  `propose`, and the sweep's folder.
+  left, or all of it where half buys nothing, and is written down here.
   """
   record, known = _read(workdir), {cell.id for cell in cells}
   for past in record["rounds"]:
@@ -146,10 +138,9 @@ def _read(workdir: Path) -> dict[str, Any]:
 def table(
   config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit, budget: float
 ) -> str:
-  """Says what `isoflop plan --next` prints: the proposed cells and what they would tell.
+  """Makes the table of proposed cells and of what they would tell.
 
-  The arguments are those of `propose`, with a sweep's record of its corpus; a budget of 0 is what
-  its largest cell cost.
+  A budget of 0 is what the sweep's largest cell cost.
   """
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)

@@ -34,7 +34,7 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   check_sweep_config(config)
   open_sets(config, tokens)
   s = config.sweep
-  cells = plan.fit_cells(config, tokens.vocab_size)
+  cells = plan.design_cells(config, tokens.vocab_size)
   if not cells:
     raise ConfigError(
       f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
@@ -84,7 +84,7 @@ def check_parents(config: ConfigDict, tokens: TokenData) -> None:
 
 def check_heldout(config: ConfigDict, tokens: TokenData) -> None:
   """Raises ConfigError where no run could test the prediction, wherever it will be."""
-  cells = plan.fit_cells(config, tokens.vocab_size)
+  cells = plan.design_cells(config, tokens.vocab_size)
   budget = plan.heldout_budget(config, cells)
   plan.heldout_cells(config, tokens.vocab_size, tokens.train_token_count, cells[0].N, budget)
 

@@ -62,11 +62,7 @@ class SweepClock:
       self(self._part, self._workers)
 
   def finish(self, records: Iterable[dict]) -> float:
-    """Ends the present part, writes the split, and returns the whole time [s].
-
-    Args:
-      records: run.json of every run that has one.
-    """
+    """Ends the present part, writes the split by the runs' records, returns the whole time [s]."""
     self(self._part)
     parts = split(self._wall, self._worker_seconds, records)
     self._write(parts=parts)
@@ -86,12 +82,8 @@ def split(
   In the part `run`, w workers work side by side for a wall time W, which makes w W worker-seconds:
   a second of one worker is charged as 1/w of a second of wall time. What the runs' records do not
   account for is `idle`: workers that wait, and runs that were killed or failed. A record without
-  `times`, and what its `times` leave out of its `seconds`, is `unsplit`.
-
-  Args:
-    wall: seconds by part.
-    worker_seconds: of all workers, in the part `run`.
-    records: of the runs; their "seconds" and "times" (seconds by part) may be missing.
+  `times`, and what its `times` leave out of its `seconds`, is `unsplit`. `worker_seconds` are of
+  all workers, in the part `run`.
   """
   parts = dict.fromkeys(PARTS, 0.0) | {k: v for k, v in wall.items() if k != "run"}
   run = wall.get("run", 0.0)

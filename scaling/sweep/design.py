@@ -151,7 +151,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   head = files.read_json(workdir / "sweep.json") if workdir else None
   if head:
     config = plan.with_lr_rule(config, head.get("lr_rule"))
-  fit_cells = plan.fit_cells(config, tokens.vocab_size)
+  fit_cells = plan.design_cells(config, tokens.vocab_size)
   sealed = prediction.read(workdir) if workdir else None
   if sealed:
     heldout_cells = plan.sealed_cells(config, tokens.vocab_size, sealed)

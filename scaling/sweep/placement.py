@@ -69,12 +69,7 @@ def choose_workers(
   The choice and its figures stand in workdir/preflight/workers.json, and hold for all starts of the
   sweep on as many cores: with another choice a sum has another order. Nothing is chosen where
   `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has `begun` to train without.
-
-  Returns:
-    Whether the choice is another than a core each.
-
-  Raises:
-    KeyboardInterrupt: the user stopped it.
+  Returns whether the choice is another than a core each.
   """
   cores, path = process.cores(), workdir / "preflight" / "workers.json"
   if config.sweep.workers or config.sweep.pack or process.has_accelerator() or len(cores) == 1:
@@ -128,7 +123,6 @@ def compile_sizes(
 
   Raises:
     ConfigError: sizes do not fit.
-    KeyboardInterrupt: the user stopped it.
     WorkerError: a size could not be compiled by a bug.
   """
   first = {cell.size: cell for cell in reversed(cells)}

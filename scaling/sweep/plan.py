@@ -144,8 +144,8 @@ def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequenc
   ]
 
 
-def fit_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
-  """Plans the cells that the law is fitted to, branched from trunks where the config says so."""
+def design_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
+  """Plans the cells of the design, to which the law is fitted, branched from trunks if so asked."""
   s = config.sweep
   axis, values = _axis(config)
   cells = []
@@ -252,17 +252,10 @@ def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[Cell
 def heldout_cells(
   config: ConfigDict, vocab_size: int, train_tokens: int, n_opt: float, budget: float
 ) -> tuple[list[Cell], dict[str, str]]:
-  """Plans the held-out cells: the rungs nearest to multiples of N*, at the held-out budget.
+  """Plans the held-out cells: the rungs nearest to multiples of N*, at a budget [FLOPs].
 
-  Args:
-    config: the sweep's config.
-    vocab_size: V.
-    train_tokens: of the corpus.
-    n_opt: the predicted N* [parameters, as `fit.params` counts them].
-    budget: the held-out compute [FLOPs].
-
-  Returns:
-    The cells, and why others that are nearer to a multiple cannot be trained, by id.
+  Also returns why others that are nearer to a multiple cannot be trained, by id. N* (`n_opt`) is
+  counted as `fit.params` says.
 
   Raises:
     ConfigError: too few rungs can be trained.
@@ -317,7 +310,7 @@ def with_lr_rule(config: ConfigDict, rule: dict | None) -> ConfigDict:
 
 
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
-  """Returns the training config of a cell or a trunk (without the folder it is branched from)."""
+  """Makes the training config of a cell or a trunk, without the folder it is branched from."""
   result = at_size(config, run.size)
   result.seed = run.seed
   result.optim.lr = run.lr

@@ -27,10 +27,7 @@ def probe(arm: Arm) -> dict | None:
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}
   if not factors:
     return None
-  extended = True
   for _ in range(MAX_EXTENSIONS + 1):
-    if not extended:
-      break
     cells = {
       size: plan.probe_cells(config, arm.tokens.vocab_size, size, factors[size]) for size in factors
     }
@@ -44,6 +41,8 @@ def probe(arm: Arm) -> dict | None:
       if beyond:
         factors[size] = sorted([*factors[size], beyond])
         extended = True
+    if not extended:
+      break
   n_params = {size: some[0].N for size, some in cells.items()}
   rates = {s: best[s] * optim.base_learning_rate(config.optim, n_params[s]) for s in factors}
   exponent = config.optim.lr_exponent
@@ -58,11 +57,9 @@ def probe(arm: Arm) -> dict | None:
 
 
 def best_factor(factors: list[float], losses: list[float]) -> tuple[float, float | None]:
-  """Returns (best factor, factor to try beyond an edge or None).
+  """Finds the best of ascending factors, and the one to try beyond an edge, if it is there.
 
-  Args:
-    factors: ascending multiples of a learning rate.
-    losses: their losses; inf where training diverged.
+  `losses` are inf where training diverged.
   """
   i = int(np.argmin(losses))
   if i == 0:

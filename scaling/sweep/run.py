@@ -144,7 +144,7 @@ def run_phases(arm: Arm) -> dict:
   """Runs the phases of an arm that has begun; returns verification.json."""
   prepare_workers(arm)
   probe_rates(arm)
-  planned = plan.fit_cells(arm.config, arm.tokens.vocab_size)
+  planned = plan.design_cells(arm.config, arm.tokens.vocab_size)
   law = train_and_fit(arm, planned)
   sealed, heldout = seal_prediction(arm, law, planned)
   train_cells(arm, heldout, "held out")
@@ -156,7 +156,7 @@ def run_phases(arm: Arm) -> dict:
 
 def prepare_workers(arm: Arm) -> None:
   """Compiles every size where it will run, and chooses how cores are used."""
-  cells = plan.fit_cells(arm.config, arm.tokens.vocab_size)
+  cells = plan.design_cells(arm.config, arm.tokens.vocab_size)
   place(arm, cells)
   begun = (arm.workdir / "sweep.json").exists()
   if placement.choose_workers(arm.config, arm.root, cells, arm.pool, arm.display, begun):

@@ -153,7 +153,7 @@ def sweep_work(workdir, config):
     seconds[part] = time.perf_counter() - began
     return result
 
-  cells = timed("plan", plan.fit_cells, config, 257)
+  cells = timed("plan", plan.design_cells, config, 257)
   synthetic.write_runs(workdir, cells)
   head = {"name": "synthetic", "config": record.plain(config), "config_diff": {}}
   timed("write sweep.json", store.write_sweep, workdir, head, cells)

@@ -28,7 +28,7 @@ def judged(tmp_path_factory):
   c.data.tokenizer = "bpe:512"
   c.sweep.sizes, c.sweep.budgets = (2, 4, 6, 8), (5e10, 1e11, 2e11, 4e11)
   c.fit.bootstraps = 100
-  cells = plan.fit_cells(c, 512)
+  cells = plan.design_cells(c, 512)
   write_runs(workdir, cells)
   head = {"config": record.plain(c)}
   store.write_sweep(workdir, head, cells)

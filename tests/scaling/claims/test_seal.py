@@ -24,7 +24,7 @@ def config():
 
 @pytest.mark.smoke
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
-  cells = plan.fit_cells(config, CORPUS[0])
+  cells = plan.design_cells(config, CORPUS[0])
   synthetic.write_runs(tmp_path, cells)
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
@@ -54,7 +54,7 @@ def test_only_what_can_be_trained_is_held_out(config):
 
 def test_only_what_can_be_trained_comes_next(config):
   config.sweep.sizes = (1, 2, 3, 5, 7, 8)
-  cells = plan.fit_cells(config, CORPUS[0])
+  cells = plan.design_cells(config, CORPUS[0])
   found = plan.next_cells(config, CORPUS[0], cells, CORPUS[1])
   assert found
   assert [plan.refusal(config, cell, *CORPUS) for cell in found] == [""] * len(found)

@@ -204,7 +204,7 @@ def trained(config, cells, off=0.0):
 
 
 def test_cells_that_could_be_trained_next(config):
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   config.sweep.max_tokens_per_param = 60.0
   longest = 1.5 * max(cell.D for cell in cells)
   found = plan.next_cells(config, 257, cells, int(longest / config.data.max_epochs))
@@ -226,7 +226,7 @@ def test_cells_that_could_be_trained_next(config):
 
 
 def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   law = trained(config, cells, off=1.0)  # a surface that wants larger models than there are
   edges = next_run.open_edges(laws.isoflop_profiles(law.runs, law.compute)["profiles"])
   assert edges
@@ -250,7 +250,7 @@ def test_profiles_closed_inside_ask_for_nothing():
 
 def rounds(config, workdir, stop_after=None):
   """The rounds of a sweep, trained on a known surface; `stop_after`: killed as one begins."""
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   adaptive.begin(config, workdir, adapt=stop_after != "resumed")
   began = 0
   while more := adaptive.next_round(config, workdir, cells, trained(config, cells), 257, 10**9):
@@ -266,7 +266,7 @@ def test_rounds_use_the_budget_and_go_on_where_they_stopped(config, tmp_path):
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   for folder in (whole, cut):
     folder.mkdir()
-  planned, every = len(plan.fit_cells(config, 257)), rounds(config, whole)
+  planned, every = len(plan.design_cells(config, 257)), rounds(config, whole)
   record = json.loads((whole / "adaptive.json").read_text())
   chosen = [cell["id"] for one in record["rounds"] for cell in one["cells"]]
   assert len(record["rounds"]) >= 2
@@ -282,7 +282,7 @@ def test_rounds_use_the_budget_and_go_on_where_they_stopped(config, tmp_path):
 
 def test_a_budget_for_one_cell_buys_it(config, tmp_path):
   config.sweep.adaptive_flops = 1.3e11  # half of it buys none
-  assert len(rounds(config, tmp_path)) == len(plan.fit_cells(config, 257)) + 1
+  assert len(rounds(config, tmp_path)) == len(plan.design_cells(config, 257)) + 1
 
 
 def test_adaptive_cells_come_before_the_seal(config, tmp_path):
@@ -298,7 +298,7 @@ def test_adaptive_cells_come_before_the_seal(config, tmp_path):
 
 def finished(config, workdir):
   """A sweep's folder as `isoflop sweep` leaves it, with losses of a known surface."""
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   law = trained(config, cells)
   losses = dict(zip(law.runs.ids, law.runs.loss, strict=True))
   corpus = {"vocab_size": 257, "train_tokens": 10**9}

@@ -77,7 +77,7 @@ def test_what_a_probe_would_need_is_not_asked_without_one(config):
   config.sweep.probe_sizes, config.sweep.probe_factors, config.sweep.probe_tokens = (), (), 0
   config.optim.lr = 0.01
   checks.check_sweep(config, dataset.prepare(config))
-  assert {cell.lr for cell in plan.fit_cells(config, 257)} == {0.01}
+  assert {cell.lr for cell in plan.design_cells(config, 257)} == {0.01}
 
 
 def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
@@ -89,7 +89,7 @@ def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
 @pytest.mark.parametrize("params", sorted(runs.PARAMS))
 def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, params):
   config.fit.flops, config.fit.params = "6nd", params
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   rows = [
     store.row(tmp_path, cell, "clm") | {"status": "done", "loss": 3.0 + 1e5 / cell.D}
     for cell in cells

@@ -65,7 +65,7 @@ def test_workers_are_chosen_once_by_their_measured_rates(
   tiny.sweep.sizes, tiny.sweep.budgets = (0, 1), (1e9, 1e14)
   (tmp_path / "preflight").mkdir()
   said, pool = io.StringIO(), Rates(*rates)
-  arguments = tiny, tmp_path, plan.fit_cells(tiny, 257), pool, Display("", said)
+  arguments = tiny, tmp_path, plan.design_cells(tiny, 257), pool, Display("", said)
   assert placement.choose_workers(*arguments, False) is changed
   assert placement.chosen_workers(tmp_path) == (each_core, pack)
   stored = json.loads((tmp_path / "preflight/workers.json").read_text())
@@ -91,7 +91,7 @@ def test_workers_are_not_measured_where_set_or_short_or_begun(tiny, tmp_path, mo
 
   def choose(c, begun=False):
     said = io.StringIO()
-    cells = plan.fit_cells(c, 257)
+    cells = plan.design_cells(c, 257)
     assert not placement.choose_workers(c, tmp_path, cells, None, Display("", said), begun)
     return said.getvalue()
 
@@ -127,7 +127,7 @@ class Compilers:
 
 def test_sizes_are_compiled_again_on_other_devices_and_options(tiny, tmp_path):
   tiny.sweep.sizes, tiny.sweep.budgets, tiny.sweep.pack = (0, 1), (1e9, 1e10), 2
-  cells = plan.fit_cells(tiny, 257)
+  cells = plan.design_cells(tiny, 257)
   memory = {"compiled": 9, "evaluating": 9, "predicted": 9, "available": 1000}
   pool = Compilers(devices=1, accelerator=False, **memory)
 

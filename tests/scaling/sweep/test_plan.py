@@ -22,7 +22,7 @@ def config():
 
 
 def test_isoflop_cells_cost_their_budget(config):
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   assert len(cells) == 3 * 3 + 2
   for cell in cells:
     assert pytest.approx(cell.budget, rel=0.5 / cell.steps + 1e-9) == cell.C
@@ -33,7 +33,7 @@ def test_isoflop_cells_cost_their_budget(config):
 
 
 def test_one_trunk_serves_all_token_counts_of_a_size(config):
-  cells = plan.fit_cells(config, 257)
+  cells = plan.design_cells(config, 257)
   trunks = plan.trunks(cells)
   assert len(trunks) == 5  # one per size, and one for each further seed of a size
   by_id = {trunk.id: trunk for trunk in trunks}

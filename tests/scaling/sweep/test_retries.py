@@ -101,7 +101,7 @@ def test_a_run_that_diverges_holds_nothing_up(start, tmp_path):
 
 
 def test_what_its_trunk_did_not_reach_has_diverged_with_it(config, tmp_path):
-  cells = [cell for cell in plan.fit_cells(config, 257) if cell.trunk == "trunk_s02_seed0"]
+  cells = [cell for cell in plan.design_cells(config, 257) if cell.trunk == "trunk_s02_seed0"]
   (tmp_path / "trunks" / "trunk_s02_seed0" / "checkpoints" / f"{cells[0].branch_step}").mkdir(
     parents=True
   )
