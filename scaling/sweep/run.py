@@ -61,6 +61,10 @@ def sweep(
   for name in configs:
     files.make_folder(workdir / name)
   with files.owned(workdir):
+    for name in configs:
+      with design.of_arm(name):
+        if unchecked := integrity.check(workdir / name):
+          display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
     clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
     # Workers come up while the text is prepared.
@@ -109,8 +113,6 @@ def open_sweep(
 def check(arm: Arm, adapt: bool) -> None:
   """Raises UserError where an arm cannot be run or would waste compute; notes if it may adapt."""
   checks.check_sweep(arm.config, arm.tokens)
-  if unchecked := integrity.check(arm.workdir):
-    arm.display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
   if not arm.sealed:
     checks.check_heldout(arm.config, arm.tokens)
   adaptive.begin(arm.config, arm.workdir, adapt)
