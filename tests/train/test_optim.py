@@ -196,7 +196,7 @@ def test_the_first_update_of_muon_is_that_of_optax(config):
   optimizer = optim.optimizer(config, on_whole=on_layers)
   ours, _ = optimizer.update(params, optimizer.init(params), params)
   theirs = optax.contrib.muon(-1.0, consistent_rms=0.2)
-  expected, _ = theirs.update(kernel[0], theirs.init(kernel[0]))
+  expected, _ = theirs.update(kernel[0], theirs.init(kernel[0]), kernel[0])
   np.testing.assert_allclose(
     ours["decoder"]["block"]["up"]["kernel"][0], expected, rtol=1e-4, atol=1e-5
   )
