@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
+FARSEER_N = 1e8  # parameters at which its levels and slopes are given
 
 
 class Kind(NamedTuple):
@@ -49,6 +50,7 @@ POWER = Kind(False, 1e-3, 4.0, (0.03, 1.2))  # an exponent, positive
 SLOPE = Kind(False, -4.0, 4.0, (-0.4, 0.4))  # an exponent of either sign
 SHAPE = Kind(True, 0.02, 50.0, (0.1, 5.0))  # positive and of order one
 FACTOR = Kind(False, -50.0, 50.0, (-1.0, 1.0))  # of either sign
+BEND = Kind(False, -1.0, 1.0, (-0.3, 0.3))  # an exponent of either sign, 0 among them
 
 
 class Derivatives(NamedTuple):
@@ -161,45 +163,46 @@ def cross(p, x):
   return p.E + p.A * x.N**-p.alpha + p.B * x.N**-p.kappa * x.D**-p.beta
 
 
-def _farseer_units(p, u):
-  return {
-    "a1": u.N**-p.alpha, "a2": u.N**-p.beta, "a3": u.N**-p.gamma, "B": u.L, "G": u.L
-  }  # fmt: skip
-
-
 @form(
-  "N D", _farseer_units, a1=FACTOR, A=SCALE, alpha=SLOPE, a2=FACTOR, B=SCALE, beta=SLOPE,
-  a3=FACTOR, G=SCALE, gamma=SLOPE,
+  "N D", lambda p, u: {"B": u.L, "G": u.L},
+  A=SCALE, a=FACTOR, alpha=BEND, B=SCALE, b=FACTOR, beta=BEND, G=SCALE, g=FACTOR, gamma=BEND,
 )  # fmt: skip
 def farseer(p, x):
-  """G exp(a3 N^gamma) + B exp(a2 N^beta) / D^(A exp(a1 N^alpha)): the exponent of D depends on N.
+  """G e^(g h(gamma)) + B e^(b h(beta)) / D^(A e^(a h(alpha))): all of D's term depends on N.
 
-  Farseer (Li et al. 2025, arXiv:2506.10972), eq. 3, with A = e^b1, B = e^b2, G = e^b3. D is in
-  tokens whatever the solver's unit: D^-k of a k that depends on N has no other.
+  With h(k) = (n^k - 1) / k of n = N / 1e8, it is eq. 3 of Farseer (Li et al. 2025,
+  arXiv:2506.10972), exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) / D^exp(a1 N^alpha + b1), written so
+  that exponents near 0 are no edge: A, B and G are the values at 1e8 parameters, a, b and g the
+  slopes of their logarithms there, in log N, and a1 = a / alpha / 1e8^alpha, b1 = log A - a / alpha
+  (b2, a2 and b3, a3 likewise).
   """
   import jax.numpy as jnp
 
-  exponent = p.A * jnp.exp(p.a1 * x.N**p.alpha)
-  return p.G * jnp.exp(p.a3 * x.N**p.gamma) + p.B * jnp.exp(
-    p.a2 * x.N**p.beta - exponent * jnp.log(x.D)
-  )
+  log_n = jnp.log(x.N / FARSEER_N)
+
+  def h(k):
+    bent = jnp.abs(k) > 1e-7
+    return jnp.where(bent, jnp.expm1(k * log_n) / jnp.where(bent, k, 1.0), log_n)
+
+  data = p.b * h(p.beta) - p.A * jnp.exp(p.a * h(p.alpha)) * jnp.log(x.D)
+  return p.G * jnp.exp(p.g * h(p.gamma)) + p.B * jnp.exp(data)
 
 
 def _farseer_starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
-  """Makes a grid of starts [32, 9]: of D's exponent, the share of its term, a3 and beta."""
-  center, starts = float(np.mean(logs["D"])), []
-  for exponent, share, a3, beta in itertools.product(
-    (0.1, 0.2, 0.35, 0.6), (0.3, 0.6), (-0.3, -1.0), (-0.2, 0.2)
-  ):
-    a2 = -0.1 / beta
-    log_b = np.log(share) + exponent * center - a2
-    starts.append(
-      [-0.1, np.log(exponent) + 0.1, 0.2, a2, log_b, beta, a3, np.log(1 - share) - a3, 0.2]
-    )
-  return np.array(starts)
+  """Makes a grid of starts [24, 9]: of D's exponent, the share of its term, and the slope of G."""
+  log_n, log_d = float(np.mean(logs["N"])) - np.log(FARSEER_N), float(np.mean(logs["D"]))
+  return np.array(
+    [
+      [np.log(exponent), 0.0, 0.05, np.log(share) + exponent * log_d, 0.0, 0.05,
+       np.log(1 - share) - slope * log_n, slope, 0.05]
+      for exponent, share, slope in itertools.product(
+        (0.1, 0.2, 0.35, 0.6), (0.2, 0.4, 0.7), (-0.03, -0.15)
+      )
+    ]
+  )  # fmt: skip
 
 
-farseer = FORMS["farseer"] = farseer._replace(unscaled=("D",), starts=_farseer_starts)
+farseer = FORMS["farseer"] = farseer._replace(unscaled=("N", "D"), starts=_farseer_starts)
 
 
 @form(

@@ -83,15 +83,18 @@ class Law:
       return self._closed.cheapest(self._numbers, loss, self.compute, inference_tokens)
     column, target = self._column(), np.asarray(loss, float)[..., None]
 
-    def tokens(n):  # the least D of which n parameters reach the loss
+    def tokens(n):  # the least D of which n parameters reach the loss; inf: of none do they
       low, high = (np.log(n * ratio) for ratio in RATIOS)
+      too_few = (
+        column.loss(n, np.exp(low)) <= target
+      )  # of next to none: the form tells nothing there
       reached = column.loss(n, np.exp(high)) <= target
       low, high = low + 0 * target, high + 0 * target
       for _ in range(HALVINGS):
         middle = (low + high) / 2
         enough = column.loss(n, np.exp(middle)) <= target
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-      return np.where(reached, np.exp(high), np.inf)
+      return np.where(too_few, np.nan, np.where(reached, np.exp(high), np.inf))
 
     def cost(log_n):
       n = np.exp(log_n)

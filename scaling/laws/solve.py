@@ -24,6 +24,7 @@ from scaling.laws.forms import FLAGS, Derivatives, Form, Kind, draw_starts
 
 BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
+STEPS = 200  # at most, from each start
 STARTS = 48  # of a form without a grid of its own
 COARSE = 1e-4  # least threshold at which all starts are tried; the best then goes on to delta
 MANY = 20_000  # of more runs a random part decides between the starts
@@ -32,7 +33,7 @@ MOST_KEPT = 8  # minima: a report asks for the same ones from several sides
 BANDWIDTH = 0.3  # of the median |r|: least half-width of residuals that tell a cost's curvature
 LEAST_SQUARES = 10.0  # Huber's threshold: beyond every residual of log loss
 LEAST_ABSOLUTE = 1e-8  # below every residual
-JAX_ROWS = 64  # starts or resamples in one call of a compiled derivative
+JAX_ROWS = (1, 8, 64)  # starts or resamples in one call of a compiled derivative: each compiles
 JAX_VALUES = 320_000  # rows x runs of it, at most: what memory holds
 
 
@@ -181,7 +182,8 @@ def _in_blocks(compiled, logs, *arrays):
   import jax
 
   rows, runs = len(arrays[0]), len(next(iter(logs.values())))
-  size = 1 if rows == 1 else max(1, min(JAX_ROWS, JAX_VALUES // runs))
+  block = next(size for size in JAX_ROWS if rows <= size or size == JAX_ROWS[-1])
+  size = max(1, min(block, JAX_VALUES // runs))
   index = np.minimum(np.arange(-(-rows // size) * size), rows - 1).reshape(-1, size)
   with jax.enable_x64(True):
     blocks = jax.device_get([compiled(logs, *(a[block] for a in arrays)) for block in index])
@@ -366,7 +368,8 @@ def search(
     starts = make(some.logs, some.y)
   else:
     starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
-  ends = minimise(some, np.tile(counts[part], (len(starts), 1)), starts, max(delta, COARSE))
+  many = np.tile(counts[part], (len(starts), 1))
+  ends = minimise(some, many, starts, max(delta, COARSE), STEPS)
   lowest = ends.theta[[np.argmin(ends.cost)]]
   best = minimise(problem, counts[None], lowest, delta, 3000)
   for kink in KINKS:
