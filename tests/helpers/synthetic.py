@@ -11,12 +11,14 @@ from configs import base, ladders
 from scaling import laws
 from scaling.claims import integrity, kinds, prediction
 from scaling.laws import chinchilla, questions, sensitivity
+from scaling.laws.forms import FORMS
 from scaling.laws.tables import curves, runs
 from scaling.report import records, render, report
 from scaling.sweep import design, store
 from train.system import files
 
 TRUTH = chinchilla.Chinchilla(*(np.array(v) for v in (1.2, 40.0, 127.0, 0.35, 0.37)))
+LAW = laws.Law(FORMS["chinchilla"], TRUTH._asdict())
 COMPUTE = chinchilla.Compute(k=6.0)
 SIZES, BUDGETS, HELD = (1, 3, 5, 8, 11), (3e11, 6e11, 1.2e12, 2.4e12), 7.2e12
 COLUMNS = """
@@ -187,11 +189,11 @@ def _write_sweep(folder, config, head, cells):
     (folder / f"{name}.json").write_text(json.dumps(value))
 
 
-def write_runs(workdir, cells):
-  """Writes the records of a plan's cells as if each had trained to the loss of `TRUTH`."""
+def write_runs(workdir, cells, truth=LAW):
+  """Writes the records of a plan's cells as if each had trained to the loss of a law."""
   noise = np.random.default_rng(0).normal(scale=0.002, size=len(cells))
   for cell, error in zip(cells, noise, strict=True):
-    loss = float(chinchilla.loss(TRUTH, cell.N, cell.D) * np.exp(error))
+    loss = float(truth.loss(cell.N, cell.D) * np.exp(error))
     run = {"loss": loss, "loss_stderr": 0.004, "bits_per_byte": loss, "seconds": 1}
     folder = store.folder(workdir, cell)
     folder.mkdir(parents=True)

@@ -3,10 +3,14 @@
 import dataclasses
 
 import pytest
+import surfaces
 import synthetic
 
 from configs import base
+from scaling import laws
 from scaling.claims import seal, verdict
+from scaling.laws.forms import FORMS
+from scaling.report import records, report
 from scaling.sweep import fit_files, plan, store
 from train import record
 
@@ -37,6 +41,26 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   assert (again, same) == (sealed, heldout)
   synthetic.write_runs(tmp_path, heldout)
   assert len(verdict.judge(config, tmp_path, moved, again, same)["cells"]) == 3
+
+
+@pytest.mark.parametrize("form", ["cross", pytest.param("kaplan_nd", marks=pytest.mark.slow)])
+def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
+  """On runs that the form itself gave: the prediction holds, and the report is of that form."""
+  config.fit.form = form
+  config.sweep.sizes = (1, 2, 3, 4, 6, 8)
+  truth = laws.Law(FORMS[form], surfaces.TRUE[form])
+  cells = plan.fit_cells(config, CORPUS[0])
+  synthetic.write_runs(tmp_path, cells, truth)
+  store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
+  store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
+  law = fit_files.write_fit(tmp_path, config.fit)
+  sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
+  synthetic.write_runs(tmp_path, heldout, truth)
+  verdict.judge(config, tmp_path, law, sealed, heldout)
+  stored = records.read(tmp_path)
+  assert stored.fit["form"] == stored.law.form.name == form
+  assert stored.verification["inside"]
+  assert FORMS[form].formula in report.terminal(tmp_path)
 
 
 def test_only_what_can_be_trained_is_held_out(config):

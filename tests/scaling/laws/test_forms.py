@@ -6,46 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, grid, noisy, options
+from surfaces import BASE, EPOCH, TRUE, grid, noisy, options, runs_of, runs_with
 
 from scaling import laws
 from scaling.laws import bootstrap, fit, forms, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 
-BASE = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
-KAPLAN = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}  # their table 2
-TRUE = {
-  "chinchilla": BASE,
-  "cross": BASE | {"kappa": 0.03},
-  "kaplan_nd": KAPLAN,
-  "farseer": {
-    "A": 0.46, "a": -0.15, "alpha": 0.12, "B": 2100.0, "b": -1.4, "beta": -0.1,
-    "G": 0.57, "g": -0.08, "gamma": 0.17,
-  },
-  "data_constrained": BASE | {"R_D": 15.39, "R_N": 5.31},
-  "precision": BASE | {"gamma": 2.7},
-  "transfer": KAPLAN | {"k": 1.9e4, "given": 0.18, "size": 0.38},
-}
-BREAKS = {"n": 1e8, "d": 2e9, "c": 1e18}
-for v, at in BREAKS.items():
-  TRUE[f"kaplan_{v}"] = {"X_c": 1e14, "alpha": 0.08}
-  TRUE[f"power_law_{v}"] = {"E": 1.5, "A": 30.0, "alpha": 0.2}
-  TRUE[f"broken_{v}"] = {"E": 1.0, "A": 30.0, "X_1": at, "c0": 0.1, "c1": 0.2, "f": 0.4}
 QUICK = ("cross", "kaplan_nd", "power_law_c")
-
-
-def runs_of(form, sizes=7):
-  """Variables [n] of a grid, with whatever else the form needs crossed into it."""
-  n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, sizes), np.geomspace(2e8, 2e10, 7)))
-  variables = {"N": n, "D": d, "C": 6 * n * d}
-  levels = {"U": [1e12, 1e9, 1e8], "P": [3.0, 4.0, 8.0, 16.0], "pretrained": [0.0, 1.0]}
-  for name in form.variables[2:]:
-    values = levels[name]
-    variables = {key: np.tile(v, len(values)) for key, v in variables.items()}
-    variables[name] = np.repeat(values, len(n))
-  if "U" in variables:
-    variables["U"] = np.minimum(variables["U"], variables["D"])
-  return variables
 
 
 def test_every_form_is_here_and_names_its_source():
@@ -67,15 +34,6 @@ def test_a_form_means_the_same_in_the_solvers_units(name):
   )
   turned = problem.natural(problem.theta(TRUE[name]))
   assert turned == pytest.approx(TRUE[name], rel=1e-12)
-
-
-def runs_with(form, truth, noise=0.0):
-  """Runs of a form, on `runs_of` it."""
-  variables = runs_of(form)
-  loss = laws.evaluate(form, truth, variables)
-  loss = loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
-  extra = {name: variables[name] for name in form.variables if name not in "NDC"}
-  return laws.make_runs(variables["N"], variables["D"], loss, extra=extra)
 
 
 @pytest.mark.parametrize(
