@@ -97,7 +97,7 @@ DATA: dict[str, Any] = {
   "text_field": "text",  # the field that holds the text, in .jsonl files and TFDS examples
   "prompt_field": "",  # completion: the field of the prompts, whose completions are in text_field
   "bidirectional_prompt": False,  # completion: a prompt's tokens see all of it, not only the past
-  "tokenizer": "bytes",  # bytes | bpe:SIZE (trained on the training split)
+  "tokenizer": "bytes",  # bytes | bpe:SIZE (trained on the training split) | file:PATH (a run's)
   "cache": "",  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
   "validation_percent": percent(5.0),  # documents held out, by a hash of their content [%]
   "seq_len": at_least_1(128),  # T [tokens]; span, ul2: the length of the encoder's inputs

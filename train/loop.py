@@ -133,6 +133,7 @@ class Run:
       if begun.parent:
         self.record["warm_start"] = begun.parent
       files.write_json(self._folder / "run.json", self.record | {"status": "running"})
+      self._tokens.copy_tokenizer(self._folder)
       self._running = True
       self._done = self._placed = self._first_step
       path = self._folder / "metrics.jsonl"

@@ -1,6 +1,5 @@
 """Reads a run back: its model, and its tokens as text."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +10,11 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from configs import base, ladders
-from configs.errors import ConfigError, UsageError
+from configs.errors import UsageError
 from model import sharding
 from model.transformer import Transformer
 from train import checkpoint, step
-from train.data import dataset, tokenizer
+from train.data import tokenizer
 from train.objectives import registry
 from train.system import files
 
@@ -89,13 +88,16 @@ def restore(path: str) -> Restored:
   lengths = registry.lengths(config)
   context, source_context = lengths.target, lengths.source
   start = stop = tokenizer_vocab_size - 1  # eos
+  file = folder / tokenizer.FILE
+  serialized = file.read_text("utf-8") if file.is_file() else ""
   if imported:
-    file = folder / tokenizer.FILE
-    library = Tokenizer.from_str(file.read_text("utf-8")) if file.is_file() else None
+    library = Tokenizer.from_str(serialized) if serialized else None
     start, stop = imported["start"], imported["stop"]
     context = source_context = config.data.seq_len
+  elif serialized or config.data.tokenizer == "bytes":
+    library = tokenizer_of(config, serialized)
   else:
-    library = tokenizer_of(config, record)
+    raise UsageError(f"{where}: its {file.name} is missing; put it back")
   vocab_size = functions.setup.vocab_size
   return Restored(config, model, vocab_size, library, start, stop, context, source_context)
 
@@ -103,20 +105,19 @@ def restore(path: str) -> Restored:
 # --------------------------------------------------------------------------------- tokens as text
 
 
-def tokenizer_of(config: ConfigDict, record: dict) -> Tokenizer:
+def tokenizer_of(config: ConfigDict, serialized: str) -> Tokenizer:
   """Makes a trained run's tokenizer, with names for the special ids of its objective.
 
   The ids are those of `train.objectives`; an encoded text has eos where training had it.
-
-  Raises:
-    UserError: the corpus that it was trained on is another one now.
+  `serialized` is the run's tokenizer.json; "": it reads bytes.
   """
-  library = _bytes() if config.data.tokenizer == "bytes" else _bpe(config, record)
+  library = Tokenizer.from_str(serialized) if serialized else _bytes()
+  eos = min(library.get_added_tokens_decoder().items())[1].content
   specials = registry.specials(config)
   library.add_special_tokens(list(specials))
   library.post_processor = processors.TemplateProcessing(
-    single=registry.OBJECTIVES[config.objective].template.format(eos=tokenizer.EOS),
-    special_tokens=[(x, library.token_to_id(x)) for x in (tokenizer.EOS, *specials)],
+    single=registry.OBJECTIVES[config.objective].template.format(eos=eos),
+    special_tokens=[(x, library.token_to_id(x)) for x in (eos, *specials)],
   )
   return library
 
@@ -129,14 +130,3 @@ def _bytes() -> Tokenizer:
   library.decoder = decoders.ByteLevel()
   library.add_special_tokens([tokenizer.EOS])
   return library
-
-
-def _bpe(config: ConfigDict, record: dict) -> Tokenizer:
-  """Reads the BPE that was trained for the run from the cache, or trains it again."""
-  serialized = (dataset.prepare(config).path / tokenizer.FILE).read_text("utf-8")
-  if hashlib.sha256(serialized.encode()).hexdigest() != record["data"]["tokenizer"]:
-    raise ConfigError(
-      f"data.source={config.data.source!r}: its text is another one than this run's, and so is "
-      f"{config.data.tokenizer}; restore the text"
-    )
-  return Tokenizer.from_str(serialized)

@@ -82,6 +82,8 @@ sys.exit("jax" in sys.modules or "numpy" in sys.modules)
     (("import", "--workdir=x", "--input=nowhere"), "nowhere: no such folder"),
     (("train", "--workdir=x", "--config.data.source=text:/nowhere"), "/nowhere"),
     (("train", "--workdir=x", "--config.data.source=wikipedia"), "wikipedia"),
+    (("train", "--workdir=x", "--config.data.tokenizer=file:/nowhere"), "file:/nowhere': no such"),
+    (("sweep", "--workdir=x", "--config.train.warm_start=runs/a"), "one parent has one size"),
     (("train", "--workdir=x", "--config.objective=clmm"), "objective='clmm'"),
     (("train", "--workdir=x", "--config.model.norm=batch"), "model.norm='batch'"),
   ],

@@ -45,7 +45,7 @@ def test_special_ids_have_the_names_that_training_gave_them(tiny, objective):
   tiny.objective = objective
   tiny.model.family = base.family_of(objective)
   tiny.corruption.sentinels = 9
-  table = restore.tokenizer_of(tiny, {})
+  table = restore.tokenizer_of(tiny, "")
   N, rng = registry.lengths(tiny).text, np.random.default_rng(0)
   text_BN1 = rng.integers(97, 123, (20, N + 1))
   valid_BN, uniform_BU = (

@@ -303,3 +303,49 @@ def test_an_imported_gpt2_keeps_its_logits_and_is_trained(tmp_path):
   head["data"]["vocab_size"] = 65
   with pytest.raises(ValueError, match="other tokens, of 64 ids, .* of 65"):
     start.warm_start(config, program, head, None)
+
+
+def test_a_parents_bpe_is_that_of_other_text(make_tiny, child, tmp_path):
+  """Trained anew on the other text, bpe:270 would be another tokenizer."""
+  config, folder = make_tiny(), tmp_path / "parent"
+  config.data.tokenizer, config.train.tokens = "bpe:270", 4 * 4 * 32
+  config.optim.warmup_tokens = 0
+  loop.train(config, folder)
+  config = child(folder, "clm", data__tokenizer="bpe:268")
+  with pytest.raises(ValueError, match=f"set data.tokenizer='(file:{folder}/tokenizer.json)'") as e:
+    loop.train(config, tmp_path / "child")
+  config.data.tokenizer = str(e.value).split("'")[-2]
+  assert loop.train(config, tmp_path / "child")["warm_start"]["step"] == 4
+  ours, theirs = (restore.restore(str(path)) for path in (tmp_path / "child", folder))
+  assert ours.tokenizer.encode("the day").ids == theirs.tokenizer.encode("the day").ids
+  assert ours.vocab_size == theirs.vocab_size == 270
+
+
+def test_an_import_is_trained_on_with_the_tokenizer_that_it_came_with(
+  isoflop, trained, child, tmp_path
+):
+  exported, imported = tmp_path / "out", tmp_path / "in"
+  for argv in (
+    ("export", f"--checkpoint={trained('gpt2')}", "--architecture=gpt2", f"--output={exported}"),
+    ("import", f"--input={exported}", f"--workdir={imported}"),
+  ):
+    assert isoflop(*argv)[0] == 0
+  config = child(imported, "clm", data__tokenizer=f"file:{imported}/tokenizer.json")
+  config.model = presets.get_config("gpt2").model
+  config.model.size = 0
+  losses = [begin(config, tmp_path / "child")[1]]
+  config.train.warm_start, config.data.tokenizer = str(trained("gpt2")), "bytes"
+  losses.append(begin(config, tmp_path / "of the original")[1])
+  assert losses[0] == losses[1]
+  code, out, _ = isoflop("runs", f"--workdir={tmp_path}")
+  assert (code, "in at step 0" in out, "gpt2 at step 4" in out) == (0, True, True)
+
+
+def test_a_sweep_starts_each_size_from_a_parent_of_it(isoflop, corpus, tmp_path):
+  argv = ("--config.sweep.sizes=(0,1)", "--config.sweep.probe_sizes=()")
+  argv += ("--config.sweep.budgets=(2e9,4e9)", "--config.optim.warmup_tokens=0")
+  argv += (f"--config.data.source=text:{corpus}", "--config.data.max_epochs=100")
+  start = f"--config.train.warm_start={tmp_path}/parents/{{size}}"
+  code, _, err = isoflop("sweep", f"--workdir={tmp_path / 'sweep'}", *argv, start)
+  assert (code, f"train.warm_start={tmp_path}/parents/0: no run.json" in err) == (2, True), err
+  assert not (tmp_path / "sweep" / "sweep.json").exists()

@@ -67,6 +67,12 @@ class TokenData:
     """Counts the tokens of the validation stream likewise."""
     return self.validation_documents * self.pair_length or len(self.validation_tokens) - 1
 
+  def copy_tokenizer(self, folder: Path) -> None:
+    """Copies the tokenizer.json of a BPE into a folder."""
+    file = self.path / tokenizers.FILE
+    if file.is_file():
+      shutil.copy(file, folder)
+
 
 def prepare(config: ConfigDict) -> TokenData:
   """Opens the tokens of `config.data`, which are made first where the cache does not have them.
@@ -84,7 +90,7 @@ def prepare(config: ConfigDict) -> TokenData:
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
   folder = process.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
-  path = folder / name.replace(":", "-")
+  path = folder / tokenizers.folder_name(name)
   pair_length = config.data.seq_len if corpus.pairs else 0
   if (data := _open(path, corpus, fingerprint, pair_length)) is None:
     try:

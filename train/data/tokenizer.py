@@ -60,8 +60,12 @@ def size(name: str) -> int:
   kind, _, number = name.partition(":")
   if name == "bytes":
     return SMALLEST
+  if kind == "file":
+    return _bpe(name, _read(name)).vocab_size
   if kind != "bpe" or not (number.isascii() and number.isdigit()):
-    raise ConfigError(f"data.tokenizer={name!r}: unknown; choose bytes | bpe:SIZE, as in bpe:4096")
+    raise ConfigError(
+      f"data.tokenizer={name!r}: unknown; choose bytes | bpe:SIZE, as in bpe:4096 | file:PATH"
+    )
   if int(number) < SMALLEST:
     raise ConfigError(
       f"data.tokenizer={name!r}: too small; {SMALLEST} (256 bytes and {EOS}) is the least"
@@ -78,6 +82,8 @@ def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
   vocab_size = size(name)
   if name == "bytes":
     return _bytes()
+  if name.startswith("file:"):
+    return _bpe(name, _read(name))
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -105,6 +111,23 @@ def load(name: str, folder: Path) -> Tokenizer:
   return _bytes() if name == "bytes" else _bpe(name, (folder / FILE).read_text("utf-8"))
 
 
+def folder_name(name: str) -> str:
+  """Names the folder of the tokens that a tokenizer makes; a file's by its content."""
+  if name.startswith("file:"):
+    return f"file-{hashlib.sha256(_read(name).encode()).hexdigest()[:16]}"
+  return name.replace(":", "-")
+
+
+def _read(name: str) -> str:
+  path = Path(name.removeprefix("file:")).expanduser()
+  try:
+    return path.read_text("utf-8")
+  except (OSError, UnicodeDecodeError):
+    raise ConfigError(
+      f"data.tokenizer={name!r}: no such file; name the tokenizer.json of a run"
+    ) from None
+
+
 def _bytes() -> Tokenizer:
   def encode(documents: Sequence[bytes]) -> list[np.ndarray]:
     return [np.frombuffer(document, np.uint8) for document in documents]
@@ -114,16 +137,29 @@ def _bytes() -> Tokenizer:
 
 
 def _bpe(name: str, serialized: str) -> Tokenizer:
+  """Reads a byte-level BPE; the first id after those of text is eos, whatever it is called.
+
+  Raises:
+    ConfigError: it is of another kind.
+  """
   import tokenizers
 
-  library = tokenizers.Tokenizer.from_str(serialized)
+  try:
+    library = tokenizers.Tokenizer.from_str(serialized)
+    special = library.get_added_tokens_decoder()
+    text = {i: token for token, i in library.get_vocab().items() if i not in special}
+    byte_of = {character: i for i, character in enumerate(byte_characters())}
+    table = (*(bytes(byte_of[c] for c in text[i]) for i in range(len(text))), b"")
+  except Exception as error:  # the library raises nothing narrower
+    raise ConfigError(
+      f"data.tokenizer={name!r}: not a byte-level BPE whose special ids follow those of text "
+      f"({error}); name one, as GPT-2's"
+    ) from None
   library.encode_special_tokens = True  # text that spells out eos is text
-  byte_of = {character: i for i, character in enumerate(byte_characters())}
-  vocab = sorted(library.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-  table = (*(bytes(byte_of[c] for c in token) for token, _ in vocab), b"")
 
   def encode(documents: Sequence[bytes]) -> list[np.ndarray]:
-    encodings = library.encode_batch_fast([_text(name, document) for document in documents])
+    texts = [_text(name, document) for document in documents]
+    encodings = library.encode_batch_fast(texts, add_special_tokens=False)
     return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
   return Tokenizer(hashlib.sha256(serialized.encode()).hexdigest(), table, encode, serialized)
