@@ -24,7 +24,7 @@ from model.transformer import Transformer
 from train import optim
 from train.objectives import losses, registry
 from train.objectives.losses import LOSS, Batch, Sums
-from train.objectives.registry import Lengths, Objective
+from train.objectives.objective import Lengths, Objective
 
 # The fields of config.optim that are compiled in. The learning rate is an argument of the step, so
 # that one program serves every rate and schedule.

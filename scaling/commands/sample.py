@@ -110,7 +110,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
   from model import sampling
   from model.transformer import Source
-  from train.objectives import registry
+  from train.objectives.spans import sentinel
 
   rows = []
   for prompt in args.prompt:
@@ -118,7 +118,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
     numbers = [int(number) for number in BLANK.findall(prompt)]
     if numbers != list(range(len(numbers))):
       raise UsageError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
-    row = tokenizer.encode(BLANK.sub(lambda match: registry.sentinel(int(match[1])), prompt)).ids
+    row = tokenizer.encode(BLANK.sub(lambda match: sentinel(int(match[1])), prompt)).ids
     rows.append(denoiser_mode(run, tokenizer, prompt) + row)
     if len(rows[-1]) > run.source_context:
       raise UsageError(
@@ -131,7 +131,7 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   source_BS, real_BS = pad(rows)
   source = Source(jnp.asarray(source_BS), jnp.asarray(real_BS, jnp.int32))
   new = draw_tokens(run, [[run.start]] * len(rows), args, source)
-  ids = (tokenizer.token_to_id(registry.sentinel(i)) for i in range(run.vocab_size))
+  ids = (tokenizer.token_to_id(sentinel(i)) for i in range(run.vocab_size))
   sentinels = [token for token in ids if token is not None]
   spans = (sampling.parse_spans(tokens, sentinels, sampling.NO_STOP) for tokens in new)
   return [
@@ -141,13 +141,13 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
 def denoiser_mode(run: "Restored", tokenizer: "Tokenizer", prompt: str) -> list[int]:
   """Returns the mode of ul2 that a prompt is for: S continues a text, R fills holes in it."""
-  from train.objectives import registry
+  from train.objectives.spans import mode
 
   if run.config.objective != "ul2":
     return []
   denoisers = run.config.corruption.denoisers
   wanted = "s" if BLANK.split(prompt)[2:] in ([""], ["\n"]) else "r"
-  return [token_id(tokenizer, registry.mode(wanted if wanted in denoisers else denoisers[0]))]
+  return [token_id(tokenizer, mode(wanted if wanted in denoisers else denoisers[0]))]
 
 
 def draw_tokens(

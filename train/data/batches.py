@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError
 from train.data.dataset import TokenData
 from train.objectives import corruption, registry
-from train.objectives.registry import Batch
+from train.objectives.objective import Batch
 
 # Streams of random numbers of one seed (see `corruption.uniform`); from SHUFFLE on, one an epoch.
 TRAINING, VALIDATION, SHUFFLE = 0, 1, 2
