@@ -166,6 +166,8 @@ TRAIN: dict[str, Any] = {
   "warm_start_rule": one_of("exact", "grow"),  # other shapes: refused; mapped (`train/transfer.py`)
 }
 
+LAUNCHERS = ("local", "command")  # rows of `scaling/launch/launchers.py`
+
 # Many runs: the design, the probe, the seeds, and the held-out budget. `scaling/sweep/checks.py`
 # bounds what depends on other fields.
 SWEEP: dict[str, Any] = {
@@ -189,7 +191,9 @@ SWEEP: dict[str, Any] = {
   "heldout_sizes": (0.5, 1.0, 2.0),  # multiples of the predicted N* that are trained
   "heldout_budget": at_least_0(0.0),  # grid: held-out compute [FLOPs]; 0: by heldout_factor
   "pack": at_least_0(0),  # most runs of a size trained together on a device; 0: the planner's
-  "workers": at_least_0(0),  # local processes, one core each; 0: one per core
+  "launcher": one_of(*LAUNCHERS),  # how workers are started: processes here, `command`
+  "command": "",  # of launcher command, as "bash -c {command}"; {folder}, {id} are filled in too
+  "workers": at_least_0(0),  # runs or packs at a time; 0: local: one per core, command: one
 }
 
 # The law and how its uncertainty is estimated. `scaling/laws/` bounds them.

@@ -25,14 +25,6 @@ def seal(
   A prediction that is already sealed stays, and is returned with its own cells, as long as the runs
   that it was fitted on are the same.
 
-  Args:
-    config: the sweep's config.
-    workdir: the sweep's folder.
-    law: the fit to the runs below the held-out budget.
-    cells: the fitted cells.
-    vocab_size: V.
-    train_tokens: of the corpus.
-
   Raises:
     UserError: a prediction was sealed on other runs or is damaged, these runs determine no optimum,
       or too few cells could test this one.

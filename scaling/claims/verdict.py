@@ -65,7 +65,6 @@ def _headline(
   return {
     "C": sealed["C"],
     **{key: nearest[key] for key in of_cell},
-    "n_inside": sum(c["inside"] for c in cells),
     "minimum_where_predicted": place["held"],
     "trained_minimum_N": place["measured"],
     "predicted_N": sealed["N"],

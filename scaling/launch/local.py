@@ -1,8 +1,7 @@
 """Trains tasks in worker processes on this machine, each on a core of its own.
 
-A failing run does not take the others with it: its error is recorded in its run.json, and the next
-start tries it again; a run whose worker was asked to leave goes on in another. Two workers with a
-core each train two small models in less time than one worker with both cores trains them in turn.
+A run whose worker was asked to leave goes on in another. Two workers with a core each train two
+small models in less time than one worker with both cores trains them in turn.
 """
 
 import contextlib
@@ -15,30 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import RunError
-from scaling.launch import child
-from scaling.launch.queue import Failure, Pack, Queue, Task, WorkerError
+from scaling.launch import base, child
+from scaling.launch.queue import Failure, Pack, Queue
 from scaling.progress import Display
 from train.system import process
 
 
-class Worker:
+class Worker(base.Worker):
   """A worker process, what it was given, and what it has compiled."""
 
   def __init__(self, index: int, core: int | None, log: Path, env: dict[str, str]):
     """Starts the process; a `core` of None: on all cores."""
+    super().__init__()
     self.index = index
     self.core = core
     self.env = env
     self.pack: Pack | None = None  # what it was given last
-    self.tasks: dict[str, Task] = {}  # of it, those that have not ended, by id
-    self.progress: dict[str, dict] = {}  # by id
     self.programs: set = set()
     self.ready: dict[str, Any] = {}  # once it is: its devices
     self.rate: float | None = 0.0  # steps per second; None: not measured yet
     self.buffer = b""
     self.log = log.open("ab")
     self.process = subprocess.Popen(
-      child.command("scaling.launch.worker", "any" if core is None else str(core)),
+      child.command("scaling.launch.worker", "--serve", "any" if core is None else str(core)),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self.log,
@@ -55,21 +53,17 @@ class Worker:
       self.input.write((json.dumps(message) + "\n").encode())
       self.input.flush()
 
+  def stop(self) -> None:
+    """Asks it to save its runs and leave."""
+    self.send({"stop": True})
+
   def give(self, pack: Pack, following: Pack | None, preflight: int) -> None:
     """Gives it a pack to train, and another whose program it compiles meanwhile."""
-    self.pack, self.progress = pack, {}
-    self.tasks = {task.id: task for task in pack.tasks}
+    self.pack = pack
+    self.hold(pack)
     self.programs |= {some.program for some in (pack, following) if some}
-    self.send(
-      {
-        "tasks": [
-          {"id": task.id, "config": task.config, "folder": str(task.folder)} for task in pack.tasks
-        ],
-        "slots": pack.slots,
-        "preflight": preflight,
-        "next": following and {"config": following.tasks[0].config, "slots": following.slots},
-      }
-    )
+    ahead = following and {"config": following.tasks[0].config, "slots": following.slots}
+    self.send(pack.record(preflight) | {"next": ahead})
 
   def events(self) -> list[dict] | None:
     """Reads the events that it has sent; None: it is dead."""
@@ -88,7 +82,7 @@ class Worker:
     self.log.close()
 
 
-class Pool:
+class Pool(base.Launcher):
   """Worker processes that live as long as the sweep."""
 
   def __init__(
@@ -97,19 +91,14 @@ class Pool:
     workers: int,
     display: Display,
     should_stop: Callable[[], bool],
-    each_core: bool = True,
     tick: Callable[[], None] = lambda: None,
+    each_core: bool = True,
   ):
-    """Starts the workers.
+    """Starts so many workers; 0: one per core, or one where there is an accelerator.
 
-    Args:
-      workdir: the sweep's.
-      workers: how many; 0: one per core, or a single one where there is an accelerator.
-      display: shows progress.
-      should_stop: True: the workers save their runs, and KeyboardInterrupt is raised.
-      each_core: of 0 workers on a CPU; False: one, on all cores.
-      tick: called several times a second while the workers are waited for.
+    Of 0 workers on a CPU without `each_core`, it starts one, on all cores.
     """
+    super().__init__(display, should_stop, tick)
     cores: Sequence[int | None] = process.cores()
     if process.has_accelerator():
       cores = [None] * max(1, workers)
@@ -118,120 +107,71 @@ class Pool:
     elif not each_core:
       cores = [None]
     self._log = workdir / "workers.log"
-    self._display, self._should_stop, self._tick = display, should_stop, tick
-    self._stopping = False
-    self._workers: list[Worker] = []
+    self.workers: list[Worker] = []
     self.restart(cores)
 
   def __len__(self) -> int:
-    return len(self._workers)
+    return len(self.workers)
 
   def restart(self, cores: Sequence[int | None]) -> None:
     """Starts a worker on each of these cores instead of those there are; None: on all cores."""
     self.close()
     env = child.worker_environment(len(cores))
-    self._workers = [Worker(i, core, self._log, env) for i, core in enumerate(cores)]
+    self.workers = [Worker(i, core, self._log, env) for i, core in enumerate(cores)]
 
   def close(self) -> None:
     """Ends the workers."""
-    for worker in self._workers:
+    for worker in self.workers:
       worker.close()
 
   def setting(self) -> dict[str, Any]:
     """Returns what runs are trained on: kind and number of a worker's devices, and the workers."""
-    self._wait_until(lambda: any(worker.ready for worker in self._workers))
-    ready = next(worker.ready for worker in self._workers if worker.ready)
+    self._wait_until(lambda: any(worker.ready for worker in self.workers))
+    ready = next(worker.ready for worker in self.workers if worker.ready)
     return ready | {"workers": len(self)}
 
   def rate(self, config: dict, slots: int, seconds: float) -> float:
     """Measures the steps per second of all workers at once, each with `slots` runs together."""
     for duration in (0.0, seconds):  # compiled by all before one of them is measured
-      for worker in self._workers:
+      for worker in self.workers:
         worker.rate = None
         worker.send({"rate": config, "slots": slots, "seconds": duration})
-      self._wait_until(lambda: all(worker.rate is not None for worker in self._workers))
-    return sum(worker.rate or 0.0 for worker in self._workers)
-
-  def run(self, tasks: Sequence[Task]) -> dict[str, Failure]:
-    """Trains every task; returns the failures, by id.
-
-    Raises:
-      KeyboardInterrupt: `should_stop` is True; every running task has saved its state.
-      WorkerError: a worker came upon a bug outside of its runs.
-    """
-    queue = Queue(tasks)
-    self._display.begin({task.id: task.cost for task in tasks}, queue.finished)
-    while queue or self._busy():
-      self._stopping = self._should_stop()
-      if self._stopping:
-        queue.clear()
-        for worker in self._busy():
-          worker.send({"stop": True})
-      self._hand_out(queue)
-      if queue or self._busy():
-        self._receive(queue)
-      running = ((worker, name) for worker in self._workers for name in worker.tasks)
-      self._display.update({name: worker.progress.get(name, {}) for worker, name in running})
-    if self._should_stop():
-      raise KeyboardInterrupt
-    return queue.failures
-
-  def _busy(self) -> list[Worker]:
-    return [worker for worker in self._workers if worker.tasks]
+      self._wait_until(lambda: all(worker.rate is not None for worker in self.workers))
+    return sum(worker.rate or 0.0 for worker in self.workers)
 
   def _wait_until(self, holds: Callable[[], bool]) -> None:
     while not holds():
-      self._receive(Queue([]))
+      self._tick()
+      self.receive(Queue([]))
       if self._should_stop():
         raise KeyboardInterrupt
 
-  def _hand_out(self, queue: Queue) -> None:
-    for worker in self._workers:
+  def hand_out(self, queue: Queue) -> None:
+    """Gives each idle worker a pack, and on an accelerator the program that comes next."""
+    for worker in self.workers:
       if worker.ready and not worker.tasks and (pack := queue.pop()):
         # A worker of an accelerator trains on while the next program is compiled; on a CPU that
         # would take the core from the training.
         known = worker.programs | {pack.program}
         following = queue.another(known) if process.has_accelerator() else None
-        worker.give(pack, following, len(self) if pack.tasks[0].preflight else 0)
+        worker.give(pack, following, len(self))
 
-  def _receive(self, queue: Queue) -> None:
-    """Waits a moment for the workers, and takes in their events."""
-    self._tick()
+  def receive(self, queue: Queue) -> None:
+    """Reads the events of the workers, and replaces those that have died."""
     with selectors.DefaultSelector() as selector:
-      for worker in self._workers:
+      for worker in self.workers:
         selector.register(worker.output, selectors.EVENT_READ, worker)
       for key, _ in selector.select(timeout=0.2):
         events = key.data.events()
         if events is None:
           self._replace(key.data, queue)
         for event in events or ():
-          self._take_in(event, key.data, queue)
-
-  def _take_in(self, event: dict, worker: Worker, queue: Queue) -> None:
-    match event:
-      case {"ready": devices}:
-        worker.ready = devices
-      case {"rate": rate}:
-        worker.rate = rate
-      case {"message": text}:
-        self._display.say(text)
-      case {"bug": text}:
-        raise WorkerError(f"worker {worker.index}", Failure("a bug", "bug", text))
-      case {"id": name, "finished": "interrupted"}:
-        if self._stopping:
-          del worker.tasks[name]  # else it stays with its worker, which is leaving
-        self._display.ended(name, "interrupted", None)
-      case {"id": name, "finished": "failed"}:
-        self._fail(worker.tasks.pop(name), Failure(**event["failure"]), queue)
-      case {"id": name, "finished": status}:
-        queue.finish(worker.tasks.pop(name))
-        self._display.ended(name, status, event["loss"])
-      case {"id": name}:
-        worker.progress[name] = event
-
-  def _fail(self, task: Task, failure: Failure, queue: Queue) -> None:
-    queue.fail(task, failure)
-    self._display.ended(task.id, failure.error, None)
+          if "ready" in event:
+            key.data.ready = event["ready"]
+          elif "rate" in event:
+            key.data.rate = event["rate"]
+          else:
+            self.take_in(event, key.data, queue)
 
   def _replace(self, worker: Worker, queue: Queue) -> None:
     """Takes a dead worker's tasks off it and starts another in its place.
@@ -240,16 +180,16 @@ class Pool:
     """
     code = worker.process.wait()
     worker.close()
-    place = self._workers.index(worker)
+    place = self.workers.index(worker)
     if self._stopping:
-      del self._workers[place]
+      del self.workers[place]
       return
     if worker.tasks and worker.pack and code == 0:
       queue.put_back(worker.pack._replace(tasks=list(worker.tasks.values())))
     elif worker.tasks:
       failure = Failure(f"its worker died ({'signal' if code < 0 else 'exit code'} {abs(code)})")
       for task in worker.tasks.values():
-        self._fail(task, failure, queue)
+        self.fail(task, failure, queue)
     elif not worker.ready:
       raise RunError(f"a worker could not start (exit code {code}); see {self._log}")
-    self._workers[place] = Worker(worker.index, worker.core, self._log, worker.env)
+    self.workers[place] = Worker(worker.index, worker.core, self._log, worker.env)

@@ -89,6 +89,20 @@ class Pack(NamedTuple):
     """The key of its compiled program."""
     return self.tasks[0].shape, self.slots
 
+  def record(self, sharing: int = 1) -> dict[str, Any]:
+    """Describes it for a worker; `sharing` is how many workers share a device's memory."""
+    tasks = [
+      {
+        "id": task.id,
+        "config": task.config,
+        "folder": str(task.folder.absolute()),
+        "needs": task.needs,
+      }
+      for task in self.tasks
+    ]
+    preflight = sharing if self.tasks[0].preflight else 0
+    return {"tasks": tasks, "slots": self.slots, "preflight": preflight}
+
 
 def group(tasks: Sequence[Task]) -> list[Pack]:
   """Groups tasks that share a compiled shape, longest dependency chain first.

@@ -1,15 +1,21 @@
-"""A worker: one process, on one core or all, that trains the packs it is given, one after another.
+"""A worker: one process that trains packs of tasks, and says in events how far they are.
 
-It reads a message per line from its standard input, and writes an event per line to its standard
-output. When its launcher dies the input ends, and so does the worker.
+`python -m scaling.launch.worker TASK_FILE` trains the pack of a file (`Pack.record`), and appends a
+line per event to events.jsonl beside it. It ends with 0 where all runs are done, 2 where the user
+must mend what they failed by, 1 where they failed otherwise, 130 where they were interrupted.
+
+`--serve CORE` ("any": on all cores) trains the packs of a local launcher one after another: it
+reads a message per line from standard input, and writes events to standard output. When its
+launcher dies the input ends, and so does the worker.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,12 +24,64 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from configs import errors
-from train.system import process
+from train.system import files, process
 
 Send = Callable[[dict], None]
 
 
-def main(core: str) -> None:
+def run_file(path: Path) -> int:
+  """Trains, or compiles, the tasks of a file; returns the exit code."""
+  process.use_huge_pages()
+  process.keep_freed_pages()
+  process.use_xla_flags()
+  should_stop = process.StopSignal().install()
+  message = files.read_json(path)
+  if message is None:
+    print(f"{path}: no such file; name a task.json", file=sys.stderr)
+    return 2
+  codes = {0}
+  with path.with_name("events.jsonl").open("a", buffering=1) as file:
+
+    def send(event: dict) -> None:
+      if event.get("finished") == "interrupted":
+        codes.add(130)
+      elif event.get("finished") == "failed":
+        codes.add(2 if event["failure"]["kind"] == "user" else 1)
+      _write(file, event)
+
+    with _reported(send):
+      process.use_compile_cache()
+      if message["preflight"]:
+        compile_runs(message, send)
+      else:
+        for task in message["tasks"]:
+          wait_for(Path(task["folder"]), should_stop)
+        if should_stop():
+          return 130
+        train(message, send, should_stop)
+  return 1 if 1 in codes else max(codes)
+
+
+def wait_for(folder: Path, should_stop: Callable[[], bool]) -> None:
+  """Waits for a worker that a killed launcher has left in a run's folder."""
+  files.make_folder(folder)
+  while not should_stop():
+    with contextlib.suppress(files.FolderInUseError), files.owned(folder, wait_seconds=1.0):
+      return
+
+
+@contextlib.contextmanager
+def _reported(send: Send) -> Iterator[None]:
+  """Sends a bug of no run: what a run raises is its outcome."""
+  try:
+    yield
+  except Exception as error:
+    if errors.kind(error) == "bug":
+      send({"bug": traceback.format_exc()})
+    raise
+
+
+def serve(core: str) -> None:
   """Serves messages until the input ends."""
   send = partial(_write, os.fdopen(os.dup(1), "w", buffering=1))
   os.dup2(2, 1)  # what libraries print goes to the log
@@ -33,15 +91,11 @@ def main(core: str) -> None:
   should_stop = process.StopSignal().install()
   messages: SimpleQueue[dict] = SimpleQueue()
   threading.Thread(target=_listen, args=(messages, should_stop), daemon=True).start()
-  try:
-    serve(messages, send, should_stop)
-  except Exception as error:  # of no run: what a run raises is its outcome
-    if errors.kind(error) == "bug":
-      send({"bug": traceback.format_exc()})
-    raise
+  with _reported(send):
+    answer(messages, send, should_stop)
 
 
-def serve(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) -> None:
+def answer(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) -> None:
   """Answers messages until one asks to stop."""
   import jax  # takes seconds; the listener is already there
 
@@ -136,4 +190,7 @@ def _listen(messages: SimpleQueue, should_stop: process.StopSignal) -> None:
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  if sys.argv[1] == "--serve":
+    serve(sys.argv[2])
+  else:
+    sys.exit(run_file(Path(sys.argv[1])))

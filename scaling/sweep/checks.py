@@ -23,6 +23,7 @@ FREE = (  # fields that change no number of a begun sweep's runs, beyond the ord
   "fit.form", "fit.response", "fit.fixed_E", "fit.delta", "fit.bootstraps", "fit.level",
   "fit.resampling", "fit.seed",
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
+  "sweep.launcher", "sweep.command",
   "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
 )  # fmt: skip
 

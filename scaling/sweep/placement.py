@@ -5,12 +5,12 @@ Every size is compiled where it will run, which tells whether and how it fits.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
-from scaling.launch.local import Pool
+from scaling.launch.base import Launcher
 from scaling.launch.queue import Task, power_of_two, raise_bug
 from scaling.progress import Display
 from scaling.sweep import plan
@@ -59,7 +59,7 @@ def choose_workers(
   config: ConfigDict,
   workdir: Path,
   cells: Sequence[Cell],
-  pool: Pool,
+  pool: Launcher,
   display: Display,
   begun: bool,
 ) -> bool:
@@ -74,6 +74,9 @@ def choose_workers(
   cores, path = process.cores(), workdir / "preflight" / "workers.json"
   if config.sweep.workers or config.sweep.pack or process.has_accelerator() or len(cores) == 1:
     return False
+  if config.sweep.launcher != "local":  # whose workers alone can be measured
+    return False
+  local: Any = pool  # a `Pool`
   record = files.read_json(path)
   if record.get("cores") == len(cores) if record else begun:
     return False
@@ -86,13 +89,13 @@ def choose_workers(
   rates = {}
   for way, workers in WAYS.items():
     if not workers.each_core:
-      pool.restart([None])
-    rates[way] = pool.rate(run, workers.pack, MEASURED_SECONDS)
+      local.restart([None])
+    rates[way] = local.rate(run, workers.pack, MEASURED_SECONDS)
   usual, best = "a core each", max(rates, key=lambda way: rates[way])
   if rates[best] <= GAIN * rates[usual]:
     best = usual
   if WAYS[best].each_core:
-    pool.restart(cores)
+    local.restart(cores)
   choice = WAYS[best]._asdict() | {"cores": len(cores)}
   files.write_json(path, choice | {"size": size, "steps_per_second": rates})
   measured = ", ".join(f"{way}: {rate:.4g}" for way, rate in rates.items())
@@ -111,7 +114,7 @@ def compile_sizes(
   config: ConfigDict,
   workdir: Path,
   cells: Sequence[Cell],
-  pool: Pool,
+  pool: Launcher,
   display: Display,
   arm: str = "",
 ) -> dict[int, Placement]:

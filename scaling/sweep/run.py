@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import RunError, UserError
 from scaling.claims import integrity, prediction, seal, verdict
-from scaling.launch.local import Pool
+from scaling.launch.launchers import LAUNCHERS
 from scaling.laws import fit
 from scaling.laws.tables.runs import read_runs
 from scaling.progress import Display
@@ -68,7 +68,8 @@ def sweep(
     clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
     # Workers come up while the text is prepared.
-    pool = Pool(workdir, config.sweep.workers, display, should_stop, each_core, clock.tick)
+    start = LAUNCHERS[config.sweep.launcher]
+    pool = start(config.sweep, workdir, each_core, display, should_stop, clock.tick)
     try:
       clock("data")
       tokens = {name: dataset.prepare(arm_config) for name, arm_config in configs.items()}

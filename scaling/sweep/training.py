@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, RunError, UserError
-from scaling.launch.local import Pool
+from scaling.launch.base import Launcher
 from scaling.launch.queue import Failure, Task, raise_bug
 from scaling.progress import Display
 from scaling.sweep import costs, placement, plan, store
@@ -43,7 +43,7 @@ class Arm:
   tokens: TokenData
   head: dict[str, Any]  # of sweep.json
   cells: list[Cell]  # all that are planned so far, by earlier starts too
-  pool: Pool
+  pool: Launcher
   display: Display
   clock: costs.SweepClock
   placements: dict[int, Placement] = dataclasses.field(default_factory=dict)  # by size

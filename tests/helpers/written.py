@@ -6,6 +6,7 @@ import json
 from ml_collections import ConfigDict
 from synthetic import TRUTH
 
+from scaling.launch.launchers import LAUNCHERS
 from scaling.launch.queue import Failure, Queue
 from scaling.laws import chinchilla
 from scaling.progress import Display
@@ -73,7 +74,7 @@ def begin(config, workdir, monkeypatch, **fates):
   for name in ("draw", "write"):
     monkeypatch.setattr(report, name, lambda *_, **__: None)
   said, pools = io.StringIO(), []
-  monkeypatch.setattr(sweeps, "Pool", lambda *a: pools.append(Pool(*a)) or pools[-1])
+  monkeypatch.setitem(LAUNCHERS, "local", lambda *a: pools.append(Pool(*a)) or pools[-1])
   error = None
   try:
     sweeps.sweep(config, workdir, Display("", said), lambda: False)
