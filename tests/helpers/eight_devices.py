@@ -48,7 +48,7 @@ def config_of(family, case):
   c = base.get_config()
   c.model.update({"family": family, "width": 32, "depth": 2, "heads": 4, "dropout": 0.1})
   c.objective = base.FAMILIES[family][0]
-  c.corruption.sentinels, c.optim.z_loss = 8, 0.1  # the loss has two entries
+  c.corruption.sentinels = 8
   c.data.isolate_documents = family != "encoder_decoder"
   c.data.seq_len, c.data.batch_size = T, B
   for field, value in case.items():
