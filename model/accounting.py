@@ -45,7 +45,7 @@ class StackLengths(NamedTuple):
 
 
 def group(path: str) -> str:
-  """Returns the group of the parameter at `path`, such as "decoder/block/mlp/up/kernel".
+  """Returns the group of the parameter at a path.
 
   All norms of the residual stream belong to the body. A tied embedding is "embedding" here: by its
   path it cannot be told apart (`param_groups` counts it as head).
@@ -93,11 +93,7 @@ def param_groups(
 
 
 def n_params(groups: dict[str, int], convention: str) -> int:
-  """Returns N as `convention` counts it: body_head (every multiplied weight), body, or total.
-
-  Raises:
-    ConfigError: there is no such convention.
-  """
+  """Returns N as one of CONVENTIONS counts it; ConfigError: there is no such convention."""
   base.FIT["params"].check("fit.params", convention)
   return sum(groups[name] for name in CONVENTIONS[convention])
 

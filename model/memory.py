@@ -57,7 +57,7 @@ def device_bytes(
     source_len: S of an encoder-decoder, else 0 [tokens].
     arrays: of each trained parameter, by path, the float32 arrays of its shape that the optimizer
       keeps, and that an update makes beside them (`train.optim.arrays`).
-    devices: how many there are, imagined or not.
+    devices: their number.
     fused: attention never stores its weights (cuDNN's flash attention; see `attention.attend`), and
       products take bfloat16 operands as they are. Counted, and not yet measured on a GPU. False: as
       on a CPU, where the total is within 10 % of what XLA assigns (`tests/model/test_memory.py`).

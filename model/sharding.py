@@ -60,13 +60,8 @@ TENSOR = ("heads", "mlp", "vocab")  # the axes that `tensor` divides
 SHARD = ("embed", "mlp", "vocab", "heads", "unit", "hidden", "position")  # `shard`: first to divide
 
 
-def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Makes the mesh of `config` (`config.sharding`) over all devices.
-
-  Raises:
-    ConfigError: the devices do not divide as asked.
-  """
-  devices = jax.devices() if devices is None else devices
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
+  """Makes the mesh of `config.sharding`."""
   shape = mesh_shape(config, len(devices))
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
@@ -102,10 +97,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 def check_batches(config: ConfigDict, devices: int, local_devices: int = 0) -> None:
   """Raises ConfigError where a run's batches do not divide among its devices.
 
-  Args:
-    config: the run's.
-    devices: how many there are.
-    local_devices: how many each process has; 0: there is one process.
+  `local_devices` is how many each process has; 0: there is one process.
   """
   replicas, shards, tensor = mesh_shape(config.sharding, devices)
   if local_devices % tensor:
@@ -155,18 +147,16 @@ class Layout:
   dims: Any
   tensor_dims: Any
 
-  def specs(self, tree: str) -> Any:
-    """Returns the PartitionSpecs of a tree over the axes that a step handles itself."""
-    return self._specs(tree, tensor=False)
-
   def shardings(self, tree: str) -> Any:
     """Returns the NamedShardings of a tree, `tensor` included."""
-    specs = self._specs(tree, tensor=self.mesh.shape["tensor"] > 1)
+    specs = self.specs(tree, tensor=self.mesh.shape["tensor"] > 1)
     return jax.tree.map(
       lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
     )
 
-  def _specs(self, tree: str, tensor: bool) -> Any:
+  def specs(self, tree: str, tensor: bool = False) -> Any:
+    """Returns the PartitionSpecs of a tree; `tensor` is an axis that a step does not handle."""
+
     def one(ndim: int, shard_dim: int, tensor_dim: int) -> P:
       axes: list[str | None] = [None] * ndim  # all of them: jax tells P() from P(None)
       if tree in self.sharded and shard_dim >= 0:

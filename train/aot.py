@@ -30,17 +30,9 @@ def lowered(
   devices: Sequence[jax.Device] | None = None,
   slots: int = 1,
 ) -> dict[str, jax.stages.Lowered]:
-  """Lowers what a run executes: "init", "step" and "evaluate".
+  """Lowers what a run executes: "init", "step" (of `slots` runs together) and "evaluate".
 
-  Args:
-    config: resolved.
-    vocab_size: V of the tokenizer.
-    devices: what they are made for; may be absent from this machine (`scaling.targets.catalog`).
-      None: all of this machine's.
-    slots: runs that are trained together (`train.pack`); the step is theirs.
-
-  Raises:
-    UserError: the devices do not divide as `config.sharding` asks.
+  The arguments are those of `train.step.program`.
   """
   functions = program(config, vocab_size, devices)
   return {
@@ -51,12 +43,7 @@ def lowered(
 
 
 def compile_ahead(config: ConfigDict, slots: int) -> None:
-  """Compiles the step of so many runs into the cache on disk; trains nothing.
-
-  Args:
-    config: of any of them, unresolved.
-    slots: how many, a power of two.
-  """
+  """Compiles the step of `slots` runs of an unresolved config into the cache on disk."""
   config = ladders.resolve(config)
   vocab_size = dataset.prepare(config).vocab_size
   _lower_step(program(config, vocab_size), config, vocab_size, slots).compile()
@@ -187,9 +174,7 @@ def needs(config: ConfigDict, vocab_size: int, sharing: int = 1) -> Needs:
 def available(config: ConfigDict, sharing: int = 1) -> int:
   """Returns what a run may use of one device [bytes].
 
-  Args:
-    config: the run's.
-    sharing: processes that share this machine's memory, where the devices are its CPU.
+  `sharing` processes share this machine's memory, where the devices are its CPU.
   """
   if config.sharding.device_memory:
     return int(config.sharding.device_memory)
@@ -211,13 +196,9 @@ def machine_memory() -> int:
 def device_bytes(
   config: ConfigDict, vocab_size: int, devices: int = 1, fused: bool = False
 ) -> dict[str, int]:
-  """Predicts what each device of a resolved config's run holds (`memory.device_bytes`).
+  """Predicts what each device of a resolved config's run holds: see `memory.device_bytes`.
 
-  Args:
-    config: the run's.
-    vocab_size: V of the tokenizer.
-    devices: how many there are, imagined or not.
-    fused: as in `memory.device_bytes`.
+  `vocab_size` is the tokenizer's.
   """
   lengths = registry.lengths(config)
   shape = registry.vocab_size(config, vocab_size), lengths.target, lengths.source

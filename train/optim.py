@@ -23,11 +23,7 @@ from configs.errors import ConfigError
 def base_learning_rate(optim: ConfigDict, n_params: int) -> float:
   """Returns `optim.lr`, or where that is 0 the rule lr_ref (N / lr_ref_params)^lr_exponent.
 
-  Args:
-    optim: `config.optim`.
-    n_params: N, body + head.
-
-  Source: the exponent -1/3 is Porian et al. 2024 (arXiv:2406.19146), section 4.
+  N is body + head. The exponent -1/3 is that of Porian et al. 2024 (arXiv:2406.19146), section 4.
   """
   if optim.lr:
     return float(optim.lr)
@@ -75,11 +71,7 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int, int], float] | None] = {
 
 
 def trainable(patterns: Sequence[str], paths: Collection[str]) -> set[str]:
-  """Returns the parameters that a run trains, by path, such as "decoder/block/mlp/up/kernel".
-
-  Args:
-    patterns: `train.trainable`; each matches whole paths.
-    paths: of all parameters.
+  """Returns those of all parameters' paths that `patterns` (`train.trainable`) match whole.
 
   Raises:
     ConfigError: a pattern matches none of them, or there is no pattern.

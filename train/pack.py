@@ -178,12 +178,9 @@ class PackedRuns:
 
 
 def rate(config: ConfigDict, slots: int, seconds: float) -> float:
-  """Measures the steps that so many runs together take in a second.
+  """Measures the steps that `slots` runs of an unresolved config together take in a second.
 
-  Args:
-    config: of any of them, unresolved.
-    slots: how many, a power of two.
-    seconds: for how long, compilation not counted; 0: one step of each run.
+  `seconds` says for how long, compilation not counted; 0: one step of each run.
   """
   config = ladders.resolve(config)
   tokens = dataset.prepare(config)

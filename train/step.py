@@ -260,11 +260,8 @@ def program(
 ) -> Program:
   """Makes the functions of a resolved config; equal setups share them within a process.
 
-  Args:
-    config: the run's.
-    vocab_size: V of the tokenizer.
-    devices: what they are made for; may be absent from this machine (`scaling.targets.catalog`).
-      None: all of this machine's.
+  `vocab_size` is the tokenizer's. `devices` may be absent from this machine
+  (`scaling.targets.catalog`); None: all that it has.
 
   Raises:
     UserError: the devices do not divide as `config.sharding` asks.
