@@ -73,6 +73,7 @@ def compare_sweeps(record: Record) -> Comparison:
       gain
       for (to, reference), (of, law) in itertools.combinations(laws.items(), 2)
       if _same_losses(sweeps[of], sweeps[to])
+      and runs.input_hash(law.runs) != runs.input_hash(reference.runs)  # else two fits of one arm
       for C in budgets
       for gain in _gains((of, law), (to, reference), C)
     ],

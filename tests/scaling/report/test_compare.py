@@ -177,6 +177,12 @@ def test_losses_of_other_tokens_or_text_are_not_compared(recipes, tmp_path):
     assert gains(folder) == {}
 
 
+def test_two_fits_to_the_same_runs_gain_nothing(recipes, tmp_path):
+  folder = Path(shutil.copytree(recipes, tmp_path / "fits"))
+  shutil.copy(folder / "gelu" / "cells.csv", folder / "swiglu" / "cells.csv")
+  assert gains(folder) == {}
+
+
 def test_report_says_what_a_recipe_gains(recipes):
   report.write(recipes)
   text, rows = (recipes / "report.md").read_text(), gains(recipes)
