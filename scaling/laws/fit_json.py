@@ -64,6 +64,21 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   return warnings
 
 
+def law_json(fit: Fit) -> dict[str, Any]:
+  """Makes what fit.json has of the law alone: its numbers, and their intervals."""
+  a, b = fit.law.exponents(fit.runs.C.max())
+  values = fit.params | {"a": a, "b": b}
+  draws = {**fit.draws.params} | dict(zip("ab", fit.draws.exponents(fit.runs.C.max()), strict=True))
+  intervals = {k: interval(x, fit.options.level, float(values[k])) for k, x in draws.items()}
+  return {
+    "params": fit.params,
+    "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
+    "a": float(a),
+    "b": float(b),
+    "n_runs": len(fit.runs),
+  }
+
+
 def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
   """Makes the content of fit.json: the law, its intervals, its optima, how it was fitted.
 
@@ -71,21 +86,14 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     fit: the fit.
     curves: training curves, for Approach 1 among the estimators.
   """
-  a, b = fit.law.exponents(fit.runs.C.max())
-  options, values = fit.options, fit.params | {"a": a, "b": b}
-  draws = {**fit.draws.params} | dict(zip("ab", fit.draws.exponents(fit.runs.C.max()), strict=True))
-  intervals = {k: interval(draw, options.level, float(values[k])) for k, draw in draws.items()}
+  options = fit.options
   approach2 = isoflop_profiles(fit.runs, fit.compute)
   estimators = side_by_side(fit, curves=curves)
   approach2["bias"] = estimators["rows"][1].get("bias")
   many = len(fit.runs) > MOST_LEFT_OUT
   return {
     "version": VERSION,
-    "params": fit.params,
-    "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
-    "a": float(a),
-    "b": float(b),
-    "n_runs": len(fit.runs),
+    **law_json(fit),
     "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
     "filters": list(fit.runs.filters),
     "input_hash": input_hash(fit.runs),

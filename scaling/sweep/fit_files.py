@@ -19,7 +19,6 @@ from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs, valid
 from scaling.sweep import store
 from train.system import files
 
-OF_SET = ("params", "intervals", "a", "b", "n_runs")  # of fit.json, for each validation set
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
@@ -110,8 +109,7 @@ def fit_sets(
       runs = read_runs(source, **reading, loss=name)
       of_set = law if name == options.loss else fit.fit_runs(runs, options)
       fit.check_sealable(of_set, C)
-      record = fit_json.to_json(of_set)
-      row |= {key: record[key] for key in OF_SET} | {"optimum": fit.optimum(of_set, C)}
+      row |= fit_json.law_json(of_set) | {"optimum": fit.optimum(of_set, C)}
     except UserError as error:
       row["reason"] = str(error)
     rows.append(row)
