@@ -111,10 +111,12 @@ def test_a_recipe_is_short_and_can_be_followed(recipe, copy):
 
 
 @pytest.mark.parametrize("recipe", recipes(slow=pytest.mark.slow))
-def test_a_recipe_works_as_written(recipe, copy, cache, finished):
+def test_a_recipe_works_as_written(recipe, copy, cache, request):
   follow(recipe, copy)
   work = copy.parent / "work"
-  shutil.copytree(finished, work / "runs/quick")  # a sweep that a reader has
+  (work / "runs").mkdir(parents=True)
+  if "runs/quick" in recipe.text:  # a sweep that a reader has
+    shutil.copytree(request.getfixturevalue("finished"), work / "runs/quick")
   shell = 'isoflop() { python -m scaling.main "$@"; }\n'
   shell += "".join(step["shell"] for step in recipe.steps if step["shell"])
   path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
