@@ -49,7 +49,7 @@ def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
   config.fit.form = form
   config.sweep.sizes = (1, 2, 3, 4, 6, 8)
   truth = laws.Law(FORMS[form], surfaces.TRUE[form])
-  cells = plan.fit_cells(config, CORPUS[0])
+  cells = plan.design_cells(config, CORPUS[0])
   synthetic.write_runs(tmp_path, cells, truth)
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, store.rows(tmp_path, cells, "clm"))
