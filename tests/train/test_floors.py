@@ -197,7 +197,8 @@ def judge(config):
     assert loss < floor + 0.02 + 3 * loss_error
 
 
-@pytest.mark.parametrize("bidirectional", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_completion_that_its_prompt_decides_costs_nothing(cache, tmp_path, bidirectional):
   """The prompt in upper case: no nats, when it is learned; and samples are that, too."""
   rng = np.random.default_rng(0)

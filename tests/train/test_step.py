@@ -25,9 +25,11 @@ def compiled(config):
 def test_one_program_serves_every_rate_and_schedule(tiny, cache):
   config = resolve(tiny)
   functions, tokens, state, batch = compiled(config)
-  for lr in (1e-3, 3e-3, 0.0):
+  state, _ = functions.step(state, batch, np.float32(1e-3), np.uint32(0))
+  compilations = functions.step._cache_size()  # other tests may have trained this config
+  for lr in (3e-3, 0.0):
     state, _ = functions.step(state, batch, np.float32(lr), np.uint32(0))
-  assert functions.step._cache_size() == 1
+  assert functions.step._cache_size() == compilations
   for change in ({"lr": 0.5}, {"schedule": "cosine"}, {"warmup_tokens": 3}):
     config.optim.update(change)
     assert step.program(config, tokens.vocab_size) is functions

@@ -142,6 +142,7 @@ def test_on_eight_devices_the_first_loss_is_the_parents(parent, child, tmp_path,
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_new_special_ids_are_matched_by_name_and_cost_at_most_their_number(parent, child, tmp_path):
   """span's 9 sentinels become 12: the new ones stand before the old, as sentinel 0 is the last."""
   fields = {"corruption__sentinels": 12, "train__warm_start_rule": "grow"}
