@@ -115,7 +115,10 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
 
 
 def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
-  """Returns the config of --config; for `fit` and `plan --next`, that of --workdir's sweep."""
+  """Returns the config of --config; for `fit` and `plan --next`, that of the sweep it reads.
+
+  A sweep is read from --workdir, and by `fit` from --runs too, where no --config is named.
+  """
   from train.system import files
 
   of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
@@ -128,6 +131,10 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
     )
   if head:
     return base.from_json(head["config"])
+  if verb == "fit" and values.runs and not named:
+    source = files.read_json(Path(values.runs).expanduser() / "sweep.json")
+    if source:
+      return base.from_json(source["config"])
   path, *argument = values.config.split(":", 1)
   file = Path(path) if named else ROOT / path
   if not file.is_file():

@@ -12,6 +12,7 @@ from scaling.laws.fit import known, optimum
 from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
+from scaling.laws.tables.doubts import doubts
 from scaling.laws.tables.runs import Runs, input_hash
 
 VERSION = 2
@@ -29,7 +30,7 @@ def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
 
 def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   """Lists what a reader must know before quoting the fit, one sentence each."""
-  warnings = []
+  warnings = doubts(fit.runs, seed_noise(fit.runs))
   if bound := fit.convergence["at_bound"]:
     warnings.append(
       at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")

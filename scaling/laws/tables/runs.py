@@ -20,6 +20,9 @@ from scaling.laws.tables.rows import read_rows
 COLUMNS = ("id", "N", "D", "C", "loss")
 EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.laws.forms`
 PARAMS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # N's in cells.csv
+OF_A_SWEEP = {"cell", "kind", "status"}  # columns by which a table is our cells.csv
+LARGEST = 1e99  # of any N, D, C or loss that could be meant
+LONGEST_LABEL = 200  # letters of a text that could name a group of runs
 MIN_RUNS = 6  # one more than the law has parameters
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
@@ -42,7 +45,9 @@ class Runs:
   flops: str = "exact"  # what C counts: exact (as given), or 6nd
   loss_on: str = ""  # the validation set that the loss is on; "": the main one
   filters: tuple[str, ...] = ()  # the conditions that chose them: "where D/N > 5", "exclude ..."
+  by_loss: tuple[str, ...] = ()  # those of them that left out runs by their loss
   extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # EXTRAS, [n] each
+  labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # the file's texts [n]
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -58,6 +63,7 @@ class Runs:
       self,
       ids=tuple(self.ids[i] for i in index),
       extra={name: values[index] for name, values in self.extra.items()},
+      labels={name: values[index] for name, values in self.labels.items()},
       **{name: getattr(self, name)[index] for name in ("N", "D", "C", "loss")},
     )
 
@@ -69,6 +75,7 @@ def make_runs(
   C: ArrayLike | None = None,
   ids: Sequence[str] = (),
   extra: Mapping[str, ArrayLike] | None = None,
+  labels: Mapping[str, np.ndarray] | None = None,
 ) -> Runs:
   """Makes runs of arrays [n], in a canonical order; C defaults to 6 N D.
 
@@ -81,7 +88,8 @@ def make_runs(
   columns: dict[str, Any] = {name: np.asarray(values, float) for name, values in given.items()}
   ids = ids or [str(i) for i in range(columns["N"].size)]
   for name, values in columns.items():
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    most = np.inf if name == "C" else LARGEST  # C may be a product of them
+    bad = np.flatnonzero(~((values > 0) & (values < most)))
     if len(bad):
       raise DataError(
         f"run {ids[bad[0]]}, column {name}: {values[bad[0]]} is not a positive finite number; "
@@ -99,6 +107,7 @@ def make_runs(
     **{name: values[order] for name, values in columns.items()},
     flops="6nd" if C is None else "exact",
     extra={name: np.asarray(values, float)[order] for name, values in (extra or {}).items()},
+    labels={name: values[order] for name, values in (labels or {}).items()},
   )
 
 
@@ -122,14 +131,14 @@ def read_runs(
   """Reads the runs of a sweep, or of anyone's table with named columns.
 
   Args:
-    path: a sweep's folder, or a .csv, .tsv, .jsonl or .parquet file. A file with columns `kind` and
-      `status` is read as our cells.csv: of it, the finished fit cells.
+    path: a sweep's folder, or a file as `rows.read_rows` reads it. One with the columns `cell`,
+      `kind` and `status` is read as our cells.csv: of it, the finished fit cells.
     columns: names that differ, "N=params,D=tokens,loss=val_loss". Needed are loss and two of N, D
       and C; the third is C = 6 N D. U, P and pretrained (`scaling.laws.forms`) are read if named.
     params: what N counts, see `config.fit.params`; other than body_head for our cells.csv only.
     flops: what C counts: exact (the column C), or 6nd.
     where: conditions that every run meets, as "D/N > 5" (`tables.conditions`), in N, D, C
-      and loss, and in the file's other columns of numbers. A run that fails one is excluded.
+      and loss, and in the file's other columns. A run that fails one is excluded.
     exclude: conditions that no run meets, likewise.
     loss: the validation set whose loss is read, from the column loss_NAME; "": from `loss`.
 
@@ -156,13 +165,12 @@ def read_runs(
       f"fit.loss={loss!r}: {path} has no column {names['loss']!r}; there is the loss on "
       f"{', '.join(map(repr, _sets(header)))}"
     )
-  ours = {"kind", "status"} <= set(header)
+  ours = set(header) >= OF_A_SWEEP
   sources = _sources(path, header, names, given)
   measured = list(sources)
-  sources |= {name: name for name in sorted(read & set(header))}
   table = [(place, row) for place, row in table if not ours or row["kind"] == "fit"]
   if not table:
-    kind = "row of kind 'fit' (kind and status make it a sweep's table)" if ours else "row"
+    kind = "row of kind 'fit' (cell, kind and status make it a sweep's table)" if ours else "row"
     raise DataError(f"runs={path}: no {kind} in it; name a table of trained runs")
   named = [(str(row.get(names["id"]) or place), place, row) for place, row in table]
   excluded = []
@@ -174,6 +182,13 @@ def read_runs(
     name: np.array([_number(row.get(column)) for _, _, row in named])
     for name, column in sources.items()
   }
+  others = (set(header) - {"", *sources.values()}) | (read & set(header))
+  further = {}
+  for name in sorted(others):
+    column = [row.get(name) for _, _, row in named]
+    if name in read or all(len(str(value)) <= LONGEST_LABEL for value in column):
+      further[name] = _column(column)
+  values = further | values
   with np.errstate(all="ignore"):  # what is not a number then is named below
     if "N" not in values:
       values["N"] = values["C"] / (6 * values["D"])
@@ -181,28 +196,37 @@ def read_runs(
       values["D"] = values["C"] / (6 * values["N"])
     if flops == "6nd" or "C" not in values:
       values["C"] = 6 * values["N"] * values["D"]
-  for name in read & values.keys():
-    if ids and np.isnan(values[name]).all():
-      raise DataError(f"runs={path}, column {name}: a condition reads it, and has no number there")
+  for name in read & values.keys():  # what is no column is named by the condition
+    if ids and values[name].dtype.kind == "f" and np.isnan(values[name]).all():
+      raise DataError(f"runs={path}, column {name}: a condition reads it, and it is empty")
   kept = np.ones(len(ids), bool)
+  by_loss = []
   for kind, text in filters:
     holds = conditions.evaluate(text, values, f"--{kind}=")
     dropped = kept & (holds != (kind == "where"))
+    measured_loss = (values["loss"] > 0) & (values["loss"] < LARGEST)
+    if (dropped & measured_loss).any() and {"loss", names["loss"]} & {*conditions.names(text)}:
+      by_loss.append(f"{kind} {text}")
     excluded += [(ids[i], f"{kind} {text}") for i in np.flatnonzero(dropped)]
     kept &= ~dropped
   for name in measured:
-    bad = kept & ~(np.isfinite(values[name]) & ((values[name] > 0) | (name == "pretrained")))
+    bad = kept & ~(np.isfinite(values[name]) & (values[name] < LARGEST)
+                  & ((values[name] > 0) | (name == "pretrained")))  # fmt: skip
     if bad.any():
       _, place, row = named[np.argmax(bad)]
+      value = row.get(sources[name])
+      remedy = f"correct the row, or leave it out with --where='{name} > 0 and {name} < 1e99'"
+      if isinstance(value, str) and "," in value:
+        remedy = "write it without separators of thousands, and with a point before decimals"
       raise DataError(
-        f"runs={path}, {place}, column {sources[name]}: {row.get(sources[name])!r} is not a "
-        "positive finite number; correct the row, or leave it out with "
-        f"--where='{name} > 0 and {name} < 1e99'"
+        f"runs={path}, {place}, column {sources[name]}: {value!r} is not a positive finite number; "
+        f"{remedy}"
       )
   runs = make_runs(
     **{name: values[name][kept] for name in ("N", "D", "C", "loss")},
     ids=[ids[i] for i in np.flatnonzero(kept)],
     extra={name: values[name][kept] for name in EXTRAS if name in values},
+    labels={name: column[kept] for name, column in further.items() if column.dtype.kind in "Ub"},
   )
   return dataclasses.replace(
     runs,
@@ -211,13 +235,14 @@ def read_runs(
     flops="exact" if "C" in measured and flops == "exact" else "6nd",
     loss_on=loss,
     filters=tuple(f"{kind} {text}" for kind, text in filters),
+    by_loss=tuple(by_loss),
   )
 
 
 def validation_sets(path: str | os.PathLike) -> list[str]:
   """Lists the validation sets whose loss a sweep's table has; "" is the main one."""
   header, _ = read_rows(_table_of(path))
-  return _sets(header) if {"kind", "status"} <= set(header) else [""]
+  return _sets(header) if set(header) >= OF_A_SWEEP else [""]
 
 
 def _sets(header: Sequence[str]) -> list[str]:
@@ -259,14 +284,28 @@ def _sources(
 def _number(value: Any) -> float:
   """Reads a number; nan where there is none."""
   try:
-    return float(value)
-  except (TypeError, ValueError):
+    return math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError, OverflowError):
     return math.nan
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+  """Makes a column [n]: numbers if it has any, else True and False, or text."""
+  numbers = np.array([_number(value) for value in values])
+  texts = np.array(["" if value is None else str(value).strip() for value in values], str)
+  if np.isfinite(numbers).any() or not any(texts):
+    return numbers
+  truth = {"true": True, "false": False}
+  if all(text.lower() in truth for text in texts):
+    return np.array([truth[text.lower()] for text in texts])
+  return texts
 
 
 def _parse_columns(columns: str) -> dict[str, str]:
   pairs = [pair.partition("=") for pair in columns.split(",") if pair.strip()]
   for name, equals, column in pairs:
+    if [other.strip() for other, _, _ in pairs].count(name.strip()) > 1:
+      raise DataError(f"columns={columns!r}: {name.strip()} is given twice; leave one out")
     if name.strip() not in (*COLUMNS, *EXTRAS) or not equals or not column.strip():
       raise DataError(
         f"columns={columns!r}: {name.strip()!r} is not of the form NAME=COLUMN "

@@ -113,8 +113,11 @@ def test_expressions_mean_what_python_means(text, wanted):
     ("[y for y in x] == 1", "neither a number nor a column"),
     ("x[0] > 1", "neither a number nor a column"),
     ("len(x) > 1", "neither a number nor a column"),
-    ("x == 'a'", "neither a number nor a column"),
-    ("x > True", "neither a number nor a column"),
+    ("x == 'a'", "x is a number, but 'a' is text"),
+    ("x > True", "x is a number, but True is True or False"),
+    ("'a' < 'b'", "'a' is text: compare it by == or !="),
+    ("x + 'a' > 1", "'a' is text, not a number"),
+    ("x < 1" + "0" * 900, "a number that is too large"),
     ("(x > 1) > 0", "neither a number nor a column"),
     ("(lambda: 1)() == 1", "neither a number nor a column"),
     ("x // 2 == 1", "neither a number nor a column"),
@@ -146,7 +149,7 @@ def test_powers_do_not_hang():
     ({"where": ["D/N"]}, "--where='D/N': 'D / N' is not a condition"),
     ({"exclude": ["import os"]}, "--exclude='import os': not an expression"),
     ({"where": ["speed > 1"]}, "there is no column 'speed', but"),
-    ({"where": ["family > 1"]}, "column family: a condition reads it, and has no number there"),
+    ({"where": ["family > 1"]}, "--where='family > 1': family is text, but 1 is a number"),
     ({"columns": "N=params,D=tokens,loss=val loss,U=unique"}, "no column 'unique' for U"),
   ],
 )
@@ -163,9 +166,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path, arguments, said):
   [
     ("N,D,N,loss\n1e5,1e6,2e5,3\n", "2 columns are named 'N'; rename"),
     ("C,D,loss\n1e12,0,3\n", "line 2, column D: '0' is not a positive"),
-    ("N,D,loss\n1e200,1e200,3\n", "run line 2, column C: inf"),
+    ("N,D,loss\n1e200,1e200,3\n", "line 2, column N: '1e200' is not a positive finite"),
     ("N,D,loss\n", "no row in it"),
-    ("N,D,loss,kind,status\n1e5,1e6,3,dense,ok\n", "no row of kind 'fit'"),
+    ("N,D,loss,cell,kind,status\n1e5,1e6,3,a,probe,ok\n", "no row of kind 'fit'"),
+    ("N,D,loss\n1e300,1e9,3\n", "line 2, column N: '1e300' is not a positive"),
   ],
 )
 def test_tables_that_cannot_be_read_are_one_line(tmp_path, text, said):
