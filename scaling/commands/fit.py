@@ -14,7 +14,7 @@ from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 CONFIG = "configs/base.py"
 FLAGS: tuple[Flag, ...] = (
   WORKDIR,
-  ("runs", "", "A table of runs (.csv, .jsonl, .json, .parquet), or a sweep's folder; else the workdir."),
+  ("runs", "", "A table of runs (.csv, .json, .jsonl, .parquet) or a sweep; else the workdir's."),
   ("columns", "", "Its column names, as N=params,D=tokens,loss=val_loss."),
   ("where", [], "A condition that every run meets, as 'D/N > 5'; may be given several times."),
   ("exclude", [], "A condition that no run meets, as 'loss > 4'; may be given several times."),

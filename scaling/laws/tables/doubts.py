@@ -43,7 +43,8 @@ def doubts(runs: Runs, noise: float | None) -> list[str]:
     if column:
       name = column if column.isidentifier() else f"`{column}`"
       value = runs.labels[column][0].item()
-      remedy = f'the column {column} separates them: fit one group, --where="{name} == {value!r}".'
+      shown = f'"{value}"' if isinstance(value, str) else value  # backquotes need the single quotes
+      remedy = f"the column {column} separates them: fit one group, --where='{name} == {shown}'."
     found.append(f"{said}: {remedy}")
   return found
 

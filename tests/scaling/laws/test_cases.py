@@ -61,7 +61,7 @@ def test_other_formats_give_the_same_runs(name):
     ("clean.csv", ()),
     ("billions.csv", ("D/N is 8e-05 .* D in millions. Multiply by 1e6",)),
     ("pfs.csv", (r"C/\(N D\) is 6.9e-17 .* C in teraflop/s-days. Multiply by 8.64e16",)),
-    ("groups.csv", (r"Repeats .* scatter by 34% .* column dataset .*--where=\"dataset == 'B'\"",)),
+    ("groups.csv", (r"Repeats .* scatter by 34% .* column dataset .*--where='dataset == \"B\"'",)),
     ("perplexities.csv", ("median loss is 19.31, .* perplexities",)),
   ],
 )
@@ -161,7 +161,7 @@ def test_groups_without_repeats_are_found_by_their_column(tmp_path):
   kept = [lines[0], *lines[1:25:2], *[line for i, line in enumerate(lines[25:]) if i % 2]]
   found = warned(laws.read_runs(table(tmp_path, "\n".join(kept).replace("dataset", "data set"))))
   assert any("the column data set separates them: fit one group" in text for text in found), found
-  assert any('--where="`data set` == ' in text for text in found)
+  assert any("--where='`data set` == " in text for text in found)
 
 
 def test_a_condition_on_the_loss_truncates():
