@@ -124,6 +124,8 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
   head = of_sweep and files.read_json(Path(values.workdir).expanduser() / "sweep.json")
   named = values["config"].present
+  if verb == "fit" and values.runs and Path(values.runs).is_dir() and not (head or named):
+    head = files.read_json(Path(values.runs) / "sweep.json")
   if head and named:
     raise UsageError(
       "--config: the sweep in --workdir has a config; leave this out, or change fields of that "
@@ -131,10 +133,6 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
     )
   if head:
     return base.from_json(head["config"])
-  if verb == "fit" and values.runs and not named:
-    source = files.read_json(Path(values.runs).expanduser() / "sweep.json")
-    if source:
-      return base.from_json(source["config"])
   path, *argument = values.config.split(":", 1)
   file = Path(path) if named else ROOT / path
   if not file.is_file():

@@ -97,8 +97,9 @@ def make_runs(
       )
     if name in "NDC" and (values < 1).any():
       i = int(np.argmin(values))
+      unit = "petaflop/s-days" if name == "C" else "billions"
       raise DataError(
-        f"run {ids[i]}, column {name}: {name} is {values[i]:.4g}: in billions? N counts "
+        f"run {ids[i]}, column {name}: {name} is {values[i]:.4g}: in {unit}? N counts "
         "parameters, D tokens and C FLOPs; multiply the column"
       )
   order = np.lexsort([columns[name] for name in ("loss", "C", "D", "N")])

@@ -138,7 +138,8 @@ def changed(tmp_path, **factors):
 @pytest.mark.parametrize(
   ("factors", "said"),
   [
-    ({"C": 1e6 / (1e15 * 86400)}, "no unit explains it"),
+    ({"N": 100, "D": 100, "C": 1e4 / 8.64e19}, "C in petaflop/s-days. Multiply by 8.64e19"),
+    ({"C": 1e-5}, "C/.N D. is 6e-05 .* no unit explains it"),
     ({"N": 1e-6, "C": 1.0}, r"N is \S+ .* N in millions. Multiply by 1e6"),
     ({"D": 1e-6, "C": 1.0}, r"D/N is .* D in millions. Multiply by 1e6"),
     ({"N": 1e-3, "D": 1e-3, "C": 1.0}, r"6e\+06 .* N and D in thousands. Multiply by 1000"),
@@ -185,3 +186,11 @@ def test_a_sweep_is_fitted_with_its_own_options_from_wherever(tmp_path):
     assert main.main(["fit", *arguments]) == 0
   records = [json.loads((folder / "fit.json").read_text()) for folder in (sweep, tmp_path / "fit")]
   assert [(r["delta"], r["params"]) for r in records] == [(0.01, records[0]["params"])] * 2
+
+
+def test_the_command_prints_a_warning_and_one_line_of_an_error(tmp_path, capsys):
+  arguments = [f"--workdir={tmp_path}", "--config.fit.bootstraps=100"]
+  assert main.main(["fit", f"--runs={CASES / 'groups.csv'}", *arguments]) == 0
+  assert "Warning: Repeats of the same (N, D) scatter by 34% (SD)" in capsys.readouterr().out
+  assert main.main(["fit", f"--runs={CASES / 'comma_row.csv'}", *arguments]) == 2
+  assert COUNTS in capsys.readouterr().err
