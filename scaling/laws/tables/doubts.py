@@ -24,7 +24,7 @@ def doubts(runs: Runs, noise: float | None) -> list[str]:
     runs: the runs.
     noise: SD of log loss over repeats of the same (N, D); None without repeats.
   """
-  found = _units(runs)
+  found = _units(runs) if runs.params == "given" else []  # a sweep counts for itself
   if (middle := float(np.median(runs.loss))) > MOST_LOSS:
     found.append(
       f"The median loss is {middle:.4g}, above the log of any vocabulary's size: if these are "

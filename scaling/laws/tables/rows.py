@@ -21,7 +21,7 @@ def read_rows(path: str | os.PathLike) -> tuple[list[str], Rows]:
 
   It is .parquet, .jsonl, .ndjson, .json (an array of objects), or else CSV; each may be compressed,
   as .csv.gz or .csv.zst. Text is UTF-8, or UTF-16 with a byte order mark. A column of a JSON file
-  is a key of its first row. The columns of a CSV file are parted by what its header has most of:
+  is a key of any of its rows. The columns of a CSV file are parted by what its header has most of:
   commas, semicolons, tabs or pipes; spaces beside them do not count.
 
   Raises:
@@ -99,7 +99,7 @@ def _objects(path: str | os.PathLike, rows: Rows) -> tuple[list[str], Rows]:
   for place, row in rows:
     if not isinstance(row, dict):
       raise DataError(f"runs={path}, {place}: not a JSON object of one run")
-  return list(rows[0][1]) if rows else [], rows
+  return list(dict.fromkeys(name for _, row in rows for name in row)), rows
 
 
 def _parquet(path: str | os.PathLike, data: bytes) -> tuple[list[str], Rows]:

@@ -291,10 +291,11 @@ def _number(value: Any) -> float:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-  """Makes a column [n]: numbers if it has any, else True and False, or text."""
+  """Makes a column [n]: of numbers if most of its values are, else of True and False, or text."""
   numbers = np.array([_number(value) for value in values])
   texts = np.array(["" if value is None else str(value).strip() for value in values], str)
-  if np.isfinite(numbers).any() or not any(texts):
+  given = sum(text.lower() not in ("", "nan", "none") for text in texts)
+  if 2 * np.sum(~np.isnan(numbers)) >= given:
     return numbers
   truth = {"true": True, "false": False}
   if all(text.lower() in truth for text in texts):

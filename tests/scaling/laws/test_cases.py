@@ -1,5 +1,6 @@
 """Tables on which the tool was seen to fail: each is read, refused with a remedy, or warned of."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -194,3 +195,22 @@ def test_the_command_prints_a_warning_and_one_line_of_an_error(tmp_path, capsys)
   assert "Warning: Repeats of the same (N, D) scatter by 34% (SD)" in capsys.readouterr().out
   assert main.main(["fit", f"--runs={CASES / 'comma_row.csv'}", *arguments]) == 2
   assert COUNTS in capsys.readouterr().err
+
+
+def test_a_key_that_the_first_row_lacks_is_missing_there(tmp_path):
+  text = '{"N": 1e6, "D": 2e7, "loss": 3}\n{"N": 1e6, "D": 4e7, "loss": 2.9, "C": 3e14}'
+  with pytest.raises(ValueError, match="line 1, column C: None is not a positive"):
+    laws.read_runs(table(tmp_path, text, "runs.jsonl"))
+
+
+def test_one_number_among_names_and_one_name_among_numbers(tmp_path):
+  path = table(tmp_path, "N,D,loss,set,lr\n1e6,2e7,3,A,.1\n1e6,4e7,2.9,7,.2\n1e6,8e7,2.8,B,best\n")
+  assert laws.read_runs(path, where=["set == 'A'"]).ids == ("line 2",)
+  assert laws.read_runs(path, where=["set == '7'"]).ids == ("line 3",)
+  assert laws.read_runs(path, where=["lr > .15"]).ids == ("line 3",)
+
+
+def test_the_units_of_a_sweep_are_not_doubted():
+  runs = read("billions.csv")
+  assert "D/N is" in warned(runs)[0]
+  assert not warned(dataclasses.replace(runs, params="body_head"))
