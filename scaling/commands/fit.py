@@ -27,7 +27,7 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.laws import compare, questions
+  from scaling.laws import compare, fit, questions
   from scaling.laws.tables.runs import UnidentifiableError
   from scaling.report import report
   from scaling.sweep import fit_files
@@ -39,9 +39,11 @@ def run(args: flags.FlagValues) -> None:
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
   try:
-    fit_files.write_fit(workdir, args.config.fit, *reading, targets, args.compare_forms)
+    law = fit_files.write_fit(workdir, args.config.fit, *reading, targets, args.compare_forms)
   except UnidentifiableError:
     if line := files.read_json(workdir / "line.json"):
       print(compare.line_text(line) + "\n", flush=True)
     raise
-  print(report.terminal(workdir))
+  print(report.terminal(workdir), flush=True)
+  if reasons := fit.undetermined(law):
+    raise UnidentifiableError(f"fit: undetermined: {'; '.join(reasons)}")

@@ -12,6 +12,7 @@
 
 What else there is, by question:
 
+- Can it be quoted at all? `undetermined(law)` lists why not, and what would help.
 - Which estimator? `side_by_side(law)` runs the three approaches of Hoffmann et al. 2022.
 - Which runs matter? `jackknife(law)`. Which exponents are bounded? `profile_intervals(law)`.
 - What can this design tell at all? `identifiability(runs)`.
@@ -32,6 +33,7 @@ MODULES = {
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
   "fit": (
     "check_sealable", "fit_runs", "new_run_noise", "optimum", "predict_loss", "ratio_cost",
+    "undetermined",
   ),
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),

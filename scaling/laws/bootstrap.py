@@ -21,6 +21,7 @@ SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
 FEWEST = 9  # distinct (N, D): resamples of fewer hold too few to scatter as the estimate does
 FEWEST_DRAWS = 20  # resamples with an answer, for an interval
+RESTARTS = 4  # other starts, of resamples that have not converged from the fit to all runs
 MOST_SHARE = 20.0  # the log of a scale, in a draw, in units of the loss
 MANY_BY_JAX = 2000  # runs of a form without derivatives of its own: of more, none are resampled
 
@@ -64,6 +65,7 @@ def interval(draws: np.ndarray, level: float, value: float | None = None) -> lis
   Canadian Journal of Statistics 9:139): where the estimate is not the median of its resamples, the
   quantiles move by twice that distance. Like the plain one it commutes with monotone maps. Plain
   percentiles of pairs cover the exponents of small sweeps in 95 to 98 % of cases at a level of 90.
+  Where resamples are so lopsided that this still leaves the estimate out, it is the nearer end.
   """
   z = np.array([-1.0, 1.0]) * NormalDist().inv_cdf((1 + level) / 2)
   if value is not None:
@@ -71,7 +73,14 @@ def interval(draws: np.ndarray, level: float, value: float | None = None) -> lis
     edge = NormalDist().cdf(MOST_BIAS)
     z = z + 2 * NormalDist().inv_cdf(float(np.clip(below, 1 - edge, edge)))
   low, high = np.quantile(draws, [NormalDist().cdf(end) for end in z])
-  return [float(low), float(high)]
+  return holding([float(low), float(high)], value)
+
+
+def holding(ends: list[float], value: float | None) -> list[float]:
+  """Widens an interval, where it must be, to hold the estimate itself."""
+  if value is None or np.isnan(ends).any():
+    return ends
+  return [min(ends[0], value), max(ends[1], value)]
 
 
 def seed_noise(runs: Runs) -> float | None:
@@ -105,7 +114,8 @@ def resample(
     resampling: pairs (n of all runs), or stratified (as many of each budget as it has).
 
   Returns:
-    R fits. Resamples with fewer than 3 values of a variable that has more are redrawn. For more
+    R fits. Resamples with fewer than 3 values of a variable that has more are redrawn, and fits
+    that do not converge from any start are replaced by ones that did (and counted). For more
     than `solve.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
     covariance (Huber 1967): resampling estimates the same, and costs R times as much. Of `few` runs
     they are drawn from Student's law about theta: at nominal 90 % sweeps of 6 to 8 runs cover
@@ -133,7 +143,7 @@ def resample(
       share = np.full(len(stratum), 1 / len(stratum))
       weights[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
-  return fit_weighted(problem, weights, theta, delta)
+  return _without_lost(fit_weighted(problem, weights, theta, delta))
 
 
 def three_levels(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -150,7 +160,8 @@ def fit_weighted(
   """Fits a form to runs that count `weights` [R, n] times, from theta [p] on.
 
   Huber's threshold is `SHARPEST` at least: far below the scatter of runs a smaller one changes no
-  fit, and the kinks of a median would stop Newton's steps.
+  fit, and the kinks of a median would stop Newton's steps. What has not converged starts again from
+  where others ended.
   """
   delta = max(delta, SHARPEST)
   rows = max(16, 60_000 // weights.shape[1])  # at once: what the cache holds
@@ -158,9 +169,31 @@ def fit_weighted(
     solve.minimise(problem, w, np.tile(theta, (len(w), 1)), delta, 300)
     for w in np.split(weights, range(rows, len(weights), rows))
   ]
-  return solve.Solution(
+  found = solve.Solution(
     *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(parts[0]))
   )
+  ended = found.theta[found.converged]
+  for start in ended[np.linspace(0, len(ended) - 1, min(RESTARTS, len(ended))).astype(int)]:
+    lost = np.flatnonzero(~found.converged)
+    if len(lost):
+      again = solve.minimise(problem, weights[lost], np.tile(start, (len(lost), 1)), delta, 300)
+      for f in dataclasses.fields(found):
+        getattr(found, f.name)[lost[again.converged]] = getattr(again, f.name)[again.converged]
+  return found
+
+
+def _without_lost(found: solve.Solution) -> solve.Solution:
+  """Puts converged fits, evenly, in the places of those that have not: intervals leave them out.
+
+  `converged` still counts them.
+  """
+  kept, lost = np.flatnonzero(found.converged), np.flatnonzero(~found.converged)
+  if not len(kept) or not len(lost):
+    return found
+  instead = kept[np.linspace(0, len(kept) - 1, len(lost)).astype(int)]
+  theta, at_bound = found.theta.copy(), found.at_bound.copy()
+  theta[lost], at_bound[lost] = theta[instead], at_bound[instead]
+  return dataclasses.replace(found, theta=theta, at_bound=at_bound)
 
 
 def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:

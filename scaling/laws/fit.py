@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.errors import ConfigError, DataError, UserError
 from scaling.laws import bootstrap, solve
-from scaling.laws.bootstrap import budgets, cuts, interval, seed_noise
+from scaling.laws.bootstrap import budgets, cuts, holding, interval, seed_noise
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import FORMS, Form, surfaces
@@ -22,6 +22,11 @@ from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiab
 
 FAR = 10.0  # times outside the fitted runs: beyond it an extrapolation is marked
 STUDENTS = 99  # quantiles that stand for the scatter of a run, where few runs tell it
+OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothing of its form
+MOST_AT_EDGE = 0.8  # of the resamples: then nearly all of an interval is the edge's, not the runs'
+LEAST_CONVERGED = 0.5  # of the resamples
+NARROWEST = 2.5  # between the least and the greatest C: the error of an exponent is scatter / log
+WIDEST = 100.0  # times the loss, either way: an end of its interval farther off predicts nothing
 OPEN = [math.nan, math.nan]  # an interval of which neither end is known
 
 
@@ -44,19 +49,6 @@ def check_options(options: Options) -> None:
       raise ConfigError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
   if options.fixed_E and "E" not in FORMS[options.form].kinds:
     raise ConfigError(f"fit.fixed_E={options.fixed_E}: fit.form={options.form} has no E; leave 0")
-
-
-def check_sealable(fit: Fit, C: float) -> None:
-  """Refuses a fit whose runs determine no optimum at C FLOPs that could be sealed."""
-  if fit.unbounded:
-    raise DataError(
-      f"fit: {at_edge(fit.unbounded)}: there is no optimum to seal; train cells at more "
-      "sizes or budgets"
-    )
-  if fit.law.at_end(fit.law.optimum(C)):
-    raise DataError(
-      f"fit.form={fit.form}: the fitted law has no optimum at {C:.3g} FLOPs to seal; choose another"
-    )
 
 
 def _check_determined(form: Form, size: int, runs: Runs) -> None:
@@ -98,14 +90,14 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   compute = estimate_compute(runs.N, runs.D, runs.C)
   params = {name: float(value) for name, value in problem.natural(best.theta[0]).items()}
   residuals = -solve.log_residuals(problem, best.theta)[0]
-  freedom = len(runs) - problem.free.sum()
+  not_E = np.array([name != "E" for name in form.kinds])
   return Fit(
     runs=runs,
     problem=problem,
     law=Law(problem.form, params, compute),
     draws=Law(problem.form, problem.natural(draws.theta), compute),
     residuals=residuals,
-    form_error=forecast_error(problem, runs, delta, np.sum(residuals**2) / freedom),
+    form_error=forecast_error(problem, runs, delta, residuals),
     convergence={
       "starts": len(ends.cost),
       "starts_converged": int(ends.converged.sum()),
@@ -116,6 +108,7 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
       "at_bound": problem.names(best.at_bound[0]),
       "resamples_converged": float(draws.converged.mean()),
       "resamples_at_bound": float(draws.at_bound.any(axis=1).mean()),
+      "resamples_unbounded": float((draws.at_bound & not_E).any(axis=1).mean()),
     },
     options=options,
   )
@@ -142,31 +135,38 @@ def forecasts(
 
 
 def forecast_error(
-  problem: solve.Problem, runs: Runs, delta: float, scatter: float
+  problem: solve.Problem, runs: Runs, delta: float, residuals: np.ndarray
 ) -> float | None:
   """Estimates the error of the law's own extrapolations [log loss per e-fold of compute].
 
   What the squared errors of `forecasts` hold beyond the scatter of a run grows with the distance:
-  e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean.
+  e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean. A run that diverged lies far off
+  any law (`OUTLIER`), and is not asked for.
 
   Args:
     problem: the form and the runs.
     runs: all runs; of more than `solve.MANY` a random part counts.
     delta: Huber's threshold.
-    scatter: variance of one run's log loss about the law.
+    residuals: of the law fitted to all runs [n, log loss].
 
   Returns:
     The error; None where no budget leaves a law below it and runs above it.
   """
+  freedom = len(runs) - problem.free.sum()
+  rest = np.sort(np.abs(residuals))[-freedom:]  # a law may go through all others
+  usual = np.abs(residuals) <= OUTLIER * solve.MAD * np.median(rest)
+  scatter = np.sum(residuals[usual] ** 2) / max(1, freedom - np.sum(~usual))
   if len(runs) > solve.MANY:
     part = np.sort(np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False))
     logs = {name: values[part] for name, values in problem.logs.items()}
     problem, runs = dataclasses.replace(problem, logs=logs, y=problem.y[part]), runs.subset(part)
+    usual = usual[part]
   excess, distance = 0.0, 0.0
   for below, above, error in forecasts(problem, runs, delta):
     if not isinstance(error, UserError):
-      excess += np.sum(error**2 - scatter)
-      distance += np.sum(np.log(runs.C[above] / runs.C[below].max()) ** 2)
+      counted = usual[above]
+      excess += np.sum((error**2 - scatter)[counted])
+      distance += np.sum(np.log(runs.C[above] / runs.C[below].max())[counted] ** 2)
   return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
 
 
@@ -192,13 +192,16 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
     The law's loss [nats per token], and its prediction interval. It holds the uncertainty of the
     parameters (bootstrap), the scatter of one run about the law (`new_run_noise`), and, outside the
     fitted runs, the error that the law's form made when smaller budgets had to
-    predict larger ones (`forecast_error`).
+    predict larger ones (`forecast_error`). It holds the law's loss: where the draws of a law that
+    the runs hardly determine all lie on one side of it, it is widened (`undetermined` says so
+    of such a law).
   """
   rng = np.random.default_rng((fit.options.seed, 1))
   noise = rng.choice(new_run_noise(fit), size=fit.options.bootstraps)
   C = float(fit.compute.flops_per_token(N) * D)
   draws = fit.draws.loss(N, D) * np.exp(noise + form_noise(fit, C, N, D))
-  return float(fit.law.loss(N, D)), interval(draws, fit.options.level)
+  value = float(fit.law.loss(N, D))
+  return value, holding(interval(draws, fit.options.level), value)
 
 
 def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
@@ -263,3 +266,94 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
     "excess": value - float(fit.law.optimum(C).loss),
     "excess_interval": interval(draws - fit.draws.optimum(C).loss, level),
   }
+
+
+def undetermined(fit: Fit, C: float | None = None) -> list[str]:
+  """Lists why the runs do not determine the law, each with what would; [] where they do.
+
+  Args:
+    fit: the fit.
+    C: a budget beyond the runs that is asked of it as well [FLOPs].
+  """
+  reasons = [*_design(fit), *_edges(fit)]
+  for budget in (C, float(fit.runs.C.max())):
+    reasons += _at(fit, budget) if budget and not reasons else []
+  return reasons
+
+
+def check_sealable(fit: Fit, C: float) -> None:
+  """Refuses a fit whose runs determine no optimum at C FLOPs that could be sealed."""
+  if reasons := undetermined(fit, C):
+    raise DataError(f"fit: undetermined: {reasons[0]}: there is nothing to seal")
+
+
+def _design(fit: Fit) -> list[str]:
+  """Finds what is wrong with the runs themselves."""
+  runs, reasons = fit.runs, []
+  span = runs.C.max() / runs.C.min()
+  if span < NARROWEST:
+    reasons.append(
+      f"all runs are within {span:.2g}x in C; train at budgets at least {2 * NARROWEST:g}x apart"
+    )
+  groups = budgets(runs.C)
+  best = np.array([runs.loss[group].min() for group in groups])
+  if len(best) > 1 and _rank_correlation(best) >= 0:
+    larger = (runs.loss <= 1).all() and np.ptp(best) > 0
+    reasons.append(
+      "the best loss does not fall with compute; "
+      + (
+        "these look like accuracies, of which larger is better: give losses, or 1 - accuracy"
+        if larger
+        else "train at larger budgets, or look for what went wrong in the larger runs"
+      )
+    )
+  apart = [len(np.unique(runs.N[group])) > 1 for group in groups]
+  if all(np.ptp(runs.loss[group]) == 0 for group in groups) and any(apart) and not reasons:
+    reasons.append("at each budget all sizes reach the same loss; look whether it is the run's own")
+  return reasons
+
+
+def _rank_correlation(values: np.ndarray) -> float:
+  """Correlates values with their order (Kendall): the sum of the signs of all their steps."""
+  return float(np.sign(values[None, :] - values[:, None])[np.triu_indices(len(values), 1)].sum())
+
+
+def _edges(fit: Fit) -> list[str]:
+  """Finds parameters at the edge of their range, in the fit or in most resamples: not E.
+
+  E = 0 is a law too, of losses still far above the floor, and its optimum is then judged by itself.
+  """
+  remedy = "train cells at more sizes or budgets"
+  if fit.unbounded:
+    return [f"{at_edge(fit.unbounded)}; {remedy}"]
+  if (share := fit.convergence["resamples_unbounded"]) > MOST_AT_EDGE:
+    what = "a parameter other than E ended at the edge of its range"
+    return [f"in {share:.0%} of the resamples {what}; {remedy}"]
+  if (share := fit.convergence["resamples_converged"]) < LEAST_CONVERGED:
+    return [f"only {share:.0%} of the resamples converged; look for outliers, or {remedy}"]
+  return []
+
+
+def _at(fit: Fit, C: float) -> list[str]:
+  """Finds what is undetermined of the optimum at C FLOPs."""
+  if fit.law.at_end(fit.law.optimum(C)):
+    return [f"fit.form={fit.form}: the fitted law has no optimum at {C:.3g} FLOPs; choose another"]
+  row = optimum(fit, C)
+  row["loss"], row["loss_interval"] = predict_loss(fit, row["N_opt"], row["D_opt"])
+  n, low, high = row["N_opt"], fit.runs.N.min(), fit.runs.N.max()
+  if n * FAR < low or n > FAR * high:
+    side = "smaller" if n < low else "larger"
+    return [
+      f"N_opt at {C:.3g} FLOPs is {n:.3g}, far from the fitted sizes, {low:.3g} to {high:.3g}; "
+      f"train {side} models"
+    ]
+  for name in ("N_opt", "tokens_per_param", "loss"):
+    value, ends = row[name], row[f"{name}_interval"]
+    if not np.isfinite([value, *ends]).all():
+      return [f"{name} at {C:.3g} FLOPs is not finite; look for outliers in loss"]
+    if name == "loss" and (ends[0] * WIDEST < value or ends[1] > value * WIDEST):
+      return [
+        f"{name} at {C:.3g} FLOPs is {value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], more than a factor"
+        f" {WIDEST:g} either way; train more sizes at each budget, or a wider range of budgets"
+      ]
+  return []

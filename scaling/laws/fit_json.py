@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling.laws.bootstrap import FEWEST, few, interval, seed_noise
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
-from scaling.laws.fit import known, optimum
+from scaling.laws.fit import known, optimum, undetermined
 from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
@@ -92,6 +92,8 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
   estimators = side_by_side(fit, curves=curves)
   approach2["bias"] = estimators["rows"][1].get("bias")
   many = len(fit.runs) > MOST_LEFT_OUT
+  reasons = undetermined(fit)
+  budgets = [] if reasons else _budgets(fit.runs, approach2["profiles"])
   return {
     "version": VERSION,
     **law_json(fit),
@@ -111,7 +113,8 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "seed_noise": seed_noise(fit.runs),
     "form_error": fit.form_error,
     "compute": dataclasses.asdict(fit.compute),
-    "optimum": [known(optimum(fit, C)) for C in _budgets(fit.runs, approach2["profiles"])],
+    "undetermined": reasons,
+    "optimum": [known(optimum(fit, C)) for C in budgets],
     "approach2": approach2,
     "estimators": estimators,
     "profile": profile_intervals(fit),

@@ -15,9 +15,8 @@ from model import accounting
 from scaling.laws import chinchilla
 from scaling.laws.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.chinchilla import Chinchilla, Optimum
-from scaling.laws.fit import far, form_noise, known, optimum, ratio_cost
+from scaling.laws.fit import far, form_noise, known, optimum, ratio_cost, undetermined
 from scaling.laws.fitted import Fit
-from scaling.laws.law import at_edge
 
 NEVER = 1e60  # stands for what is beyond all reach
 FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
@@ -113,12 +112,10 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
 
 
 def _check(fit: Fit, q: Questions) -> None:
+  reasons = undetermined(fit)
   for name in ("loss", "inference_tokens", "max_tokens"):
-    if fit.unbounded and (value := getattr(q, name)):
-      raise UsageError(
-        f"{FLAGS.get(name, name)}={value:g}: {at_edge(fit.unbounded)}, and no best model; train "
-        "cells at more sizes or budgets"
-      )
+    if reasons and (value := getattr(q, name)):
+      raise UsageError(f"{FLAGS.get(name, name)}={value:g}: no best model: {reasons[0]}")
   if q.max_tokens and fit.form != "chinchilla":
     raise UsageError(
       f"max_tokens={q.max_tokens:g}: what repeated tokens are worth is published for "

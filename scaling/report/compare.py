@@ -52,7 +52,7 @@ def compare_sweeps(record: Record) -> Comparison:
     name: records.read(folder) if (folder / "sweep.json").exists() else Record(folder)
     for name, folder in folders.items()
   }
-  laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.fit}
+  laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.determined}
   budgets = _budgets(sweeps.values())
   numbers = {
     "version": VERSION,

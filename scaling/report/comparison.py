@@ -16,7 +16,9 @@ Numbers = Mapping[str, Any]
 
 def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   """Says in a few sentences what the comparison shows."""
-  optima = {name: numbers["sweeps"][name]["optimum"][-1] for name, s in sweeps.items() if s.fit}
+  optima = {
+    name: numbers["sweeps"][name]["optimum"][-1] for name, s in sweeps.items() if s.determined
+  }
   if not optima:
     return f"Nothing to compare yet: none of {len(sweeps)} sweeps is fitted."
   ratios = []
@@ -58,7 +60,7 @@ def _gain_sentence(gain: Numbers, compute: Numbers) -> str:
 
 def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
   """Yields the sections of the comparison, in the order of its report."""
-  fitted = {name: sweep for name, sweep in sweeps.items() if sweep.fit}
+  fitted = {name: sweep for name, sweep in sweeps.items() if sweep.determined}
   yield from _pending(sweeps)
   if fitted:
     yield from _optima(fitted, numbers)

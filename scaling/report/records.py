@@ -14,7 +14,7 @@ from scaling.claims import prediction
 from scaling.formats import bracket, flops, nats, ratio, si
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS
-from scaling.laws.law import Law, at_edge, unbounded
+from scaling.laws.law import Law
 from train.system import files
 
 TEXT_COLUMNS = ("cell", "kind", "objective", "status")
@@ -74,8 +74,8 @@ class Record:
 
   @property
   def complete(self) -> bool:
-    """Whether the sweep has come to a verdict on a trained cell."""
-    return self.verification.get("trained_loss") is not None
+    """Whether the sweep has come to a verdict on a trained cell, of a law that is determined."""
+    return not self.undetermined and self.verification.get("trained_loss") is not None
 
   @property
   def law(self) -> Law:
@@ -84,9 +84,14 @@ class Record:
     return Law(FORMS[self.fit["form"]], self.fit["params"], compute)
 
   @property
-  def undetermined(self) -> tuple[str, ...]:
-    """Parameters of the law that the runs do not determine, without which it has no optimum."""
-    return unbounded(self.fit.get("convergence", {}).get("at_bound", ()))
+  def undetermined(self) -> list[str]:
+    """Why the runs do not determine the law (`laws.undetermined`); [] where they do."""
+    return self.fit.get("undetermined", [])
+
+  @property
+  def determined(self) -> bool:
+    """Whether there is a law, and the runs determine it."""
+    return bool(self.fit) and not self.undetermined
 
   @property
   def profiles(self) -> list[dict[str, Any]]:
@@ -113,6 +118,8 @@ class Record:
   @property
   def headline(self) -> str:
     """The outcome so far in one sentence, with its numbers."""
+    if reasons := self.undetermined:
+      return f"No law yet: undetermined by {self.fit['n_runs']} runs: {'; '.join(reasons)}."
     if self.verification.get("verdict"):
       return self.verification["verdict"]
     if p := self.prediction:
@@ -120,8 +127,6 @@ class Record:
         f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
         f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
       )
-    if names := self.undetermined:
-      return f"No law yet: on {self.fit['n_runs']} runs {at_edge(names)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "

@@ -20,7 +20,7 @@ NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
 
 def headline(record: Record) -> Iterator[Block]:
   """Yields the outcome so far in one sentence."""
-  yield f"**{record.headline}**"
+  yield record.headline if record.undetermined else f"**{record.headline}**"
 
 
 def glance(record: Record) -> Iterator[Block]:

@@ -144,9 +144,12 @@ def table(
   """
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
-  target = fit.optimum(law, plan.heldout_budget(config, cells))
+  target = fit.optimum(law, C := plan.heldout_budget(config, cells))
   low, high = target["N_opt_interval"]
-  at = f"N_opt at {flops(target['C'])} FLOPs is {si(target['N_opt'])} [{si(low)}, {si(high)}]"
+  reasons = fit.undetermined(law, C)
+  value = f"{si(target['N_opt'])} [{si(low)}, {si(high)}]"
+  value = f"undetermined ({reasons[0]})" if reasons else value
+  at = f"N_opt at {flops(C)} FLOPs is {value}"
   if not proposals:
     return f"{at}; no cell can be had for {flops(budget)} FLOPs: raise --next_flops"
   columns = ("cell", "N", "D", "C [FLOPs]", "width of log N_opt", "reason")

@@ -82,9 +82,11 @@ def write_fit(
     "reading": reading,
     "choices": sensitivity.vary_choices(source, options, columns, where, exclude),
     "heldout": compare.compare_forms(runs, forms, options.delta) if compare_forms else None,
-    "decisions": answers(law, questions, options.target_tokens_per_param),
+    "decisions": [],
     "sets": fit_sets(law, options, source, **reading, **counting),
   }
+  if not record["undetermined"]:
+    record["decisions"] = answers(law, questions, options.target_tokens_per_param)
   files.write_json(workdir / "fit.json", files.with_digests(record))
   (workdir / "runs.csv").unlink(missing_ok=True)  # of an earlier fit
   if path and len(runs) <= MAX_DRAWN:

@@ -172,7 +172,8 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   n, d = isoflop(sizes=6)
   runs = laws.make_runs(n, d, noisy(n, d, 0.003, 0))
   seen = []
-  monkeypatch.setattr(bootstrap, "fit_weighted", lambda problem, w, *rest: seen.append(w))
+  solved = solve.Solution(np.zeros((300, 5)), np.zeros(300), np.ones(300, bool), np.zeros((300, 5)))
+  monkeypatch.setattr(bootstrap, "fit_weighted", lambda _, w, *rest: seen.append(w) or solved)
   for resampling in ("pairs", "stratified"):
     bootstrap.resample(problem_of(runs.N, runs.D, runs.loss), runs, None, 1e-3, 300, 0, resampling)
   pairs, stratified = seen

@@ -28,6 +28,7 @@ FLAGS = [
   "--config.sweep.probe_sizes=(0,)",
   "--config.sweep.probe_tokens=16000",
   "--config.fit.bootstraps=200",
+  "--config.fit.fixed_E=1.5",  # so few runs of so few tokens do not tell it
 ]
 
 
