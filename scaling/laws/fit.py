@@ -16,7 +16,7 @@ from scaling.laws import bootstrap, solve
 from scaling.laws.bootstrap import budgets, cuts, holding, interval, seed_noise
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
-from scaling.laws.forms import FORMS, Form, surfaces
+from scaling.laws.forms import FORMS, MAD, Form, surfaces
 from scaling.laws.law import Law, at_edge
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 
@@ -154,7 +154,7 @@ def forecast_error(
   """
   freedom = len(runs) - problem.free.sum()
   rest = np.sort(np.abs(residuals))[-freedom:]  # a law may go through all others
-  usual = np.abs(residuals) <= OUTLIER * solve.MAD * np.median(rest)
+  usual = np.abs(residuals) <= OUTLIER * MAD * np.median(rest)
   scatter = np.sum(residuals[usual] ** 2) / max(1, freedom - np.sum(~usual))
   if len(runs) > solve.MANY:
     part = np.sort(np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False))

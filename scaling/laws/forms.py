@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+MAD = 1.4826  # standard deviations of a normal law in one median |r|
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
 FARSEER_N = 1e8  # parameters at which its levels and slopes are given
 
@@ -126,6 +127,14 @@ def evaluate(form: Form, params: Mapping[str, Any], variables: Mapping[str, Any]
   with jax.enable_x64(True):
     x = {name: jax.numpy.asarray(variables[name], float) for name in form.variables}
     return jax.device_get(form.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
+
+
+def robust_scale(size, weights):  # a root mean square is inflated by one run that is far off
+  """Estimates the standard deviation of residuals of `size` [S, n] by their weighted median."""
+  order, rows = np.argsort(size, axis=1), np.arange(len(size))
+  total = np.cumsum(np.take_along_axis(weights, order, 1), axis=1)
+  middle = np.argmax(total >= 0.5 * total[:, -1:], axis=1)
+  return MAD * size[rows, order[rows, middle]]
 
 
 def draw_starts(form: Form, size: int, rng: np.random.Generator) -> np.ndarray:

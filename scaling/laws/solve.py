@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
 from scaling.laws import chinchilla
-from scaling.laws.forms import FLAGS, Derivatives, Form, Kind, draw_starts
+from scaling.laws.forms import FLAGS, Derivatives, Form, Kind, draw_starts, robust_scale
 
 BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
@@ -30,7 +30,6 @@ COARSE = 1e-4  # least threshold at which all starts are tried; the best then go
 MANY = 20_000  # of more runs a random part decides between the starts
 KINKS = (1e-7, 1e-6, 1e-5)  # thresholds where rounding stops Newton's steps at kinks of sum |r|
 MOST_KEPT = 8  # minima: a report asks for the same ones from several sides
-MAD = 1.4826  # standard deviations of a normal law in one median |r|
 BANDWIDTH = 0.3  # of the median |r|: least half-width of residuals that tell a cost's curvature
 LEAST_SQUARES = 10.0  # Huber's threshold: beyond every residual of log loss
 LEAST_ABSOLUTE = 1e-8  # below every residual
@@ -248,18 +247,6 @@ def _diagonal(values):
   return values[:, :, None] * np.eye(values.shape[1])
 
 
-def _scale(size, weights):
-  """Estimates the standard deviation of residuals of `size` [S, n] by their weighted median.
-
-  One run that is far off would inflate a root mean square, and the start would then miss the valley
-  of the others.
-  """
-  order = np.argsort(size, axis=1)
-  total = np.cumsum(np.take_along_axis(weights, order, 1), axis=1)
-  middle = np.argmax(total >= 0.5 * total[:, -1:], axis=1)[:, None]
-  return MAD * np.take_along_axis(np.take_along_axis(size, order, 1), middle, 1)[:, 0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Solution:
   """Local minima: theta [S, p], cost [S], converged [S], at_bound [S, p]."""
@@ -303,7 +290,7 @@ def minimise(
   rows, w = np.arange(len(theta)), weights  # those still moving
   state = _evaluate(problem, theta)
   damping = np.full(len(theta), 1e-3)
-  width = np.maximum(delta, 3 * _scale(np.abs(state[-1]), w))
+  width = np.maximum(delta, 3 * robust_scale(np.abs(state[-1]), w))
   for _ in range(max_steps):
     now, threshold = theta[rows], width[:, None]
     gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays)
