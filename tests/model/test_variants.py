@@ -234,6 +234,7 @@ def trainer(config, model):
   c.weight_decay, c.clip_norm = 0.0, 0.0
   optimizer = optim.optimizer(FrozenConfigDict(c), optim.matrix_rate(config))
   graphdef, params = nnx.split(model)
+  params = nnx.to_pure_dict(params)  # as a run holds them
   rng = np.random.default_rng(0)
   tokens_BT = jnp.array(rng.integers(0, V, (8, T + 1)), jnp.int32)
   source = source_of(config.family, jnp.array(rng.integers(0, V, (8, S)), jnp.int32))
