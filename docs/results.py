@@ -38,6 +38,7 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     json.loads((workdir / f"{file}.json").read_text()) for file in ("fit", "verification", "costs")
   )
   sealed = prediction.read(workdir)
+  unquoted = ("claims", "runs", "digests")
   record = {
     "command": f"isoflop sweep --config=configs/sweeps/{name}.py --workdir=runs/{name}",
     "date": str(datetime.date.today()),
@@ -48,8 +49,8 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     "params": fit["params"],
     "intervals": fit["intervals"],
     "optimum": [row for row in fit["optimum"] if row["extrapolation"] == 1.0],
-    "prediction": {key: value for key, value in sealed.items() if key not in ("cells", "runs")},
-    "verification": verification,
+    "prediction": {key: sealed[key] for key in sealed if key not in ("cells", *unquoted)},
+    "verification": {key: verification[key] for key in verification if key not in unquoted},
     "terminal": report.terminal(workdir),
   }
   (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

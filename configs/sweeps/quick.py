@@ -6,7 +6,7 @@ The text is Python's own standard library, in 512 BPE tokens. Three to seven min
 
 Result (docs/records/quick.json): predicted 2.720 [2.612, 2.817] nats per token at 1.5e+12 FLOPs,
 trained to 2.679 (-1.5%); the minimum lies where it was predicted, at 13 [8, 20] tokens per
-parameter (two cores of an AMD EPYC (Zen 5), 2026-11-27, 1:24 min).
+parameter (two cores of an AMD EPYC (Zen 5), 2026-11-27, 1:38 min).
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
