@@ -169,31 +169,31 @@ def fit_weighted(
     solve.minimise(problem, w, np.tile(theta, (len(w), 1)), delta, 300)
     for w in np.split(weights, range(rows, len(weights), rows))
   ]
-  found = solve.Solution(
+  solution = solve.Solution(
     *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(parts[0]))
   )
-  ended = found.theta[found.converged]
+  ended = solution.theta[solution.converged]
   for start in ended[np.linspace(0, len(ended) - 1, min(RESTARTS, len(ended))).astype(int)]:
-    lost = np.flatnonzero(~found.converged)
+    lost = np.flatnonzero(~solution.converged)
     if len(lost):
       again = solve.minimise(problem, weights[lost], np.tile(start, (len(lost), 1)), delta, 300)
-      for f in dataclasses.fields(found):
-        getattr(found, f.name)[lost[again.converged]] = getattr(again, f.name)[again.converged]
-  return found
+      for f in dataclasses.fields(solution):
+        getattr(solution, f.name)[lost[again.converged]] = getattr(again, f.name)[again.converged]
+  return solution
 
 
-def _without_lost(found: solve.Solution) -> solve.Solution:
+def _without_lost(solution: solve.Solution) -> solve.Solution:
   """Puts converged fits, evenly, in the places of those that have not: intervals leave them out.
 
   `converged` still counts them.
   """
-  kept, lost = np.flatnonzero(found.converged), np.flatnonzero(~found.converged)
+  kept, lost = np.flatnonzero(solution.converged), np.flatnonzero(~solution.converged)
   if not len(kept) or not len(lost):
-    return found
+    return solution
   instead = kept[np.linspace(0, len(kept) - 1, len(lost)).astype(int)]
-  theta, at_bound = found.theta.copy(), found.at_bound.copy()
+  theta, at_bound = solution.theta.copy(), solution.at_bound.copy()
   theta[lost], at_bound[lost] = theta[instead], at_bound[instead]
-  return dataclasses.replace(found, theta=theta, at_bound=at_bound)
+  return dataclasses.replace(solution, theta=theta, at_bound=at_bound)
 
 
 def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:

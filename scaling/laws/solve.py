@@ -136,8 +136,8 @@ def make_problem(
       )
   with np.errstate(divide="ignore"):  # of flags
     logs = {name: np.log(values) for name, values in columns.items()}
-  own = (*FLAGS, *form.unscaled)
-  means = {name: 0.0 if name in own else float(values.mean()) for name, values in logs.items()}
+  unscaled = {*FLAGS, *form.unscaled}
+  means = {name: 0.0 if name in unscaled else float(x.mean()) for name, x in logs.items()}
   if "U" in means:  # unique tokens are tokens
     means["U"] = means["D"]
   y = logs.pop("loss") - means["loss"]

@@ -90,7 +90,7 @@ def test_four_processes_train_the_same_losses(one, corpus, tmp_path):  # noqa: F
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, victim):  # noqa: F811
-  assert test_distributed.kill_one_and_go_on(*uninterrupted, tmp_path, victim) < 30
+  test_distributed.kill_one_and_go_on(*uninterrupted, tmp_path, victim, lives_on=30)
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, 3), (1, 3)])

@@ -24,41 +24,41 @@ def doubts(runs: Runs, noise: float | None) -> list[str]:
     runs: the runs.
     noise: SD of log loss over repeats of the same (N, D); None without repeats.
   """
-  found = _units(runs) if runs.params == "given" else []  # a sweep counts for itself
+  sentences = _units(runs) if runs.params == "given" else []  # a sweep counts for itself
   if (middle := float(np.median(runs.loss))) > MOST_LOSS:
-    found.append(
+    sentences.append(
       f"The median loss is {middle:.4g}, above the log of any vocabulary's size: if these are "
       "perplexities, give their logarithms, in nats per token."
     )
-  found += [
+  sentences += [
     f"{text!r} leaves runs out by their loss: this truncates what is fitted, and biases the law."
     for text in runs.by_loss
   ]
   column, scatter = _separating(runs)
   if column or (noise or 0.0) > MOST_NOISE:
-    said = f"Runs scatter by {scatter:.0%} (SD) about any smooth law"
+    scattered = f"Runs scatter by {scatter:.0%} (SD) about any smooth law"
     if (noise or 0.0) > MOST_NOISE:
-      said = f"Repeats of the same (N, D) scatter by {noise:.0%} (SD), far more than seeds do"
+      scattered = f"Repeats of the same (N, D) scatter by {noise:.0%} (SD), far more than seeds do"
     remedy = "if several groups are in this table, fit each by itself, with --where."
     if column:
       name = column if column.isidentifier() else f"`{column}`"
       value = runs.labels[column][0].item()
       shown = f'"{value}"' if isinstance(value, str) else value  # backquotes need the single quotes
       remedy = f"the column {column} separates them: fit one group, --where='{name} == {shown}'."
-    found.append(f"{said}: {remedy}")
-  return found
+    sentences.append(f"{scattered}: {remedy}")
+  return sentences
 
 
 def _units(runs: Runs) -> list[str]:
   """Says which columns and ratios of them cannot be, and which unit would explain it."""
   values = {"N": runs.N, "D/N": runs.D / runs.N, "C/(N D)": runs.C / runs.N / runs.D}
   powers = {"N": {"N": 1}, "D/N": {"D": 1, "N": -1}, "C/(N D)": {"C": 1, "N": -1, "D": -1}}
-  found: list[str] = []
+  sentences: list[str] = []
   for name, (low, high, common) in RANGES.items():
     value = float(np.median(values[name]))
     if low <= value <= high or (name == "C/(N D)" and runs.flops == "6nd"):
       continue
-    if name == "C/(N D)" and not found:  # N and D fit each other
+    if name == "C/(N D)" and not sentences:  # N and D fit each other
       powers[name] = {"C": 1, "N and D": -2}
     readings = {}  # by how far from common they are
     for column, power in powers[name].items():
@@ -67,8 +67,10 @@ def _units(runs: Runs) -> list[str]:
           number = f"{factor:.4g}".replace("e+0", "e").replace("e+", "e")
           readings[abs(np.log(right / common))] = f"{column} in {unit}? Multiply by {number}"
     guess = readings[min(readings)] if readings else "no unit explains it: check the columns"
-    found.append(f"{name} is {value:.2g} at the median, and {low:g} to {high:g} can be: {guess}.")
-  return found
+    sentences.append(
+      f"{name} is {value:.2g} at the median, and {low:g} to {high:g} can be: {guess}."
+    )
+  return sentences
 
 
 def _separating(runs: Runs) -> tuple[str, float]:
