@@ -85,9 +85,8 @@ class Law:
 
     def tokens(n):  # the least D of which n parameters reach the loss; inf: of none do they
       low, high = (np.log(n * ratio) for ratio in RATIOS)
-      too_few = (
-        column.loss(n, np.exp(low)) <= target
-      )  # of next to none: the form tells nothing there
+      # Reached with next to no tokens: there the form tells nothing.
+      too_few = column.loss(n, np.exp(low)) <= target
       reached = column.loss(n, np.exp(high)) <= target
       low, high = low + 0 * target, high + 0 * target
       for _ in range(HALVINGS):

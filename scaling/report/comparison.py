@@ -132,7 +132,8 @@ def _equal_compute(numbers: Numbers) -> Iterator[Block]:
     yield (
       "Of the best model for C by each law, for arms with one objective and one text to evaluate "
       "on; negative, or below 1: a loss. Intervals are of resamples that count a cell as often in "
-      "both arms, where these have the same cells. Bold: the interval excludes that there is no "
+      "both arms, where these have the same cells. They hold no error of the laws' form: "
+      "too narrow beyond what was fitted. Bold: the interval excludes that there is no "
       "difference."
     )
 
