@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, solve
-from scaling.laws.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
+from scaling.laws import solve
 from scaling.laws.chinchilla import Compute
 from scaling.laws.fitted import Fit
+from scaling.laws.intervals import bootstrap
+from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.tables.runs import Runs

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from configs.errors import ConfigError, DataError, UserError
-from scaling.laws import bootstrap, solve
-from scaling.laws.bootstrap import budgets, cuts, holding, interval, seed_noise
+from scaling.laws import solve
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import FORMS, MAD, Form, surfaces
+from scaling.laws.intervals import bootstrap
+from scaling.laws.intervals.bootstrap import budgets, cuts, holding, interval, seed_noise
 from scaling.laws.law import Law, at_edge
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 

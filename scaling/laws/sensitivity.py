@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from configs.errors import DataError, UserError
-from scaling.laws import bootstrap, solve
+from scaling.laws import solve
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import POWER
+from scaling.laws.intervals import bootstrap
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.tables.runs import PARAMS, Runs, check_identifiable, faults, read_runs

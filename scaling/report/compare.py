@@ -14,9 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from scaling.laws import bootstrap, fit
+from scaling.laws import fit
 from scaling.laws.fitted import OPTIONS
 from scaling.laws.forms import POWER
+from scaling.laws.intervals import bootstrap
 from scaling.laws.law import Law
 from scaling.laws.tables import runs
 from scaling.report import records

@@ -11,7 +11,7 @@ from configs import base, ladders
 from configs.errors import ConfigError
 from model import accounting, sharding
 from model.layers import ACTIVATIONS
-from scaling.laws import bootstrap
+from scaling.laws.intervals import bootstrap
 from train import record
 from train.objectives import registry
 

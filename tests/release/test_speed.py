@@ -21,7 +21,8 @@ from configs import ladders, large
 from scaling import laws
 from scaling.bench import steps, timing
 from scaling.launch.queue import Queue, Task
-from scaling.laws import bootstrap, solve
+from scaling.laws import solve
+from scaling.laws.intervals import bootstrap
 from scaling.targets import layouts
 from train.data import dataset
 

@@ -9,8 +9,9 @@ import pytest
 from surfaces import BASE, EPOCH, TRUE, grid, noisy, options, runs_of, runs_with
 
 from scaling import laws
-from scaling.laws import bootstrap, fit, forms, solve
+from scaling.laws import fit, forms, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
+from scaling.laws.intervals import bootstrap
 
 QUICK = ("cross", "kaplan_nd", "power_law_c")
 

@@ -11,7 +11,8 @@ from configs import base
 from configs.errors import DataError
 from scaling import laws, main
 from scaling.claims import seal
-from scaling.laws import bootstrap, chinchilla, compare, estimators, questions, solve
+from scaling.laws import chinchilla, compare, estimators, questions, solve
+from scaling.laws.intervals import bootstrap
 from scaling.report import evidence, records
 from scaling.sweep import fit_files
 

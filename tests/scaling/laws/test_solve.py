@@ -19,8 +19,9 @@ from surfaces import (
 )
 
 from scaling import laws
-from scaling.laws import bootstrap, chinchilla, solve
+from scaling.laws import chinchilla, solve
 from scaling.laws.forms import FORMS
+from scaling.laws.intervals import bootstrap
 
 HOFFMANN = chinchilla.Chinchilla(*map(np.float64, (1.69, 406.4, 410.7, 0.34, 0.28)))
 

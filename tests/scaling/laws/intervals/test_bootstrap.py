@@ -18,7 +18,8 @@ from surfaces import (
 )  # fmt: skip
 
 from scaling import laws
-from scaling.laws import bootstrap, chinchilla, solve
+from scaling.laws import chinchilla, solve
+from scaling.laws.intervals import bootstrap
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
