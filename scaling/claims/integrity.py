@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.errors import DataError, UsageError
 from scaling.claims import prediction
-from scaling.laws.tables import runs
+from scaling.laws.tables import read, runs
 from scaling.sweep import store
 from scaling.sweep.plan import Cell
 from train.system import files
@@ -46,7 +46,7 @@ def check(workdir: Path) -> list[str]:
     if sealed:
       counting = head["config"]["fit"]
       loss = counting.get("loss", "")
-      now = runs.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
+      now = read.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
       check_runs(workdir, sealed, now)
   return unchecked
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scaling.laws import fit
+from scaling.laws.intervals import predictions
 
 Trained = dict[str, Any]  # a cell: N, D, tokens_per_param, C, trained_loss
 
@@ -60,7 +61,7 @@ def minimum(trained: Sequence[Trained]) -> Trained | None:
 
 
 def _predict_loss(law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
-  return fit.predict_loss(law, at["N"], at["D"])
+  return predictions.predict_loss(law, at["N"], at["D"])
 
 
 def _judge_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
@@ -70,8 +71,8 @@ def _judge_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
 
 
 def _predict_least_loss(law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
-  best = fit.optimum(law, at["C"])
-  return fit.predict_loss(law, best["N_opt"], best["D_opt"])
+  best = predictions.optimum(law, at["C"])
+  return predictions.predict_loss(law, best["N_opt"], best["D_opt"])
 
 
 def _judge_least_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
@@ -80,7 +81,7 @@ def _judge_least_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
 
 
 def _predict_place(name: str, law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
-  best = fit.optimum(law, at["C"])
+  best = predictions.optimum(law, at["C"])
   return best[name], best[f"{name}_interval"]
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from scaling.claims import integrity, kinds, prediction
 from scaling.laws import fit
+from scaling.laws.intervals import predictions
 from scaling.laws.tables import runs
 from scaling.sweep import plan
 from train.system import files
@@ -33,8 +34,8 @@ def seal(
     integrity.check_runs(workdir, sealed, law.runs)
     return sealed, plan.sealed_cells(config, vocab_size, sealed)
   budget = plan.heldout_budget(config, cells)
-  fit.check_sealable(law, budget)
-  n_opt = fit.optimum(law, budget)["N_opt"]
+  predictions.check_sealable(law, budget)
+  n_opt = predictions.optimum(law, budget)["N_opt"]
   heldout, passed_over = plan.heldout_cells(config, vocab_size, train_tokens, n_opt, budget)
   input_hash = runs.input_hash(law.runs)
   claims = []

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from scaling.claims import kinds
 from scaling.formats import si
 from scaling.laws import fit
+from scaling.laws.intervals import predictions
 from scaling.sweep import plan, store
 from train.system import files
 
@@ -61,7 +62,7 @@ def _headline(
   of_cell = ("N", "D", "predicted_loss", "interval", "trained_loss", "inside", "relative_error")
   place = next(claim for claim in claims if claim["what"] == "N_opt")
   ratio = config.fit.target_tokens_per_param
-  cost = fit.ratio_cost(law, sealed["C"], ratio)
+  cost = predictions.ratio_cost(law, sealed["C"], ratio)
   return {
     "C": sealed["C"],
     **{key: nearest[key] for key in of_cell},

@@ -27,7 +27,8 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.laws import compare, fit, questions
+  from scaling.laws import compare, questions
+  from scaling.laws.intervals import predictions
   from scaling.laws.tables.runs import UnidentifiableError
   from scaling.report import report
   from scaling.sweep import fit_files
@@ -45,5 +46,5 @@ def run(args: flags.FlagValues) -> None:
       print(compare.line_text(line) + "\n", flush=True)
     raise
   print(report.terminal(workdir), flush=True)
-  if reasons := fit.undetermined(law):
+  if reasons := predictions.undetermined(law):
     raise UnidentifiableError(f"fit: undetermined: {'; '.join(reasons)}")

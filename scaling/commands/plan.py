@@ -55,7 +55,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   They may cost `budget` together [FLOPs]; 0: as much as the sweep's largest cell.
   """
   from scaling.laws import fit
-  from scaling.laws.tables import runs
+  from scaling.laws.tables import read
   from scaling.sweep import adaptive, design, store
   from scaling.sweep.plan import with_lr_rule
 
@@ -67,7 +67,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   head, cells = store.read_sweep(workdir)
   config = with_lr_rule(config, head.get("lr_rule"))
   f = config.fit
-  trained = runs.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
+  trained = read.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
   law = fit.fit_runs(trained, f)
   fitted = [cell for cell in cells if cell.kind == "fit"]
   return adaptive.table(config, head["corpus"], fitted, law, budget)

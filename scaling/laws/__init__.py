@@ -28,18 +28,19 @@ import importlib
 from typing import Any
 
 MODULES = {
-  "bootstrap": ("interval", "seed_noise"),
   "compare": ("compare_forms",),
   "estimators": ("Curve", "isoflop_profiles", "make_curves", "side_by_side"),
-  "fit": (
-    "check_sealable", "fit_runs", "new_run_noise", "optimum", "predict_loss", "ratio_cost",
-    "undetermined",
-  ),
+  "fit": ("fit_runs",),
   "fit_json": ("to_json",),
   "forms": ("FORMS", "Form", "evaluate"),
   "fitted": ("Fit", "Options"),
+  "intervals.bootstrap": ("interval", "seed_noise"),
+  "intervals.predictions": (
+    "check_sealable", "new_run_noise", "optimum", "predict_loss", "ratio_cost", "undetermined",
+  ),
   "law": ("Law",),
-  "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs", "read_runs"),
+  "tables.read": ("read_runs",),
+  "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs"),
   "sensitivity": ("jackknife", "profile_intervals"),
 }  # fmt: skip
 __all__ = sorted(name for names in MODULES.values() for name in names)

@@ -7,10 +7,12 @@ import numpy as np
 
 from configs.errors import DataError, UserError
 from scaling.laws import solve
-from scaling.laws.fit import fit_runs, forecasts
+from scaling.laws.fit import fit_runs
 from scaling.laws.fitted import Options
 from scaling.laws.forms import FORMS, evaluate
-from scaling.laws.intervals.bootstrap import cuts, interval
+from scaling.laws.intervals.bootstrap import interval
+from scaling.laws.intervals.forecast import forecasts
+from scaling.laws.tables.budgets import cuts
 from scaling.laws.tables.runs import MIN_SPREAD, Runs, identifiability
 
 DEFAULT = ("chinchilla", "cross", "kaplan_nd", "power_law_c")  # forms that are compared

@@ -17,9 +17,10 @@ from scaling.laws import solve
 from scaling.laws.chinchilla import Compute
 from scaling.laws.fitted import Fit
 from scaling.laws.intervals import bootstrap
-from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, WIDEST, interval, isolated
+from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
+from scaling.laws.tables.budgets import WIDEST, isolated
 from scaling.laws.tables.runs import Runs
 
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with

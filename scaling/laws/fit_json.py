@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
-from scaling.laws.fit import known, optimum, undetermined
 from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.intervals.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.intervals.predictions import known, optimum, undetermined
 from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
 from scaling.laws.tables.doubts import doubts

@@ -14,9 +14,16 @@ from configs.errors import UsageError
 from model import accounting
 from scaling.laws import chinchilla
 from scaling.laws.chinchilla import Chinchilla, Optimum
-from scaling.laws.fit import far, form_noise, known, optimum, ratio_cost, undetermined
 from scaling.laws.fitted import Fit
 from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, interval
+from scaling.laws.intervals.predictions import (
+  far,
+  form_noise,
+  known,
+  optimum,
+  ratio_cost,
+  undetermined,
+)
 
 NEVER = 1e60  # stands for what is beyond all reach
 FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names

@@ -18,7 +18,8 @@ from scaling.laws.forms import POWER
 from scaling.laws.intervals import bootstrap
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
-from scaling.laws.tables.runs import PARAMS, Runs, check_identifiable, faults, read_runs
+from scaling.laws.tables.read import PARAMS, read_runs
+from scaling.laws.tables.runs import Runs, check_identifiable, faults
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end

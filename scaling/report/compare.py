@@ -17,9 +17,9 @@ from configs import base
 from scaling.laws import fit
 from scaling.laws.fitted import OPTIONS
 from scaling.laws.forms import POWER
-from scaling.laws.intervals import bootstrap
+from scaling.laws.intervals import bootstrap, predictions
 from scaling.laws.law import Law
-from scaling.laws.tables import runs
+from scaling.laws.tables import read, runs
 from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry
@@ -85,7 +85,7 @@ def compare_sweeps(record: Record) -> Comparison:
 def _fit_again(record: Record) -> fit.Fit:
   stored = record.fit
   table = record.workdir / "cells.csv"
-  trained = runs.read_runs(table, **stored["counting"], **stored.get("reading", {}))
+  trained = read.read_runs(table, **stored["counting"], **stored.get("reading", {}))
   options = base.get_config().fit
   options.update({name: stored[name] for name in OPTIONS if name in stored})
   return fit.fit_runs(trained, options)
@@ -113,12 +113,12 @@ def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, An
 
 
 def _optimum(law: fit.Fit, C: float, predicted: float) -> dict[str, Any]:
-  """Finds the best use of C FLOPs: `fit.optimum`, and what it means for this objective.
+  """Finds the best use of C FLOPs: `predictions.optimum`, and what it means for this objective.
 
   `predicted_tokens_per_param` are tokens_per_param of which the loss is the mean, and
   `flops_per_param_and_token` is C / (N D), the textbook's 6.
   """
-  row = fit.optimum(law, C)
+  row = predictions.optimum(law, C)
   low, high = row["tokens_per_param_interval"]
   return row | {
     "predicted_tokens_per_param": predicted * row["tokens_per_param"],

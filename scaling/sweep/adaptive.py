@@ -17,6 +17,7 @@ from configs.errors import ConfigError, UsageError
 from model import accounting
 from scaling.formats import flops, si, text_table
 from scaling.laws import estimators, fit, next_run
+from scaling.laws.intervals import predictions
 from scaling.laws.tables import runs
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell
@@ -144,9 +145,9 @@ def table(
   """
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
-  target = fit.optimum(law, C := plan.heldout_budget(config, cells))
+  target = predictions.optimum(law, C := plan.heldout_budget(config, cells))
   low, high = target["N_opt_interval"]
-  reasons = fit.undetermined(law, C)
+  reasons = predictions.undetermined(law, C)
   value = f"{si(target['N_opt'])} [{si(low)}, {si(high)}]"
   value = f"undetermined ({reasons[0]})" if reasons else value
   at = f"N_opt at {flops(C)} FLOPs is {value}"

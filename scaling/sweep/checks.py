@@ -12,7 +12,7 @@ from configs import base, ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
 from scaling.laws import fit
-from scaling.laws.tables import runs
+from scaling.laws.tables import read
 from scaling.sweep import plan
 from train import record, transfer
 from train.data.dataset import TokenData
@@ -104,7 +104,7 @@ def check_sweep_config(config: ConfigDict) -> None:
       "train one of each, and write {size} in their folders' place, as in runs/parents/{size}"
     )
   fit.check_options(config.fit)
-  runs.check_counts(config.fit.params, config.fit.flops)
+  read.check_counts(config.fit.params, config.fit.flops)
   if config.fit.loss and config.fit.loss not in config.data.evaluate:
     raise ConfigError(
       f"fit.loss={config.fit.loss!r}: no set of data.evaluate; choose one of "

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from configs.errors import UsageError, UserError
 from scaling.laws import compare, estimators, fit, fit_json, sensitivity
+from scaling.laws.intervals import predictions
 from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.tables import curves
-from scaling.laws.tables.runs import Runs, UnidentifiableError, read_runs, validation_sets
+from scaling.laws.tables.read import read_runs, validation_sets
+from scaling.laws.tables.runs import Runs, UnidentifiableError
 from scaling.sweep import store
 from train.system import files
 
@@ -110,8 +112,8 @@ def fit_sets(
     try:
       runs = read_runs(source, **reading, loss=name)
       of_set = law if name == options.loss else fit.fit_runs(runs, options)
-      fit.check_sealable(of_set, C)
-      row |= fit_json.law_json(of_set) | {"optimum": fit.optimum(of_set, C)}
+      predictions.check_sealable(of_set, C)
+      row |= fit_json.law_json(of_set) | {"optimum": predictions.optimum(of_set, C)}
     except UserError as error:
       row["reason"] = str(error)
     rows.append(row)

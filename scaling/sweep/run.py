@@ -13,7 +13,7 @@ from configs.errors import RunError, UserError
 from scaling.claims import integrity, prediction, seal, verdict
 from scaling.launch.launchers import LAUNCHERS
 from scaling.laws import fit
-from scaling.laws.tables.runs import read_runs
+from scaling.laws.tables.read import read_runs
 from scaling.progress import Display
 from scaling.report import report
 from scaling.sweep import (

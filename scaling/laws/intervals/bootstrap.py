@@ -11,11 +11,9 @@ import numpy as np
 from configs.errors import ConfigError
 from scaling.laws import solve
 from scaling.laws.forms import FLAGS, SCALE
+from scaling.laws.tables.budgets import budgets
 from scaling.laws.tables.runs import Runs
 
-MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
-SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
-WIDEST = 3 * SAME_BUDGET  # of one budget: more is a range of C, and is cut into steps
 RESAMPLINGS = ("pairs", "stratified")
 SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
@@ -24,38 +22,6 @@ FEWEST_DRAWS = 20  # resamples with an answer, for an interval
 RESTARTS = 4  # other starts, of resamples that have not converged from the fit to all runs
 MOST_SHARE = 20.0  # the log of a scale, in a draw, in units of the loss
 MANY_BY_JAX = 2000  # runs of a form without derivatives of its own: of more, none are resampled
-
-
-def budgets(C: np.ndarray) -> list[np.ndarray]:
-  """Groups the positions of the runs [n] by budget, smallest budget first.
-
-  Runs at whatever C have no budgets; a range of them is cut into even steps of log C, each no wider
-  than `WIDEST`.
-  """
-  return [step for group in isolated(C) for step in _steps(group, np.log(C[group]))]
-
-
-def cuts(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Splits the positions of the runs at a budget, up to it and above, for up to `MAX_CUTS`."""
-  groups = budgets(runs.C)
-  last = len(groups) - 1
-  at = np.unique(np.linspace(1, last, min(last, MAX_CUTS)).round().astype(int))
-  return [(np.sort(np.concatenate(groups[:i])), np.concatenate(groups[i:])) for i in at]
-
-
-def isolated(C: np.ndarray) -> list[np.ndarray]:
-  """Groups the positions of the runs [n] between gaps in C, which may be a range of budgets."""
-  order = np.argsort(C, kind="stable")
-  return np.split(order, np.flatnonzero(np.diff(np.log(C[order])) > SAME_BUDGET) + 1)
-
-
-def _steps(group: np.ndarray, log_c: np.ndarray) -> list[np.ndarray]:
-  """Cuts a group of runs in order of C where it is too wide for one budget."""
-  width = np.ptp(log_c) if len(group) else 0.0
-  if width <= WIDEST:
-    return [group]
-  step = ((log_c - log_c[0]) / width * np.ceil(width / WIDEST)).astype(int)
-  return np.split(group, np.flatnonzero(np.diff(step)) + 1)
 
 
 def interval(draws: np.ndarray, level: float, value: float | None = None) -> list[float]:

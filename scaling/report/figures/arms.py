@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from scaling.laws import fit
+from scaling.laws.intervals import predictions
 from scaling.report.figures import style
 from scaling.report.figures.profiles import profile_panel
 from scaling.report.records import Record, column, outside
@@ -64,7 +65,7 @@ def _loss_panel(axes: Axes, record: Record, law: fit.Fit) -> None:
   """Draws trained losses against compute, and the law at its optimum with its interval."""
   cells, held = record.done("fit"), record.done("heldout")
   span = np.geomspace(*style.limits(column(cells + held, "C")), CURVE_POINTS)
-  best = [fit.optimum(law, C) for C in span]
+  best = [predictions.optimum(law, C) for C in span]
   C = column(cells, "C")
   shade = style.SHADES(LogNorm(C.min(), C.max() * 1.01)(C))
   low, high = np.array([row["loss_interval"] for row in best]).T

@@ -9,7 +9,7 @@ from synthetic import TRUTH, build
 
 from scaling import main
 from scaling.laws import chinchilla, sensitivity
-from scaling.laws.tables import conditions, runs
+from scaling.laws.tables import conditions, read, runs
 from scaling.report import records, report
 from scaling.sweep import fit_files
 from train.system import files
@@ -48,7 +48,7 @@ NAMES = "N=params,D=tokens,loss=val loss"
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_runs(tmp_path, suffix):
   path = write(tmp_path / f"runs.{suffix}", rows())
-  found, wanted = runs.read_runs(path, NAMES), runs.make_runs(N, D, LOSS)
+  found, wanted = read.read_runs(path, NAMES), runs.make_runs(N, D, LOSS)
   for name in ("N", "D", "C", "loss"):
     np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
   assert runs.input_hash(found) == runs.input_hash(wanted)
@@ -63,9 +63,9 @@ def test_bad_values_are_named_by_row(tmp_path, suffix, value):
   path = write(tmp_path / f"runs.{suffix}", table)
   place = {"csv": "line 6", "jsonl": "line 5", "parquet": "row 5"}[suffix]
   with pytest.raises(ValueError, match=f"{place}, column tokens: .*--where='D > 0") as error:
-    runs.read_runs(path, NAMES)
+    read.read_runs(path, NAMES)
   assert "\n" not in str(error.value)
-  kept = runs.read_runs(path, NAMES, where=["D > 0 and D < 1e99"])  # as the message says
+  kept = read.read_runs(path, NAMES, where=["D > 0 and D < 1e99"])  # as the message says
   assert len(kept) == 15
   assert kept.excluded[0][1] == "where D > 0 and D < 1e99"
 
@@ -74,7 +74,7 @@ def test_conditions_choose_runs_and_are_recorded(tmp_path):
   steps = np.arange(16)
   path = write(tmp_path / "runs.csv", rows(steps=steps, name=[f"r{i}" for i in steps]))
   names = NAMES + ",id=name"
-  found = runs.read_runs(path, names, where=["D/N > 3", "steps != 9"], exclude=["loss > 4.5"])
+  found = read.read_runs(path, names, where=["D/N > 3", "steps != 9"], exclude=["loss > 4.5"])
   wanted = (D / N > 3) & (steps != 9) & ~(LOSS > 4.5)
   assert set(found.ids) == {f"r{i}" for i in steps[wanted]}
   assert 0 < wanted.sum() < 15
@@ -156,7 +156,7 @@ def test_powers_do_not_hang():
 def test_what_cannot_be_read_is_one_line(tmp_path, arguments, said):
   path = write(tmp_path / "runs.csv", rows(family=["a"] * 16))
   with pytest.raises(ValueError, match=said.replace("(", r"\(").replace("+", r"\+")) as error:
-    runs.read_runs(path, **({"columns": NAMES} | arguments))
+    read.read_runs(path, **({"columns": NAMES} | arguments))
   assert "\n" not in str(error.value)
 
 
@@ -176,14 +176,14 @@ def test_tables_that_cannot_be_read_are_one_line(tmp_path, text, said):
   path = tmp_path / "runs.csv"
   path.write_text(text)
   with pytest.raises(ValueError, match=said) as error:
-    runs.read_runs(path)
+    read.read_runs(path)
   assert "\n" not in str(error.value)
 
 
 def test_semicolons_part_columns_too(tmp_path):
   path = write(tmp_path / "runs.csv", rows())
   path.write_text(path.read_text().replace(",", ";"))
-  np.testing.assert_array_equal(runs.read_runs(path, NAMES).loss, runs.make_runs(N, D, LOSS).loss)
+  np.testing.assert_array_equal(read.read_runs(path, NAMES).loss, runs.make_runs(N, D, LOSS).loss)
 
 
 def test_a_condition_that_leaves_nothing_is_named(tmp_path):
@@ -221,16 +221,16 @@ def test_files_that_are_not_what_they_say(tmp_path):
   ):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said):
-      runs.read_runs(tmp_path / name, "N=N,D=N,loss=N" if "jsonl" in name else "")
+      read.read_runs(tmp_path / name, "N=N,D=N,loss=N" if "jsonl" in name else "")
   with pytest.raises(ValueError, match=r"a folder without cells.csv; name a sweep's folder"):
-    runs.read_runs(tmp_path)
+    read.read_runs(tmp_path)
 
 
 def test_further_variables_are_read_and_follow_their_runs(tmp_path):
   path = write(tmp_path / "runs.csv", rows(unique=D / 7, old=(N > 1e5) * 1))
-  found = runs.read_runs(path, NAMES + ",U=unique,pretrained=old", exclude=["U < 4e4"])
+  found = read.read_runs(path, NAMES + ",U=unique,pretrained=old", exclude=["U < 4e4"])
   np.testing.assert_allclose(found.extra["U"], found.D / 7)
-  np.testing.assert_array_equal(runs.read_runs(path, NAMES).extra, {})
+  np.testing.assert_array_equal(read.read_runs(path, NAMES).extra, {})
   some = found.subset(np.array([3, 0]))
   np.testing.assert_allclose(some.extra["U"], some.D / 7)
 
@@ -241,11 +241,11 @@ def sweep(tmp_path_factory):
 
 
 def test_a_sweeps_folder_is_its_cells(sweep, tmp_path):
-  one, other = runs.read_runs(sweep), runs.read_runs(sweep / "cells.csv")
+  one, other = read.read_runs(sweep), read.read_runs(sweep / "cells.csv")
   assert runs.input_hash(one) == runs.input_hash(other)
   assert one.excluded == (("fit-s5-blown-up", "status diverged"),)
   with pytest.raises(ValueError, match="name one of .*sweep"):
-    runs.read_runs(sweep.parent)
+    read.read_runs(sweep.parent)
 
 
 class Chosen:
@@ -263,9 +263,9 @@ def test_each_choice_is_made_otherwise_once(sweep):
     ("delta", "1e-2"), ("delta", "LAD"), ("delta", "MSE"),
   ]  # fmt: skip
   first = found[0]
-  chosen = runs.read_runs(sweep, where=["D/N > 2"])
+  chosen = read.read_runs(sweep, where=["D/N > 2"])
   assert first["n_runs"] == len(chosen) < by_name["exclusions", "none"]["n_runs"]
-  own = sensitivity._summary(runs.read_runs(sweep, params="total", where=["D/N > 2"]), Chosen, 1e-3)
+  own = sensitivity._summary(read.read_runs(sweep, params="total", where=["D/N > 2"]), Chosen, 1e-3)
   assert own.items() <= by_name["N counts", "total"].items()
   assert by_name["N counts", "body"]["a"] > first["a"] + 0.01  # a head weighs on small models
   assert all(row["a"] + row["b"] == pytest.approx(1) for row in found)
@@ -289,7 +289,7 @@ def test_someones_runs_get_a_record_and_a_table_of_their_own(sweep, tmp_path):
   record = json.loads((tmp_path / "fit" / "fit.json").read_text())
   assert record["reading"] == {"columns": NAMES, "where": ["steps != 3"], "exclude": ["loss > 5"]}
   assert {"id": "line 4", "reason": "where steps != 3"} in record["excluded"]
-  again = runs.read_runs(tmp_path / "fit" / "runs.csv")
+  again = read.read_runs(tmp_path / "fit" / "runs.csv")
   assert runs.input_hash(again) == record["input_hash"]
   with pytest.raises(ValueError, match="holds a sweep; fit --runs"):
     fit_files.write_fit(sweep, Chosen, str(path), NAMES)
@@ -310,7 +310,7 @@ def test_the_command_shows_choices_and_reasons(sweep, tmp_path, capsys):
 def test_spaces_beside_commas_do_not_count(tmp_path):
   path = tmp_path / "runs.csv"
   path.write_text("name, N , D, loss\na, 1e6, 2e7, 3.5\nb, 2e6, 4e7, 3.1\n")
-  found = runs.read_runs(path, "id=name")
+  found = read.read_runs(path, "id=name")
   assert found.ids == ("a", "b")
   assert found.D.tolist() == [2e7, 4e7]
 
@@ -327,4 +327,4 @@ def test_counts_in_billions_are_refused(tmp_path, header, rows, column, value):
   path = tmp_path / "runs.csv"
   path.write_text(f"{header}\n" + "".join(f"{a},{b},3\n" for a, b in rows))
   with pytest.raises(ValueError, match=f"run line 2, column {column}: {column} is {value}: in b"):
-    runs.read_runs(path)
+    read.read_runs(path)

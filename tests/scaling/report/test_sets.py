@@ -10,7 +10,7 @@ from synthetic import BUDGETS, COMPUTE, TRUTH, build, markdown
 
 from configs import base
 from scaling.laws import chinchilla
-from scaling.laws.tables import runs
+from scaling.laws.tables import read
 from scaling.report import records
 from scaling.report.figures import law
 from scaling.sweep import checks, fit_files
@@ -118,9 +118,9 @@ def test_a_sweep_of_one_set_has_no_such_section(workdir):
 
 def test_an_unknown_response_is_refused_with_those_there_are(folder):
   with pytest.raises(ValueError, match=r"fit.loss='book': .*'loss_book'; .* on '', 'books'"):
-    runs.read_runs(folder, loss="book")
+    read.read_runs(folder, loss="book")
   with pytest.raises(ValueError, match="names a loss, too"):
-    runs.read_runs(folder, "loss=loss_books", loss="books")
+    read.read_runs(folder, "loss=loss_books", loss="books")
   c = base.get_config()
   c.data.evaluate.books, c.fit.loss = "text:books", "novels"
   with pytest.raises(ValueError, match=r"fit.loss='novels': no set .* one of '', 'books'"):

@@ -16,7 +16,7 @@ from synthetic import TRUTH
 from configs import base
 from scaling import laws, main
 from scaling.laws import chinchilla, next_run, solve
-from scaling.laws.tables import runs
+from scaling.laws.tables import read
 from scaling.sweep import adaptive, plan, store
 
 C = 2e13  # the budget that matters
@@ -320,7 +320,7 @@ def test_plan_next_prints_the_proposals(config, tmp_path, capsys):
   code = main.main(["plan", "--next", f"--workdir={tmp_path}", "--next_flops=1e12"])
   output = capsys.readouterr()
   assert code == 0, output.err
-  law = laws.fit_runs(runs.read_runs(tmp_path), config.fit)
+  law = laws.fit_runs(read.read_runs(tmp_path), config.fit)
   found = adaptive.propose(config, cells, law, 257, 10**9, 1e12)
   listed = [line.split()[0] for line in output.out.splitlines() if line.startswith("fit_s")]
   assert listed == [p.cell.id for p in found]

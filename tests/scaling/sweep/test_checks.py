@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from scaling import main
-from scaling.laws.tables import runs
+from scaling.laws.tables import read
 from scaling.sweep import checks, plan, store
 from scaling.sweep import run as sweeps
 from train.data import dataset
@@ -86,7 +86,7 @@ def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
   assert "sweep.sizes=(2, 4, 2, 4): 2 comes twice" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("params", sorted(runs.PARAMS))
+@pytest.mark.parametrize("params", sorted(read.PARAMS))
 def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, params):
   config.fit.flops, config.fit.params = "6nd", params
   cells = plan.design_cells(config, 257)
@@ -95,12 +95,12 @@ def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, pa
     for cell in cells
   ]
   store.write_table(tmp_path, rows)
-  read = runs.read_runs(tmp_path / "cells.csv", params=params, flops="6nd")
+  table = read.read_runs(tmp_path / "cells.csv", params=params, flops="6nd")
   budgets = {cell.id: cell.budget for cell in cells}
-  for name, spent in zip(read.ids, read.C, strict=True):
+  for name, spent in zip(table.ids, table.C, strict=True):
     assert spent == pytest.approx(budgets[name], rel=0.01)
   grid = [dataclasses.replace(cell, budget=None) for cell in cells]
-  assert plan.heldout_budget(config, grid) == 3 * max(read.C)
+  assert plan.heldout_budget(config, grid) == 3 * max(table.C)
 
 
 # ------------------------------ a begun sweep

@@ -20,6 +20,7 @@ from surfaces import (
 from scaling import laws
 from scaling.laws import chinchilla, solve
 from scaling.laws.intervals import bootstrap
+from scaling.laws.tables import budgets
 
 
 def test_a_law_that_holds_makes_no_forecast_error():
@@ -279,13 +280,13 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   rng = np.random.default_rng(0)
   n, d = np.exp(rng.uniform(10, 13, 400)), np.exp(rng.uniform(12, 15, 400))
   runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0))
-  groups = bootstrap.budgets(runs.C)
+  groups = budgets.budgets(runs.C)
   assert sorted(np.concatenate(groups)) == list(range(400))
   assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= bootstrap.WIDEST * 1.001
   assert all(runs.C[a].max() < runs.C[b].min() for a, b in zip(groups, groups[1:], strict=False))
   assert len(groups) > 30
   assert laws.fit_runs(runs, options(bootstraps=100)).form_error is not None
   isoflops = np.repeat([1e15, 2e15, 2.05e15], 5) * np.tile(np.exp([0, 0.02, 0.01, -0.01, 0]), 3)
-  assert [len(group) for group in bootstrap.budgets(isoflops)] == [5, 10]  # as they were
+  assert [len(group) for group in budgets.budgets(isoflops)] == [5, 10]  # as they were
   with pytest.raises(ValueError, match="compare_forms: 20 runs at one budget"):
     laws.compare_forms(laws.make_runs(grid()[0], 1e13 / grid()[0], np.ones(20)))
