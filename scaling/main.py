@@ -122,10 +122,10 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   from train.system import files
 
   of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
-  head = of_sweep and files.read_json(Path(values.workdir).expanduser() / "sweep.json")
+  head = of_sweep and files.read_record(Path(values.workdir).expanduser() / "sweep.json")
   named = values["config"].present
   if verb == "fit" and values.runs and Path(values.runs).is_dir() and not (head or named):
-    head = files.read_json(Path(values.runs) / "sweep.json")
+    head = files.read_record(Path(values.runs) / "sweep.json")
   if head and named:
     raise UsageError(
       "--config: the sweep in --workdir has a config; leave this out, or change fields of that "

@@ -93,7 +93,7 @@ class Run:
       self._folder = self.workdir / "processes" / str(self._index) if self._index else self.workdir
       files.make_folder(self._folder)
       exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
-      stored = files.read_json(self.workdir / "run.json")
+      stored = record.read(self.workdir)
       distributed.barrier("start")
       if stored and "N" in stored:  # a run that failed before it began has nothing yet
         record.check_same_run(stored, self.record, f"workdir={self.workdir}")

@@ -18,6 +18,7 @@ from train import optim
 from train.data import dataset
 from train.data.batches import check_tokens
 from train.objectives import registry
+from train.system import files
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -101,6 +102,26 @@ def check_run(config: ConfigDict, tokens: dataset.TokenData) -> None:
       f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, "
       f"within the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
     )
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+  """Reads the run.json of a folder; None where there is none.
+
+  Raises:
+    DataError: it is not as it was written, or its loss is not the last of metrics.jsonl.
+  """
+  path = folder / "run.json"
+  record = files.read_json(path)
+  if record is None or (difference := files.fault(record)) == "":
+    return record
+  rows = files.read_rows(folder / "metrics.jsonl")
+  losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+  logged = f" (its metrics.jsonl says that its loss was {losses[-1]!r})" if losses else ""
+  if difference:
+    raise files.damaged(path, f"{difference} since it was written{logged}")
+  if record.get("status") == "done" and logged and record["loss"] != losses[-1]:
+    raise files.damaged(path, f"loss is {record['loss']!r}{logged}")
+  return record
 
 
 def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) -> dict:

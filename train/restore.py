@@ -13,10 +13,9 @@ from configs import base, ladders
 from configs.errors import UsageError
 from model import sharding
 from model.transformer import Transformer
-from train import checkpoint, step
+from train import checkpoint, record, step
 from train.data import tokenizer
 from train.objectives import registry
-from train.system import files
 
 
 class Restored(NamedTuple):
@@ -41,10 +40,10 @@ def find(path: str, where: str) -> tuple[Path, dict]:
   folder = Path(path).expanduser().absolute()
   if folder.name == "checkpoints":
     folder = folder.parent
-  record = files.read_json(folder / "run.json") if folder.is_dir() else None
-  if record is None or not (folder / "checkpoints").is_dir():
+  stored = record.read(folder) if folder.is_dir() else None
+  if stored is None or not (folder / "checkpoints").is_dir():
     raise UsageError(f"{where}: no run.json with checkpoints/ beside it; name the folder of a run")
-  return folder, record
+  return folder, stored
 
 
 def newest_weights(folder: Path, where: str, setup: step.Setup) -> tuple[int, Any, str]:
@@ -78,10 +77,10 @@ def restore(path: str) -> Restored:
   Raises:
     UserError: there is no run, no sound checkpoint, or no tokenizer.
   """
-  folder, record = find(path, where := f"checkpoint={path}")
-  config = ladders.resolve(base.from_json(record["config"]))
+  folder, stored = find(path, where := f"checkpoint={path}")
+  config = ladders.resolve(base.from_json(stored["config"]))
   config.sharding = base.get_config().sharding  # whole, on one device
-  tokenizer_vocab_size, imported = record["data"]["vocab_size"], record.get("imported")
+  tokenizer_vocab_size, imported = stored["data"]["vocab_size"], stored.get("imported")
   functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])
   _, params, _ = newest_weights(folder, where, functions.setup)
   model = nnx.merge(functions.setup.graphdef, step.cast(params, jnp.float32))

@@ -11,7 +11,6 @@ from configs.errors import UsageError
 from train import optim, record, restore, transfer
 from train.checkpoint import Checkpoints
 from train.step import Program, TrainState, all_params
-from train.system import files
 
 
 class Start(NamedTuple):
@@ -35,7 +34,7 @@ def start(config: ConfigDict, checkpoints: Checkpoints, program: Program, head: 
     UserError: `train.branch_from` cannot be the trunk of this run, or `train.warm_start` its
       parent.
   """
-  stored = files.read_json(checkpoints.folder.parent / "run.json") or {}
+  stored = record.read(checkpoints.folder.parent) or {}
   parent = stored.get("warm_start")
   return (
     resume(checkpoints, program, parent)
@@ -61,7 +60,7 @@ def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
     return None
   folder = Path(config.train.branch_from)
   where = f"train.branch_from={folder}"
-  trunk = files.read_json(folder.parent / "run.json")
+  trunk = record.read(folder.parent)
   if not folder.is_dir() or trunk is None:
     raise UsageError(f"{where}: not a run's checkpoints/; name that folder of the trunk")
   record.check_same_run(trunk, head, where, branch=True)

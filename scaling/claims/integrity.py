@@ -5,18 +5,16 @@ whoever changes a file can also change its digests.
 """
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError, UsageError
+from configs.errors import UsageError
 from scaling.claims import prediction
 from scaling.laws.tables import read, runs
 from scaling.sweep import store
 from scaling.sweep.plan import Cell
+from train import record
 from train.system import files
-
-REMAKE = "remove it, and `isoflop verify` makes it again"
 
 
 def check(workdir: Path) -> list[str]:
@@ -30,41 +28,33 @@ def check(workdir: Path) -> list[str]:
     UsageError: a prediction was sealed on other runs.
   """
   sealed = prediction.read(workdir)
-  paths = [path for x in ("trunks", "cells") for path in sorted((workdir / x).glob("*/run.json"))]
-  records = {path: _read(path, _truth) for path in paths}
+  unchecked = check_cells(workdir)
   for name in ("fit.json", "verification.json"):
-    if record := _read(workdir / name, lambda _: REMAKE):
-      records[workdir / name] = record
-  unchecked = [prediction.NAME] if sealed and sealed["version"] == 1 else []
-  for path, record in records.items():
-    if "digests" not in record and record.get("status", "done") == "done":
-      unchecked.append(str(path.relative_to(workdir)))
+    if "digests" not in (files.read_record(workdir / name) or {"digests": {}}):
+      unchecked.append(name)
+  if sealed and sealed["version"] == 1:
+    unchecked.insert(0, prediction.NAME)
   head = files.read_json(workdir / "sweep.json")
-  if head and (workdir / "cells.csv").exists():
-    if any("digests" in records[path] for path in paths):
-      _check_table(workdir, *store.read_sweep(workdir))
-    if sealed:
-      counting = head["config"]["fit"]
-      loss = counting.get("loss", "")
-      now = read.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
-      check_runs(workdir, sealed, now)
+  if head and sealed and (workdir / "cells.csv").exists():
+    counting = head["config"]["fit"]
+    loss = counting.get("loss", "")
+    now = read.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
+    check_runs(workdir, sealed, now)
   return unchecked
 
 
-def _read(path: Path, remedy: Callable[[Path], str]) -> dict[str, Any]:
-  """Reads a record, and compares it with its digests; {}: there is no such file."""
-  record = files.read_json(path) or {}
-  if fault := files.fault(record):
-    raise DataError(f"{path}: {fault} since it was written; {remedy(path)}")
-  return record
-
-
-def _truth(path: Path) -> str:
-  """Says where the loss of a run can be read besides."""
-  rows = files.read_rows(path.with_name("metrics.jsonl"))
-  losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
-  evaluated = f" (its metrics.jsonl says that its loss was {losses[-1]!r})" if losses else ""
-  return f"put it back{evaluated}, or remove the folder to have it trained again"
+def check_cells(workdir: Path) -> list[str]:
+  """Compares the runs of a sweep, and its table, as `check` does."""
+  paths = [path for x in ("trunks", "cells") for path in sorted((workdir / x).glob("*/run.json"))]
+  records = {path: record.read(path.parent) or {} for path in paths}
+  there = all((workdir / name).exists() for name in ("sweep.json", "cells.csv"))
+  if there and any("digests" in stored for stored in records.values()):
+    _check_table(workdir, *store.read_sweep(workdir))
+  return [
+    str(path.relative_to(workdir))
+    for path, stored in records.items()
+    if "digests" not in stored and stored.get("status") == "done"
+  ]
 
 
 def _check_table(workdir: Path, head: dict, cells: list[Cell]) -> None:
@@ -74,18 +64,18 @@ def _check_table(workdir: Path, head: dict, cells: list[Cell]) -> None:
   with path.open(newline="") as lines:
     table = csv.DictReader(lines)
     if lost := {"cell", "status", "N", "D", "C", "loss"} - set(table.fieldnames or ()):
-      raise DataError(f"{path}: no column {min(lost)}; {REMAKE}")
+      raise files.damaged(path, f"no column {min(lost)}")
     for row in table:
       if None in row.values():
-        raise DataError(f"{path}, line {table.line_num}: cut short; {REMAKE}")
+        raise files.damaged(path, f"line {table.line_num} is cut short")
       cell = by_id.get(row["cell"])
       if not cell or row["status"] != "done" or store.outcome(workdir, cell)["status"] != "done":
         continue
       for name, value in store.row(workdir, cell, head["config"]["objective"]).items():
         if name in row and name != "seconds" and row[name] != str(value):
-          raise DataError(
-            f"{path}, row {cell.id}, column {name}: {row[name]!r}, but its run.json and sweep.json "
-            f"say {str(value)!r}; {REMAKE}"
+          place = f"row {cell.id}, column {name}"
+          raise files.damaged(
+            path, f"{place}: {row[name]!r}, but its run.json and sweep.json say {str(value)!r}"
           )
 
 

@@ -1,11 +1,9 @@
 """Reads a sealed prediction, and refuses one that was altered or rests on other runs."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError
 from train.system import files
 
 NAME = "prediction.json"
@@ -30,13 +28,10 @@ def read(workdir: Path) -> dict[str, Any] | None:
     DataError: it is not as it was sealed.
   """
   path = workdir / NAME
-  try:
-    record = json.loads(path.read_text())
-    fault = files.fault(record)
-  except FileNotFoundError:
+  record = files.read_json(path)
+  if record is None:
     return None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise _damaged(path, f"not JSON ({error})") from None
+  fault = files.fault(record)
   if fault is None:  # no digests, as in version 1
     keys = OF_VERSION_1 if record.get("version") == 1 else ("version", "digests")
     fault = next((f"{key} is missing" for key in keys if key not in record), "")
@@ -44,15 +39,8 @@ def read(workdir: Path) -> dict[str, Any] | None:
     place = re.match(r"claims\[(\d+)\]", fault)
     for claim in record.get("claims", [])[int(place[1]) :][:1] if place else ():
       fault += f" (a claim on {claim.get('what')}, tested by {claim.get('tested_by')})"
-    raise _damaged(path, fault)
+    raise files.damaged(path, fault)
   return record | (_claims(record) if record["version"] == 1 else _fields(record))
-
-
-def _damaged(path: Path, fault: str) -> DataError:
-  return DataError(
-    f"{path}: {fault}; the seal is damaged, and its prediction can no longer be tested: use "
-    "another workdir"
-  )
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:

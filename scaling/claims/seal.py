@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.errors import UsageError
 from scaling.claims import integrity, kinds, prediction
 from scaling.laws import fit
 from scaling.laws.intervals import predictions
@@ -33,6 +34,11 @@ def seal(
   if sealed := prediction.read(workdir):
     integrity.check_runs(workdir, sealed, law.runs)
     return sealed, plan.sealed_cells(config, vocab_size, sealed)
+  for path in sorted((workdir / "cells").glob("heldout_*/run.json")):
+    raise UsageError(
+      f"{workdir / prediction.NAME}: missing, and {path.parent.name} is trained already; what is "
+      "sealed now would be no prediction: put the file back, or use another workdir"
+    )
   budget = plan.heldout_budget(config, cells)
   predictions.check_sealable(law, budget)
   n_opt = predictions.optimum(law, budget)["N_opt"]

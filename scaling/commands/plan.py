@@ -54,6 +54,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
 
   They may cost `budget` together [FLOPs]; 0: as much as the sweep's largest cell.
   """
+  from scaling.claims import integrity
   from scaling.laws import fit
   from scaling.laws.tables import read
   from scaling.sweep import adaptive, design, store
@@ -64,6 +65,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
       f"{name}\n\n{next_table(arm, workdir / name, budget)}"
       for name, arm in design.split(config).items()
     )
+  integrity.check_cells(workdir)
   head, cells = store.read_sweep(workdir)
   config = with_lr_rule(config, head.get("lr_rule"))
   f = config.fit

@@ -21,7 +21,7 @@ def runs_table(workdir: Path) -> str:
   """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders."""
   from scaling.formats import text_table
   from scaling.sweep import store
-  from train.system import files
+  from train import record
 
   records = []
   if (workdir / "sweep.json").exists():
@@ -30,26 +30,28 @@ def runs_table(workdir: Path) -> str:
       begun = [name for name in arms if (workdir / name).is_dir()]
       return "\n\n".join(f"{name}\n\n{runs_table(workdir / name)}" for name in begun)
     for cell in cells:
-      planned = {"N": cell.N, "D": cell.D, "C": cell.C, "lr": cell.lr}
-      records.append((cell.id, planned | store.outcome(workdir, cell)))
+      stored = store.outcome(workdir, cell)
+      for name in ("N", "D", "C", "lr"):
+        stored.setdefault(name, getattr(cell, name))
+      records.append((cell.id, stored))
   else:
     for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
-      records.append((path.parent.name, files.read_json(path)))
+      records.append((path.parent.name, record.read(path.parent) or {}))
   if not records:
     raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
   rows = []
   columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
   columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
-  for name in sorted({name for _, record in records for name in record.get("evaluations", {})}):
+  for name in sorted({name for _, stored in records for name in stored.get("evaluations", {})}):
     columns[f"loss_{name}"] = ".4f"
-  for name, record in records:
-    for further, metrics in record.get("evaluations", {}).items():
-      record |= {f"loss_{further}": metrics["loss"]} if "loss" in metrics else {}
-    if "N" in record:  # else it failed before it began
-      record["D/N"] = record["D"] / record["N"]
-    status = record["status"] + (f": {record['error']}" if record["status"] == "failed" else "")
-    numbers = (f"{record[key]:{form}}" if key in record else "" for key, form in columns.items())
-    parent = record.get("warm_start")
+  for name, stored in records:
+    for further, metrics in stored.get("evaluations", {}).items():
+      stored |= {f"loss_{further}": metrics["loss"]} if "loss" in metrics else {}
+    if "N" in stored:  # else it failed before it began
+      stored["D/N"] = stored["D"] / stored["N"]
+    status = stored["status"] + (f": {stored['error']}" if stored["status"] == "failed" else "")
+    numbers = (f"{stored[key]:{form}}" if key in stored else "" for key, form in columns.items())
+    parent = stored.get("warm_start")
     origin = f"{Path(parent['folder']).name} at step {parent['step']}" if parent else ""
     rows.append((name, status, *numbers, origin))
   titles = {"loss_stderr": "stderr", "bits_per_byte": "bits/byte"}

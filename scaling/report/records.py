@@ -102,7 +102,7 @@ class Record:
   def optima(self) -> list[dict[str, Any]]:
     """The compute-optimal points by budget, the sealed one among them; [] without a law."""
     stored = [] if self.undetermined else self.fit.get("optimum", [])
-    rows = [{k: [math.nan] * 2 if v is None else v for k, v in row.items()} for row in stored]
+    rows = [row | {k: [math.nan] * 2 for k, v in row.items() if v is None} for row in stored]
     if rows and (sealed := self.prediction):
       row = {"C": sealed["C"], "sealed": True, "extrapolation": math.inf}
       for name, key in (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param")):
@@ -166,7 +166,7 @@ def read(workdir: str | Path) -> Record:
   if not workdir.is_dir():
     raise DataError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
   names = ("sweep", "fit", "verification")
-  parts = {name: files.read_json(workdir / f"{name}.json") or {} for name in names}
+  parts = {name: files.read_record(workdir / f"{name}.json") or {} for name in names}
   parts["prediction"] = prediction.read(workdir) or {}
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
@@ -185,11 +185,21 @@ def read(workdir: str | Path) -> Record:
 def _read_table(path: Path) -> list[Cell]:
   if not path.exists():
     return []
+  cells: list[Cell] = []
   with path.open(newline="") as lines:
-    return [
-      {k: v if k in TEXT_COLUMNS else float(v or "nan") for k, v in row.items()}
-      for row in csv.DictReader(lines)
-    ]
+    table = csv.DictReader(lines)
+    for row in table:
+      if None in row or None in row.values():
+        raise files.damaged(path, f"line {table.line_num} has more or fewer fields than line 1")
+      cell = files.Stored([], path)
+      for name, text in row.items():
+        try:
+          cell[name] = text if name in TEXT_COLUMNS else float(text or "nan")
+        except ValueError:
+          place = f"line {table.line_num}, column {name}"
+          raise files.damaged(path, f"{place}: {text!r} is not a number") from None
+      cells.append(cell)
+  return cells
 
 
 def column(cells: Iterable[Cell], name: str) -> np.ndarray:

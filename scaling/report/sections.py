@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Iterator
 
+from configs.errors import UserError
 from model.accounting import petaflop_s_days
 from scaling.formats import DASH, bracket, duration, flops, nats, number, ratio, si, yes_no
 from scaling.report.records import Cell, Record, outside, parameters
@@ -131,7 +132,7 @@ def floor(record: Record) -> Iterator[Block]:
 
 def adaptive(record: Record) -> Iterator[Block]:
   """Yields the cells that the fit chose, with the reason for each."""
-  rounds = (files.read_json(record.workdir / "adaptive.json") or {}).get("rounds")
+  rounds = (files.read_record(record.workdir / "adaptive.json") or {}).get("rounds")
   if not rounds:
     return
   yield (
@@ -204,7 +205,11 @@ def cost(record: Record) -> Iterator[Block]:
 
 def wall_time(record: Record) -> Iterator[Block]:
   """Yields where the wall time of a finished sweep went, by part."""
-  parts = (files.read_json(record.workdir / costs.RECORD) or {}).get("parts")
+  try:
+    parts = (files.read_record(record.workdir / costs.RECORD) or {}).get("parts")
+  except UserError as error:  # the law does not rest on it
+    yield f"Not shown: {error}."
+    return
   if not parts:
     return
   total = sum(parts.values())

@@ -90,7 +90,7 @@ def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
       f"workdir={workdir}: its prediction is sealed, on the cells that there are; adaptive cells "
       "come before that: use another workdir"
     )
-  files.write_json(workdir / "adaptive.json", stored | {"flops": allowed})
+  files.write_json(workdir / "adaptive.json", files.with_digests(stored | {"flops": allowed}))
 
 
 def next_round(
@@ -126,14 +126,14 @@ def next_round(
           "reasons": [proposal.reason for proposal in proposals],
         }
       )
-      files.write_json(workdir / "adaptive.json", record)
+      files.write_json(workdir / "adaptive.json", files.with_digests(record))
       return [proposal.cell for proposal in proposals]
   return []
 
 
 def _read(workdir: Path) -> dict[str, Any]:
   empty = {"version": VERSION, "flops": 0.0, "rounds": []}
-  return files.read_json(workdir / "adaptive.json") or empty
+  return files.read_record(workdir / "adaptive.json") or empty
 
 
 def table(

@@ -4,11 +4,13 @@ The sweep's process is at every moment in one part (`PARTS`), so its parts add u
 of all its starts. While it runs its workers (`run`), the time is split by what they did.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from train.system import files
 
 RECORD = "costs.json"
@@ -42,7 +44,9 @@ class SweepClock:
   def open(self, workdir: Path, began: float | None = None) -> None:
     """Goes on with the account of a folder, an arm's for instance, from its earlier starts."""
     self._path = workdir / RECORD
-    stored = files.read_json(self._path) or {}
+    stored: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # a damaged account is begun anew
+      stored = files.read_record(self._path) or {}
     self._wall: dict[str, float] = stored.get("wall", {})
     self._worker_seconds = stored.get("worker_seconds", 0.0)
     self._part, self._workers = "start", 0
@@ -69,9 +73,8 @@ class SweepClock:
     return sum(parts.values())
 
   def _write(self, **more: Any) -> None:
-    files.write_json(
-      self._path, {"wall": self._wall, "worker_seconds": self._worker_seconds} | more
-    )
+    record = {"wall": self._wall, "worker_seconds": self._worker_seconds} | more
+    files.write_json(self._path, files.with_digests(record))
 
 
 def split(

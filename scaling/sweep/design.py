@@ -148,7 +148,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
     for size in config.sweep.probe_sizes
     for cell in plan.probe_cells(config, tokens.vocab_size, size, config.sweep.probe_factors)
   ]
-  head = files.read_json(workdir / "sweep.json") if workdir else None
+  head = files.read_record(workdir / "sweep.json") if workdir else None
   if head:
     config = plan.with_lr_rule(config, head.get("lr_rule"))
   fit_cells = plan.design_cells(config, tokens.vocab_size)

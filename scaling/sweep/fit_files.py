@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.errors import UsageError, UserError
+from scaling.claims import integrity
 from scaling.laws import compare, estimators, fit, fit_json, sensitivity
 from scaling.laws.intervals import predictions
 from scaling.laws.questions import NOTHING, Questions, answers
@@ -56,13 +57,17 @@ def write_fit(
     compare_forms: whether other forms are held against it, by held-out error; up to a minute.
 
   Raises:
-    UsageError: the runs cannot be read or do not identify the law, or a question has no answer.
+    UserError: the runs cannot be read, were altered or do not identify the law, or a question has
+      no answer.
   """
   if path and (workdir / "sweep.json").exists():
     raise UsageError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")
   if not path:
     store.read_sweep(workdir)
   source = path or workdir
+  folder = Path(source).parent if Path(source).name == "cells.csv" else Path(source)
+  if (folder / "sweep.json").exists():
+    integrity.check_cells(folder)
   reading: dict[str, Any] = {"columns": columns, "where": list(where), "exclude": list(exclude)}
   counting = {"params": options.params, "flops": options.flops}
   runs = read_runs(source, **reading, **counting, loss=options.loss)

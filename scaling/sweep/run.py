@@ -102,7 +102,7 @@ def open_sweep(
     UsageError: the folder holds another sweep.
   """
   new = store.new_head(config, tokens)
-  stored = files.read_json(workdir / "sweep.json")
+  stored = files.read_record(workdir / "sweep.json")
   if stored is None:
     checks.check_parents(config, tokens)
     return new, []
@@ -220,10 +220,10 @@ def write_report(arm: Arm) -> None:
   """Draws the figures, closes the accounts, and writes the report."""
   arm.clock("report")
   report.draw(arm.workdir)
-  folders = [store.folder(arm.workdir, run) for run in store.with_trunks(arm.cells)]
-  seconds = arm.clock.finish(
-    files.read_json(folder / "run.json") or {} for folder in folders if not folder.is_symlink()
-  )
+  runs = [
+    run for run in store.with_trunks(arm.cells) if not store.folder(arm.workdir, run).is_symlink()
+  ]
+  seconds = arm.clock.finish(store.outcome(arm.workdir, run) for run in runs)
   arm.head["seconds"] = round(seconds, 1)
   store.write_sweep(arm.workdir, arm.head, arm.cells)
   report.write(arm.workdir, redraw=False)

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterable
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def outcome(workdir: Path, run: Cell | Trunk, loss: str = "") -> dict:
 
   `loss` is the validation set whose loss takes the place of the main one's.
   """
-  record = files.read_json(folder(workdir, run) / "run.json") or {"status": "planned"}
-  return record | (record["evaluations"][loss] if loss and "evaluations" in record else {})
+  stored = record.read(folder(workdir, run)) or {"status": "planned"}
+  if loss and "evaluations" in stored:
+    stored.update(stored["evaluations"][loss])
+  return stored
 
 
 def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
@@ -120,21 +123,26 @@ def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
 def write_sweep(workdir: Path, head: dict, cells: Iterable[Cell]) -> None:
   """Writes sweep.json: its head, and the cells planned so far."""
   planned = [dataclasses.asdict(cell) | {"D": cell.D} for cell in cells]
-  files.write_json(workdir / "sweep.json", head | {"cells": planned})
+  files.write_json(workdir / "sweep.json", files.with_digests(head | {"cells": planned}))
 
 
 def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
   """Reads sweep.json: its head, and the cells.
 
   Raises:
-    UsageError: the folder holds no sweep.
+    UserError: the folder holds no sweep, or sweep.json is not as it was written.
   """
-  head = files.read_json(workdir / "sweep.json")
+  head = files.read_record(workdir / "sweep.json")
   if head is None:
     raise UsageError(f"workdir={workdir}: no sweep.json there; `isoflop sweep` makes one")
-  names = {field.name for field in dataclasses.fields(Cell)}
-  planned = head.pop("cells")
-  return head, [Cell(**{k: v for k, v in cell.items() if k in names}) for cell in planned]
+  fields = dataclasses.fields(Cell)
+  cells = [
+    Cell(**{x.name: cell[x.name] for x in fields if x.name in cell or x.default is MISSING})
+    for cell in head["cells"]
+  ]
+  for name in ("cells", "digests", "hash"):
+    head.pop(name, None)
+  return head, cells
 
 
 def new_cells(workdir: Path, stored: Iterable[Cell], planned: Iterable[Cell]) -> list[Cell]:

@@ -130,7 +130,7 @@ def link_shared(arm: Arm, cells: Sequence[Cell]) -> int:
 
 def _is_trained(arm: Arm, run: Cell | Trunk, folder: Path) -> bool:
   """Tells whether a folder holds a run of an arm, with all that cells are branched from."""
-  stored = files.read_json(folder / "run.json") or {}
+  stored = record.read(folder) or {}
   if stored.get("status") not in OVER:
     return False
   try:

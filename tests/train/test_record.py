@@ -43,7 +43,7 @@ def test_a_folder_of_another_run_is_refused(done):
   stored = files.read_json(folder / "run.json")
   kept = sorted((folder / "checkpoints").rglob("*"))
   for status in ("done", "running"):
-    files.write_json(folder / "run.json", stored | {"status": status})
+    files.write_json(folder / "run.json", files.with_digests(stored | {"status": status}))
     for field, value in OTHERS.items():
       other = config.copy_and_resolve_references()
       other.update_from_flattened_dict({field: value})
@@ -76,12 +76,12 @@ def test_a_branch_is_of_a_trunk_of_its_own_batches_at_a_constant_rate(make_tiny,
     loop.train(other, tmp_path / "branch")
   held = files.read_json(tmp_path / "trunk" / "run.json")
   held["config"]["optim"]["schedule"] = "wsd"
-  files.write_json(tmp_path / "trunk" / "run.json", held)
+  files.write_json(tmp_path / "trunk" / "run.json", files.with_digests(held))
   with pytest.raises(ValueError, match="stays as it is until step 13, .* begins at step 16"):
     loop.train(config, tmp_path / "branch")
   assert optim.cooldown_start(config.optim, 20) == 16
   held["config"]["optim"]["schedule"] = "constant"
-  files.write_json(tmp_path / "trunk" / "run.json", held)
+  files.write_json(tmp_path / "trunk" / "run.json", files.with_digests(held))
   assert loop.train(config, tmp_path / "branch")["first_step"] == 16
 
 
@@ -109,7 +109,7 @@ def test_evaluations_on_the_way_survive_a_stop_at_their_step(tiny, tmp_path):
   loop.train(tiny, tmp_path)
   # A kill between the last checkpoint and run.json: the last evaluation is made again.
   made = files.read_json(tmp_path / "run.json")
-  files.write_json(tmp_path / "run.json", made | {"status": "running"})
+  files.write_json(tmp_path / "run.json", files.with_digests(made | {"status": "running"}))
   assert loop.train(tiny, tmp_path)["loss"] == made["loss"]
   rows = files.read_rows(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows if "eval_loss" in row] == [20, 40, 60]

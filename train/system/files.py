@@ -5,16 +5,55 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError, UsageError
+from configs.errors import ConfigError, DataError, UsageError
 
 
 class FolderInUseError(UsageError):
   """Another process works in this folder."""
+
+
+# What to do where a record is damaged; any other file is made again once it is removed.
+REMEDIES = {
+  "run.json": "put it back, or remove its folder to have the run trained again",
+  "sweep.json": "put it back; what its cells are stands nowhere else",
+  "prediction.json": (
+    "the seal is damaged, and its prediction can no longer be tested: use another workdir"
+  ),
+  "cells.csv": "remove it, and `isoflop verify` makes it again",
+  "metrics.jsonl": "put it back, or remove its folder to have the run trained again",
+  "verification.json": "remove it, and `isoflop verify` makes it again",
+  "fit.json": "remove it, and `isoflop fit` makes it again",
+}
+
+
+def damaged(path: Path, fault: str) -> DataError:
+  """Makes the error of a record that cannot be used as it is."""
+  remedy = REMEDIES.get(path.name, "remove it to have it made again")
+  return DataError(f"{path}: {fault}; {remedy}")
+
+
+class Stored(dict):
+  """An object of a JSON file; a key that it lacks is an error of the file."""
+
+  def __init__(self, pairs: Iterable[tuple[str, Any]], path: Path | None = None):
+    """Takes in the object's pairs, and the file they stand in; None: of a copy."""
+    super().__init__(pairs)
+    self._path = path
+
+  def __missing__(self, key: str) -> Any:
+    """Raises DataError; `get` and `in` do not come here."""
+    if not self._path:
+      raise KeyError(key)
+    raise damaged(self._path, f"{key} is missing")
+
+  def __or__(self, other: Mapping) -> "Stored":
+    """Merges as dicts do; what is missing still is of the file."""
+    return Stored({**self, **other}.items(), self._path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,29 +72,54 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """Reads a file's JSON; None where there is no such file.
+  """Reads a file's JSON object; None where there is no such file.
 
   Raises:
-    ConfigError: the file is not JSON.
+    DataError: the file does not hold one, or later, when a key is looked up that it lacks.
   """
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
+    return _object(path.read_bytes(), path)
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ConfigError(f"{path}: not JSON ({error}); remove it to have it made again") from None
+  except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    raise damaged(path, f"not JSON ({error})") from None
+
+
+def _object(text: bytes, path: Path) -> Stored:
+  value = json.loads(text.decode(), object_pairs_hook=lambda pairs: Stored(pairs, path))
+  if not isinstance(value, Stored):
+    raise damaged(path, f"holds a {type(value).__name__}, not an object")
+  return value
+
+
+def read_record(path: Path) -> Any:
+  """Reads an object that has digests, as `read_json` does; one without them is not checked.
+
+  Raises:
+    DataError: it is not as it was written.
+  """
+  record = read_json(path)
+  if record is not None and (difference := fault(record)):
+    raise damaged(path, f"{difference} since it was written")
+  return record
 
 
 def read_rows(path: Path) -> list[dict]:
-  """Reads the rows of a .jsonl file; a last line that a kill cut short does not count."""
+  """Reads the rows of a .jsonl file; a last line that a kill cut short does not count.
+
+  Raises:
+    DataError: another line is not JSON, or later, when a key is looked up that a row lacks.
+  """
   if not path.exists():
     return []
-  rows = []
-  for line in path.read_text().splitlines():
+  rows: list[dict] = []
+  lines = path.read_bytes().splitlines()
+  for number, line in enumerate(lines, start=1):
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      rows.append(_object(line, path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+      if number < len(lines):
+        raise damaged(path, f"line {number} is not JSON ({error})") from None
   return rows
 
 
@@ -107,6 +171,8 @@ def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 def with_digests(record: dict[str, Any]) -> dict[str, Any]:
   """Adds a digest of each field and a hash of the whole, by which `fault` finds a later change."""
   record = json.loads(json.dumps(record))  # as it will be read
+  for name in ("digests", "hash"):  # of an earlier content
+    record.pop(name, None)
   digests = {name: _hash(value)[:8] for name, value in _leaves(record)}
   whole = record | {"digests": digests}
   return whole | {"hash": _hash(whole)}

@@ -11,11 +11,11 @@ import pytest
 import synthetic
 
 from configs import base
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from scaling import main
 from scaling.claims import integrity, prediction, seal, verdict
-from scaling.report import report
-from scaling.sweep import fit_files, plan, store
+from scaling.report import records, report
+from scaling.sweep import costs, fit_files, plan, store
 from train import record
 from train.system import files
 
@@ -134,7 +134,7 @@ def test_half_a_file(workdir, name):
   path.write_text(path.read_text()[: path.stat().st_size // 2])
   said = errors(workdir)
   assert f"{path}: not JSON" in said
-  assert ("use another workdir" if name == "prediction.json" else "remove it") in said
+  assert ("use another workdir" if name == "prediction.json" else "remove") in said
 
 
 @pytest.mark.parametrize("kind", ["fit", "heldout"])
@@ -160,7 +160,7 @@ def test_a_digit_of_the_table(workdir, kind, column):
   digit = next(k for k, x in enumerate(row[i]) if x.isdigit() and x != "0")
   row[i] = row[i][:digit] + str(int(row[i][digit]) % 9 + 1) + row[i][digit + 1 :]
   path.write_text("\n".join(map(",".join, rows)))
-  assert f"cells.csv, row {row[0]}, column {column}: {row[i]!r}, but its run.json" in errors(
+  assert f"cells.csv: row {row[0]}, column {column}: {row[i]!r}, but its run.json" in errors(
     workdir
   )
 
@@ -169,7 +169,7 @@ def test_half_a_table(workdir):
   path = workdir / "cells.csv"
   whole = path.read_text().splitlines()
   path.write_text("\n".join(whole)[:700])
-  assert re.search(r"cells.csv, line \d+: cut short", errors(workdir))
+  assert re.search(r"cells.csv: line \d+ is cut short", errors(workdir))
   path.write_text("\n".join(line.partition(",")[2] for line in whole))
   assert "cells.csv: no column cell" in errors(workdir)
 
@@ -212,3 +212,89 @@ def test_what_an_earlier_version_wrote_cannot_be_checked(workdir):
     DataError, match="prediction.json: N_interval is missing; the seal is damaged"
   ):
     prediction.read(workdir)
+
+
+def said_of(workdir, *verbs):
+  """What a command that refuses the folder says, in one line."""
+  text = io.StringIO()
+  with contextlib.redirect_stderr(text):
+    assert main.main([*verbs]) == main.USAGE
+  assert text.getvalue().count("\n") == 1
+  return text.getvalue()
+
+
+def test_an_altered_run_is_refused_wherever_runs_are_read(workdir, tmp_path):
+  path = path_of(workdir, "fit")
+  flip(path, r'"loss": ([\d.]+)')
+  fit = ("fit", "--config.fit.bootstraps=100", f"--workdir={tmp_path / 'fit'}")
+  for verbs in (
+    ("runs", f"--workdir={workdir}"),
+    ("fit", f"--workdir={workdir}"),
+    ("plan", "--next", f"--workdir={workdir}"),
+    (*fit, f"--runs={workdir}"),
+    (*fit, f"--runs={workdir / 'cells.csv'}"),
+  ):
+    assert f"{path}: loss was altered since it was written" in said_of(workdir, *verbs)
+
+
+def test_a_run_without_digests_is_held_to_its_metrics(workdir):
+  path = path_of(workdir, "fit")
+  run = json.loads(path.read_text())
+  old = {name: run[name] for name in run if name not in ("digests", "hash")}
+  files.write_json(path, old | {"loss": run["loss"] - 0.1})
+  said = errors(workdir)
+  assert f"{path}: loss is {run['loss'] - 0.1!r} (its metrics.jsonl says" in said
+  assert repr(run["loss"]) in said
+
+
+@pytest.mark.parametrize(
+  ("name", "keys"),
+  [
+    ("sweep.json", ("cells", 1, "width")),
+    ("sweep.json", ("config", "fit")),
+    ("run.json", ("loss",)),
+    ("run.json", ("status",)),
+    ("fit.json", ("params",)),
+  ],
+)
+def test_a_key_that_was_renamed_is_named_with_its_file(workdir, name, keys):
+  """Digests name it; where there are none, it is named when it is read."""
+  path = path_of(workdir, "fit") if name == "run.json" else workdir / name
+  for kept in (("digests", "hash"), ()):
+    record = json.loads(path.read_text())
+    holder = record
+    for key in keys[:-1]:
+      holder = holder[key]
+    holder["other"] = holder.pop(keys[-1])
+    whole = {k: v for k, v in record.items() if k in kept or k not in ("digests", "hash")}
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match=rf"{path}: .*(missing|altered)"):
+      report.terminal(workdir)  # reads all of them
+    files.write_json(path, json.loads(path.read_text()))
+    path.write_text(path.read_text().replace('"other"', f'"{keys[-1]}"'))
+
+
+def test_a_field_of_the_table_that_is_no_number(workdir):
+  shutil.rmtree(workdir / "cells")  # with which it would be compared
+  path = workdir / "cells.csv"
+  flip(path, r",(0)\.00\d+")
+  path.write_text(path.read_text().replace(",5.00", ",o.00", 1))
+  with pytest.raises(DataError, match=rf"{path}: line \d+, column lr: 'o.00\d+' is not a number"):
+    records.read(workdir)
+
+
+def test_a_damaged_account_of_the_time_blocks_no_report(workdir):
+  path = workdir / "costs.json"
+  for text in ("{", '{"parts": {"train": "x"}, "digests": {}, "hash": ""}', "[1]"):
+    path.write_text(text)
+    report.write(workdir, redraw=False)
+    assert f"Not shown: {path}: " in (workdir / "report.md").read_text()
+    clock = costs.SweepClock(workdir)
+    clock("fit")
+    assert files.read_record(path)["wall"]
+
+
+def test_nothing_is_sealed_after_the_fact(workdir):
+  (workdir / "prediction.json").unlink()
+  with pytest.raises(UserError, match="prediction.json: missing, and heldout_s.* is trained"):
+    seal.seal(base.get_config(), workdir, None, [], 512, 4_000_000)

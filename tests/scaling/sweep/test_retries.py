@@ -10,6 +10,7 @@ from scaling.commands.runs import runs_table
 from scaling.launch.queue import Failure
 from scaling.sweep import plan, store, training
 from scaling.sweep.training import Arm
+from train.system import files
 
 
 @pytest.fixture
@@ -146,6 +147,6 @@ def test_a_planned_cell_is_the_one_that_stands_there(start, tmp_path):
   start()
   sweep = record(tmp_path, "sweep.json")
   sweep["lr_rule"]["lr_ref"] *= 2
-  (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+  files.write_json(tmp_path / "sweep.json", files.with_digests(sweep))
   with pytest.raises(ValueError, match=r"holds fit_s00.* with lr=0\.\d+, planned now with 0"):
     start()
