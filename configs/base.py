@@ -209,7 +209,7 @@ FIT: dict[str, Any] = {
   "level": 0.9,  # probability content of every interval
   "resampling": one_of("pairs", "stratified"),  # of all runs; as many of each budget as it has
   "seed": 0,  # of the resampling
-  "target_tokens_per_param": 20.0,  # the rule of thumb that the verdict compares with
+  "target_tokens_per_param": positive(20.0),  # the rule of thumb that the verdict compares with
 }
 
 SCHEMA = {
@@ -295,7 +295,8 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
   try:
     config.update_from_flattened_dict({field: value})
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ConfigError(str(error)) from None
+    reason = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
+    raise ConfigError(f"{reason}; --print_config shows all fields") from None
 
 
 def from_json(tree: dict) -> ConfigDict:

@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import base
+from configs.bounds import Field
 from configs.errors import RunError, UsageError, UserError, of_the_machine
 from scaling.commands import (
   bench,
@@ -76,9 +77,14 @@ def overview() -> str:
 
 def explain(verb: str) -> str:
   """Returns a verb's help: its docstring, and its flags."""
-  rows = sorted(flags_of(COMMANDS[verb]))
-  lines = [f"  --{name}: {text} (default: {default!r})" for name, default, text in rows]
+  rows = sorted(flags_of(COMMANDS[verb]), key=lambda row: row[0])
+  lines = [f"  --{name}: {text} (default: {default_of(x)!r})" for name, x, text in rows]
   return "\n".join([f"isoflop {verb}: {COMMANDS[verb].__doc__}", *lines])
+
+
+def default_of(default: Any) -> Any:
+  """Returns a flag's default, of one with bounds too."""
+  return default.default if isinstance(default, Field) else default
 
 
 def flags_of(command: ModuleType) -> list[Flag]:
@@ -93,8 +99,10 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
   """Parses a verb's flags; `config` is the config with its fields on the command line."""
   values, overrides = flags.FlagValues(), flags.FlagValues()
   values.set_gnu_getopt(True)  # reads on behind the value of a flag that it does not know
-  for name, default, text in flags_of(COMMANDS[verb]):
-    DEFINE[type(default)](name, default, text, flag_values=values)
+  known = flags_of(COMMANDS[verb])
+  for name, default, text in known:
+    define = DEFINE[type(default_of(default))]
+    define(name, default_of(default), text, flag_values=values)
   try:
     rest = values(["isoflop", *argv], known_only=True)[1:]  # fields of the config, or mistakes
     if "config" in values:
@@ -104,13 +112,19 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
     rest = overrides(["isoflop", *rest])[1:]
   except flags.UnrecognizedFlagError as error:
     hint = nearest(error.flagname, values, "--") or f"`isoflop {verb} --help` lists them"
+    if "config" in values and "did" not in hint:
+      hint += ", and --print_config the fields of the config, as --config.train.tokens=1000000"
     raise UsageError(f"unknown flag --{error.flagname}; {hint}") from None
   except flags.Error as error:
     raise UsageError(one_line(error)) from None
   if rest:
     raise UsageError(f"{rest[0]!r} is not a flag; flags look like --workdir=DIR")
+  for name, field, _ in known:
+    if isinstance(field, Field):
+      field.check(f"--{name}", values[name].value)
   if "config" in values:
     values.config = overrides.config
+    base.check_fields(values.config)
   return values
 
 

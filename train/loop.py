@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import ladders
-from configs.errors import ConfigError
+from configs.errors import ConfigError, RunError
 from model import sharding
 from train import aot, checkpoint, optim, record
 from train.data import batches, dataset
@@ -87,12 +87,16 @@ class Run:
   def __enter__(self) -> Self:
     """Checks the run, before any compute, and takes its folder."""
     with self.clock("start"), ExitStack() as exits:
-      self._check()
       # Each process of a run on many hosts writes its own records; the first one's are the run's.
       self._index, self._count = jax.process_index(), jax.process_count()
       self._folder = self.workdir / "processes" / str(self._index) if self._index else self.workdir
-      files.make_folder(self._folder)
-      exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
+      begun = self._folder.is_dir()
+      if begun:  # it may be in use; a config that is refused leaves no new folder
+        self._still_there = exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
+      self._check()
+      if not begun:
+        files.make_folder(self._folder)
+        self._still_there = exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
       stored = record.read(self.workdir)
       distributed.barrier("start")
       if stored and "N" in stored:  # a run that failed before it began has nothing yet
@@ -234,7 +238,9 @@ class Run:
           "error": f"{type(error).__name__}: {first_line}",
           "traceback": "".join(traceback.format_exception(error)),
         }
-        files.write_json(self._folder / "run.json", self.record | failed)
+        with suppress(OSError, RunError):  # as where the disk is full, or the folder gone
+          self._still_there()
+          files.write_json(self._folder / "run.json", self.record | failed)
       distributed.end_if_one_of_several(error)
     self._exits.close()
 
@@ -271,4 +277,5 @@ class Run:
 
   def _save(self, state: TrainState) -> None:
     with self.clock("checkpoint"):
+      self._still_there()
       self._checkpoints.save(self._done, state)

@@ -33,7 +33,7 @@ class Metrics:
     rows = [row for row in files.read_rows(path) if row["step"] <= first_step]
     rows = [row for row in rows if row["step"] < last_step or "eval_loss" not in row]
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    self._file = path.open("a")
+    self._file, self._path = path.open("a"), path
     self._describe = describe
     self._interval: list[dict] = []
     self._pending: list[tuple[int, list[dict]]] = []
@@ -69,8 +69,9 @@ class Metrics:
 
   def write(self, row: dict) -> None:
     """Appends a row."""
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
+    with files.named(self._path):
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
 
   def close(self) -> None:
     """Closes the file."""

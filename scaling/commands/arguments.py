@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from configs.bounds import Field
 from configs.errors import UsageError
 
 if TYPE_CHECKING:
   from train.restore import Restored
 
-Flag = tuple[str, bool | str | int | float | list, str]  # its name, default and help
+# Its name, default (a `Field` bounds it) and help.
+Flag = tuple[str, bool | str | int | float | list | Field, str]
 
 WORKDIR: Flag = ("workdir", "", "Folder of the run or sweep.")
 CHECKPOINT: Flag = ("checkpoint", "", "Folder of a run, or the checkpoints/ in it.")

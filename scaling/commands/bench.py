@@ -9,6 +9,7 @@ table; the workdir's bench.json has every turn.
 
 from absl import flags
 
+from configs.bounds import at_least_0, at_least_1
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/clm.py"
@@ -17,9 +18,13 @@ FLAGS: tuple[Flag, ...] = (
   ("sizes", "", "Models as width/layers or width/layers/heads: 64/2,128/4; else the config's."),
   ("families", "", "decoder,encoder,encoder_decoder, or some of them; else the config's."),
   ("dtypes", "", "float32,bfloat16, or one: operands of products; else the config's."),
-  ("tokens", 0, "Of text in a step, rounded down to whole sequences; 0: the config's batch."),
+  (
+    "tokens",
+    at_least_0(0),
+    "Of text in a step, rounded down to whole sequences; 0: the config's batch.",
+  ),
   ("vary", [], "FIELD=VALUE to measure beside, as model.flash=False; may come several times."),
-  ("rounds", 20, "Turns that each model and each product takes."),
+  ("rounds", at_least_1(20), "Turns that each model and each product takes."),
 )
 
 

@@ -9,6 +9,7 @@ variable that varies is fitted to them, printed, and written to line.json.
 
 from absl import flags
 
+from configs.bounds import at_least_0
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/base.py"
@@ -19,9 +20,17 @@ FLAGS: tuple[Flag, ...] = (
   ("where", [], "A condition that every run meets, as 'D/N > 5'; may be given several times."),
   ("exclude", [], "A condition that no run meets, as 'loss > 4'; may be given several times."),
   ("target_flops", "", "Asks for the best model of this compute: 1e21, or 0.5PFs-days."),
-  ("target_loss", 0.0, "Asks for the least compute that reaches this loss."),
-  ("inference_tokens", 0.0, "Asks for the cheapest model that will serve so many tokens."),
-  ("max_tokens", 0.0, "Asks for the best model if there are only so many unique tokens."),
+  ("target_loss", at_least_0(0.0), "Asks for the least compute that reaches this loss."),
+  (
+    "inference_tokens",
+    at_least_0(0.0),
+    "Asks for the cheapest model that will serve so many tokens.",
+  ),
+  (
+    "max_tokens",
+    at_least_0(0.0),
+    "Asks for the best model if there are only so many unique tokens.",
+  ),
   ("compare_forms", False, "Compares the law with other forms by held-out error: a minute."),
 )
 

@@ -77,7 +77,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
     files.write_text(workdir / convert.TOKENIZER, json_text)
   with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(0, state)
-  files.write_json(workdir / "run.json", head)
+  files.write_json(workdir / "run.json", files.with_digests(head))
   return head
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs.bounds import at_least_1
 from configs.errors import UsageError
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/sweeps/quick.py"
 FLAGS: tuple[Flag, ...] = (
   WORKDIR,
-  ("devices", 1, "Imagined devices that train one model together."),
+  ("devices", at_least_1(1), "Imagined devices that train one model together."),
   ("device_memory", "", "Of each of them, as 80GiB, 80GB or 24e9: says what fits."),
   ("target", "", "Compiles all programs for these devices, as h100, h100:2x8 or v5e:2x4."),
   ("next", False, "Prints which cells would tell most, beside those of the workdir's sweep."),

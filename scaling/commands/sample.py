@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from configs.bounds import at_least_1, seed
 from configs.errors import UsageError
 from scaling.commands.arguments import CHECKPOINT, Flag, restored_run
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 FLAGS: tuple[Flag, ...] = (
   CHECKPOINT,
   ("prompt", [], "Text to continue or fill in; may be given several times."),
-  ("num_samples", 1, "Texts for each prompt."),
+  ("num_samples", at_least_1(1), "Texts for each prompt."),
   ("temperature", 0.8, "Logits are divided by it; 0: always the most probable token."),
   ("top_k", 0, "Draws from so many most probable tokens; 0: all."),
   ("top_p", 0.95, "Draws from the smallest set of tokens with this probability; 1: all."),
   ("max_new_tokens", 0, "Tokens to add at most; 0: 64, or what the context has room for."),
-  ("seed", 0, "Of the draws."),
+  ("seed", seed(0), "Of the draws."),
 )
 NEW_TOKENS = 64  # of --max_new_tokens=0, where the context has room for them
 CANDIDATES = 5  # for each [MASK]
@@ -46,8 +47,6 @@ def run(args: flags.FlagValues) -> None:
 
   if not args.prompt:
     raise UsageError("--prompt is missing; write one, --prompt='Once upon'")
-  if args.num_samples < 1:
-    raise UsageError(f"num_samples={args.num_samples}: ask for at least one")
   max_new_tokens = args.max_new_tokens or NEW_TOKENS
   sampling.check_options(max_new_tokens, args.temperature, args.top_k, args.top_p)
   run = restored_run(args)

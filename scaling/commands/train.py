@@ -22,9 +22,12 @@ FLAGS: tuple[Flag, ...] = (
 
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
-  from train.system import distributed, process
+  from train.system import distributed, files, process
 
   config, workdir = args.config, workdir_of(args)
+  if workdir.is_dir() and not distributed.several(args.processes):
+    with files.owned(workdir):  # that it is in use is said before jax is imported
+      pass
   distributed.join(args.coordinator, args.processes, args.process)  # before jax is imported
   import jax
 
@@ -32,6 +35,7 @@ def run(args: flags.FlagValues) -> None:
 
   if jax.process_count() > 1:
     print(distributed.census(), file=sys.stderr, flush=True)
+  process.use_compile_cache()
   should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:
     record = loop.train(config, workdir, should_stop, display.update_one)

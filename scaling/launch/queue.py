@@ -1,6 +1,7 @@
 """What workers train: tasks, packs of tasks that share a compiled shape, and the queue of packs."""
 
 import bisect
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,6 @@ class Task:
   def record_failure(self, failure: "Failure") -> None:
     """Adds a failure to the task's record; a new start continues the run from its checkpoint."""
     self.folder.mkdir(parents=True, exist_ok=True)
-    record = files.read_json(self.record) or {"config": self.config}
     failed = {
       "status": "failed",
       "error": failure.error,
@@ -47,7 +47,10 @@ class Task:
       "failures": self.failures + 1,
       "traceback": failure.traceback,
     }
-    files.write_json(self.record, record | failed)
+    with contextlib.suppress(files.FolderInUseError), files.owned(self.folder):  # its record then
+      record = files.read_json(self.record) or {"config": self.config}
+      kept = {name: x for name, x in record.items() if name not in ("digests", "hash")}
+      files.write_json(self.record, kept | failed)
 
 
 class Failure(NamedTuple):

@@ -60,16 +60,21 @@ def sweep(
       checks.check_sweep_config(arm_config)
   for name in configs:
     files.make_folder(workdir / name)
-  with files.owned(workdir):
+  with files.owned(workdir) as check_place:
     for name in configs:
       with design.of_arm(name):
         if unchecked := integrity.check(workdir / name):
           display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
     clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
+
+    def tick() -> None:
+      check_place()
+      clock.tick()
+
     # Workers come up while the text is prepared.
     start = LAUNCHERS[config.sweep.launcher]
-    pool = start(config.sweep, workdir, each_core, display, should_stop, clock.tick)
+    pool = start(config.sweep, workdir, each_core, display, should_stop, tick)
     try:
       clock("data")
       tokens = {name: dataset.prepare(arm_config) for name, arm_config in configs.items()}

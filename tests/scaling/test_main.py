@@ -237,3 +237,43 @@ def test_a_bug_prints_its_traceback_and_exits_with_1(workdir, corpus, tmp_path):
     assert "Traceback (most recent call last)" in ended.stderr
     assert "in planted" in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("ValueError: matmul")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    ("plan --devices=0", "--devices=0: must be at least 1"),
+    ("plan --devices=-1", "--devices=-1: must be at least 1"),
+    ("sample --seed=-1", "--seed=-1: must lie in [0, 2^32)"),
+    ("sample --seed=12345678901234567890", "--seed=12345678901234567890: must lie in [0, 2^32)"),
+    ("sample --top_p=nan", "top_p=nan: a probability above 0 and up to 1"),
+    ("bench --rounds=0", "--rounds=0: must be at least 1"),
+    ("fit --max_tokens=-5", "--max_tokens=-5.0: must not be negative"),
+    (
+      "fit --config.fit.target_tokens_per_param=-3",
+      "fit.target_tokens_per_param=-3.0: must be positive",
+    ),
+    (
+      "sweep --config.fit.target_tokens_per_param=nan",
+      "fit.target_tokens_per_param=nan: must be positive",
+    ),
+    (
+      "train --steps=5",
+      "unknown flag --steps; `isoflop train --help` lists them, and --print_conf",
+    ),
+  ],
+)
+def test_a_flag_out_of_its_bounds_is_refused(isoflop, tmp_path, argv, message):
+  verb, flag = argv.split()
+  code, _, err = isoflop(verb, flag, f"--workdir={tmp_path}" if verb != "sample" else "--prompt=a")
+  assert code == 2
+  assert message in err
+  assert len(err.splitlines()) == 1
+
+
+@pytest.mark.smoke
+def test_a_config_may_be_named_behind_a_space(isoflop):
+  code, out, _ = isoflop("train", "--config", "configs/mlm.py", "--print_config")
+  assert code == 0
+  assert 'objective = "mlm"' in out

@@ -96,7 +96,8 @@ def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monke
     config.train.stop_at_step = first
     loop.train(config, tmp_path)
     config.train.stop_at_step = 0
-    files.write_json(tmp_path / "run.json", files.read_json(tmp_path / "run.json") | {"status": ""})
+    stopped = files.read_json(tmp_path / "run.json") | {"status": ""}
+    files.write_json(tmp_path / "run.json", files.with_digests(stopped))
   tokens = dataset.prepare(config)
   expected = list(itertools.islice(train_batches(tokens, config), 5))
   end_interval = metrics.Metrics.end_interval
@@ -233,6 +234,8 @@ def test_bad_configs_are_refused_in_one_line(tiny, tmp_path):
 
 
 def test_a_folder_has_one_owner(tiny, tmp_path):
+  """That it has one is seen first of all: nothing of the config is looked at before."""
+  tiny.data.source = "text:/no/such/folder"
   with files.owned(tmp_path), pytest.raises(files.FolderInUseError, match="in use by process"):
     loop.train(tiny, tmp_path)
 

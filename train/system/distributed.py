@@ -28,7 +28,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     ConfigError: the arguments do not fit together.
     RunError: the others did not come, or there are fewer of them than were started.
   """
-  expected = processes or int(os.environ.get("SLURM_NTASKS", "1"))
+  expected = processes or _started_by_slurm()
   named: dict[str, Any] = {}
   if coordinator:
     if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
@@ -39,7 +39,7 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     named = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
   elif processes or process >= 0:
     raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
-  if expected > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+  if several(processes):
     _leave_guard()
     import jax
 
@@ -51,6 +51,16 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
       f"{expected} processes were started and {jax.process_count()} joined; give each its GPUs and "
       "one task per process (srun --ntasks-per-node), or pass --coordinator"
     )
+
+
+def several(processes: int = 0) -> bool:
+  """Tells whether this is one of several processes; `processes` are those named, 0: none."""
+  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  return (processes or _started_by_slurm()) > 1 or "," in hosts
+
+
+def _started_by_slurm() -> int:
+  return int(os.environ.get("SLURM_NTASKS", "1"))
 
 
 def _leave_guard() -> None:

@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError, DataError, UsageError
+from configs.errors import ConfigError, DataError, RunError, UsageError
 
 
 class FolderInUseError(UsageError):
@@ -63,12 +63,40 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """Writes text so that `path` holds either the old content or the new, whole."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file so that `path` holds either the old content or the new, whole.
+
+  Raises:
+    RunError: its folder is gone.
+    OSError: the machine refused; it names the file.
+  """
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with temporary.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  with named(path):
+    try:
+      temporary.unlink(missing_ok=True)  # of a killed process; or a link that someone left there
+      flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+      with open(os.open(temporary, flags, 0o666), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      temporary.replace(path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+  """Names a file in the errors of the machine when it is written."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise RunError(f"{path.parent}: is gone, and {path.name} cannot be written there") from None
+  except OSError as error:
+    raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def read_json(path: Path) -> Any:
@@ -141,14 +169,29 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[Callable[[], None]]:
   """Holds the folder for this process; the kernel lets go when the process ends, however it ends.
+
+  Yields a function that raises RunError once the folder is not at its path any more.
 
   Raises:
     FolderInUseError: another process holds it after `wait_seconds`.
+    UsageError: its lock is no file.
   """
   lock = folder / ".lock"
-  with lock.open("a+") as file:
+  if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+    raise UsageError(f"workdir={folder}: its .lock is no regular file; remove it")
+  with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
+
+    def check() -> None:
+      with suppress(OSError):
+        if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+          return
+      raise RunError(
+        f"workdir={folder}: was moved or removed while it was in use; the same command goes on "
+        "with it where it is now"
+      )
+
     deadline = time.monotonic() + wait_seconds
     while True:
       try:
@@ -162,10 +205,24 @@ def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             f"workdir={folder}: in use by process {owner}; wait for it, or name another workdir"
           ) from None
         time.sleep(0.05)
-    file.truncate(0)
+    file.seek(0)
+    file.truncate()
     file.write(str(os.getpid()))
     file.flush()
-    yield
+    for path in folder.glob(".*.*"):  # what killed processes were writing
+      if path.suffix[1:].isdigit() and not _lives(int(path.suffix[1:])):
+        path.unlink(missing_ok=True)
+    yield check
+
+
+def _lives(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except PermissionError:
+    pass
+  return True
 
 
 def with_digests(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The style of the figures: colours, logarithmic axes with round ticks, legends, files."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from scaling.formats import si
+from train.system import files
 
 SINGLE, DOUBLE = 3.4, 7.0  # widths of one and two columns [in]
 STYLE: dict[Any, Any] = {
@@ -120,6 +122,9 @@ def draw_figure(workdir: Path, name: str, make: Callable[..., Figure], *args: An
 
 def save(figure: Figure, stem: Path) -> None:
   """Writes a figure as `stem`.pdf and `stem`.png, without dates."""
-  figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+  vector, pixels = io.BytesIO(), io.BytesIO()
+  figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
   figure.set_layout_engine("none")  # the layout takes a third of the time, and is settled by now
-  figure.savefig(f"{stem}.png", dpi=220, metadata={"Software": None})
+  figure.savefig(pixels, format="png", dpi=220, metadata={"Software": None})
+  files.write_bytes(stem.with_name(f"{stem.name}.pdf"), vector.getvalue())
+  files.write_bytes(stem.with_name(f"{stem.name}.png"), pixels.getvalue())
