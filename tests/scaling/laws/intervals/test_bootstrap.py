@@ -282,7 +282,7 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   runs = laws.make_runs(n, d, noisy(n, d, 0.002, 0))
   groups = budgets.budgets(runs.C)
   assert sorted(np.concatenate(groups)) == list(range(400))
-  assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= bootstrap.WIDEST * 1.001
+  assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= budgets.WIDEST * 1.001
   assert all(runs.C[a].max() < runs.C[b].min() for a, b in zip(groups, groups[1:], strict=False))
   assert len(groups) > 30
   assert laws.fit_runs(runs, options(bootstraps=100)).form_error is not None
