@@ -105,6 +105,18 @@ def _digest(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _read(path: Path, digest: str) -> bytes:
+  """Reads a file that has a SHA-256: what is prepared from it is kept under its fingerprint."""
+  content = path.read_bytes()
+  _check_unchanged(path, hashlib.sha256(content).hexdigest(), digest)
+  return content
+
+
+def _check_unchanged(path: Path, now: str, digest: str) -> None:
+  if now != digest:
+    raise DataError(f"data.source: {path} changed while it was being read; start again")
+
+
 def _markov(_: str, config: ConfigDict) -> Corpus:
   tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
@@ -131,8 +143,9 @@ def _python_stdlib(*_: Any) -> Corpus:
     raise ConfigError(
       f"data.source='python_stdlib': no .py files in {folder}; use text:PATH with a folder of yours"
     )
-  fingerprint = _fingerprint("python_stdlib", sorted(_digest(path) for path in paths))
-  return Corpus("python_stdlib", fingerprint, lambda: (path.read_bytes() for path in paths))
+  digests = {path: _digest(path) for path in paths}
+  fingerprint = _fingerprint("python_stdlib", sorted(digests.values()))
+  return Corpus("python_stdlib", fingerprint, lambda: (_read(*item) for item in digests.items()))
 
 
 def _text(argument: str, config: ConfigDict) -> Corpus:
@@ -149,30 +162,34 @@ def _text(argument: str, config: ConfigDict) -> Corpus:
   paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
   if not paths:
     raise DataError(f"{name}: no file ends in {', '.join(SUFFIXES)}")
+  if odd := [path for path in paths if not path.is_file()]:
+    raise DataError(f"{name}: {odd[0]} is no regular file (or a link to none); remove it")
   if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
     raise DataError(f"{name}: cannot read {unreadable[0]}; check its permissions")
   if not any(path.stat().st_size for path in paths):
     raise DataError(f"{name}: empty ({len(paths)} file(s) of 0 bytes); add text")
 
   def documents() -> Iterator[bytes]:
-    for path in paths:
+    for path, digest in digests.items():
       if path.suffix.lower() == ".jsonl":
-        yield from _rows(path, fields)
+        yield from _rows(path, fields, digest)
       elif len(fields) > 1:
         raise DataError(f"data.prompt_field={config.data.prompt_field!r}: {path} has no fields")
       else:
-        yield _utf8(path.read_bytes(), f"data.source: {path}")
+        yield _utf8(_read(path, digest), f"data.source: {path}")
 
-  kinds = sorted((path.suffix.lower() == ".jsonl", _digest(path)) for path in paths)
+  digests = {path: _digest(path) for path in paths}
+  kinds = sorted((path.suffix.lower() == ".jsonl", digest) for path, digest in digests.items())
   fingerprint = _fingerprint("text", 1, *fields.values(), kinds)
   return _rows_or_pieces(f"text:{argument}", fingerprint, documents, fields)
 
 
-def _rows(path: Path, fields: dict[str, str]) -> Iterator[bytes]:
-  """Yields the text, or the pair, of each row of a .jsonl file."""
-  offset = 0
+def _rows(path: Path, fields: dict[str, str], digest: str) -> Iterator[bytes]:
+  """Yields the text, or the pair, of each row of a .jsonl file that has a SHA-256."""
+  offset, read = 0, hashlib.sha256()
   with open(path, "rb") as file:
     for number, line in enumerate(file, 1):
+      read.update(line)
       _utf8(line, f"data.source: {path}", offset)
       offset += len(line)
       if not line.strip():
@@ -183,6 +200,7 @@ def _rows(path: Path, fields: dict[str, str]) -> Iterator[bytes]:
         raise ConfigError(f"data.source: {path} line {number} is not JSON: {error}") from error
       places = {field: f"{name}={field!r}: {path} line {number}" for name, field in fields.items()}
       yield PAIR.join(_field(row, field, where) for field, where in places.items())
+  _check_unchanged(path, read.hexdigest(), digest)
 
 
 def _field(row: Any, field: str, where: str) -> bytes:
@@ -352,7 +370,10 @@ def _write(splits: dict[str, Iterator], folder: Path) -> None:
 
     def _info(self) -> tfds.core.DatasetInfo:
       features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-      return tfds.core.DatasetInfo(builder=self, features=features)
+      info = tfds.core.DatasetInfo(builder=self, features=features)
+      # It would look on the network for a prepared one, and leave a temporary folder behind.
+      info.initialize_from_bucket = lambda: None  # type: ignore[method-assign]
+      return info
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
       return splits

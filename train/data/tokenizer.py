@@ -121,7 +121,9 @@ def folder_name(name: str) -> str:
 def _read(name: str) -> str:
   path = Path(name.removeprefix("file:")).expanduser()
   try:
-    return path.read_text("utf-8")
+    if path.is_file():  # and no FIFO, at which it would wait
+      return path.read_text("utf-8")
+    raise FileNotFoundError
   except (OSError, UnicodeDecodeError):
     raise ConfigError(
       f"data.tokenizer={name!r}: no such file; name the tokenizer.json of a run"

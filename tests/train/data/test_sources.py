@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import base
-from train.data import markov
+from configs.errors import ConfigError, DataError
+from train.data import dataset, markov, tokenizer
 from train.data import sources as corpora
 
 
@@ -313,3 +316,40 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
   corpus = corpora.Corpus("text:x", "", lambda: iter(next(texts)))
   with pytest.raises(ValueError, match="changed while it was being read"):
     corpora.build(corpus, tmp_path, functools.partial(corpora.hold_out, "", 50.0))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_what_was_read_is_what_was_fingerprinted(tmp_path, name):
+  """Else its tokens would be kept under the fingerprint of another text."""
+  path = tmp_path / name
+  row = '{{"text": "{}"}}\n' if name == "a.jsonl" else "{}\n"
+  path.write_text(row.format("before") * 200)
+  corpus = corpora.open_source(config(f"text:{tmp_path}"))
+  assert list(corpus.documents())
+  path.write_text(row.format("after!") * 200)
+  with pytest.raises(DataError, match=f"{path} changed while it was being read"):
+    list(corpus.documents())
+
+
+def test_only_regular_files_are_read(tmp_path):
+  """A FIFO or a device would be waited for, for ever."""
+  (tmp_path / "a.txt").write_text("text\n" * 900)
+  odd = tmp_path / "b.txt"
+  for make in (
+    lambda: os.mkfifo(odd), lambda: odd.symlink_to("/dev/zero"), lambda: odd.symlink_to("nowhere"),
+  ):  # fmt: skip
+    make()
+    with pytest.raises(DataError, match=f"{odd} is no regular file"):
+      corpora.open_source(config(f"text:{tmp_path}"))
+    odd.unlink()
+  os.mkfifo(odd)
+  with pytest.raises(ConfigError, match="no such file; name the tokenizer.json of a run"):
+    tokenizer.size(f"file:{odd}")
+
+
+def test_a_preparation_leaves_no_temporary_folder(tmp_path, monkeypatch):
+  (tmp_path / "a.txt").write_text("\n".join(map(str, range(9000))))
+  (tmp_path / "temporary").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  dataset.prepare(config(f"text:{tmp_path / 'a.txt'}", cache=str(tmp_path / "cache")))
+  assert not list((tmp_path / "temporary").iterdir())
