@@ -231,8 +231,9 @@ def repeated_loss(
 ) -> np.ndarray:
   """Computes the loss of N parameters on D tokens of which `unique` are new [nats per token].
 
-  Muennighoff et al. 2023, eq. 6: both repeated tokens, and parameters beyond those that the unique
-  tokens deserve, are worth less than new ones. The law's own parameters, their two decay constants.
+  Muennighoff et al. 2023, eqs. 5 and 6: both repeated tokens, and parameters beyond those that the
+  unique tokens deserve, are worth less than new ones. The law's own parameters, their two decay
+  constants, which they fitted with alpha = beta.
   """
   n = effective(base_params(law, np.minimum(unique, D), compute), N, EXCESS_PARAMS)
   return loss(law, n, effective(unique, D, REPEATED_TOKENS))

@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from scaling.laws import solve
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
-from scaling.laws.forms import FORMS, Form, surfaces
+from scaling.laws.forms import FORMS, Form, no_surface, surfaces
 from scaling.laws.intervals import bootstrap
 from scaling.laws.intervals.forecast import check_enough, forecast_error
 from scaling.laws.law import Law
@@ -22,7 +22,7 @@ def check_options(options: Options) -> None:
   known = ", ".join(bootstrap.RESAMPLINGS)
   choices = f"one of {', '.join(surfaces())}"
   if options.form in FORMS and options.form not in surfaces():
-    choices += f": it is of {', '.join(FORMS[options.form].variables)}, and not of N and D"
+    choices += f": {no_surface(FORMS[options.form])}"
   for name, valid, remedy in (
     ("form", options.form in surfaces(), choices),
     ("response", options.response in ("log", "raw"), "one of log, raw"),

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from configs.errors import DataError
+
 MAD = 1.4826  # standard deviations of a normal law in one median |r|
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
 FARSEER_N = 1e8  # parameters at which its levels and slopes are given
@@ -120,10 +122,24 @@ def surfaces() -> list[str]:
   return sorted(name for name, form in FORMS.items() if set(form.variables) == {"N", "D"})
 
 
+def no_surface(form: Form) -> str:
+  """Says why a form has no optimum along compute, and what can be done with it."""
+  return (
+    f"it is of {', '.join(form.variables)}, and not of N and D alone: it has no optimum along "
+    f"compute; fit it in Python, laws.fit_runs(runs, options, FORMS[{form.name!r}])"
+  )
+
+
 def evaluate(form: Form, params: Mapping[str, Any], variables: Mapping[str, Any]) -> Any:
-  """Computes L [nats per token] of a form, from parameters and variables in natural units."""
+  """Computes L [nats per token] of a form, from parameters and variables in natural units.
+
+  Raises:
+    DataError: a variable is missing, as where an optimum is asked of a form of more than N and D.
+  """
   import jax
 
+  if missing := set(form.variables) - set(variables):
+    raise DataError(f"form={form.name}: there is no {', '.join(missing)}: {no_surface(form)}")
   with jax.enable_x64(True):
     x = {name: jax.numpy.asarray(variables[name], float) for name in form.variables}
     return jax.device_get(form.loss(SimpleNamespace(**params), SimpleNamespace(**x)))
@@ -155,6 +171,19 @@ def _chinchilla_units(p, u):
 def chinchilla(p, x):
   """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
+
+
+@form(
+  "N D",
+  lambda p, u: {"E": u.L, "A": u.L * u.N**p.alpha, "B": u.L * u.D**p.alpha},
+  E=FLOOR, A=SCALE, B=SCALE, alpha=POWER,
+)  # fmt: skip
+def chinchilla_equal(p, x):
+  """E + A / N^alpha + B / D^alpha: Chinchilla's law where N and D are to grow alike, as C^0.5.
+
+  Muennighoff et al. 2023 (arXiv:2305.16264), appendix A, fit it under this constraint.
+  """
+  return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.alpha
 
 
 @form(
@@ -237,8 +266,8 @@ def data_constrained(p, x):
 
   With D = U (1 + R), R repeats: D' = U + U R_D (1 - exp(-R / R_D)). N' likewise from the excess of
   N over the size that U tokens are best for, with R_N (Muennighoff et al. 2023, arXiv:2305.16264,
-  eqs. 5 and 6; they find R_D = 15.39, R_N = 5.31). Left out: they tie alpha to beta, and fit R_D
-  and R_N after the rest.
+  eqs. 5 and 6; they find R_D = 15.39, R_N = 5.31, appendix A). Left out: they tie alpha to beta,
+  and fit R_D and R_N after the rest.
   """
   import jax.numpy as jnp
 
@@ -302,7 +331,11 @@ def _in_one_variable(v: str) -> None:
     alpha=POWER,
   )
   def kaplan(p, x):
-    """(X_c / X)^alpha (Kaplan et al. 2020, arXiv:2001.08361, eqs. 1.1 to 1.3)."""
+    """(X_c / X)^alpha (Kaplan et al. 2020, arXiv:2001.08361).
+
+    Of N it is their eq. 1.1, of D 1.2. Of C, as the runs spent it, it is their "naive" trend, alpha
+    = .057; eq. 1.3, alpha = .050, is of C_min, the least compute at small batches: give that as C.
+    """
     return (p.X_c / of(x)) ** p.alpha
 
   @form(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ RATIOS = (1e-4, 1e6)  # tokens per parameter among which a numeric optimum is so
 LARGEST = 1e15  # parameters: the largest model that may be the cheapest
 HALVINGS = 50  # of the tokens at which a model reaches a loss
 STEP = 0.01  # of log C, for local exponents
-CLOSED: dict[str, Any] = {"chinchilla": chinchilla}  # forms that are known in closed form
+# Forms that are known in closed form; of one without beta it is alpha.
+CLOSED: dict[str, Any] = {"chinchilla": chinchilla, "chinchilla_equal": chinchilla}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Law:
   def loss(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
     """Evaluates L(N, D) [nats per token]."""
     if self._closed:
-      return self._closed.loss(self._numbers, N, D)
+      return self._closed.loss(self.numbers, N, D)
     return evaluate(self.form, self.params, {"N": N, "D": D})
 
   def optimum(self, C: ArrayLike) -> Optimum:
@@ -46,7 +46,7 @@ class Law:
     of its ends (see `at_end`).
     """
     if self._closed:
-      return self._closed.optimum(self._numbers, C, self.compute)
+      return self._closed.optimum(self.numbers, C, self.compute)
     column, C = self._column(), np.asarray(C, float)[..., None]
     with np.errstate(invalid="ignore"):  # of fewer parameters than any model has
       low, high = (np.log(self.compute.params(C, ratio)) for ratio in RATIOS[::-1])
@@ -68,7 +68,7 @@ class Law:
   def exponents(self, C: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Computes (a, b), the slopes of log N_opt and log D_opt by log C: of some forms at any C."""
     if self._closed:
-      return self._closed.exponents(self._numbers)
+      return self._closed.exponents(self.numbers)
     below, above = (self.optimum(np.asarray(C) * np.exp(step)) for step in (-STEP, STEP))
     a, b = (np.log(above[i] / below[i]) / (2 * STEP) for i in (0, 1))
     return a, b
@@ -80,7 +80,7 @@ class Law:
     none at `RATIOS`.
     """
     if self._closed:
-      return self._closed.cheapest(self._numbers, loss, self.compute, inference_tokens)
+      return self._closed.cheapest(self.numbers, loss, self.compute, inference_tokens)
     column, target = self._column(), np.asarray(loss, float)[..., None]
 
     def tokens(n):  # the least D of which n parameters reach the loss; inf: of none do they
@@ -110,8 +110,9 @@ class Law:
     return CLOSED.get(self.form.name)
 
   @property
-  def _numbers(self) -> SimpleNamespace:
-    return SimpleNamespace(**self.params)
+  def numbers(self) -> chinchilla.Chinchilla:
+    """The parameters of a law in closed form."""
+    return chinchilla.Chinchilla(**{"beta": self.params.get("alpha"), **self.params})
 
   def _column(self) -> "Law":
     """Makes room for a grid beside the draws: parameters [R, 1]."""

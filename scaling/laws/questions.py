@@ -24,6 +24,7 @@ from scaling.laws.intervals.predictions import (
   ratio_cost,
   undetermined,
 )
+from scaling.laws.law import CLOSED
 
 NEVER = 1e60  # stands for what is beyond all reach
 FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
@@ -123,7 +124,7 @@ def _check(fit: Fit, q: Questions) -> None:
   for name in ("loss", "inference_tokens", "max_tokens"):
     if reasons and (value := getattr(q, name)):
       raise UsageError(f"{FLAGS.get(name, name)}={value:g}: no best model: {reasons[0]}")
-  if q.max_tokens and fit.form != "chinchilla":
+  if q.max_tokens and fit.form not in CLOSED:
     raise UsageError(
       f"max_tokens={q.max_tokens:g}: what repeated tokens are worth is published for "
       f"Chinchilla's form, and fit.form is {fit.form}; fit that"
@@ -243,7 +244,7 @@ def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
 
 def _laws(fit: Fit) -> tuple[Chinchilla, Chinchilla]:
   """Returns the law and its draws as Chinchilla's parameters."""
-  return Chinchilla(**fit.law.params), Chinchilla(**fit.draws.params)
+  return fit.law.numbers, fit.draws.numbers
 
 
 def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from surfaces import BASE, EPOCH, TRUE, grid, noisy, options, runs_of, runs_with
 
 from scaling import laws
-from scaling.laws import fit, forms, solve
+from scaling.laws import chinchilla, fit, forms, questions, solve
 from scaling.laws.forms import FLOOR, FORMS, POWER, SCALE, Form
 from scaling.laws.intervals import bootstrap
 
@@ -147,7 +147,11 @@ def test_what_a_form_cannot_use_is_named(changed, said):
 @pytest.mark.parametrize(
   ("field", "value", "said"),
   [
-    ("form", "chinchila", "fit.form=chinchila: must be one of chinchilla, cross, farseer, kaplan"),
+    (
+      "form",
+      "chinchila",
+      "fit.form=chinchila: must be one of chinchilla, chinchilla_equal, cross, ",
+    ),
     ("form", "power_law_c", "fit.form=power_law_c: must be one of .*: it is of C, and not of N"),
     ("form", "data_constrained", "it is of N, D, U, and not of N and D"),
     ("response", "sqrt", "fit.response=sqrt: must be one of log, raw"),
@@ -157,6 +161,32 @@ def test_a_form_that_is_no_surface_is_refused(field, value, said):
   runs = laws.make_runs(*grid(), np.ones(20))
   with pytest.raises(ValueError, match=said):
     laws.fit_runs(runs, SimpleNamespace(**options().to_dict() | {field: value}))
+
+
+def test_a_form_of_more_than_n_and_d_has_no_optimum_and_says_so():
+  law = laws.Law(FORMS["precision"], TRUE["precision"])
+  assert laws.evaluate(law.form, law.params, {"N": 1e8, "D": 2e9, "P": 8.0}) > 1.7
+  with pytest.raises(
+    ValueError, match="form=precision: there is no P: .* no optimum along compute"
+  ):
+    law.optimum(1e18)
+
+
+@pytest.mark.slow
+def test_alpha_equal_to_beta_is_the_law_with_both_the_same():
+  """Optima, costs and losses are Chinchilla's in closed form; only its four numbers are fitted."""
+  n, d = grid()
+  truth = chinchilla.Chinchilla(1.7, 40.0, 90.0, 0.35, 0.35)
+  law = laws.fit_runs(
+    laws.make_runs(n, d, chinchilla.loss(truth, n, d)), options(form="chinchilla_equal")
+  )
+  assert law.params == pytest.approx({"E": 1.7, "A": 40.0, "B": 90.0, "alpha": 0.35}, rel=1e-6)
+  assert law.law.exponents(1e15) == pytest.approx((0.5, 0.5))
+  np.testing.assert_allclose(law.law.optimum(1e15), chinchilla.optimum(truth, 1e15), rtol=1e-5)
+  assert law.freedom == len(n) - 4
+  (row,) = questions.answers(law, questions.Questions(flops=1e15, max_tokens=1e7))[1]["rows"][:1]
+  few = chinchilla.data_constrained(truth, 1e15, 1e7)
+  np.testing.assert_allclose((row["N"], row["loss"]), (few.N, few.loss), rtol=1e-3)
 
 
 def test_what_runs_cannot_tell_of_a_form_is_refused():
