@@ -70,9 +70,14 @@ def duration(seconds: float) -> str:
   return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
 
 
+def printable(text: str) -> str:
+  """Writes what a terminal would obey, as escapes and line ends, in characters it shows."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """Renders rows of text as lines, the first column aligned to the left; a row may end early."""
-  lines = [columns, *rows]
+  lines = [[printable(cell) for cell in row] for row in (columns, *rows)]
   widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
   text = []
   for first, *values in lines:

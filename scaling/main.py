@@ -36,6 +36,7 @@ from scaling.commands import (
   verify,
 )
 from scaling.commands.arguments import Flag
+from scaling.formats import printable
 from train.system import process
 
 COMMANDS: dict[str, ModuleType] = {
@@ -186,7 +187,7 @@ def nearest(name: str, names: Iterable[str], dashes: str = "") -> str:
 
 def one_line(error: BaseException) -> str:
   """Returns an error's message on one line."""
-  return " ".join(str(error).replace("\\n", " ").split()) or type(error).__name__
+  return printable(" ".join(str(error).replace("\\n", " ").split())) or type(error).__name__
 
 
 def print_config(config: ConfigDict) -> None:

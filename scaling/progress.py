@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scaling.formats import duration
+from scaling.formats import duration, printable
 
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
@@ -39,7 +39,8 @@ class Display:
 
   def say(self, text: str) -> None:
     """Prints a line that stays, with the time since the start."""
-    self._console.print(Text(f"[{duration(time.monotonic() - self._began):>9}] {text}"))
+    since = duration(time.monotonic() - self._began)
+    self._console.print(Text(f"[{since:>9}] {printable(text)}"))
 
   def begin(self, costs: dict[str, float], finished: set[str]) -> None:
     """Begins a phase of tasks, by id, of which some are finished already."""

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
+_CODE = re.compile(r"(```.*?```|(?<!\\)`[^`\n]*`)", re.DOTALL)  # a block, or within a line
 IMAGE_SCALE = 0.6  # CSS pixels per pixel of a PNG
 
 
@@ -31,14 +33,28 @@ Block = str | Table | Image  # str: Markdown
 
 def to_markdown(title: str, content: Iterable[Block]) -> str:
   """Renders a report as Markdown, with figures by relative path."""
-  return "\n\n".join([f"# {title}", *map(_markdown, content)]) + "\n"
+  return "\n\n".join([_without_html(f"# {title}"), *map(_markdown, content)]) + "\n"
 
 
 def _markdown(block: Block) -> str:
+  """Renders a block; a tag in its text stays text."""
+  return _without_html(_block(block))
+
+
+def _without_html(text: str) -> str:
+  """Writes a tag that is not in code as text."""
+  parts = _CODE.split(text)
+  parts[::2] = [re.sub("<(?=[A-Za-z/!?])", "&lt;", part) for part in parts[::2]]
+  return "".join(parts)
+
+
+def _block(block: Block) -> str:
   match block:
     case Table(columns, rows):
       lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-      escaped = ([cell.replace("|", "&#124;") for cell in line] for line in lines)
+      escaped = (
+        [" ".join(cell.replace("|", "&#124;").split("\n")) for cell in line] for line in lines
+      )
       return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
     case Image(name, caption):
       return f"![{caption}](figures/{name}.png)\n\n*{caption}* ([PDF](figures/{name}.pdf))"

@@ -1,5 +1,6 @@
 """What `isoflop train`, `plan`, `fit` and `runs` do, beside what their parts are tested for."""
 
+import io
 import json
 import tomllib
 from importlib import metadata
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import presets
+from scaling import progress
 from scaling.sweep import design
 from train.system import process
 
@@ -98,3 +100,19 @@ def test_a_run_that_failed_before_it_began_is_listed(tmp_path, isoflop):
   code, out, err = isoflop("runs", f"--workdir={tmp_path}")
   assert code == 0, err
   assert out.splitlines()[1].split(maxsplit=1) == ["a", "failed: its worker died"]
+
+
+def test_what_an_error_says_is_shown_and_not_obeyed(tmp_path, isoflop):
+  """By the terminal, or as markup."""
+  folder = tmp_path / "a"
+  folder.mkdir()
+  error = "[/nope] [bold]x \x1b[2J\x1b]0;title\x07 \x9b31m\u202e\nnext line"
+  (folder / "run.json").write_text(json.dumps({"status": "failed", "error": error}))
+  code, out, _ = isoflop("runs", f"--workdir={tmp_path}")
+  assert code == 0
+  assert r"[/nope] [bold]x \x1b[2J\x1b]0;title\x07 \x9b31m\u202e\nnext line" in out
+  assert all(line.isprintable() for line in out.splitlines())
+  stream = io.StringIO()
+  progress.Display("a", stream).ended("a", error, None)
+  assert r"[/nope] [bold]x \x1b[2J" in stream.getvalue()
+  assert stream.getvalue().count("\n") == 1

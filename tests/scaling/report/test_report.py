@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from synthetic import COLUMNS, edit, markdown, params_of
 
 from scaling.formats import si
-from scaling.report import records, report
+from scaling.report import records, render, report
 from scaling.report.figures import style, table
 from train.system import files
 
@@ -286,3 +287,30 @@ def test_passed_over_heldout_cell_is_named(workdir):
 def test_seed_noise_is_named_as_the_scatter_of_one_design(workdir, noise):
   edit(workdir / "fit.json", lambda fit: fit.update(seed_noise=noise))
   assert ("runs of the same N and D scatter by 0.21%" in markdown(workdir)) == bool(noise)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "<script>x()</script>",
+    "a ` <img src=x> ` b",
+    r"\`<b>x\`",
+    "``<i>",
+    "x\n\n<script>",
+    "<!--",
+    "</td>",
+  ],
+)
+def test_a_tag_in_a_name_or_an_error_is_text_in_every_report(text):
+  content = [
+    render.Table(("cell", "reason"), [("`a`", text), ("b", "`in <code>`")]),
+    f"It says {text}.",
+  ]
+  written = render.to_markdown(f"a {text}", content)
+  parsed = MarkdownIt("commonmark").enable("table").parse(written)  # in which tags are tags
+  tokens = [token for block in parsed for token in (block, *(block.children or ()))]
+  assert "table_open" in {token.type for token in tokens}
+  assert not [token for token in tokens if token.type.startswith("html")]
+  assert "`in <code>`" in written
+  body = render.to_html("title", content, Path()).partition("<h1>")[2]
+  assert not re.search("<(script|img|i|b|!--)", body)
