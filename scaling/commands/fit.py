@@ -31,6 +31,7 @@ FLAGS: tuple[Flag, ...] = (
     at_least_0(0.0),
     "Asks for the best model if there are only so many unique tokens.",
   ),
+  ("predict", [], "Asks for the loss of one run, as N=7e9,D=4e12; may be given several times."),
   ("compare_forms", False, "Compares the law with other forms by held-out error: a minute."),
 )
 
@@ -45,7 +46,11 @@ def run(args: flags.FlagValues) -> None:
 
   target_flops = questions.parse_flops(args.target_flops)
   targets = questions.Questions(
-    target_flops, args.target_loss, args.inference_tokens, args.max_tokens
+    target_flops,
+    args.target_loss,
+    args.inference_tokens,
+    args.max_tokens,
+    tuple(map(questions.parse_run, args.predict)),
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
   try:

@@ -21,13 +21,19 @@ from scaling.laws.intervals.predictions import (
   form_noise,
   known,
   optimum,
+  predict_loss,
   ratio_cost,
   undetermined,
 )
 from scaling.laws.law import CLOSED
 
 NEVER = 1e60  # stands for what is beyond all reach
-FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
+FLAGS = {
+  "flops": "target_flops",
+  "loss": "target_loss",
+  "inference_tokens": "inference_tokens",
+  "max_tokens": "max_tokens",
+}
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
 
 
@@ -40,16 +46,18 @@ class Questions:
     loss: a loss to reach [nats per token].
     inference_tokens: tokens that the model will serve in its life.
     max_tokens: unique tokens that there are.
+    predict: (N, D) of single runs.
   """
 
   flops: float = 0.0
   loss: float = 0.0
   inference_tokens: float = 0.0
   max_tokens: float = 0.0
+  predict: tuple[tuple[float, float], ...] = ()
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      flag = FLAGS.get(name, name)
+    for name, flag in FLAGS.items():
+      value = getattr(self, name)
       if not 0 <= value < np.inf:
         raise UsageError(f"{flag}={value:g}: must be a positive number")
     for name in ("inference_tokens", "max_tokens"):
@@ -79,6 +87,22 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
   if not 0 < value < np.inf:
     raise UsageError(f"{flag}={text}: write FLOPs as 1e21, or petaflop/s-days as 0.5PFs-days")
   return value / accounting.petaflop_s_days(1.0) if parts and parts[2] else value
+
+
+def parse_run(text: str) -> tuple[float, float]:
+  """Parses the N and D of a run: "N=7e9,D=4e12".
+
+  Raises:
+    UsageError: it is not that.
+  """
+  pairs = [pair.partition("=") for pair in text.split(",")]
+  try:
+    run = {name.strip(): float(value) for name, _, value in pairs}
+  except ValueError:
+    run = {}
+  if len(pairs) != 2 or set(run) != {"N", "D"} or not all(1 <= v < np.inf for v in run.values()):
+    raise UsageError(f"predict={text}: write a run as N=7e9,D=4e12: its parameters and its tokens")
+  return run["N"], run["D"]
 
 
 def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> list[dict[str, Any]]:
@@ -116,6 +140,9 @@ def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> l
     }
     decision = _decision(fit, "max_tokens", q.max_tokens, rows)
     decisions.append(decision | {"published": published})
+  if q.predict:
+    rows = [_run(fit, *run) for run in q.predict]
+    decisions.append(_decision(fit, "predict", [list(run) for run in q.predict], rows))
   return decisions
 
 
@@ -123,7 +150,7 @@ def _check(fit: Fit, q: Questions) -> None:
   reasons = undetermined(fit)
   for name in ("loss", "inference_tokens", "max_tokens"):
     if reasons and (value := getattr(q, name)):
-      raise UsageError(f"{FLAGS.get(name, name)}={value:g}: no best model: {reasons[0]}")
+      raise UsageError(f"{FLAGS[name]}={value:g}: no best model: {reasons[0]}")
   if q.max_tokens and fit.form not in CLOSED:
     raise UsageError(
       f"max_tokens={q.max_tokens:g}: what repeated tokens are worth is published for "
@@ -138,7 +165,7 @@ def _check(fit: Fit, q: Questions) -> None:
     raise UsageError(f"target_loss={q.loss:g}: no model that the law tells of reaches it")
 
 
-def _decision(fit: Fit, question: str, value: float, rows: list[dict]) -> dict[str, Any]:
+def _decision(fit: Fit, question: str, value: Any, rows: list[dict]) -> dict[str, Any]:
   farthest = max(fit.outside(row["C"], row["N"], row["D"]) for row in rows)
   return {
     "question": question,
@@ -191,6 +218,15 @@ def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any
     row |= {key: best[name], f"{key}_interval": best[f"{name}_interval"]}
   rule["name"] = f"{tokens_per_param:g} tokens per parameter"
   return [each | {"petaflop_s_days": accounting.petaflop_s_days(C)} for each in (row, rule)]
+
+
+def _run(fit: Fit, N: float, D: float) -> dict[str, Any]:
+  """Makes the row of one run that is yet to be trained, its scatter in the interval of its loss."""
+  loss, interval = predict_loss(fit, N, D)
+  model = _model(fit, Optimum(np.float64(N), np.float64(D), np.float64(loss)))
+  row: dict[str, Any] = {name: float(value) for name, value in model.items()}
+  row |= {"loss_interval": interval, "outside": fit.outside(row["C"], N, D)}
+  return {"name": "one run", **row, "petaflop_s_days": accounting.petaflop_s_days(row["C"])}
 
 
 def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:

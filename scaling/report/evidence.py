@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
-from scaling.report.records import ESTIMATORS, Record, parameters
+from scaling.report.records import ESTIMATORS, Record, outside, parameters
 from scaling.report.render import Block, Table
 
 QUESTIONS = {
@@ -12,6 +12,7 @@ QUESTIONS = {
   "target_loss": "the least compute that reaches {:.4g} nats/token",
   "inference_tokens": "the cheapest model of that quality that will serve {:.3g} tokens",
   "max_tokens": "the best model if there are {:.3g} unique tokens",
+  "predict": "the loss of one run",
 }
 
 
@@ -26,6 +27,7 @@ ANSWERS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row: column
   "saved": ("saved", lambda value: number(value, ".1%")),
   "epochs": ("epochs", ratio),
   "excess": ("excess loss", lambda value: number(value, "+.4f")),
+  "outside": ("times outside the runs", lambda value: number(value, ".3g") if value > 1 else "no"),
 }
 
 
@@ -149,8 +151,9 @@ def decisions(record: Record) -> Iterator[Block]:
   """Yields the questions that the law was asked, each with its answer."""
   for decision in record.fit.get("decisions", ()):
     question = QUESTIONS[decision["question"]].format(decision["asked"])
-    far = f", {decision['extrapolation']:.0f} times outside the runs that were fitted"
-    yield f"## Asked: {question}" + (far if decision["extrapolated"] else "")
+    times = number(decision["extrapolation"], ".0f" if decision["extrapolated"] else ".2g")
+    far = f", {times} times outside the runs that were fitted"
+    yield f"## Asked: {question}" + (far if outside(decision) else "")
     keys = [key for key in ANSWERS if any(key in row for row in decision["rows"])]
     rows = []
     for row in decision["rows"]:
@@ -160,10 +163,10 @@ def decisions(record: Record) -> Iterator[Block]:
         cells.append(form(row.get(key)) + (f" {bracket(interval, form)}" if interval else ""))
       rows.append(cells)
     yield Table(("", *(ANSWERS[key][0] for key in keys)), rows)
-    yield from decision_notes(decision)
+    yield from decision_notes(decision, record.fit.get("params", {}))
 
 
-def decision_notes(decision: dict[str, Any]) -> Iterator[Block]:
+def decision_notes(decision: dict[str, Any], params: dict[str, float]) -> Iterator[str]:
   """Yields what must be known to rely on an answer."""
   best = decision["rows"][0]
   if decision["question"] == "max_tokens":
@@ -173,6 +176,11 @@ def decision_notes(decision: dict[str, Any]) -> Iterator[Block]:
       f"is as published, not fitted here: R_D\\* = {constants['R_D']:.2f}, R_N\\* = "
       f"{constants['R_N']:.2f} ({constants['source']})."
     )
+    if "beta" in params:
+      yield (
+        f"These were fitted under alpha = beta, and are joined to alpha = {params['alpha']:.3f}, "
+        f"beta = {params['beta']:.3f}: for a law of one exponent, fit.form=chinchilla_equal."
+      )
     if best["C"] < 0.999 * decision["rows"][-1]["C"] and "excess" in best:
       yield (
         f"**Compute beyond {flops(best['C'])} FLOPs does not help:** so many unique tokens, "

@@ -148,6 +148,8 @@ def terminal(workdir: str | Path) -> str:
       answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
+    elif isinstance(block, str):
+      answers[-1] += "\n" + block.replace("**", "").replace("\\*", "*")
   return "\n\n".join([record.headline, *_law_lines(record), *tables, *answers])
 
 

@@ -199,10 +199,10 @@ def test_compute_beyond_what_the_data_bear_buys_no_larger_model():
   rows = [answer["rows"][0] for answer in answers]
   assert rows[0]["N"] == rows[1]["N"]
   assert rows[0]["C"] == pytest.approx(enough, rel=0.5)
-  notes = [note for note in evidence.decision_notes(answers[0]) if "does not help" in note]
+  notes = [note for note in evidence.decision_notes(answers[0], {}) if "does not help" in note]
   assert notes[0].startswith(f"**Compute beyond {rows[0]['C']:.2e}".replace("e+", "e"))
   less = questions.answers(law, questions.Questions(flops=enough / 30, max_tokens=1e9))[1]
-  assert not [note for note in evidence.decision_notes(less) if "does not help" in note]
+  assert not [note for note in evidence.decision_notes(less, {}) if "does not help" in note]
 
 
 def test_the_gap_is_that_of_the_estimators_that_are_named():

@@ -212,6 +212,38 @@ def test_beyond_ten_times_the_largest_budget_is_marked(fitted):
   assert "say little" in text
 
 
+def test_the_loss_of_one_run_is_asked_for_by_its_size_and_tokens(fitted):
+  text = "N=2e5, D=1e6"
+  assert questions.parse_run(text) == questions.parse_run("D=1e6,N=2e5") == (2e5, 1e6)
+  asked = questions.Questions(predict=((2e5, 1e6), (2e6, 4e8)))
+  (answer,) = questions.answers(fitted, asked)
+  json.dumps(answer, allow_nan=False)
+  for row, (n, d) in zip(answer["rows"], asked.predict, strict=True):
+    loss, interval = laws.predict_loss(fitted, n, d)
+    assert (row["N"], row["D"], row["loss"], row["loss_interval"]) == (n, d, loss, interval)
+    assert interval[0] < chinchilla.loss(TRUTH, n, d) < interval[1]
+    assert row["C"] == pytest.approx(6 * n * d)
+  inside, far = (row["outside"] for row in answer["rows"])
+  assert (inside, far) == (1.0, pytest.approx(6 * 8e14 / 2.4e12))
+  record = type("Record", (), {"fit": {"decisions": [answer]}})
+  lines = render.to_markdown("", evidence.decisions(record)).splitlines()
+  cells = [line.split(" | ")[-1] for line in lines if line.startswith("| one run")]
+  assert cells == ["no |", "2e+03 |"]
+
+
+@pytest.mark.parametrize("text", ["N=7e9", "N=7e9,D=x", "N=7e9,N=1,D=2", "N=1e9,D=-4", "N=1,C=2"])
+def test_what_is_no_run_is_refused(text):
+  with pytest.raises(ValueError, match=f"predict={text}: write a run as N=7e9,D=4e12"):
+    questions.parse_run(text)
+
+
+@pytest.mark.parametrize(("params", "said"), [({"alpha": 0.3, "beta": 0.4}, True), ({}, False)])
+def test_constants_of_repeats_are_said_to_be_fitted_under_alpha_equal_to_beta(fitted, params, said):
+  answer = questions.answers(fitted, questions.Questions(flops=1e13, max_tokens=2e6))[1]
+  notes = " ".join(evidence.decision_notes(answer, params))
+  assert ("under alpha = beta, and are joined to alpha = 0.300, beta = 0.400" in notes) is said
+
+
 def test_the_error_of_the_laws_form_widens_what_lies_beyond_the_runs(fitted):
   within = float(chinchilla.optimum(TRUTH, 1e12).loss)
   far, near = questions.Questions(loss=1.9), questions.Questions(loss=within)
