@@ -223,7 +223,7 @@ def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any
 def _run(fit: Fit, N: float, D: float) -> dict[str, Any]:
   """Makes the row of one run that is yet to be trained, its scatter in the interval of its loss."""
   loss, interval = predict_loss(fit, N, D)
-  model = _model(fit, Optimum(np.float64(N), np.float64(D), np.float64(loss)))
+  model = _model(fit, Optimum(np.array(N), np.array(D), np.array(loss)))
   row: dict[str, Any] = {name: float(value) for name, value in model.items()}
   row |= {"loss_interval": interval, "outside": fit.outside(row["C"], N, D)}
   return {"name": "one run", **row, "petaflop_s_days": accounting.petaflop_s_days(row["C"])}

@@ -14,7 +14,7 @@ QUESTIONS = {
   "max_tokens": "the best model if there are {:.3g} unique tokens",
   "predict": "the loss of one run",
 }
-
+FAR = "**More than ten times outside the fitted runs the intervals say little.**"
 
 ANSWERS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row: column, format
   "C": ("C [FLOPs]", flops),
@@ -170,21 +170,21 @@ def decision_notes(decision: dict[str, Any], params: dict[str, float]) -> Iterat
   """Yields what must be known to rely on an answer."""
   best = decision["rows"][0]
   if decision["question"] == "max_tokens":
-    constants = decision["published"]
+    constants, joined = decision["published"], ""
+    if "beta" in params:
+      joined = (
+        f" These were fitted under alpha = beta, and are joined to alpha = {params['alpha']:.3f}, "
+        f"beta = {params['beta']:.3f}: for a law of one exponent, fit.form=chinchilla_equal."
+      )
     yield (
       f"A token of the last epoch is worth {best['worth']:.2g} of a new one. The worth of repeats "
       f"is as published, not fitted here: R_D\\* = {constants['R_D']:.2f}, R_N\\* = "
-      f"{constants['R_N']:.2f} ({constants['source']})."
+      f"{constants['R_N']:.2f} ({constants['source']}).{joined}"
     )
-    if "beta" in params:
-      yield (
-        f"These were fitted under alpha = beta, and are joined to alpha = {params['alpha']:.3f}, "
-        f"beta = {params['beta']:.3f}: for a law of one exponent, fit.form=chinchilla_equal."
-      )
     if best["C"] < 0.999 * decision["rows"][-1]["C"] and "excess" in best:
       yield (
         f"**Compute beyond {flops(best['C'])} FLOPs does not help:** so many unique tokens, "
         f"however often repeated, reach hardly less than {nats(best['loss'])}."
       )
   if decision["extrapolated"]:
-    yield "**More than ten times outside the fitted runs the intervals say little.**"
+    yield FAR

@@ -148,7 +148,7 @@ def terminal(workdir: str | Path) -> str:
       answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
       answers.append(block.removeprefix("## "))
-    elif isinstance(block, str):
+    elif isinstance(block, str) and block != evidence.FAR:  # its title has said how far
       answers[-1] += "\n" + block.replace("**", "").replace("\\*", "*")
   return "\n\n".join([record.headline, *_law_lines(record), *tables, *answers])
 
