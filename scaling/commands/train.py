@@ -7,6 +7,7 @@ import sys
 
 from absl import flags
 
+from configs.bounds import positive
 from configs.errors import RunError
 from scaling.commands.arguments import WORKDIR, Flag, workdir_of
 
@@ -17,6 +18,7 @@ FLAGS: tuple[Flag, ...] = (
   ("coordinator", "", "HOST:PORT of the first of several processes; Slurm and TPUs need none."),
   ("processes", 0, "How many processes train this model together."),
   ("process", -1, "Which of them this is, from 0."),
+  ("join_seconds", positive(300.0), "How long it waits for the others [s]."),
 )
 
 
@@ -28,19 +30,26 @@ def run(args: flags.FlagValues) -> None:
   if workdir.is_dir() and not distributed.several(args.processes):
     with files.owned(workdir):  # that it is in use is said before jax is imported
       pass
-  distributed.join(args.coordinator, args.processes, args.process)  # before jax is imported
+  named = args.coordinator, args.processes, args.process
+  distributed.join(*named, args.join_seconds)  # before jax is imported
   import jax
 
   from train import loop
 
+  first = jax.process_index() == 0  # alone of several it says how the run goes
   if jax.process_count() > 1:
-    print(distributed.census(), file=sys.stderr, flush=True)
+    census = distributed.census()
+    if first:
+      print(census, file=sys.stderr, flush=True)
   process.use_compile_cache()
   should_stop = process.StopSignal().install()
   with Display(str(workdir)) as display:
-    record = loop.train(config, workdir, should_stop, display.update_one)
+    report = display.update_one if first else lambda progress: None
+    record = loop.train(config, workdir, should_stop, report)
   if record["status"] != "done":
     raise RunError(f"{workdir}: the run {record['status']}; see metrics.jsonl")
+  if not first:
+    return
   print(
     f"{workdir}: loss {record['loss']:.4f} ± {record['loss_stderr']:.4f} nats per token, "
     f"{record['bits_per_byte']:.3f} bits per byte; N = {record['N']:,}, D = {record['D']:,}, "

@@ -4,9 +4,12 @@ Call `join` before jax is used; jax is imported only where it may be.
 """
 
 import ctypes
+import math
 import os
 import signal
+import socket
 import sys
+import threading
 from typing import Any
 
 from configs.errors import ConfigError, RunError
@@ -14,28 +17,36 @@ from configs.errors import ConfigError, RunError
 # A process of a run on several hosts is given up when it has sent no sign of life for so long. If
 # it dies in a collective the others know at once; where they wait elsewhere, only by this.
 SILENT_SECONDS = 20
+WAIT_SECONDS = 10.0  # after which it is said who has not come
 LOST = "another process of this run is gone; start them all again, and they go on where they saved"
 _LOST_CODE = 70  # with it a process has its guard say so, who then ends with 1
 
 
-def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def join(
+  coordinator: str = "", processes: int = 0, process: int = -1, limit_seconds: float = 300.0
+) -> None:
   """Joins the processes of one run, where there are several; call it before jax is used.
 
   On Slurm and on TPU pods jax finds the others by itself; elsewhere the arguments name HOST:PORT of
-  the first process, how many there are, and which this is, from 0.
+  the first process, how many there are, and which this is, from 0. It waits for the others so
+  long, says after a few seconds for whom, and then ends this process with 1.
 
   Raises:
-    ConfigError: the arguments do not fit together.
-    RunError: the others did not come, or there are fewer of them than were started.
+    ConfigError: the arguments do not fit together, or nothing can listen at the port.
+    RunError: there are fewer of them than were started.
   """
   expected = processes or _started_by_slurm()
   named: dict[str, Any] = {}
   if coordinator:
-    if processes < 2 or not 0 <= process < processes or ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 2**16
+    if processes < 2 or not 0 <= process < processes or not host or not is_port:
       raise ConfigError(
         f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
         "of the first process, how many there are (2 or more), and which this is (from 0)"
       )
+    if process == 0:
+      _check_port(coordinator, int(port))
     named = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
   elif processes or process >= 0:
     raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
@@ -43,7 +54,15 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     _leave_guard()
     import jax
 
-    jax.distributed.initialize(**named, heartbeat_timeout_seconds=SILENT_SECONDS)
+    joined = threading.Event()
+    awaited = joined, coordinator, expected, process, limit_seconds
+    threading.Thread(target=_say_who_is_awaited, args=awaited, daemon=True).start()
+    jax.distributed.initialize(
+      **named,
+      initialization_timeout=math.ceil(limit_seconds) + 60,  # at which jax aborts the process
+      heartbeat_timeout_seconds=SILENT_SECONDS,
+    )
+    joined.set()
   import jax
 
   if jax.process_count() < expected:
@@ -51,6 +70,52 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
       f"{expected} processes were started and {jax.process_count()} joined; give each its GPUs and "
       "one task per process (srun --ntasks-per-node), or pass --coordinator"
     )
+
+
+def _check_port(coordinator: str, port: int) -> None:
+  """Raises ConfigError where the first process cannot listen; jax would end with a crash."""
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  try:
+    socket.create_server(
+      ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6
+    ).close()
+  except OSError as error:
+    raise ConfigError(
+      f"--coordinator={coordinator}: cannot listen at port {port} ({error.strerror}); name another"
+    ) from None
+
+
+def _say_who_is_awaited(
+  joined: threading.Event, coordinator: str, processes: int, process: int, limit_seconds: float
+) -> None:
+  """Says who has not come after `WAIT_SECONDS`; ends this process after `limit_seconds`."""
+  if joined.wait(min(WAIT_SECONDS, limit_seconds)):
+    return
+  who = "the other processes"
+  if coordinator:
+    last = processes - 1
+    who = "process 1" if last == 1 else f"some of the processes 1 to {last}"
+    if process > 0 and not _answers(coordinator):
+      who = "process 0"
+    elif process > 0:
+      who = f"some of the {processes} processes"
+    who += f" at {coordinator}"
+  limit = f"{limit_seconds:g} s"
+  print(f"waiting for {who}, for {limit} at most (--join_seconds)", file=sys.stderr, flush=True)
+  if joined.wait(limit_seconds - WAIT_SECONDS):
+    return
+  message = f"{who} did not come within {limit}; start all of them, or raise --join_seconds"
+  print(f"isoflop: {message}", file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def _answers(coordinator: str) -> bool:
+  host, _, port = coordinator.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+  except OSError:
+    return False
+  return True
 
 
 def several(processes: int = 0) -> bool:

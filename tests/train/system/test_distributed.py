@@ -1,5 +1,6 @@
 """Several processes train one model: as one process does, and together they stop and go on."""
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from configs.errors import ConfigError
 from train.system import distributed, files
 
 
@@ -137,3 +139,45 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("isoflop: --coordinator")
+
+
+@contextlib.contextmanager
+def a_port(listening):
+  """A port of this machine, at which something listens or nothing does."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+    if listening:
+      yield port
+  if not listening:
+    yield port
+
+
+@pytest.mark.parametrize(
+  ("process", "listening", "code", "message"),
+  [
+    (0, True, 2, "--coordinator=127.0.0.1:{0}: cannot listen at port {0}"),
+    pytest.param(
+      *(0, False, 1, "process 1 at 127.0.0.1:{0} did not come within 1 s"), marks=pytest.mark.slow
+    ),
+    (1, False, 1, "process 0 at 127.0.0.1:{0} did not come within 1 s"),
+    pytest.param(
+      *(1, True, 1, "some of the 2 processes at 127.0.0.1:{0} did not come within 1 s"),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_who_is_awaited_is_said_and_waited_for_so_long(tmp_path, process, listening, code, message):
+  with a_port(listening) as port:
+    flags = f"--coordinator=127.0.0.1:{port} --processes=2 --process={process} --join_seconds=1"
+    command = [sys.executable, "-m", "scaling.main", "train", f"--workdir={tmp_path}"]
+    ended = subprocess.run(command + flags.split(), capture_output=True, text=True, check=False)
+  assert ended.returncode == code, ended.stderr
+  lines = ended.stderr.splitlines()
+  assert message.format(port) in lines[-1]
+  assert all("port" in line or "waiting for" in line or "did not come" in line for line in lines)
+
+
+def test_a_wrong_place_of_the_coordinator_is_refused():
+  for place in ("host", "host:", ":80", "host:x", "host:70000"):
+    with pytest.raises(ConfigError, match="name HOST:PORT"):
+      distributed.join(place, 2, 0)
