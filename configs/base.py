@@ -99,7 +99,7 @@ DATA: dict[str, Any] = {
   "bidirectional_prompt": False,  # completion: a prompt's tokens see all of it, not only the past
   "tokenizer": "bytes",  # bytes | bpe:SIZE (trained on the training split) | file:PATH (a run's)
   "cache": "",  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
-  "validation_percent": percent(5.0),  # documents held out, by a hash of their content [%]
+  "validation_percent": percent(5.0),  # documents held out, by a hash; of few, up to twice [%]
   "seq_len": at_least_1(128),  # T [tokens]; span, ul2: the length of the encoder's inputs
   "batch_size": at_least_1(8),  # sequences per step, over all hosts
   "isolate_documents": True,  # attention stays inside a document; False: it crosses boundaries
@@ -155,7 +155,7 @@ TRAIN: dict[str, Any] = {
   "tokens": at_least_1(1_000_000),  # D, tokens to process [tokens]
   "log_every_steps": at_least_1(10),  # a row in metrics.jsonl
   "eval_every_steps": at_least_0(0),  # validation during training; 0: only at the end
-  "eval_tokens": at_least_1(65_536),  # the first tokens of the validation split [tokens]
+  "eval_tokens": at_least_1(65_536),  # of the validation split; a document is 2 % of them at most
   "eval_batch_size": at_least_1(32),  # sequences per evaluation step
   "checkpoint_every_seconds": at_least_0(60.0),  # a temporary checkpoint to resume from [s]
   "stop_at_step": at_least_0(0),  # end here without changing the schedule; 0: at the last step

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UserError
 from train.data import evaluation
-from train.data.batches import eval_token_count, validation_batches
+from train.data.batches import eval_token_count, validation_batches, validation_documents
 from train.data.dataset import TokenData
 from train.objectives import registry
 from train.objectives.losses import LOSS
@@ -27,7 +27,7 @@ Evaluator = Callable[[Program, TrainState, TokenData, ConfigDict], Sums]
 
 
 def losses(program: Program, state: TrainState, tokens: TokenData, config: ConfigDict) -> Sums:
-  """Sums each entry of the objective's loss over the sequences of the validation stream.
+  """Sums each entry of the objective's loss over each document of the validation set.
 
   `bits_per_byte` are of the predicted tokens' text; special ids have none.
   """
@@ -38,9 +38,11 @@ def losses(program: Program, state: TrainState, tokens: TokenData, config: Confi
     parts.append(program.evaluate(params, program.place(batch)))
     n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))  # of this host
   sums: Sums = {}
+  documents_S = validation_documents(tokens, config)  # whose sequences are alike
   for name in parts[0]:
-    sum_S, weight_S = np.concatenate([np.asarray(p[name], np.float64) for p in parts], axis=1)
-    sums[name] = sum_S, weight_S
+    of_S = np.concatenate([np.asarray(p[name], np.float64) for p in parts], axis=1)
+    sum_D, weight_D = (np.bincount(documents_S, x_S) for x_S in of_S)
+    sums[name] = sum_D, weight_D
   bits, n_bytes = sums[LOSS][0].sum() / math.log(2), distributed.sum_over_processes(n_bytes)
   return sums | {"bits_per_byte": (np.asarray(bits), np.asarray(max(1, n_bytes)))}
 
@@ -88,7 +90,7 @@ def evaluate(
 
   Returns:
     each metric of the evaluator by its name (`loss`: nats per predicted token), and its standard
-    error over examples, NAME_stderr; eval_tokens, the weight of a loss.
+    error over examples (of `losses`: documents), NAME_stderr; eval_tokens, the weight of a loss.
   """
   result: dict[str, float] = {}
   for name, (sums, weights) in evaluator(program, state, tokens, config).items():

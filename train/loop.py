@@ -122,6 +122,7 @@ class Run:
     self._size = record.size_of(self.config, tokens.vocab_size)
     head = record.describe(self.config, tokens, jax.devices()[0].device_kind)
     head["data"]["evaluate"] = {name: x.tokens.fingerprint for name, x in self._sets.items()}
+    head["data"]["evaluate_overlap"] = {name: x.tokens.overlap for name, x in self._sets.items()}
     self.record = head | {"pack": self._slots}
     self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
 

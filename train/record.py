@@ -16,7 +16,7 @@ from configs.errors import ConfigError, UsageError
 from model import accounting, transformer
 from train import optim
 from train.data import dataset
-from train.data.batches import check_tokens
+from train.data.batches import check_tokens, largest_share
 from train.objectives import registry
 from train.system import files
 
@@ -143,6 +143,8 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
       "vocab_size": tokens.vocab_size,
       "train_tokens": tokens.train_token_count,
       "epochs": n_tokens / tokens.train_token_count,
+      "overlap": tokens.overlap,
+      "largest_document": largest_share(tokens, config),
     },
     "device": device_kind,
   }

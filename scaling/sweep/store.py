@@ -112,6 +112,7 @@ def new_head(config: ConfigDict, tokens: TokenData) -> dict[str, Any]:
       "vocab_size": tokens.vocab_size,
       "train_tokens": tokens.train_token_count,
       "validation_tokens": tokens.validation_token_count,
+      "overlap": tokens.overlap,
       "floor": tokens.floor,
       "evaluate": {name: x.tokens.fingerprint for name, x in sets.items()},
     },

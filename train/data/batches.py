@@ -1,5 +1,6 @@
 """Batches, each a pure function of (seed, step), and the fixed validation set."""
 
+import bisect
 import functools
 import itertools
 from collections.abc import Generator, Iterator
@@ -15,6 +16,9 @@ from train.objectives.objective import Batch
 
 # Streams of random numbers of one seed (see `corruption.uniform`); from SHUFFLE on, one an epoch.
 TRAINING, VALIDATION, SHUFFLE = 0, 1, 2
+
+SHARE = 0.02  # the largest part of an evaluation that one document may be
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie evenly in [0, 1)
 
 
 def check_tokens(config: ConfigDict, data: TokenData) -> None:
@@ -78,22 +82,85 @@ def train_batches(
 def validation_batches(
   data: TokenData, config: ConfigDict, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-  """Yields the validation set: the first tokens of the validation stream, always in this order.
+  """Yields the validation set: excerpts of the held-out documents, always in this order.
 
-  There are `eval_token_count` tokens of text, whatever the batch and the sequence length; what
-  fills up the last batch has weight 0. What is hidden of them is the same for every seed.
+  They are the same tokens of text, whatever the batch and the sequence length (of objectives that
+  evaluate whole sequences: about the same); what fills up the last batch has weight 0. What is
+  hidden of them is the same for every seed.
   """
   size = config.train.eval_batch_size
   rows = _rows("train.eval_batch_size", size, process_index, process_count)
-  windows = _windows(data, data.validation_tokens, config, eval_token_count(data, config))
+  windows = _validation_windows(data, config)[0]
   for first in range(0, len(windows.starts_W) - 1, size):
     windows_B = np.arange(first + rows.start, first + rows.stop)
     chance = (0, VALIDATION, first + rows.start)
     yield _batch(windows, windows_B, config, data.vocab_size, chance)
 
 
+def validation_documents(data: TokenData, config: ConfigDict) -> np.ndarray:
+  """Numbers the document in which each sequence of the validation set begins [S]."""
+  documents_W = _validation_windows(data, config)[1]
+  return np.pad(documents_W, (0, -len(documents_W) % config.train.eval_batch_size))
+
+
+def largest_share(data: TokenData, config: ConfigDict) -> float:
+  """Returns the largest share of a document in the validation set."""
+  if data.pair_length:
+    return 1 / len(_validation_windows(data, config)[1])
+  lengths = np.diff(_excerpts(data, eval_token_count(data, config)), axis=0)[0]
+  return float(lengths.max() / lengths.sum())
+
+
+def _validation_windows(data: TokenData, config: ConfigDict) -> tuple["Windows", np.ndarray]:
+  """Cuts the excerpts into windows; returns them, and the document in which each begins."""
+  count = eval_token_count(data, config)
+  if data.pair_length:
+    windows = _windows(data, data.validation_tokens, config, count)
+    return windows, np.arange(len(windows.starts_W) - 1)
+  stream, text = data.validation_tokens, registry.lengths(config).text
+  starts_D, ends_D = _excerpts(data, count)
+  first_R = np.flatnonzero(np.append(True, starts_D[1:] != ends_D[:-1]))  # documents follow on
+  starts_R, ends_R = starts_D[first_R], np.append(ends_D[first_R[1:] - 1], ends_D[-1])
+  counts_R = -(-(ends_R - starts_R) // text)
+  if registry.OBJECTIVES[config.objective].whole_windows:  # which may run into the next document
+    counts_R = np.diff(np.cumsum(ends_R - starts_R) // text, prepend=0)
+    counts_R[-1] += not counts_R.any()
+    ends_R = np.full(len(ends_R), len(stream) - 1)
+    starts_R = np.minimum(starts_R, ends_R - counts_R * text)
+  nth_W = np.arange(counts_R.sum()) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
+  starts_W = np.repeat(starts_R, counts_R) + nth_W * text
+  ends_W = np.repeat(ends_R, counts_R)
+  windows = Windows(stream, np.append(starts_W, ends_W[-1]), np.append(ends_W, ends_W[-1]))
+  return windows, np.searchsorted(starts_D, starts_W, "right") - 1
+
+
+def _excerpts(data: TokenData, limit: int) -> np.ndarray:
+  """Chooses what is evaluated of the held-out documents: [2, D], first inputs and last targets.
+
+  Documents are taken in turn until `limit` tokens are. None is more than 2 % of them: of a longer
+  one an excerpt is taken, at a place that differs from document to document. If the documents are
+  too short for that, fewer tokens are taken, down to half; if they are too few, more of each.
+  """
+  edges = np.flatnonzero(data.validation_tokens == data.eos)
+  lengths_D = np.diff(edges)
+
+  def lacks(limit: float, share: float) -> bool:
+    return np.minimum(lengths_D, share * limit).sum() < limit
+
+  shares = [SHARE, *np.arange(SHARE, 1.0, 0.001), 1.0]
+  share = next(share for share in shares if not lacks(limit / 2, share))
+  limit = bisect.bisect_left(range(1, limit + 1), True, key=lambda x: lacks(x, share))
+  taken_D = np.minimum(lengths_D, max(1, int(share * limit)))
+  taken_D = np.diff(np.minimum(np.cumsum(taken_D), limit), prepend=0)
+  taken_D = taken_D[taken_D > 0]
+  lengths_D = lengths_D[: len(taken_D)]
+  place_D = np.arange(len(taken_D)) * GOLDEN % 1
+  starts_D = edges[: len(taken_D)] + ((lengths_D - taken_D) * place_D).astype(int)
+  return np.stack([starts_D, starts_D + taken_D])
+
+
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
-  """Returns the tokens of text that are evaluated: `train.eval_tokens`, or all if there are fewer.
+  """Returns the most tokens of text that are evaluated: `train.eval_tokens`, or all there are.
 
   Raises:
     ConfigError: the objective evaluates whole windows, and they are not enough for one.

@@ -25,12 +25,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
-from train.data import sources
+from train.data import duplicates, sources, splits
 from train.data import tokenizer as tokenizers
 from train.system import process
 
-FORMAT = 1  # raise it when the same options would give other tokens
+FORMAT = 2  # raise it when the same options would give other tokens
 SIDECAR = "tokens.json"
+OVERLAP = "overlap.json"  # share of the held-out text that stands in the training text
+COPIED = 0.1  # share from which on that is worth a warning
 DOCUMENTS = "documents"  # folder of a corpus, once for all tokenizers
 MANIFEST = "complete.json"  # size and checksum of every other file in a folder; written last
 SPLITS = ("train", "validation")
@@ -53,6 +55,7 @@ class TokenData:
   validation_tokens: np.ndarray  # the validation stream (memory-mapped)
   train_documents: int
   validation_documents: int
+  overlap: float  # share of the held-out text that stands in the training text, too
   floor: float | None  # least loss [nats per predicted token], where the source has a known one
   path: Path  # the cache folder; it also holds `tokenizer.json` of a BPE tokenizer
   pair_length: int  # what a document counts that is a pair (`data.seq_len`); 0: they are text
@@ -121,10 +124,12 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
     documents = path.parent / DOCUMENTS
     if not intact(documents):
       with complete(documents) as partial:
-        hold_out = functools.partial(sources.hold_out, corpus.name, data.validation_percent)
-        sources.build(corpus, partial, hold_out)
+        hold_out = functools.partial(splits.hold_out, corpus.name, data.validation_percent)
+        splits.build(corpus, partial, hold_out)
+        overlap = measure_overlap(corpus.name, partial, partial)
+        (partial / OVERLAP).write_text(json.dumps(overlap))
     with complete(path) as partial:
-      training = sources.read(documents, "train")
+      training = splits.read(documents, "train")
       texts = (text for pair in training for text in pair.split(sources.PAIR))
       tokenizer = tokenizers.train(data.tokenizer, texts if corpus.pairs else training)
       tokenizer.save(partial)
@@ -137,16 +142,30 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
         "eos": tokenizer.eos,
         "dtype": "uint16" if tokenizer.vocab_size + corpus.pairs <= 2**16 else "uint32",
         "token_bytes": tokenizer.token_bytes.tolist(),
+        "overlap": json.loads((documents / OVERLAP).read_text()),
       }
       for split in SPLITS:
         sidecar[f"{split}_documents"] = tokenise(
-          sources.read(documents, split),
+          splits.read(documents, split),
           tokenizer,
           sidecar["dtype"],
           partial / f"{split}.bin",
           corpus.pairs,
         )
       (partial / SIDECAR).write_text(json.dumps(sidecar))
+
+
+def measure_overlap(name: str, training: Path, held_out: Path) -> float:
+  """Measures what share of a held-out split stands in a training split; warns where it is much."""
+  texts = splits.read(training, "train"), splits.read(held_out, "validation")
+  overlap = duplicates.overlap(*texts)
+  if overlap > COPIED:
+    print(
+      f"{name}: {overlap:.0%} of the held-out text stands in the training text, word by word; "
+      "its loss says less of new text",
+      file=sys.stderr,
+    )
+  return overlap
 
 
 def tokenise(

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import DataError
-from train.data import dataset, sources
+from train.data import dataset, sources, splits
 from train.data import tokenizer as tokenizers
 from train.data.dataset import TokenData
 
@@ -48,30 +48,32 @@ def open_set(config: ConfigDict, tokens: TokenData, source: str) -> TokenData:
     source=corpus.name,
     fingerprint=fingerprint,
     validation_tokens=stream,
-    validation_documents=json.loads((path / dataset.SIDECAR).read_text())["documents"],
+    **json.loads((path / dataset.SIDECAR).read_text()),
     floor=corpus.floor,
   )
 
 
 def _prepare(path: Path, corpus: sources.Corpus, tokens: TokenData) -> None:
   """Writes the stream of a set into its folder of the cache."""
-  training = sources.read(tokens.path.parent / dataset.DOCUMENTS, "train")
-  trained = {hashlib.sha256(document).digest() for document in training}
+  training = tokens.path.parent / dataset.DOCUMENTS
+  trained = {hashlib.sha256(document).digest() for document in splits.read(training, "train")}
 
-  def split(digests: list[bytes]) -> dict[str, list[bytes]]:
-    new = [digest for digest in digests if digest not in trained]
+  def split(sketches: dict[bytes, np.ndarray]) -> dict[str, set[bytes]]:
+    new = {*sketches} - trained
     if not new:
-      raise DataError(f"all of its {len(digests)} document(s) are in the training text")
-    if len(new) < len(digests):
-      left_out = f"{len(digests) - len(new):,} of {len(digests):,} documents"
+      raise DataError(f"all of its {len(sketches)} document(s) are in the training text")
+    if len(new) < len(sketches):
+      left_out = f"{len(sketches) - len(new):,} of {len(sketches):,} documents"
       print(f"{corpus.name}: {left_out} are in the training text, left out", file=sys.stderr)
     return {"validation": new}
 
   with dataset.complete(path) as partial:
-    sources.build(corpus, partial / dataset.DOCUMENTS, split)
-    documents = sources.read(partial / dataset.DOCUMENTS, "validation")
+    splits.build(corpus, partial / dataset.DOCUMENTS, split)
+    documents = splits.read(partial / dataset.DOCUMENTS, "validation")
     tokenizer = tokenizers.load(tokens.tokenizer, tokens.path)
     dtype = tokens.validation_tokens.dtype.name
     count = dataset.tokenise(documents, tokenizer, dtype, partial / STREAM, corpus.pairs)
-    (partial / dataset.SIDECAR).write_text(json.dumps({"documents": count}))
+    overlap = dataset.measure_overlap(corpus.name, training, partial / dataset.DOCUMENTS)
+    sidecar = {"validation_documents": count, "overlap": overlap}
+    (partial / dataset.SIDECAR).write_text(json.dumps(sidecar))
     shutil.rmtree(partial / dataset.DOCUMENTS)  # the tokens are all that is read again

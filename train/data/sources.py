@@ -1,9 +1,4 @@
-"""Corpora: where documents come from, their splits, and the TFDS dataset they become.
-
-`open_source` reads no more of a source than its fingerprint needs. `build` then writes it as a
-TFDS dataset with two splits: a document is in `validation` when the SHA-256 of its content is among
-the lowest `data.validation_percent`, so that adding documents moves no other one; exact duplicates
-are dropped. TFDS orders documents by a hash of their key, here the content again.
+"""Corpora: where documents come from. A source is opened by no more than its fingerprint needs.
 
 Documents of `text:` and `tfds:` longer than 64 KiB are cut at line ends. A corpus of fewer than 64
 documents is cut finer, into about 64 pieces (of at least 1 KiB), so that even one file has a
@@ -248,7 +243,7 @@ def _tfds(argument: str, config: ConfigDict) -> Corpus:
 
   def documents() -> Iterator[bytes]:
     for split, source in zip(splits, sources, strict=True):
-      for i, example in enumerate(_examples(source)):
+      for i, example in enumerate(examples(source)):
         yield PAIR.join(texts(example, f"{where}: example {i} of {split}"))
 
   infos = [builder.info.splits[split] for split in splits]
@@ -311,90 +306,7 @@ def pieces(document: bytes, limit: int) -> Iterator[bytes]:
   yield document[start:]
 
 
-def hold_out(name: str, percent: float, digests: list[bytes]) -> dict[str, list[bytes]]:
-  """Splits a corpus, by the sorted digests of its documents, into train and validation.
-
-  Raises:
-    ConfigError: there are fewer than two.
-  """
-  if len(digests) < 2:
-    raise ConfigError(
-      f"data.source={name!r}: too small; {len(digests)} different document(s) of at least "
-      f"{SMALLEST_PIECE:,} bytes, and training and validation need one each; add text"
-    )
-  threshold = round(percent / 100 * 2**64)
-  count = sum(int.from_bytes(digest[:8], "big") < threshold for digest in digests)
-  held_out = min(max(count, 1), len(digests) - 1)
-  return {"train": digests[held_out:], "validation": digests[:held_out]}
-
-
-def build(
-  corpus: Corpus, folder: Path, split: Callable[[list[bytes]], dict[str, list[bytes]]]
-) -> None:
-  """Writes a corpus as a TFDS dataset (array_record), split by the sorted digests of its documents.
-
-  Raises:
-    UserError: it cannot be split, or the source changed meanwhile.
-  """
-
-  def digests() -> Iterator[tuple[bytes, bytes]]:
-    for document in corpus.documents():
-      if document.strip():
-        yield hashlib.sha256(document).digest(), document
-
-  kept = sorted({digest for digest, _ in progress(digests(), f"reading {corpus.name}")})
-  parts = {name: set(digests) for name, digests in split(kept).items()}
-
-  def examples(split: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    missing = parts[split]
-    for digest, document in progress(digests(), f"writing {split} documents"):
-      if digest in missing:
-        missing.remove(digest)
-        yield digest.hex(), {"text": document}
-    if missing:
-      raise ConfigError(
-        f"data.source={corpus.name!r}: changed while it was being read; start again"
-      )
-
-  _write({split: examples(split) for split in parts}, folder)
-
-
-def _write(splits: dict[str, Iterator], folder: Path) -> None:
-  import tensorflow_datasets as tfds
-
-  class IsoflopCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Documents as bytes; the folder, not the version, tells one content from another."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # nothing to download, so no file of checksums beside the code
-
-    def _info(self) -> tfds.core.DatasetInfo:
-      features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-      info = tfds.core.DatasetInfo(builder=self, features=features)
-      # It would look on the network for a prepared one, and leave a temporary folder behind.
-      info.initialize_from_bucket = lambda: None  # type: ignore[method-assign]
-      return info
-
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
-      return splits
-
-    def _generate_examples(self) -> Iterator:  # abstract there; the splits above hold all examples
-      yield from ()
-
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(None):  # TFDS announces the folder, which is a temporary one
-    IsoflopCorpus(data_dir=folder, file_format="array_record").download_and_prepare()
-
-
-def read(folder: Path, split: str) -> Iterator[bytes]:
-  """Yields the documents of one split of what `build` has written."""
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder_from_directory(folder / "isoflop_corpus" / "1.0.0")
-  return (example["text"] for example in _examples(builder.as_data_source(split)))
-
-
-def _examples(source: Any) -> Iterator[dict]:
+def examples(source: Any) -> Iterator[dict]:
   """Yields every example, read in groups (ten times faster than one by one)."""
   for first in range(0, len(source), GROUP):
     yield from source.__getitems__(range(first, min(first + GROUP, len(source))))

@@ -1,5 +1,6 @@
 """Batches: windows of the stream, by (seed, step) alone, on any number of hosts."""
 
+import dataclasses
 import itertools
 import json
 
@@ -9,7 +10,14 @@ import pytest
 from configs import base
 from train.data import dataset
 from train.data import tokenizer as tokenizers
-from train.data.batches import check_tokens, eval_token_count, train_batches, validation_batches
+from train.data.batches import (
+  check_tokens,
+  eval_token_count,
+  largest_share,
+  train_batches,
+  validation_batches,
+  validation_documents,
+)
 from train.objectives import corruption, registry
 
 
@@ -216,31 +224,73 @@ def test_validation_is_the_same_for_every_seed_host_and_batch_size(prepare, obje
   assert same([rows[32]], [rows[4]])
   assert same([rows[32]], [rows[8]])
   if registry.OBJECTIVES[objective].whole_windows:
-    n_tokens = len(rows[32]["weights_BT"]) * registry.lengths(config).text
-    assert n_tokens == eval_token_count(data, config)
+    text, wanted = registry.lengths(config).text, eval_token_count(data, config)
+    n_tokens = len(rows[32]["weights_BT"]) * text
+    assert wanted - 2 * text <= n_tokens <= wanted  # excerpts are whole tokens of each document
 
 
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(64, 32), (100, 7), (999, 1)])
 def test_validation_is_the_same_tokens_for_any_shape(prepare, seq_len, batch_size):
-  config, data = prepare(seq_len=seq_len)
-  config.train.eval_tokens = 10_007
-  config.train.eval_batch_size = batch_size
-  targets = []
-  for batch in validation_batches(data, config):
-    assert batch["inputs_BT"].shape == (batch_size, seq_len)
-    counted = batch["weights_BT"] == 1
-    assert np.array_equal(counted, batch["segments_BT"] > 0)
-    assert np.array_equal(batch["weights_BT"], counted)
-    targets.append(batch["targets_BT"][counted])
-  assert np.array_equal(np.concatenate(targets), np.asarray(data.validation_tokens)[1:10_008])
-  assert eval_token_count(data, config) == 10_007
-
-
-def test_a_short_validation_split_is_used_whole(prepare):
   config, data = prepare()
-  config.train.eval_tokens = 10**9
-  count = sum(batch["weights_BT"].sum() for batch in validation_batches(data, config))
-  assert count == data.validation_token_count == eval_token_count(data, config)
+  config.train.eval_tokens = 10_007
+
+  def targets():
+    for batch in validation_batches(data, config):
+      counted = batch["weights_BT"] == 1
+      assert np.array_equal(counted, batch["segments_BT"] > 0)
+      assert np.array_equal(batch["weights_BT"], counted)
+      yield batch["targets_BT"][counted]
+
+  before = np.concatenate(list(targets()))
+  config.data.seq_len, config.train.eval_batch_size = seq_len, batch_size
+  assert next(validation_batches(data, config))["inputs_BT"].shape == (batch_size, seq_len)
+  assert np.array_equal(np.concatenate(list(targets())), before)
+  assert 10_007 - 60 < len(before) <= eval_token_count(data, config) == 10_007
+
+
+def stream(lengths, eos=0):
+  """Documents of these lengths, their ends included, each of one number of its own."""
+  documents = (np.append(np.full(n - 1, i + 1), eos) for i, n in enumerate(lengths))
+  return np.concatenate([[eos], *documents])
+
+
+@pytest.mark.parametrize(
+  ("lengths", "limit", "count", "share"),
+  [
+    ([3000] * 100, 50_000, 50_000, 0.02),  # fifty documents, an excerpt of each
+    ([64, 8000, 300] * 40, 20_000, 20_000, 0.02),
+    ([10**6] + [500] * 199, 90_000, 90_000, 0.02),  # one is most of the text
+    ([7] * 3 + [900] * 60, 60_000, 54_021, 900 / 54_021),  # all there is
+    ([50_000] * 45 + [50] * 9, 60_000, 45_000, 0.022),  # too few are long
+    ([5000] * 20, 40_000, 40_000, 0.05),  # twenty documents: a twentieth each
+    ([70_000], 50_000, 50_000, 1.0),
+  ],
+)
+def test_no_document_is_much_of_an_evaluation(prepare, lengths, limit, count, share):
+  config, data = prepare()
+  data = dataclasses.replace(data, eos=0, vocab_size=301, validation_tokens=stream(lengths))
+  config.train.eval_tokens = limit
+  batches = list(validation_batches(data, config))
+  targets, weights = (np.concatenate([b[x] for b in batches]) for x in ("targets_BT", "weights_BT"))
+  _, counts = np.unique(targets[(weights == 1) & (targets > 0)], return_counts=True)
+  assert weights.sum() == pytest.approx(count, rel=0.01)
+  assert counts.max() <= share * weights.sum()
+  assert largest_share(data, config) == pytest.approx(share, rel=0.01)
+  inside = (weights[:, 0] == 1) & (targets[:, 0] > 0)  # the first target is not a document's end
+  documents = validation_documents(data, config)
+  assert np.array_equal(targets[inside, 0] - 1, documents[inside])
+
+
+def test_excerpts_lie_all_over_their_documents(prepare):
+  config, data = prepare()
+  tokens = np.tile(np.append(0, np.arange(1, 1001)), 60)
+  data = dataclasses.replace(data, eos=0, vocab_size=1001, validation_tokens=np.append(tokens, 0))
+  config.train.eval_tokens = 10_000
+  seen = np.concatenate(
+    [b["targets_BT"][b["weights_BT"] == 1] for b in validation_batches(data, config)]
+  )
+  low, middle, high = np.histogram(seen, 3, (1, 1000))[0] / len(seen)
+  assert min(low, middle, high) > 0.2
 
 
 def test_sentinels_follow_the_ids_of_text(prepare):

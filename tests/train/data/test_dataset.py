@@ -224,7 +224,7 @@ def test_two_processes_prepare_once(folder, tmp_path):
 
 def run(code, config):
   """Runs a program of which `config` is a variable in a process of its own."""
-  start = "import json, sys; from configs import base; from train.data import dataset, sources\n"
+  start = "import json, sys; from configs import base; from train.data import dataset, splits\n"
   start += "config = base.get_config(); config.data.update(json.loads(sys.argv[1]))\n"
   command = [sys.executable, "-c", start + code, config.data.to_json()]
   return subprocess.run(command, check=False, capture_output=True, text=True)
@@ -234,7 +234,7 @@ def test_killed_preparation_leaves_nothing_that_is_used(folder, data, tmp_path):
   config = make(folder, cache=str(tmp_path))
   for stage in ("_write", "read"):  # while the documents, then while the tokens are written
     code = (
-      f"import os; sources.{stage} = lambda *_: os.kill(os.getpid(), 9); dataset.prepare(config)"
+      f"import os; splits.{stage} = lambda *_: os.kill(os.getpid(), 9); dataset.prepare(config)"
     )
     assert run(code, config).returncode == -9
     assert list(tmp_path.rglob("*.partial"))
@@ -256,3 +256,18 @@ def test_unwritable_cache_is_one_clear_line(folder, tmp_path):
   with pytest.raises(ValueError, match="data.cache='.*': cannot prepare .*set data.cache") as error:
     dataset.prepare(config)
   assert "\n" not in str(error.value)
+
+
+def test_held_out_text_that_is_in_the_training_text_is_measured_and_warned_about(tmp_path, capfd):
+  rng = np.random.default_rng(0)
+  (tmp_path / "text").mkdir()
+  common, *own = ("".join(rng.choice(list("abcdefgh "), 1000)) for _ in range(81))
+  for i, text in enumerate(own):
+    (tmp_path / "text" / f"{i}.txt").write_text(f"{common}\n{text}\n")
+  data = dataset.prepare(make(tmp_path))
+  assert 0.1 < data.overlap < 0.9
+  assert (
+    f"{data.overlap:.0%} of the held-out text stands in the training text" in capfd.readouterr().err
+  )
+  assert dataset.prepare(make(tmp_path)).overlap == data.overlap
+  assert capfd.readouterr().err == ""

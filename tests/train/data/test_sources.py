@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from configs.errors import ConfigError, DataError
-from train.data import dataset, markov, tokenizer
+from train.data import dataset, markov, splits, tokenizer
 from train.data import sources as corpora
 
 
@@ -27,9 +27,9 @@ def config(source, **fields):
 def build(source, folder, percent=20.0, **fields):
   """Returns the documents of each split after a round trip through TFDS."""
   folder.mkdir()
-  hold_out = functools.partial(corpora.hold_out, source, percent)
-  corpora.build(corpora.open_source(config(source, **fields)), folder, hold_out)
-  return {split: list(corpora.read(folder, split)) for split in ("train", "validation")}
+  hold_out = functools.partial(splits.hold_out, source, percent)
+  splits.build(corpora.open_source(config(source, **fields)), folder, hold_out)
+  return {split: list(splits.read(folder, split)) for split in ("train", "validation")}
 
 
 def write(folder, texts):
@@ -164,7 +164,7 @@ def test_stdlib_is_python_source_without_tests():
 
 
 def test_split_is_by_content_and_duplicates_are_dropped(tmp_path):
-  texts = [f"document {i}\n".encode() * 50 for i in range(100)]
+  texts = [f"document {i}\n".encode() * 50 for i in range(400)]
   write(tmp_path / "a", [*texts, *texts[:30], b"", b" \n"])
   splits = build(f"text:{tmp_path}/a", tmp_path / "built")
   assert sorted(splits["train"] + splits["validation"]) == sorted(texts)
@@ -315,7 +315,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
   texts = iter([[b"a\n", b"b\n"], [b"a\n", b"b\n"], [b"a\n", b"c\n"]])
   corpus = corpora.Corpus("text:x", "", lambda: iter(next(texts)))
   with pytest.raises(ValueError, match="changed while it was being read"):
-    corpora.build(corpus, tmp_path, functools.partial(corpora.hold_out, "", 50.0))
+    splits.build(corpus, tmp_path, functools.partial(splits.hold_out, "", 50.0))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
