@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from configs import base, ladders
-from configs.errors import UsageError
+from configs.errors import DataError, UsageError
 from model import sharding
 from model.transformer import Transformer
 from train import checkpoint, record, step
@@ -88,13 +88,16 @@ def restore(path: str) -> Restored:
   context, source_context = lengths.target, lengths.source
   start = stop = tokenizer_vocab_size - 1  # eos
   file = folder / tokenizer.FILE
-  serialized = file.read_text("utf-8") if file.is_file() else ""
+  try:
+    serialized = file.read_text("utf-8") if file.is_file() else ""
+  except UnicodeDecodeError as error:
+    raise DataError(f"{where}: its {file.name} is not UTF-8 ({error}); put it back") from None
   if imported:
-    library = Tokenizer.from_str(serialized) if serialized else None
+    library = read_tokenizer(serialized, where) if serialized else None
     start, stop = imported["start"], imported["stop"]
     context = source_context = config.data.seq_len
   elif serialized or config.data.tokenizer == "bytes":
-    library = tokenizer_of(config, serialized)
+    library = tokenizer_of(config, serialized, where)
   else:
     raise UsageError(f"{where}: its {file.name} is missing; put it back")
   vocab_size = functions.setup.vocab_size
@@ -104,13 +107,25 @@ def restore(path: str) -> Restored:
 # --------------------------------------------------------------------------------- tokens as text
 
 
-def tokenizer_of(config: ConfigDict, serialized: str) -> Tokenizer:
+def read_tokenizer(serialized: str, where: str) -> Tokenizer:
+  """Reads a tokenizer.json; `where` names its folder.
+
+  Raises:
+    DataError: the library cannot.
+  """
+  try:
+    return Tokenizer.from_str(serialized)
+  except Exception as error:  # the library raises nothing narrower
+    raise DataError(f"{where}: its {tokenizer.FILE} is damaged ({error}); put it back") from None
+
+
+def tokenizer_of(config: ConfigDict, serialized: str, where: str = "") -> Tokenizer:
   """Makes a trained run's tokenizer, with names for the special ids of its objective.
 
   The ids are those of `train.objectives`; an encoded text has eos where training had it.
   `serialized` is the run's tokenizer.json; "": it reads bytes.
   """
-  library = Tokenizer.from_str(serialized) if serialized else _bytes()
+  library = read_tokenizer(serialized, where) if serialized else _bytes()
   eos = min(library.get_added_tokens_decoder().items())[1].content
   specials = registry.specials(config)
   library.add_special_tokens(list(specials))

@@ -72,6 +72,52 @@ class Architecture(NamedTuple):
   write: Callable[[ConfigDict], dict] = lambda model_config: {}
 
 
+KINDS = {bool: "true or false", int: "a count from 1 to {most}", float: "a number", str: "a name"}
+MOST = 2**28  # of a count that could be meant
+MOST_LAYERS = 2**12
+
+
+def typed(theirs: Mapping, field: str, kind: type, default: Any, most: int = MOST) -> Any:
+  """Reads a field of theirs; the default where it is absent or null.
+
+  Raises:
+    ConfigError: it is of another kind, or a count or number that cannot be meant.
+  """
+  value = theirs.get(field)
+  if value is None:
+    return default
+  right = isinstance(value, (int, float) if kind is float else kind)
+  right &= isinstance(value, bool) == (kind is bool)
+  if right and kind is int:
+    right = 1 <= value <= most
+  if right and kind is float:
+    right = -1e30 < value < 1e30  # and no NaN
+  if not right:
+    need = KINDS[kind].format(most=f"{most:,}")
+    raise ConfigError(f"{field}={str(value)[:60]!r}: must be {need}")
+  return value
+
+
+def token_id(theirs: Mapping, field: str, vocab_size: int) -> int | None:
+  """Reads a token id, of several the first; None where there is none.
+
+  Raises:
+    ConfigError: it is no id of the vocabulary.
+  """
+  value = theirs.get(field)
+  ids = value if isinstance(value, list) else [value]
+  for index in ids:
+    if type(index) is int and 0 <= index < vocab_size:
+      return index
+    if index is not None:
+      break
+  if ids in ([], [None]):
+    return None
+  raise ConfigError(
+    f"{field}={str(value)[:60]}: must be a token id, 0 to {vocab_size - 1:,}, or a list of them"
+  )
+
+
 def refuse(field: str, value: Any, only: Any) -> None:
   """Raises ConfigError where a field of theirs has another value than the only one of ours."""
   if value != only:
@@ -169,11 +215,13 @@ T5_LAYERS: dict[str, tuple[str, str, dict[str, str]]] = {
 
 def _read_llama(theirs: Mapping, ours: dict, names: Collection[str]) -> None:
   rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+  if not isinstance(rope, dict):
+    raise ConfigError(f"rope_parameters={str(rope)[:60]}: must be an object")
   rope = {k: v for k, v in theirs.items() if k in ("rope_theta", "partial_rotary_factor")} | rope
   refuse("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
   refuse("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
   refuse("mlp_bias", theirs.get("mlp_bias", False), bool(ours["biases"]))
-  ours["rotary_base"] = rope.get("rope_theta", 10_000.0)
+  ours["rotary_base"] = typed(rope, "rope_theta", float, 10_000.0)
 
 
 def _write_llama(c: ConfigDict) -> dict:
@@ -185,8 +233,8 @@ def _write_llama(c: ConfigDict) -> dict:
 def _read_t5(theirs: Mapping, ours: dict, names: Collection[str]) -> None:
   # Before version 5 the scale of a tied head was implied by its being tied. Since then there is a
   # field for it, and `tie_word_embeddings` is written as true also where the file has a head.
-  tied = theirs.get("tie_word_embeddings") is not False
-  ours["scale_logits"] = theirs.get("scale_decoder_outputs", tied)
+  tied = typed(theirs, "tie_word_embeddings", bool, True)
+  ours["scale_logits"] = typed(theirs, "scale_decoder_outputs", bool, tied)
   ours["tied"] = tied and (ours["scale_logits"] or "lm_head.weight" not in names)
   ours["depth"] = ours["depth"] or ours["encoder_depth"]
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
@@ -18,7 +19,17 @@ from safetensors.numpy import load_file, save_file
 from configs import ladders, presets
 from configs.errors import ConfigError, DataError, UserError
 from model import accounting
-from model.huggingface.architectures import ARCHITECTURES, REQUIRED, Architecture, Weight, refuse
+from model.huggingface.architectures import (
+  ARCHITECTURES,
+  MOST,
+  MOST_LAYERS,
+  REQUIRED,
+  Architecture,
+  Weight,
+  refuse,
+  token_id,
+  typed,
+)
 from model.layers import mlp_width
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -45,6 +56,9 @@ class Imported(NamedTuple):
     vocab_size: V.
     seq_len: T, the longest sequence [tokens].
     tokenizer_json: the text of tokenizer.json; None: there is none.
+    model_type: as in config.json.
+    start: id that a decoder reads first; None: the config names none.
+    stop: id that ends a text, likewise.
   """
 
   model_config: ConfigDict
@@ -52,6 +66,9 @@ class Imported(NamedTuple):
   vocab_size: int
   seq_len: int
   tokenizer_json: str | None
+  model_type: str
+  start: int | None
+  stop: int | None
 
 
 def import_folder(path: str | Path) -> Imported:
@@ -77,11 +94,18 @@ def import_folder(path: str | Path) -> Imported:
     if theirs:
       raise DataError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
     _check_params(params, shapes)
+    text = _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+    start = (
+      token_id(config, f"{name}_token_id", vocab_size) for name in ("decoder_start", "bos", "pad")
+    )
+    start_id = next((index for index in start if index is not None), None)
+    stop_id = token_id(config, "eos_token_id", vocab_size)
   except UserError as error:
     raise DataError(f"{folder}: {error}") from None
-  tokenizer = folder / TOKENIZER
-  text = tokenizer.read_text() if tokenizer.exists() else None
-  return Imported(model_config, params, vocab_size, seq_len, text)
+  except UnicodeDecodeError as error:
+    raise DataError(f"{folder}: {TOKENIZER}: not UTF-8 ({error})") from None
+  kind = architecture.model_type
+  return Imported(model_config, params, vocab_size, seq_len, text, kind, start_id, stop_id)
 
 
 def export_folder(
@@ -144,9 +168,11 @@ def _read(
   for field, value in {"quantization_config": None, **architecture.only}.items():
     refuse(field, config.get(field, value), value)
   ours = {}
+  complete = presets.get_config(architecture.preset)
   for field, (our_field, default) in architecture.fields.items():
-    value = config.get(field)
-    ours[our_field] = default if value is None else value
+    kind = type(complete.model[our_field]) if our_field in complete.model else int
+    most = MOST_LAYERS if our_field.endswith("depth") else MOST
+    ours[our_field] = typed(config, field, kind, default, most)
     if ours[our_field] is REQUIRED:
       raise ConfigError(f"{field}: missing; a {architecture.model_type} has it")
   activations = {name: mlp for mlp, all_ in architecture.activations.items() for name in all_}
@@ -155,7 +181,6 @@ def _read(
   ours["mlp"] = activations[ours["mlp"]]
   architecture.read(config, ours, names)
   vocab_size, seq_len = ours.pop("vocab_size"), ours.pop("seq_len")
-  complete = presets.get_config(architecture.preset)
   for field, value in ours.items():
     complete.model[field] = type(complete.model[field])(value)
   model_config = ladders.resolve(complete).model
@@ -209,14 +234,20 @@ def _misfit(name: str, field: str, value: Any, theirs: Any) -> str:
 
 def _json(path: Path) -> dict:
   try:
-    content = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise DataError(f"{path.name}: missing; choose the folder that holds it") from None
-  except ValueError as error:
+    content = json.loads(_text(path))
+  except (ValueError, RecursionError) as error:
+    if isinstance(error, UserError):
+      raise
     raise DataError(f"{path.name}: not JSON ({error})") from None
   if not isinstance(content, dict):
     raise DataError(f"{path.name}: holds a {type(content).__name__}, not an object")
   return content
+
+
+def _text(path: Path) -> str:
+  if not path.is_file():  # a FIFO would be waited for
+    raise DataError(f"{path.name}: missing; choose the folder that holds it")
+  return path.read_text("utf-8")
 
 
 def _load(folder: Path) -> Arrays:
@@ -226,13 +257,16 @@ def _load(folder: Path) -> Arrays:
     places = _json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict):
       raise DataError(f"{INDEX}: has no weight_map; choose the folder that holds whole weights")
+    for file in places.values():
+      if not isinstance(file, str) or Path(file).name != file:
+        raise DataError(f"{INDEX}: {str(file)[:60]!r} is no file's name; weights lie in the folder")
     files = sorted(set(places.values()))
   theirs: Arrays = {}
   for file in files:
+    if not (folder / file).is_file():
+      raise DataError(f"{file}: missing; weights are read from safetensors only")
     try:
       theirs |= load_file(folder / file)
-    except FileNotFoundError:
-      raise DataError(f"{file}: missing; weights are read from safetensors only") from None
     except SafetensorError as error:
       raise DataError(f"{file}: damaged ({error})") from None
   return theirs
@@ -287,8 +321,13 @@ def _take(weight: Weight, theirs: Arrays, shapes: Mapping) -> Arrays:
     layer = theirs.pop(name)
     if layer.shape != shape:
       raise DataError(f"weight {name}: shape {layer.shape}; the config asks for {shape}")
-    layer = layer.T if weight.transposed else layer
-    layers.append(np.ascontiguousarray(layer, np.float32))
+    if not jnp.issubdtype(layer.dtype, jnp.floating):
+      raise DataError(f"weight {name}: holds {layer.dtype}; weights are floating-point numbers")
+    with np.errstate(over="ignore"):  # of float64: seen below
+      layer = np.ascontiguousarray(layer.T if weight.transposed else layer, np.float32)
+    if not np.isfinite(layer).all():
+      raise DataError(f"weight {name}: has NaN or infinite values, or ones too large for float32")
+    layers.append(layer)
   whole = np.stack(layers) if layered else layers[0]
   ends = np.cumsum([shapes[path][-1] for path in weight.paths])[:-1]
   return dict(zip(weight.paths, np.split(whole, ends, axis=-1), strict=True))

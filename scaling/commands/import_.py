@@ -6,7 +6,6 @@ The run's folder has run.json, checkpoints/ and tokenizer.json. It can be sample
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 from absl import flags
@@ -32,7 +31,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   from flax import traverse_util
 
   from model.huggingface import convert
-  from train import checkpoint, record, step
+  from train import checkpoint, record, restore, step
   from train.objectives import registry
   from train.system import files
 
@@ -47,6 +46,13 @@ def import_run(folder: Path, workdir: Path) -> dict:
   config.data.seq_len = imported.seq_len
   config = ladders.resolve(config)
   json_text = imported.tokenizer_json or ""
+  if json_text:
+    library = restore.read_tokenizer(json_text, f"input={folder}")
+    if (most := max(library.get_vocab().values(), default=0)) >= imported.vocab_size:
+      raise UsageError(
+        f"input={folder}: its tokenizer.json has an id {most:,}, beyond the model's vocabulary of "
+        f"{imported.vocab_size:,}; take the one that belongs to it"
+      )
   special_ids = registry.vocab_size(config, 0)
   vocab_size = imported.vocab_size - special_ids
   if vocab_size < 1:
@@ -54,7 +60,6 @@ def import_run(folder: Path, workdir: Path) -> dict:
   params = traverse_util.unflatten_dict(imported.params, sep="/")
   state = step.program(config, vocab_size).init_from(params)
   size = record.size_of(config, vocab_size)
-  theirs = json.loads((folder / convert.CONFIG).read_text())
   head = record.describe_model(config, size) | {
     "D": 0,
     "C": 0.0,
@@ -66,9 +71,9 @@ def import_run(folder: Path, workdir: Path) -> dict:
       "vocab_size": vocab_size,
     },
     "imported": {
-      "model_type": theirs["model_type"],
-      "start": first_id(theirs, "decoder_start_token_id", "bos_token_id", "pad_token_id"),
-      "stop": first_id(theirs, "eos_token_id"),
+      "model_type": imported.model_type,
+      "start": imported.start,
+      "stop": imported.stop,
     },
     "status": "imported",
   }
@@ -79,10 +84,3 @@ def import_run(folder: Path, workdir: Path) -> dict:
     checkpoints.save(0, state)
   files.write_json(workdir / "run.json", files.with_digests(head))
   return head
-
-
-def first_id(config: dict, *fields: str) -> int | None:
-  """Returns the first of some fields that has an id; of several ids, the first."""
-  values = (config[field] for field in fields if config.get(field) is not None)
-  value = next(values, None)
-  return value[0] if isinstance(value, list) else value

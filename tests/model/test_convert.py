@@ -6,6 +6,7 @@ their logits; `tests/helpers/torch_models.py` makes them, and `tests/oracle` ask
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from documents import WAYS, difference, documents, logits
 from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
+from configs.errors import UserError
 from model.huggingface import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -75,7 +77,7 @@ def test_round_trip_is_bit_equal(name, tmp_path):
   again = convert.import_folder(folder)
   same(again.params, imported.params)
   assert again.model_config == imported.model_config
-  assert again[2:] == (imported.vocab_size, imported.seq_len, '{"a": "ä"}')
+  assert again[2:5] == (imported.vocab_size, imported.seq_len, '{"a": "ä"}')
   # And the file is what torch wrote, weight by weight.
   same(load_file(folder / "model.safetensors"), load_file(GOLDEN / name / "model.safetensors"))
 
@@ -188,6 +190,89 @@ ROPE = {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0}
 def test_what_an_import_refuses(edit, name, config, weights, message):
   with pytest.raises(ValueError, match=message):
     convert.import_folder(edit(name, config, weights))
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "message"),
+  [
+    ("gpt2", {"n_layer": [3]}, r"n_layer='\[3\]': must be a count from 1 to 4,096"),
+    ("gpt2", {"n_layer": 3.7}, "n_layer='3.7': must be a count"),
+    ("gpt2", {"n_layer": 0}, "n_layer='0': must be a count"),
+    ("gpt2", {"n_layer": 1_000_000_000}, "n_layer='1000000000': must be a count from 1 to 4,096"),
+    ("gpt2", {"n_layer": True}, "n_layer='True': must be a count"),
+    ("gpt2", {"n_inner": -64}, "n_inner='-64': must be a count"),
+    ("gpt2", {"vocab_size": "257"}, "vocab_size='257': must be a count"),
+    ("gpt2", {"n_positions": 10**15}, "n_positions='1000000000000000': must be a count"),
+    (
+      "gpt2",
+      {"tie_word_embeddings": "false"},
+      "tie_word_embeddings='false': must be true or false",
+    ),
+    ("gpt2", {"scale_attn_weights": 0}, "scale_attn_weights='0': must be true or false"),
+    ("gpt2", {"activation_function": ["gelu"]}, "activation_function=.*: must be a name"),
+    ("gpt2", {"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon='nan': must be a number"),
+    ("gpt2", {"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon='1e-5': must be a number"),
+    ("gpt2", {"model_type": ["gpt2"]}, "model_type=.* unknown"),
+    ("gpt2", {"eos_token_id": 10**9}, "eos_token_id=1000000000: must be a token id, 0 to"),
+    ("gpt2", {"bos_token_id": -7}, "bos_token_id=-7: must be a token id"),
+    ("gpt2", {"bos_token_id": [1.5]}, r"bos_token_id=\[1.5\]: must be a token id"),
+    ("llama", {"rope_parameters": [1]}, "rope_parameters=.*: must be an object"),
+    ("llama", {"rope_parameters": {"rope_theta": "x"}}, "rope_theta='x': must be a number"),
+    ("t5", {"tie_word_embeddings": 1}, "tie_word_embeddings='1': must be true or false"),
+    ("t5", {"scale_decoder_outputs": "no"}, "scale_decoder_outputs='no': must be true or false"),
+  ],
+)
+def test_a_field_of_another_type_or_beyond_its_bounds_is_refused(edit, name, config, message):
+  with pytest.raises(UserError, match=message) as error:
+    convert.import_folder(edit(name, config))
+  assert "\n" not in str(error.value)
+
+
+def test_token_ids_are_read_where_there_are_any(edit):
+  ids = {"bos_token_id": [], "pad_token_id": [3, 4], "eos_token_id": None}
+  imported = convert.import_folder(edit("gpt2", ids))
+  assert (imported.start, imported.stop) == (3, None)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (np.array([np.nan, 1]), "has NaN or infinite values"),
+    (np.array([-np.inf, 1]), "has NaN or infinite values"),
+    (np.array([1e300, 1]), "has NaN or infinite values, or ones too large for float32"),
+    (np.array([1, 2]), "holds int64; weights are floating-point numbers"),
+    (np.array([True, False]), "holds bool"),
+  ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(edit, values, message):
+  name = "transformer.ln_f.bias"
+  weights = {name: np.resize(values, 16)}
+  with pytest.raises(UserError, match=f"weight {name}: {message}"):
+    convert.import_folder(edit("gpt2", {}, weights))
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/passwd", "a/b", 3, None])
+def test_a_weight_map_does_not_lead_out_of_its_folder(edit, place):
+  folder = edit("gpt2")
+  (folder / convert.INDEX).write_text(json.dumps({"weight_map": {"x": place}}))
+  with pytest.raises(UserError, match="is no file's name; weights lie in the folder"):
+    convert.import_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(edit, name):
+  folder = edit("gpt2")
+  (folder / name).unlink()
+  os.mkfifo(folder / name)
+  with pytest.raises(UserError, match=f"{name}: missing"):
+    convert.import_folder(folder)
+
+
+def test_a_config_nested_too_deep_is_no_json(edit):
+  folder = edit("gpt2")
+  (folder / "config.json").write_text('{"a": ' * 99_999)
+  with pytest.raises(UserError, match="config.json: not JSON"):
+    convert.import_folder(folder)
 
 
 def test_damaged_and_missing_files(edit, tmp_path):
