@@ -224,12 +224,12 @@ def row(name, cell):
 
 
 def rows(cells):
-  """Makes the table: of each form in how many cells the goal is met, and its cells."""
+  """Makes the table: of each form in how many cells the goal is met, the mean, and its cells."""
   lines = []
   for form in FORMS:
     named = {name: cell for name, cell in cells.items() if name.endswith(f"|{form}")}
-    if named:
-      lines.append([form, "goal met", "in cells", *line(partial(share_met, named.values())), ""])
+    for title, count in {"goal met": share_met, "mean": mean}.items() if named else ():
+      lines.append([form, title, "of cells", *line(partial(count, named.values())), ""])
     lines += [row(*item) for item in named.items()]
   return lines
 
@@ -238,6 +238,12 @@ def share_met(cells, quantity):
   """Counts the cells that meet the goal, of those that are not refused."""
   told = [cell for cell in cells if cell["counts"][quantity][0] is not None]
   return f"{sum(met(cell['counts'][quantity], cell['repeats']) for cell in told)}/{len(told)}"
+
+
+def mean(cells, quantity):
+  """Averages the coverage [%] over the cells that are not refused."""
+  told = [cell["counts"][quantity][0] for cell in cells]
+  return f"{100 * np.mean([share for share in told if share is not None] or np.nan):.0f}"
 
 
 def main():
@@ -267,7 +273,7 @@ def main():
       record = {
         "command": "python tests/release/coverage.py docs/records/coverage.json "
         f"--repeats={args.repeats} --bootstraps={args.bootstraps}",
-        "machine": f"{args.processes} cores of {platform.machine()}",
+        "machine": f"{args.processes} process(es) on {platform.machine()}",
         "date": str(datetime.date.today()),
         "seconds": round(before + took, 1),
         "columns": ["form", "design", "noise", *PARAMETERS, *AT.values(), "refused"],
