@@ -28,7 +28,7 @@ def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   C = flops(numbers["budgets"][-1])
   text = f"At {C} FLOPs the optimum is, in text tokens per parameter, {', '.join(ratios)}."
   complete = {name: s.verification for name, s in sweeps.items() if s.complete}
-  held = [name for name, verdict in complete.items() if verdict["inside"]]
+  held = [name for name, verdict in complete.items() if verdict.get("held", verdict["inside"])]
   missed = [name for name in complete if name not in held]
   verdicts = [f"held for {', '.join(held)}"] if held else []
   verdicts += [f"did NOT hold for {', '.join(missed)}"] if missed else []

@@ -85,8 +85,11 @@ class Record:
 
   @property
   def undetermined(self) -> list[str]:
-    """Why the runs do not determine the law (`laws.undetermined`); [] where they do."""
-    return self.fit.get("undetermined", [])
+    """Why the runs do not determine the law (`laws.undetermined`); [] where they do.
+
+    At their largest budget or, where a prediction of an earlier version was judged, at its own.
+    """
+    return self.fit.get("undetermined") or self.verification.get("undetermined", [])
 
   @property
   def determined(self) -> bool:
@@ -116,12 +119,35 @@ class Record:
     return [row | {"name": row["set"] or "main"} for row in self.fit.get("sets", []) if "a" in row]
 
   @property
+  def cautions(self) -> list[str]:
+    """What makes a law doubtful that its runs determine, for the headline."""
+    cautions = []
+    for row in (self.sweep.get("lr_rule") or {}).get("probes", ()):
+      if row.get("at_edge"):
+        cautions.append(
+          f"the best learning rate probed at size {row['size']}, {row['lr']:.2e}, is at the probe's "
+          "edge: other rates may have lower losses, and another law"
+        )
+    if self.profiles and not any(p["inside"] for p in self.profiles):
+      cautions.append("no isoFLOP profile has its minimum inside its sizes")
+    fit = [cell for cell in self.cells if cell["kind"] == "fit"]
+    largest = [cell for cell in fit if cell["C"] > 0.97 * max(c["C"] for c in fit)]
+    if fit and not any(cell["status"] in ("done", "planned", "running") for cell in largest):
+      cautions.append(f"none of the {len(largest)} runs of the largest budget trained")
+    return cautions
+
+  @property
   def headline(self) -> str:
-    """The outcome so far in one sentence, with its numbers."""
+    """The outcome so far in one sentence, with its numbers, and what makes it doubtful."""
+    doubts = f" Warning: {'; '.join(self.cautions)}." if self.fit and self.cautions else ""
+    return self._outcome + doubts
+
+  @property
+  def _outcome(self) -> str:
     if reasons := self.undetermined:
       return f"No law yet: undetermined by {self.fit['n_runs']} runs: {'; '.join(reasons)}."
     if self.verification.get("verdict"):
-      return self.verification["verdict"]
+      return str(self.verification["verdict"])
     if p := self.prediction:
       return (
         f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "

@@ -29,17 +29,18 @@ def glance(record: Record) -> Iterator[Block]:
   if not record.complete:
     return
   v, sealed, target = record.verification, record.prediction, f"{record.target:g}"
-  excess = number(v.get(f"cost_of_{target}_tokens_per_param"), "+.4f")
-  excess_interval = v.get("cost_of_target", {}).get("excess_interval")
+  cost, least = v.get("cost_of_target", {}), v.get("least_loss", {})
   rows = [
-    ("loss at the held-out budget [nats/token]", nats(v["predicted_loss"]), bracket(v["interval"]),
-     nats(v["trained_loss"]), yes_no(v["inside"])),
+    ("loss at the optimum [nats/token]", nats(sealed.get("loss")), bracket(sealed.get("interval")),
+     nats(least.get("measured")), yes_no(least.get("held"))),
+    (f"loss of N = {si(v.get('N'))}, D = {si(v.get('D'))}", nats(v["predicted_loss"]),
+     bracket(v["interval"]), nats(v["trained_loss"]), yes_no(v["inside"])),
     ("N with the least loss", si(sealed.get("N")), bracket(sealed.get("N_interval"), si),
      si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
     ("tokens per parameter there", ratio(v["tokens_per_param"]),
      bracket(v["tokens_per_param_interval"], ratio), "", ""),
-    (f"cost of {target} tokens per parameter [nats/token]", excess, bracket(excess_interval), "",
-     ""),
+    (f"cost of {target} tokens per parameter [nats/token]", number(cost.get("excess"), "+.4f"),
+     bracket(cost.get("excess_interval")), "", ""),
   ]  # fmt: skip
   yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
 

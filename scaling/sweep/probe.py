@@ -18,7 +18,9 @@ def probe(arm: Arm) -> dict | None:
   At each size the best multiple of the rule's rate is the minimum of a parabola in log rate through
   the best cell and its neighbours; where the best cell is at the edge, the rate beyond it is tried
   too. The rule's lr_ref becomes the geometric mean over the sizes; its exponent stays, as a few
-  probes a factor apart in N determine it worse than the literature does.
+  probes a factor apart in N determine it worse than the literature does. A size whose best rate is
+  still at the edge after `MAX_EXTENSIONS` is said, and marked in the rule: a law of other rates
+  than the best is another law.
 
   Raises:
     RunError: no cell of a size has trained.
@@ -32,7 +34,7 @@ def probe(arm: Arm) -> dict | None:
       size: plan.probe_cells(config, arm.tokens.vocab_size, size, factors[size]) for size in factors
     }
     train_cells(arm, [cell for some in cells.values() for cell in some], "probe")
-    best, extended = {}, False
+    best, open_sizes = {}, set[int]()
     for size in factors:
       losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells[size]]
       if not math.isfinite(min(losses)):
@@ -40,11 +42,16 @@ def probe(arm: Arm) -> dict | None:
       best[size], beyond = best_factor(factors[size], losses)
       if beyond:
         factors[size] = sorted([*factors[size], beyond])
-        extended = True
-    if not extended:
+        open_sizes.add(size)
+    if not open_sizes:
       break
   n_params = {size: some[0].N for size, some in cells.items()}
   rates = {s: best[s] * optim.base_learning_rate(config.optim, n_params[s]) for s in factors}
+  for size in open_sizes:
+    arm.display.say(
+      f"Warning: at size {size} the best learning rate that was probed, {rates[size]:.2e}, is at the "
+      f"edge after {MAX_EXTENSIONS} extensions; begin with optim.lr_ref nearer to the best rate"
+    )
   exponent = config.optim.lr_exponent
   x = np.log([n_params[s] / config.optim.lr_ref_params for s in factors])
   y = np.log([rates[s] for s in factors])
@@ -52,7 +59,10 @@ def probe(arm: Arm) -> dict | None:
     "lr_ref": float(np.exp(np.mean(y - exponent * x))),
     "lr_ref_params": config.optim.lr_ref_params,
     "lr_exponent": exponent,
-    "probes": [{"size": s, "N": n_params[s], "lr": rates[s], "factor": best[s]} for s in factors],
+    "probes": [
+      {"size": s, "N": n_params[s], "lr": rates[s], "factor": best[s], "at_edge": s in open_sizes}
+      for s in factors
+    ],
   }
 
 

@@ -287,7 +287,7 @@ def small(make_tiny):
   c.data.isolate_documents = False
   c.sweep.arms = {"clm": {}, "mlm": {"objective": "mlm", "corruption": {"mlm_rate": 0.4}}}
   c.sweep.sizes = (0, 2, 4)
-  c.sweep.budgets = (1.6e10, 3.2e10, 6.4e10)  # with half of it mlm had no law at one seed of two
+  c.sweep.budgets = (1.6e10, 3.2e10, 8e10)  # with half of it mlm had no law at one seed of two
   c.sweep.probe_sizes = ()
   c.sweep.heldout_sizes = (1.0,)
   c.fit.bootstraps = 200

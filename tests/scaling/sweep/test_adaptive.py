@@ -345,7 +345,7 @@ def sweep_adaptively(corpus, tmp_path, names):
     "--config=configs/base.py", f"--config.data.source=text:{corpus}", "--config.data.seq_len=32",
     "--config.data.batch_size=4", "--config.optim.warmup_tokens=256", "--config.fit.bootstraps=200",
     "--config.train.eval_tokens=2048", "--config.sweep.sizes=(0,1,2)",
-    "--config.sweep.budgets=(4e8,8e8,1.6e9)", "--config.sweep.probe_sizes=()",
+    "--config.sweep.budgets=(4e8,8e8,2e9)", "--config.sweep.probe_sizes=()",
     "--config.sweep.adaptive_flops=4e9", "--config.data.max_epochs=100", "--adaptive",
   ]  # fmt: skip
   tables = []

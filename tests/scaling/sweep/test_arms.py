@@ -12,7 +12,7 @@ from scaling.sweep import design
 @pytest.fixture
 def config(tiny):
   c = tiny
-  c.sweep.sizes, c.sweep.budgets = (0, 1, 2), (4e8, 8e8, 1.6e9)
+  c.sweep.sizes, c.sweep.budgets = (0, 1, 2), (4e8, 8e8, 2e9)
   c.sweep.probe_sizes, c.sweep.probe_tokens = (1,), 8000
   c.optim.warmup_tokens = 256
   c.fit.bootstraps = 100

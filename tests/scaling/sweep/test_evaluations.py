@@ -17,7 +17,7 @@ def config(make_tiny, corpus, tmp_path):
   c.model.depth, c.model.mlp_ratio = 1, 24.0  # one wide block: it compiles fast
   c.model.scan = False
   c.data.isolate_documents = False
-  c.sweep.sizes, c.sweep.budgets = (0, 2, 4), (8e9, 1.6e10, 3.2e10)
+  c.sweep.sizes, c.sweep.budgets = (0, 2, 4), (8e9, 1.6e10, 4e10)
   c.sweep.probe_sizes, c.sweep.heldout_sizes = (), (1.0,)
   c.fit.bootstraps = 200
   (tmp_path / "capitals").mkdir()

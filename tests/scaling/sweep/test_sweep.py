@@ -22,7 +22,7 @@ FLAGS = [
   "--config.train.eval_tokens=2048",
   "--config.train.checkpoint_every_seconds=0.2",
   "--config.sweep.sizes=(0,1,2)",
-  "--config.sweep.budgets=(4e8,8e8,1.6e9)",
+  "--config.sweep.budgets=(4e8,8e8,2e9)",
   "--config.sweep.seed_sizes=(0,1)",
   "--config.sweep.seed_budgets=(4e8,)",
   "--config.sweep.probe_sizes=(0,)",
@@ -147,7 +147,7 @@ def test_prediction_was_sealed_before_its_test(swept):
   modified = (workdir / "prediction.json").stat().st_mtime
   fitted = json.loads((workdir / "fit.json").read_text())
   assert sealed["input_hash"] == fitted["input_hash"]
-  assert sealed["C"] == pytest.approx(3 * 1.6e9)
+  assert sealed["C"] == pytest.approx(3 * 2e9)
   for cell in sealed["cells"]:
     assert (workdir / "cells" / cell["cell"] / "metrics.jsonl").stat().st_mtime > modified
   verdict = json.loads((workdir / "verification.json").read_text())
