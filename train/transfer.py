@@ -56,7 +56,8 @@ def find(config: ConfigDict, data: dict) -> Parent:
 
   Args:
     config: of the run that starts, resolved.
-    data: the hash of its tokenizer, and `vocab_size`, of its tokens: as in run.json.
+    data: the hash of its tokenizer, and `vocab_size`, of its tokens: as in run.json; without the
+      hash it is not compared.
 
   Raises:
     UserError: there is no such run, it has other tokens, or no rule maps its model to this one.
@@ -65,7 +66,10 @@ def find(config: ConfigDict, data: dict) -> Parent:
   where = f"train.warm_start={path}"
   folder, record = restore.find(path, where)
   theirs = record["data"]
-  same = theirs["tokenizer"] in (data["tokenizer"], "")  # "": an import that came without one
+  same = theirs["tokenizer"] in (
+    data.get("tokenizer", theirs["tokenizer"]),
+    "",
+  )  # "": an import that came without one
   if not same or theirs["vocab_size"] != data["vocab_size"]:
     raise UsageError(
       f"{where}: has other tokens, of {theirs['vocab_size']:,} ids, than data.tokenizer="

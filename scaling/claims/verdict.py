@@ -78,9 +78,7 @@ def _headline(
     "tokens_per_param": sealed["tokens_per_param"],
     "tokens_per_param_interval": sealed["tokens_per_param_interval"],
     "target_tokens_per_param": config.fit.target_tokens_per_param,
-    "cost_of_target": predictions.ratio_cost(
-      law, sealed["C"], config.fit.target_tokens_per_param
-    ),
+    "cost_of_target": predictions.ratio_cost(law, sealed["C"], config.fit.target_tokens_per_param),
     "cells": cells,
   }
 

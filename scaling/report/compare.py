@@ -54,6 +54,11 @@ def compare_sweeps(record: Record) -> Comparison:
     for name, folder in folders.items()
   }
   laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.determined}
+  for name, sweep in sweeps.items():
+    C = sweep.prediction.get("C")  # fit.json is of the fitted budgets, or of an earlier version
+    if name in laws and (reasons := predictions.undetermined(laws[name], C)):
+      sweeps[name] = dataclasses.replace(sweep, fit=sweep.fit | {"undetermined": reasons})
+      del laws[name]
   budgets = _budgets(sweeps.values())
   numbers = {
     "version": VERSION,
@@ -140,10 +145,11 @@ def _differences(
       continue
     natural = np.exp if C else float  # ratios are differences of logarithms
     gaps = np.subtract.outer(*(each[quantity, C][:DRAWS] for each in draws))
-    interval = bootstrap.interval(gaps, level)
+    value = float(values[0][quantity, C] - values[1][quantity, C])
+    interval = bootstrap.holding(bootstrap.interval(gaps, level), value)
     yield {
       "of": of, "to": to, "quantity": quantity, "C": C, "kind": "ratio" if C else "difference",
-      "value": float(natural(values[0][quantity, C] - values[1][quantity, C])),
+      "value": float(natural(value)),
       "interval": [float(natural(end)) for end in interval],
       "differs": not interval[0] <= 0 <= interval[1],
     }  # fmt: skip
@@ -188,7 +194,7 @@ def _gains(
     ("gain", "difference", gain, gains, 0.0),
     ("compute", "ratio", compute, computes, 1.0),
   ):
-    low, high = bootstrap.interval(sample, level)
+    low, high = bootstrap.holding(bootstrap.interval(sample, level), float(value))
     yield {
       "of": of, "to": to, "quantity": quantity, "C": C, "kind": kind, "value": float(value),
       "interval": [low, high], "differs": not low <= same <= high, "paired": paired,

@@ -54,7 +54,8 @@ def _gain_sentence(gain: Numbers, compute: Numbers) -> str:
   return (
     f" There the gain of {gain['of']} over {gain['to']} is {nats(gain['value'])} "
     f"{bracket(gain['interval'])} nats; {gain['to']} reaches that loss at "
-    f"{ratio(compute['value'])} {bracket(compute['interval'], ratio)} times the compute."
+    f"{ratio(compute['value'])} {bracket(compute['interval'], ratio)} times the compute (by the "
+    "laws' resamples: not sealed, and without the error of their form)."
   )
 
 
@@ -131,10 +132,10 @@ def _equal_compute(numbers: Numbers) -> Iterator[Block]:
     yield Table(("", "C [FLOPs]", "lower loss [nats]", "times C for equal loss"), rows)
     yield (
       "Of the best model for C by each law, for arms with one objective and one text to evaluate "
-      "on; negative, or below 1: a loss. Intervals are of resamples that count a cell as often in "
-      "both arms, where these have the same cells. They hold no error of the laws' form: "
-      "too narrow beyond what was fitted. Bold: the interval excludes that there is no "
-      "difference."
+      "on; negative, or below 1: a loss. **No gain is sealed, and the intervals are too narrow "
+      "beyond the fitted budgets:** they come from resampling the runs, a cell as often in both "
+      "arms where these have the same cells, and hold no error of the laws' form. Bold: the "
+      "interval excludes that there is no difference."
     )
 
 

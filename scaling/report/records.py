@@ -125,8 +125,8 @@ class Record:
     for row in (self.sweep.get("lr_rule") or {}).get("probes", ()):
       if row.get("at_edge"):
         cautions.append(
-          f"the best learning rate probed at size {row['size']}, {row['lr']:.2e}, is at the probe's "
-          "edge: other rates may have lower losses, and another law"
+          f"the best learning rate probed at size {row['size']}, {row['lr']:.2e}, is at the "
+          "probe's edge: other rates may have lower losses, and another law"
         )
     if self.profiles and not any(p["inside"] for p in self.profiles):
       cautions.append("no isoFLOP profile has its minimum inside its sizes")

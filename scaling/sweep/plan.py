@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import ConfigError, UserError
 from model import accounting
-from train import optim, record
+from train import optim, record, transfer
 from train.data.dataset import TokenData
 from train.objectives import registry
 
@@ -270,6 +270,7 @@ def heldout_cells(
       f"sweep.heldout_sizes={tuple(multiples)}: at {budget:.3g} FLOPs {len(free)} sizes of "
       f"model.ladder={config.model.ladder!r} can be trained, {len(multiples)} are needed ({why}); "
       "raise data.max_epochs, which a begun sweep may, or begin one with a smaller held-out budget"
+      + ("; or train the parents that are missing" if config.train.warm_start else "")
     )
   cells: list[Cell] = []
   passed_over: dict[str, str] = {}
@@ -285,15 +286,18 @@ def heldout_cells(
 
 
 def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:
-  """Returns why a cell cannot be trained on a corpus; "": it can."""
+  """Returns why a cell cannot be trained on a corpus, or lacks a parent; "": it can."""
   corpus = SimpleNamespace(
     source=config.data.source,
     vocab_size=vocab_size,
     train_token_count=train_tokens,
     validation_token_count=config.train.eval_tokens,  # `checks.check_sweep` compares the real ones
   )
+  run = run_config(config, cell)
   try:
-    record.check_run(run_config(config, cell), cast(TokenData, corpus))
+    record.check_run(run, cast(TokenData, corpus))
+    if run.train.warm_start:  # `checks.check_parents` compares tokenizers
+      transfer.find(run, {"vocab_size": vocab_size})
   except UserError as error:
     return str(error)
   return ""

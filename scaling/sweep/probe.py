@@ -49,8 +49,8 @@ def probe(arm: Arm) -> dict | None:
   rates = {s: best[s] * optim.base_learning_rate(config.optim, n_params[s]) for s in factors}
   for size in open_sizes:
     arm.display.say(
-      f"Warning: at size {size} the best learning rate that was probed, {rates[size]:.2e}, is at the "
-      f"edge after {MAX_EXTENSIONS} extensions; begin with optim.lr_ref nearer to the best rate"
+      f"Warning: the best learning rate probed at size {size}, {rates[size]:.2e}, is at the "
+      f"probe's edge after {MAX_EXTENSIONS} extensions; begin with optim.lr_ref nearer to the best"
     )
   exponent = config.optim.lr_exponent
   x = np.log([n_params[s] / config.optim.lr_ref_params for s in factors])

@@ -212,7 +212,7 @@ def _verification(cells, sealed):
     "minimum_where_predicted": True, "trained_minimum_N": rows[1]["N"],
     "tokens_per_param": sealed["tokens_per_param"],
     "tokens_per_param_interval": sealed["tokens_per_param_interval"],
-    "cost_of_20_tokens_per_param": 0.0012, "cells": rows,
+    "cost_of_target": {"excess": 0.0012}, "cells": rows,
     "verdict": "The prediction held: 1.8712 nats/token predicted, 1.8730 trained.",
   }  # fmt: skip
 

@@ -95,7 +95,7 @@ def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, vic
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, 3), (1, 3)])
 def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):  # noqa: F811
-  test_sweep.kill_anywhere(swept[0], flags, tmp_path, seed, kills)
+  test_sweep.kill_anywhere(swept, flags, tmp_path, seed, kills)
 
 
 def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):

@@ -106,7 +106,7 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
   n = float(fit.compute.params(C, tokens_per_param))
   d = float(fit.compute.tokens(n, C))
   value, draws = float(fit.law.loss(n, d)), fit.draws.loss(n, d)
-  level = fit.options.level
+  level, excess = fit.options.level, value - float(fit.law.optimum(C).loss)
   return {
     "C": float(C),
     "tokens_per_param": float(tokens_per_param),
@@ -114,8 +114,8 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
     "D": d,
     "loss": value,
     "loss_interval": interval(draws * np.exp(form_noise(fit, C, n, d)), level, value),
-    "excess": value - float(fit.law.optimum(C).loss),
-    "excess_interval": interval(draws - fit.draws.optimum(C).loss, level),
+    "excess": excess,
+    "excess_interval": holding(interval(draws - fit.draws.optimum(C).loss, level), excess),
   }
 
 
@@ -181,7 +181,9 @@ def _edges(fit: Fit) -> list[str]:
     others = fit.convergence["resamples_unbounded"] > share / 2 or "E" not in fit.params
     also = "a parameter" if others else "E"
     floor = "" if others else ", at larger ones above all, or give E as fit.fixed_E"
-    return [f"in {share:.0%} of the resamples {also} ended at the edge of its range; {remedy}{floor}"]
+    return [
+      f"in {share:.0%} of the resamples {also} ended at the edge of its range; {remedy}{floor}"
+    ]
   if (share := fit.convergence["resamples_converged"]) < LEAST_CONVERGED:
     return [f"only {share:.0%} of the resamples converged; look for outliers, or {remedy}"]
   return []
@@ -200,7 +202,8 @@ def _at(fit: Fit, C: float) -> list[str]:
   row = optimum(fit, C)
   row["loss"], row["loss_interval"] = predict_loss(fit, row["N_opt"], row["D_opt"])
   n, low, high = row["N_opt"], fit.runs.N.min(), fit.runs.N.max()
-  if n < low / (1 if C >= fit.runs.C.max() else FAR) or n > FAR * high:
+  least = low if fit.runs.C.max() <= C else low / FAR
+  if n < least or n > FAR * high:
     side, where = ("smaller", "below") if n < low else ("larger", "far above")
     return [
       f"N_opt at {C:.3g} FLOPs is {n:.3g}, {where} the fitted sizes, {low:.3g} to {high:.3g}; "

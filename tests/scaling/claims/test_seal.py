@@ -1,7 +1,10 @@
 """What a sealed prediction holds on to, and which cells test it."""
 
 import dataclasses
+import json
+import shutil
 
+import numpy as np
 import pytest
 import surfaces
 import synthetic
@@ -9,6 +12,7 @@ import synthetic
 from configs import base
 from scaling import laws
 from scaling.claims import seal, verdict
+from scaling.formats import si
 from scaling.laws.forms import FORMS
 from scaling.report import records, report
 from scaling.sweep import fit_files, plan, store
@@ -61,6 +65,89 @@ def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
   assert stored.fit["form"] == stored.law.form.name == form
   assert stored.verification["inside"]
   assert FORMS[form].formula in report.terminal(tmp_path)
+
+
+def judged(config, folder, loss=lambda cell: 0.0):
+  """Seals a law, writes held-out cells whose losses are off by `loss` of them, and judges."""
+  cells = plan.design_cells(config, CORPUS[0])
+  synthetic.write_runs(folder, cells)
+  store.write_sweep(folder, {"config": record.plain(config)}, cells)
+  store.write_table(folder, store.rows(folder, cells, "clm"))
+  law = fit_files.write_fit(folder, config.fit)
+  sealed, heldout = seal.seal(config, folder, law, cells, *CORPUS)
+  synthetic.write_runs(folder, heldout)
+  for i, cell in enumerate(heldout):
+    path = store.folder(folder, cell) / "run.json"
+    synthetic.edit(path, lambda run, i=i: run.update(loss=run["loss"] + loss(i)))
+  return law, sealed, heldout, verdict.judge(config, folder, law, sealed, heldout)
+
+
+def test_the_verdict_names_what_was_sealed(config, tmp_path):
+  """The optimum's loss is that of its claim; a cell's is under the cell's own N and D."""
+  _, sealed, _, result = judged(config, tmp_path)
+  least = next(claim for claim in result["claims"] if claim["what"] == "least_loss")
+  low, high = least["interval"]
+  assert (least["predicted"], least["interval"]) == (sealed["loss"], sealed["interval"])
+  cell = min(result["cells"], key=lambda cell: abs(np.log(cell["N"] / sealed["N"])))
+  assert least["measured"] < cell["trained_loss"]
+  assert (
+    f"the loss at the optimum was predicted as {sealed['loss']:.4f} [{low:.4f}, {high:.4f}] and "
+    f"trained to {least['measured']:.4f} ("
+  ) in result["verdict"]
+  assert (
+    f"that of N = {si(cell['N'])} on {si(cell['D'])} tokens was predicted as "
+    f"{cell['predicted_loss']:.4f} "
+  ) in result["verdict"]
+  assert result["verdict"].startswith("The prediction held: ")
+  assert result["cost_of_target"]["tokens_per_param"] == 20
+  assert not [name for name in result if name.startswith("cost_of_") and name != "cost_of_target"]
+
+
+def test_a_least_loss_that_missed_is_no_prediction_that_held(config, tmp_path):
+  """The cells beside the optimum are far better than predicted, and the one at it is not."""
+  config.sweep.heldout_sizes = (0.8, 1.0, 1.25, 2.5)
+  *_, result = judged(config, tmp_path, lambda i: (-0.5, 0.0, -0.5, 0.4)[i])
+  least = next(claim for claim in result["claims"] if claim["what"] == "least_loss")
+  assert result["inside"]
+  assert least["held"] is result["held"] is False
+  assert result["verdict"].startswith("The prediction did NOT hold: ")
+
+
+def test_one_held_out_cell_tells_no_optimum(config, tmp_path):
+  config.sweep.heldout_sizes = (1.0,)
+  *_, result = judged(config, tmp_path)
+  assert result["held"] is result["inside"] is True
+  assert (
+    "the loss at the optimum cannot be told from the held-out cells; that of" in (result["verdict"])
+  )
+
+
+def test_an_old_seal_of_an_undetermined_law_has_no_verdict(config, tmp_path):
+  law, sealed, heldout, _ = judged(config, tmp_path)
+  convergence = law.convergence | {"resamples_at_bound": 0.91}
+  law = dataclasses.replace(law, convergence=convergence)
+  result = verdict.judge(config, tmp_path, law, sealed, heldout)
+  assert result["verdict"].startswith("No verdict, as the law is undetermined: in 91% of the resam")
+  stored = records.read(tmp_path)
+  assert not stored.complete
+  assert "held" not in stored.headline
+
+
+def test_held_out_sizes_without_a_parent_are_passed_over_before_the_seal(config, tmp_path):
+  config.train.warm_start = f"{tmp_path}/{{size}}"
+  for size in (2, 4, 6, 8):
+    (tmp_path / str(size) / "checkpoints").mkdir(parents=True)
+    parent = {"config": record.plain(config), "data": {"tokenizer": "", "vocab_size": 512}}
+    parent["config"]["model"]["size"] = size
+    (tmp_path / str(size) / "run.json").write_text(json.dumps(parent))
+  cells, passed_over = plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)
+  assert {cell.size for cell in cells} <= {2, 4, 6, 8}
+  assert passed_over
+  assert all(f"train.warm_start={tmp_path}/" in reason for reason in passed_over.values())
+  shutil.rmtree(tmp_path / "4")
+  shutil.rmtree(tmp_path / "6")
+  with pytest.raises(ValueError, match="3 are needed .*; or train the parents that are missing"):
+    plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)
 
 
 def test_only_what_can_be_trained_is_held_out(config):
