@@ -7,8 +7,9 @@ The text and tokenizer of `quick.py`, for a decoder (clm), an encoder (mlm) and 
 runs/objectives/{clm,mlm,span}, and runs/objectives/report.html with the three side by side.
 
 About twenty minutes on two cores. With budgets of 2.5e11 to 7e11 FLOPs, a quarter of an hour, the
-predictions at 2.1e12 FLOPs were on Python 3.11's standard library, in nats per predicted token, clm 2.588 [2.560, 2.622] (trained to 2.574), mlm
-2.887 [2.788, 2.973] (2.782, a miss), span 3.169 [3.116, 3.217] (3.152; but at half of N* 2.865).
+predictions at 2.1e12 FLOPs were on Python 3.11's standard library, in nats per predicted token, clm
+2.588 [2.560, 2.622] (trained to 2.574), mlm 2.887 [2.788, 2.973] (2.782, a miss), span 3.169
+[3.116, 3.217] (3.152; but at half of N* 2.865).
 
 Why these numbers:
 - Equal sizes, budgets and held-out factor are what makes the optima comparable. A text token counts
