@@ -53,16 +53,17 @@ def compare_forms(
     if name not in FORMS:
       raise DataError(f"form={name!r}: unknown; choose from {', '.join(sorted(FORMS))}")
     problem = solve.make_problem(FORMS[name], runs.variables, runs.loss)
-    for below, above, error in forecasts(problem, runs, delta):
+    for below, above, theta in forecasts(problem, runs, delta):
       row: dict[str, Any] = {
         "form": name,
         "C": float(runs.C[below].max()),
         "fitted": len(below),
         "heldout": len(above),
       }
-      if isinstance(error, UserError):
-        row |= {"rms_error": None, "bias": None, "converged": False, "reason": str(error)}
+      if isinstance(theta, UserError):
+        row |= {"rms_error": None, "bias": None, "converged": False, "reason": str(theta)}
       else:
+        error = -solve.log_residuals(problem, theta[None])[0, above]
         rms = float(np.sqrt(np.mean(error**2)))
         row |= {"rms_error": rms, "bias": float(error.mean()), "converged": True, "reason": None}
       rows.append(row)

@@ -20,7 +20,7 @@ from scaling.laws.intervals import bootstrap
 from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
-from scaling.laws.tables.budgets import WIDEST, isolated
+from scaling.laws.tables.budgets import profiles
 from scaling.laws.tables.runs import Runs
 
 OTHER_RESAMPLES = 200  # of the estimators that are there to compare with
@@ -143,13 +143,13 @@ def isoflop_profiles(runs: Runs, compute: Compute) -> dict[str, Any]:
     a, b, N_coefficient, D_coefficient: N_opt = N_coefficient C^a and D_opt = D_coefficient C^b
       through the minima inside their profiles; None with fewer than two.
   """
-  profiles = []
-  for group in _groups(runs):
+  rows = []
+  for group in profiles(runs):
     n = runs.N[group]
     parabola = np.polynomial.Polynomial.fit(np.log(n), runs.loss[group], 2).convert()
     c0, c1, c2 = (*parabola.coef, 0.0, 0.0)[:3]
     vertex = float(np.exp(np.clip(-c1 / (2 * c2), -700, 700))) if c2 > 0 else None
-    profiles.append(
+    rows.append(
       {
         "C": float(np.exp(np.log(runs.C[group]).mean())),
         "N": n.tolist(),
@@ -160,24 +160,15 @@ def isoflop_profiles(runs: Runs, compute: Compute) -> dict[str, Any]:
         "coefficients": [float(c0), float(c1), float(c2)],
       }
     )
-  result: dict[str, Any] = {"profiles": profiles}
+  result: dict[str, Any] = {"profiles": rows}
   result |= dict.fromkeys(("a", "b", "N_coefficient", "D_coefficient"))
-  inside = [(p["C"], p["minimum_N"]) for p in profiles if p["inside"]]
+  inside = [(p["C"], p["minimum_N"]) for p in rows if p["inside"]]
   if len(inside) >= 2:
     c, n = np.array(inside).T
     for exponent, name, best in (("a", "N", n), ("b", "D", compute.tokens(n, c))):
       slope, offset = np.polyfit(np.log(c), np.log(best), 1)
       result |= {exponent: float(slope), f"{name}_coefficient": float(np.exp(offset))}
   return result
-
-
-def _groups(runs: Runs) -> list[np.ndarray]:
-  """Selects the runs of each isoFLOP profile, by position."""
-  return [
-    group
-    for group in isolated(runs.C)
-    if len(np.unique(runs.N[group])) > 2 and np.ptp(np.log(runs.C[group])) <= WIDEST
-  ]
 
 
 def approach2(fit: Fit, C: float) -> dict[str, Any]:
@@ -219,7 +210,7 @@ def _parabola_draws(fit: Fit, C: float) -> np.ndarray:
   rng = np.random.default_rng((fit.options.seed, 3))
   runs, size = fit.runs, OTHER_RESAMPLES
   log_c, log_n = [], []
-  for group in _groups(runs):
+  for group in profiles(runs):
     x = np.log(runs.N[group])
     middle, width = x.mean(), max(x.std(), 1e-12)
     powers = ((x - middle) / width)[:, None] ** np.arange(3)

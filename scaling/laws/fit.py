@@ -12,7 +12,7 @@ from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import FORMS, Form, no_surface, surfaces
 from scaling.laws.intervals import bootstrap
-from scaling.laws.intervals.forecast import check_enough, forecast_error
+from scaling.laws.intervals.forecast import check_enough, measure_errors
 from scaling.laws.law import Law
 from scaling.laws.tables.runs import Runs
 
@@ -63,13 +63,14 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   params = {name: float(value) for name, value in problem.natural(best.theta[0]).items()}
   residuals = -solve.log_residuals(problem, best.theta)[0]
   not_E = np.array([name != "E" for name in form.kinds])
+  law = Law(problem.form, params, compute)
   return Fit(
     runs=runs,
     problem=problem,
-    law=Law(problem.form, params, compute),
+    law=law,
     draws=Law(problem.form, problem.natural(draws.theta), compute),
     residuals=residuals,
-    form_error=forecast_error(problem, runs, delta, residuals),
+    errors=measure_errors(problem, runs, law, delta, residuals, options.bootstraps, options.seed),
     convergence={
       "starts": len(ends.cost),
       "starts_converged": int(ends.converged.sum()),

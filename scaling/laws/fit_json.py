@@ -49,9 +49,10 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
     warnings.append(
       f"C is a function of N times D only to {fit.compute.error:.0%}: N_opt(C) is approximate."
     )
-  if fit.form_error is None:
+  if not fit.errors.loss_growth.told_by:
     warnings.append(
-      "Too few budgets to tell how well the law extrapolates: intervals leave it out."
+      "Too few budgets to tell how well the law extrapolates: intervals beyond them rest on what "
+      "public sweeps show."
     )
   points = np.unique(np.stack([fit.runs.N, fit.runs.D, fit.runs.loss]), axis=1).shape[1]
   if copies := len(fit.runs) - points:
@@ -111,7 +112,11 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "warnings": _warnings(fit, approach2["profiles"]),
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),
     "seed_noise": seed_noise(fit.runs),
-    "form_error": fit.form_error,
+    "form_error": fit.errors.loss_growth.value,
+    "errors": {
+      name: {"value": scale.value, "told_by": scale.told_by}
+      for name, scale in vars(fit.errors).items()
+    },
     "compute": dataclasses.asdict(fit.compute),
     "undetermined": reasons,
     "optimum": [known(optimum(fit, C)) for C in budgets],

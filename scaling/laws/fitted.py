@@ -9,6 +9,7 @@ import numpy as np
 from scaling.laws import solve
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS, Form
+from scaling.laws.intervals.forecast import Errors
 from scaling.laws.law import Law, unbounded
 from scaling.laws.tables.runs import Runs
 
@@ -38,8 +39,7 @@ class Fit:
     law: with the fitted parameters, numbers.
     draws: with those of each bootstrap resample, arrays [R].
     residuals: log of observed over fitted loss [n].
-    form_error: by how much the log loss of extrapolated runs missed, per e-fold of compute outside
-      the fitted runs; None where there are too few budgets to tell. See `forecast_error`.
+    errors: what the law misses that its draws do not show.
     convergence: of the starts and of the resamples.
     options: that it was fitted with.
   """
@@ -49,7 +49,7 @@ class Fit:
   law: Law
   draws: Law
   residuals: np.ndarray
-  form_error: float | None
+  errors: Errors
   convergence: Mapping[str, Any]
   options: Options
 

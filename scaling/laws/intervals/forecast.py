@@ -1,17 +1,75 @@
 """What a law is worth beyond its runs: fits of the smaller budgets, asked for the larger ones."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from configs.errors import UserError
 from scaling.laws import solve
 from scaling.laws.forms import MAD, Form
-from scaling.laws.tables.budgets import budgets, cuts
+from scaling.laws.law import Law
+from scaling.laws.tables.budgets import SAME_BUDGET, budgets, cuts, profiles
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 
 OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothing of its form
+NEAR = 6.0  # times the size of the lowest run of a profile: others do not shape its minimum
+STEP = 1e-4  # of a parameter, for a gradient
+# What a law's errors are about where its own runs tell little, in logs. In six public collections
+# of isoFLOP runs (docs/verdict.md) N* was off by .03 to .25 within and by .05 to .3 per e-fold
+# beyond, the loss by .001 to .04 per e-fold.
+TYPICAL_PLACE, TYPICAL_PLACE_GROWTH = 0.1, 0.2
+TYPICAL_LOSS, TYPICAL_LOSS_GROWTH = 0.001, 0.012
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """What is known of a standard deviation, in logs: draws from its posterior [R].
+
+  Drawing an error is drawing a scale and then a normal of it: with few observations the tails are
+  wider than a normal's, as Student's are.
+  """
+
+  draws: np.ndarray  # [R]
+  told_by: int  # observations; of 0 it is what sweeps of others show
+
+  @property
+  def value(self) -> float:
+    """The root mean square of the draws."""
+    return float(np.sqrt(np.mean(self.draws**2)))
+
+  def sample(self, seed: int) -> np.ndarray:
+    """Draws errors [R] of a standard deviation that is known this well."""
+    return self.draws * np.random.default_rng(seed).normal(size=len(self.draws))
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+  """What a law's answers miss that resamples of its runs do not show, in logs.
+
+  Attributes:
+    place: of N* within the fitted budgets.
+    place_growth: of N*, per e-fold of compute beyond them.
+    loss: of the loss at N* within the fitted budgets.
+    loss_growth: of any loss, per e-fold beyond the fitted runs.
+  """
+
+  place: Scale
+  place_growth: Scale
+  loss: Scale
+  loss_growth: Scale
+
+
+class Minimum(NamedTuple):
+  """The lowest point of one isoFLOP profile, in logs, with variances."""
+
+  C: float
+  log_n: float
+  log_loss: float
+  variance: float  # of log_n
+  loss_variance: float
 
 
 def check_enough(form: Form, size: int, runs: Runs) -> None:
@@ -35,37 +93,113 @@ def forecasts(
   """Fits the runs up to each budget and asks for those above (a rolling origin, Tashman 2000).
 
   Yields:
-    Positions of the fitted and of the held-out runs, and the log of observed over predicted loss
-    of the latter, or why there is no such fit.
+    Positions of the fitted and of the held-out runs, smallest budgets first, and the parameters [p]
+    of the fit, or why there is none.
   """
   for below, above in cuts(runs):
     counts = np.zeros(len(runs))
     counts[below] = 1
     try:
       check_enough(problem.form, int(problem.free.sum()), runs.subset(below))
-      theta = solve.search(problem, delta, counts)[1].theta
-      yield below, above, -solve.log_residuals(problem, theta)[0, above]
+      yield below, above, solve.search(problem, delta, counts)[1].theta[0]
     except UserError as error:
       yield below, above, error
 
 
-def forecast_error(
-  problem: solve.Problem, runs: Runs, delta: float, residuals: np.ndarray
-) -> float | None:
-  """Estimates the error of the law's own extrapolations [log loss per e-fold of compute].
+def minima(runs: Runs, scatter: float) -> list[Minimum]:
+  """Finds the minimum of each isoFLOP profile, by a cubic in log N near its lowest run.
 
-  What the squared errors of `forecasts` hold beyond the scatter of a run grows with the distance:
-  e^2 = scatter + (form_error log(C / C_fitted))^2, in the mean. A run that diverged lies far off
-  any law (`OUTLIER`), and is not asked for.
+  It goes through the log losses of the runs whose size is within `NEAR` of the lowest; of three
+  sizes it is a parabola. A minimum at the edge of those sizes does not count.
+
+  Args:
+    runs: the runs.
+    scatter: variance of the log loss of one run.
+  """
+  found = []
+  for group in profiles(runs):
+    lowest = group[np.argmin(runs.loss[group])]
+    near = group[np.abs(np.log(runs.N[group] / runs.N[lowest])) < np.log(NEAR)]
+    sizes = len(np.unique(runs.N[near]))
+    if sizes < 3:
+      continue
+    center = np.log(runs.N[near]).mean()
+    x = np.log(runs.N[near]) - center
+    powers = np.arange(4 if sizes > 3 else 3)
+    inverse = np.linalg.pinv(x[:, None] ** powers)
+    c = inverse @ np.log(runs.loss[near])
+    at = np.linspace(x.min(), x.max(), 1001)
+    lowest = np.argmin(at[:, None] ** powers @ c)
+    if lowest in (0, len(at) - 1):
+      continue
+    x0 = at[lowest]
+    slope = powers * x0 ** np.maximum(powers - 1, 0)  # of each power there
+    bend = powers * (powers - 1) * x0 ** np.maximum(powers - 2, 0) @ c
+    place, height = slope @ inverse / bend, x0**powers @ inverse  # how each run moves them
+    found.append(
+      Minimum(
+        C=float(np.exp(np.log(runs.C[near]).mean())),
+        log_n=float(x0 + center),
+        log_loss=float(x0**powers @ c),
+        variance=scatter * float(place @ place),
+        loss_variance=scatter * float(height @ height),
+      )
+    )
+  return found
+
+
+def posterior(
+  errors: ArrayLike,
+  variances: ArrayLike,
+  distances: ArrayLike,
+  typical: float,
+  size: int,
+  seed: int,
+  independent: int | None = None,
+) -> Scale:
+  """Learns how errors grow: e_i is normal, with variance v_i + (s d_i)^2; the scale s is unknown.
+
+  Before any error is seen, s is half-normal about `typical`. Errors of forecasts of the same
+  budget are nearly one observation: all together count as `independent` ones.
+  """
+  grid = typical * np.concatenate([[0.0], np.geomspace(1e-3, 30, 150)])
+  log_p = np.log(np.gradient(grid)) - 0.5 * (grid / typical) ** 2
+  e, v, d = (np.asarray(values, float) for values in (errors, variances, distances))
+  count = len(e) if independent is None else independent
+  if len(e):
+    variance = v + (grid[:, None] * d) ** 2 + 1e-20
+    log_p -= count / len(e) * 0.5 * np.sum(np.log(variance) + e**2 / variance, axis=1)
+  p = np.exp(log_p - log_p.max())
+  draws = np.interp((np.arange(size) + 0.5) / size, np.cumsum(p) / p.sum(), grid)
+  return Scale(np.random.default_rng(seed).permutation(draws), count if len(e) else 0)
+
+
+def measure_errors(
+  problem: solve.Problem,
+  runs: Runs,
+  law: Law,
+  delta: float,
+  residuals: np.ndarray,
+  size: int,
+  seed: int,
+) -> Errors:
+  """Measures what a law misses: against minima of its budgets, and by forecasts of the larger ones.
+
+  Within the runs the law's N* and its loss are compared with the `minima` of the profiles. Beyond
+  them the law is fitted to the smaller budgets and asked for the larger ones (`forecasts`): what
+  its errors hold beyond the scatter of the runs, and beyond what the parameters of the small fit
+  may err, grows with the distance, e^2 = known + (s log(C / C_fitted))^2. Where no profile has a
+  minimum, N* of the law of all runs stands in for it. A run that diverged lies far off any law
+  (`OUTLIER`), and is not asked for.
 
   Args:
     problem: the form and the runs.
     runs: all runs; of more than `solve.MANY` a random part counts.
+    law: fitted to all of them.
     delta: Huber's threshold.
-    residuals: of the law fitted to all runs [n, log loss].
-
-  Returns:
-    The error; None where no budget leaves a law below it and runs above it.
+    residuals: of the law [n, log loss].
+    size: number of draws R.
+    seed: of the draws.
   """
   freedom = len(runs) - problem.free.sum()
   rest = np.sort(np.abs(residuals))[-freedom:]  # a law may go through all others
@@ -76,10 +210,69 @@ def forecast_error(
     logs = {name: values[part] for name, values in problem.logs.items()}
     problem, runs = dataclasses.replace(problem, logs=logs, y=problem.y[part]), runs.subset(part)
     usual = usual[part]
-  excess, distance = 0.0, 0.0
-  for below, above, error in forecasts(problem, runs, delta):
-    if not isinstance(error, UserError):
-      counted = usual[above]
-      excess += np.sum((error**2 - scatter)[counted])
-      distance += np.sum(np.log(runs.C[above] / runs.C[below].max())[counted] ** 2)
-  return float(np.sqrt(max(0.0, excess) / distance)) if distance else None
+  has_optimum = set(problem.form.variables) == {"N", "D"}
+  seen = minima(runs.subset(np.flatnonzero(usual)), scatter) if has_optimum else []
+  best = [law.optimum(m.C) for m in seen]
+  place = posterior(
+    [m.log_n - np.log(b.N) for m, b in zip(seen, best, strict=True)],
+    [m.variance for m in seen], np.ones(len(seen)), TYPICAL_PLACE, size, seed + 1,
+  )  # fmt: skip
+  loss = posterior(
+    [m.log_loss - np.log(b.loss) for m, b in zip(seen, best, strict=True)],
+    [m.loss_variance for m in seen], np.ones(len(seen)), TYPICAL_LOSS, size, seed + 2,
+  )  # fmt: skip
+  parts = [(below, above, theta) for below, above, theta in forecasts(problem, runs, delta)]
+  ends = [len(above) for _, above, _ in parts[1:]] + [0]
+  segments = [above[: len(above) - end] for (_, above, _), end in zip(parts, ends, strict=True)]
+  targets = seen or (_stand_ins(law, runs, segments) if has_optimum else [])
+  places: list[tuple[float, ...]] = []  # of each forecast: target, error, variance, distance
+  losses: list[tuple[float, ...]] = []
+  for i, (below, _, theta) in enumerate(parts):
+    if isinstance(theta, UserError):
+      continue
+    most = np.log(runs.C[below].max())
+    slopes = _slopes(problem, theta)
+    covariance = np.linalg.pinv(slopes[:, below] @ slopes[:, below].T) * scatter
+    errors = -solve.log_residuals(problem, theta[None])[0]
+    for segment in segments[i:]:
+      for run in segment[usual[segment]]:
+        known = scatter + slopes[:, run] @ covariance @ slopes[:, run]
+        losses.append((segment[0], errors[run], known, np.log(runs.C[run]) - most))
+    for target in targets:
+      if np.log(target.C) > most + SAME_BUDGET:
+        found, gradient = _place(problem, law, theta, target.C)
+        known = target.variance + place.value**2 + gradient @ covariance @ gradient
+        places.append((target.C, target.log_n - found, known, np.log(target.C) - most))
+  return Errors(
+    place=place,
+    place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3),
+    loss=loss,
+    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4),
+  )
+
+
+def _growth(forecast: list[tuple[float, ...]], typical: float, size: int, seed: int) -> Scale:
+  target, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
+  return posterior(e, v, d, typical, size, seed, len(set(target)))
+
+
+def _slopes(problem: solve.Problem, theta: np.ndarray) -> np.ndarray:
+  """Differentiates the log loss of each run by the parameters [p, n]; 0 by those at an edge."""
+  slopes, _ = solve.slopes(dataclasses.replace(problem, raw=False), theta)
+  low, high = problem.box
+  return slopes * ((low < theta) & (theta < high))[:, None]
+
+
+def _place(problem: solve.Problem, law: Law, theta: np.ndarray, C: float):
+  """Computes log N* at C FLOPs of the law with parameters theta [p], and its gradient [p]."""
+  steps = np.concatenate([np.eye(len(theta)), -np.eye(len(theta)), np.zeros((1, len(theta)))])
+  params = problem.natural(theta + STEP * steps)
+  log_n = np.log(dataclasses.replace(law, params=params).optimum(C).N)
+  up, down, at = np.split(log_n, [len(theta), -1])
+  return at[0], (up - down) / (2 * STEP)
+
+
+def _stand_ins(law: Law, runs: Runs, segments: Sequence[np.ndarray]) -> list[Minimum]:
+  """Takes the law's own N* for the minima of budgets whose runs have none."""
+  C = [float(runs.C[segment].max()) for segment in segments]
+  return [Minimum(c, float(np.log(law.optimum(c).N)), 0.0, 0.0, 0.0) for c in C]

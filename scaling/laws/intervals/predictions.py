@@ -42,8 +42,8 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
   Returns:
     The law's loss [nats per token], and its prediction interval. It holds the uncertainty of the
     parameters (bootstrap), the scatter of one run about the law (`new_run_noise`), and, outside the
-    fitted runs, the error that the law's form made when smaller budgets had to
-    predict larger ones (`forecast_error`). It holds the law's loss: where the draws of a law that
+    fitted runs, the error that the law's form made when smaller budgets had to predict larger ones
+    (`Errors.loss_growth`). It holds the law's loss: where the draws of a law that
     the runs hardly determine all lie on one side of it, it is widened (`undetermined` says so
     of such a law).
   """
@@ -57,13 +57,16 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
 
 def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
   """Draws the error of the law's form there [R, log loss]; 0 within the runs."""
-  distance = np.log(fit.outside(C, N, D))
-  normal = np.random.default_rng((fit.options.seed, 2)).normal(size=fit.options.bootstraps)
-  return (fit.form_error or 0.0) * distance * normal
+  return np.log(fit.outside(C, N, D)) * fit.errors.loss_growth.sample(fit.options.seed + 2)
 
 
 def optimum(fit: Fit, C: float) -> dict[str, Any]:
   """Computes the best use of C FLOPs: N_opt, D_opt, tokens_per_param and loss, each with interval.
+
+  The interval of N_opt holds the uncertainty of the parameters (bootstrap), how far the law's N*
+  lies from the minima of the fitted budgets, and, beyond them, how fast the N* of fits to smaller
+  budgets went astray (`Errors`); `N_opt_error` has these parts as standard deviations of log N_opt.
+  D_opt and the ratio follow from N_opt, as C is given.
 
   The interval of the loss here is that of the law at its optimum, its form's error included; for
   that of a run see `predict_loss`. `extrapolation` is how many times the optimum lies outside the
@@ -76,16 +79,31 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   determined = not (fit.unbounded or fit.law.at_end(best))
   row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
   row["extrapolated"] = far(row["extrapolation"])
+  seed, distance = fit.options.seed, _beyond(fit, C)
+  growth = distance * fit.errors.place_growth.sample(seed + 4)
+  n_draws = draws.N * np.exp(fit.errors.place.sample(seed + 3) + growth)
+  d_draws = fit.compute.tokens(n_draws, C)
+  loss_draws = draws.loss * np.exp(form_noise(fit, *at) + fit.errors.loss.sample(seed + 5))
   for name, value, sample in (
-    ("N_opt", best.N, draws.N),
-    ("D_opt", best.D, draws.D),
-    ("tokens_per_param", best.D / best.N, draws.D / draws.N),
-    ("loss", best.loss, draws.loss * np.exp(form_noise(fit, *at))),
+    ("N_opt", best.N, n_draws),
+    ("D_opt", best.D, d_draws),
+    ("tokens_per_param", best.D / best.N, d_draws / n_draws),
+    ("loss", best.loss, loss_draws),
   ):
     row[name] = float(value)
     known = name == "loss" or determined
     row[f"{name}_interval"] = interval(sample, fit.options.level, float(value)) if known else OPEN
+  row["N_opt_error"] = {
+    "runs": float(np.std(np.log(draws.N))),
+    "within": fit.errors.place.value,
+    "beyond": fit.errors.place_growth.value * distance,
+  }
   return row
+
+
+def _beyond(fit: Fit, C: float) -> float:
+  """Computes how far C lies beyond the fitted budgets, in e-folds; 0 within."""
+  return float(np.log(max(1.0, C / fit.runs.C.max(), fit.runs.C.min() / C)))
 
 
 def known(row: dict[str, Any]) -> dict[str, Any]:

@@ -39,3 +39,12 @@ def _steps(group: np.ndarray, log_c: np.ndarray) -> list[np.ndarray]:
     return [group]
   step = ((log_c - log_c[0]) / width * np.ceil(width / WIDEST)).astype(int)
   return np.split(group, np.flatnonzero(np.diff(step)) + 1)
+
+
+def profiles(runs: Runs) -> list[np.ndarray]:
+  """Selects the runs of each isoFLOP profile, by position."""
+  return [
+    group
+    for group in isolated(runs.C)
+    if len(np.unique(runs.N[group])) > 2 and np.ptp(np.log(runs.C[group])) <= WIDEST
+  ]
