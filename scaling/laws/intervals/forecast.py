@@ -17,6 +17,8 @@ from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiab
 OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothing of its form
 NEAR = 6.0  # times the size of the lowest run of a profile: others do not shape its minimum
 STEP = 1e-4  # of a parameter, for a gradient
+FEWEST_FORECASTS = 3  # of N*, to choose an estimator by
+BETTER = 2 / 3  # of the law's error: below it the line through the minima answers for N*
 # What a law's errors are about where its own runs tell little, in logs. In six public collections
 # of isoFLOP runs (docs/verdict.md) N* was off by .03 to .25 within and by .05 to .3 per e-fold
 # beyond, the loss by .001 to .04 per e-fold.
@@ -46,12 +48,34 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
+class Line:
+  """The straight line through minima, log N* by log C, with draws of it [R]."""
+
+  center: float  # log C
+  offset: float  # log N* there
+  slope: float
+  offsets: np.ndarray  # [R]
+  slopes: np.ndarray  # [R]
+
+  def log_n(self, C: float) -> float:
+    """Reads log N* at C FLOPs off the line."""
+    return self.offset + self.slope * (np.log(C) - self.center)
+
+  def draws(self, C: float) -> np.ndarray:
+    """Draws log N* there [R], as far as the minima tell the line."""
+    return self.offsets + self.slopes * (np.log(C) - self.center)
+
+
+@dataclasses.dataclass(frozen=True)
 class Errors:
   """What a law's answers miss that resamples of its runs do not show, in logs.
 
   Attributes:
     place: of N* within the fitted budgets.
     place_growth: of N*, per e-fold of compute beyond them.
+    line: the line that N* is read from in place of the law, where it forecast better.
+    heldout: rms error of log N* of larger budgets, of the law and of a line through the minima,
+      each from the smaller budgets; {} where nothing tells.
     loss: of the loss at N* within the fitted budgets.
     loss_growth: of any loss, per e-fold beyond the fitted runs.
   """
@@ -60,6 +84,8 @@ class Errors:
   place_growth: Scale
   loss: Scale
   loss_growth: Scale
+  line: Line | None
+  heldout: dict[str, float]
 
 
 class Minimum(NamedTuple):
@@ -213,19 +239,17 @@ def measure_errors(
   has_optimum = set(problem.form.variables) == {"N", "D"}
   seen = minima(runs.subset(np.flatnonzero(usual)), scatter) if has_optimum else []
   best = [law.optimum(m.C) for m in seen]
-  place = posterior(
-    [m.log_n - np.log(b.N) for m, b in zip(seen, best, strict=True)],
-    [m.variance for m in seen], np.ones(len(seen)), TYPICAL_PLACE, size, seed + 1,
-  )  # fmt: skip
-  loss = posterior(
-    [m.log_loss - np.log(b.loss) for m, b in zip(seen, best, strict=True)],
-    [m.loss_variance for m in seen], np.ones(len(seen)), TYPICAL_LOSS, size, seed + 2,
-  )  # fmt: skip
+  ones = np.ones(len(seen))
+  off = [m.log_n - np.log(b.N) for m, b in zip(seen, best, strict=True)]
+  place = posterior(off, [m.variance for m in seen], ones, TYPICAL_PLACE, size, seed + 1)
+  off = [m.log_loss - np.log(b.loss) for m, b in zip(seen, best, strict=True)]
+  loss = posterior(off, [m.loss_variance for m in seen], ones, TYPICAL_LOSS, size, seed + 2)
   parts = [(below, above, theta) for below, above, theta in forecasts(problem, runs, delta)]
   ends = [len(above) for _, above, _ in parts[1:]] + [0]
   segments = [above[: len(above) - end] for (_, above, _), end in zip(parts, ends, strict=True)]
   targets = seen or (_stand_ins(law, runs, segments) if has_optimum else [])
   places: list[tuple[float, ...]] = []  # of each forecast: target, error, variance, distance
+  by_line: list[tuple[float, ...]] = []
   losses: list[tuple[float, ...]] = []
   for i, (below, _, theta) in enumerate(parts):
     if isinstance(theta, UserError):
@@ -238,17 +262,49 @@ def measure_errors(
       for run in segment[usual[segment]]:
         known = scatter + slopes[:, run] @ covariance @ slopes[:, run]
         losses.append((segment[0], errors[run], known, np.log(runs.C[run]) - most))
+    small = _line([m for m in seen if np.log(m.C) < most + SAME_BUDGET], size, seed)
     for target in targets:
-      if np.log(target.C) > most + SAME_BUDGET:
+      if (distance := np.log(target.C) - most) > SAME_BUDGET:
         found, gradient = _place(problem, law, theta, target.C)
         known = target.variance + place.value**2 + gradient @ covariance @ gradient
-        places.append((target.C, target.log_n - found, known, np.log(target.C) - most))
+        places.append((target.C, target.log_n - found, known, distance))
+        if small and seen:
+          known = target.variance + float(np.var(small.draws(target.C)))
+          by_line.append((target.C, target.log_n - small.log_n(target.C), known, distance))
+  heldout, line = {}, None
+  if len(by_line) == len(places) >= FEWEST_FORECASTS:
+    of_law, of_line = (float(np.sqrt(np.mean([e[1] ** 2 for e in x]))) for x in (places, by_line))
+    heldout = {"law": of_law, "minima": of_line, "forecasts": len(places)}
+    if of_line < BETTER * of_law:
+      line, places = _line(seen, size, seed + 6), by_line
+      assert line
+      off = [m.log_n - line.log_n(m.C) for m in seen]
+      place = posterior(off, [m.variance for m in seen], ones, TYPICAL_PLACE, size, seed + 1)
   return Errors(
     place=place,
     place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3),
     loss=loss,
     loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4),
+    line=line,
+    heldout=heldout,
   )
+
+
+def _line(seen: Sequence[Minimum], size: int, seed: int) -> Line | None:
+  """Fits a line to three minima or more, with draws of Student's law."""
+  if len(seen) < 3:
+    return None
+  x, y = np.log([m.C for m in seen]), np.array([m.log_n for m in seen])
+  center, freedom = float(x.mean()), len(x) - 2
+  design = np.stack([np.ones(len(x)), x - center], 1)
+  inverse = np.linalg.pinv(design)
+  offset, slope = inverse @ y
+  variance = np.sum((y - design @ [offset, slope]) ** 2) / freedom
+  variance = max(variance, float(np.mean([m.variance for m in seen])))
+  rng = np.random.default_rng(seed)
+  t = rng.normal(size=(2, size)) / np.sqrt(rng.chisquare(freedom, size) / freedom)
+  wide = np.sqrt(variance * np.diag(inverse @ inverse.T))  # the two are not correlated
+  return Line(center, float(offset), float(slope), offset + wide[0] * t[0], slope + wide[1] * t[1])
 
 
 def _growth(forecast: list[tuple[float, ...]], typical: float, size: int, seed: int) -> Scale:

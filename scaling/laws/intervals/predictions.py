@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
+from scaling.laws.chinchilla import Optimum
 from scaling.laws.fitted import Fit
 from scaling.laws.intervals import bootstrap
 from scaling.laws.intervals.bootstrap import holding, interval, seed_noise
@@ -66,7 +67,8 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   The interval of N_opt holds the uncertainty of the parameters (bootstrap), how far the law's N*
   lies from the minima of the fitted budgets, and, beyond them, how fast the N* of fits to smaller
   budgets went astray (`Errors`); `N_opt_error` has these parts as standard deviations of log N_opt.
-  D_opt and the ratio follow from N_opt, as C is given.
+  D_opt and the ratio follow from N_opt, as C is given. Where a line through those minima forecast
+  N* of the larger budgets better than the law (`Errors.heldout`), N_opt is the line's.
 
   The interval of the loss here is that of the law at its optimum, its form's error included; for
   that of a run see `predict_loss`. `extrapolation` is how many times the optimum lies outside the
@@ -80,8 +82,13 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
   row["extrapolated"] = far(row["extrapolation"])
   seed, distance = fit.options.seed, _beyond(fit, C)
+  log_draws, line = np.log(draws.N), fit.errors.line
+  if line:
+    log_draws, n = line.draws(C), np.exp(line.log_n(C))
+    best = Optimum(n, d := fit.compute.tokens(n, C), fit.law.loss(n, d))
+    draws = draws._replace(loss=fit.draws.loss(n, d))
   growth = distance * fit.errors.place_growth.sample(seed + 4)
-  n_draws = draws.N * np.exp(fit.errors.place.sample(seed + 3) + growth)
+  n_draws = np.exp(log_draws + fit.errors.place.sample(seed + 3) + growth)
   d_draws = fit.compute.tokens(n_draws, C)
   loss_draws = draws.loss * np.exp(form_noise(fit, *at) + fit.errors.loss.sample(seed + 5))
   for name, value, sample in (
@@ -94,7 +101,7 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
     known = name == "loss" or determined
     row[f"{name}_interval"] = interval(sample, fit.options.level, float(value)) if known else OPEN
   row["N_opt_error"] = {
-    "runs": float(np.std(np.log(draws.N))),
+    "runs": float(np.std(log_draws)),
     "within": fit.errors.place.value,
     "beyond": fit.errors.place_growth.value * distance,
   }
