@@ -185,8 +185,9 @@ def posterior(
 ) -> Scale:
   """Learns how errors grow: e_i is normal, with variance v_i + (s d_i)^2; the scale s is unknown.
 
-  Before any error is seen, s is half-normal about `typical`. Errors of forecasts of the same
-  budget are nearly one observation: all together count as `independent` ones.
+  Before any error is seen, s is half-normal about `typical`. Errors that share a cause are not as
+  many observations: all together count as `independent` ones. Those of N* count as one, since a
+  form that bends away errs to one side at all budgets; those of the loss as one per budget.
   """
   grid = typical * np.concatenate([[0.0], np.geomspace(1e-3, 30, 150)])
   log_p = np.log(np.gradient(grid)) - 0.5 * (grid / typical) ** 2
@@ -196,7 +197,8 @@ def posterior(
     variance = v + (grid[:, None] * d) ** 2 + 1e-20
     log_p -= count / len(e) * 0.5 * np.sum(np.log(variance) + e**2 / variance, axis=1)
   p = np.exp(log_p - log_p.max())
-  draws = np.interp((np.arange(size) + 0.5) / size, np.cumsum(p) / p.sum(), grid)
+  p /= p.sum()
+  draws = np.interp((np.arange(size) + 0.5) / size, np.cumsum(p) - p / 2, grid)
   return Scale(np.random.default_rng(seed).permutation(draws), count if len(e) else 0)
 
 
@@ -250,6 +252,7 @@ def measure_errors(
   targets = seen or (_stand_ins(law, runs, segments) if has_optimum else [])
   places: list[tuple[float, ...]] = []  # of each forecast: target, error, variance, distance
   by_line: list[tuple[float, ...]] = []
+  of_both: list[tuple[float, float]] = []  # errors of the law and of the line, of the same forecast
   losses: list[tuple[float, ...]] = []
   for i, (below, _, theta) in enumerate(parts):
     if isinstance(theta, UserError):
@@ -271,10 +274,11 @@ def measure_errors(
         if small and seen:
           known = target.variance + float(np.var(small.draws(target.C)))
           by_line.append((target.C, target.log_n - small.log_n(target.C), known, distance))
+          of_both.append((places[-1][1], by_line[-1][1]))
   heldout, line = {}, None
-  if len(by_line) == len(places) >= FEWEST_FORECASTS:
-    of_law, of_line = (float(np.sqrt(np.mean([e[1] ** 2 for e in x]))) for x in (places, by_line))
-    heldout = {"law": of_law, "minima": of_line, "forecasts": len(places)}
+  if len(of_both) >= FEWEST_FORECASTS:
+    of_law, of_line = np.sqrt(np.mean(np.square(of_both), axis=0)).tolist()
+    heldout = {"law": of_law, "minima": of_line, "forecasts": len(of_both)}
     if of_line < BETTER * of_law:
       line, places = _line(seen, size, seed + 6), by_line
       assert line
@@ -282,9 +286,9 @@ def measure_errors(
       place = posterior(off, [m.variance for m in seen], ones, TYPICAL_PLACE, size, seed + 1)
   return Errors(
     place=place,
-    place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3),
+    place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3, 1),
     loss=loss,
-    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4),
+    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4, len({x[0] for x in losses})),
     line=line,
     heldout=heldout,
   )
@@ -307,9 +311,10 @@ def _line(seen: Sequence[Minimum], size: int, seed: int) -> Line | None:
   return Line(center, float(offset), float(slope), offset + wide[0] * t[0], slope + wide[1] * t[1])
 
 
-def _growth(forecast: list[tuple[float, ...]], typical: float, size: int, seed: int) -> Scale:
-  target, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
-  return posterior(e, v, d, typical, size, seed, len(set(target)))
+def _growth(forecast: list[tuple[float, ...]], typical: float, size: int, seed: int, of: int):
+  """Calls `posterior` on rows (target, error, variance, distance) that count as `of`."""
+  _, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
+  return posterior(e, v, d, typical, size, seed, min(of, len(e)))
 
 
 def _slopes(problem: solve.Problem, theta: np.ndarray) -> np.ndarray:

@@ -1,11 +1,20 @@
 """What runs cannot tell is not said: few runs, far extrapolations, laws at the edge, saturation."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, TRUTH, isoflop, law_of, noisy, options, problem_of, quantities
+from surfaces import (
+  EPOCH,
+  TRUTH,
+  isoflop,
+  law_of,
+  noisy,
+  options,
+  problem_of,
+  quantities,
+  with_growth,
+)  # fmt: skip
 
 from configs import base
 from configs.errors import DataError
@@ -100,7 +109,7 @@ def fitted():
 
 @pytest.mark.parametrize(("N", "D"), [(100.0, 1.0), (1.0, 100.0), (100.0, 0.01), (0.01, 100.0)])
 def test_far_from_the_runs_in_any_direction_is_far(fitted, N, D):
-  found, runs = dataclasses.replace(fitted, form_error=0.01), fitted.runs
+  found, runs = with_growth(fitted, 0.01), fitted.runs
   i = int(np.argmax(runs.N))
   near, far = (runs.N[i], runs.D[i]), (runs.N[i] * N, runs.D[i] * D)
   assert found.outside(runs.C[i], *near) == 1.0

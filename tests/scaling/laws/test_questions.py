@@ -1,12 +1,11 @@
 """Decisions against brute force, closed forms and published examples."""
 
-import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
-from surfaces import numbers
+from surfaces import numbers, with_growth
 from synthetic import TRUTH
 
 from configs import base
@@ -252,7 +251,7 @@ def test_the_error_of_the_laws_form_widens_what_lies_beyond_the_runs(fitted):
     low, high = questions.answers(law, asked)[0]["rows"][0]["C_interval"]
     return np.log(high / low)
 
-  wrong, right = (dataclasses.replace(fitted, form_error=e) for e in (0.02, None))
+  wrong, right = (with_growth(fitted, e) for e in (0.02, 0.0))
   assert width(wrong, far) > 1.5 * width(right, far)
   assert width(wrong, near) == width(right, near)
   (small,) = questions.answers(wrong, questions.Questions(flops=3e11 / 20))  # below the smallest
@@ -265,7 +264,7 @@ def test_the_error_of_the_laws_form_is_in_every_answer_beyond_the_runs(fitted):
   asked = questions.Questions(flops=2.4e14, inference_tokens=1e10, max_tokens=2e6)
 
   def widths(error):
-    found = questions.answers(dataclasses.replace(fitted, form_error=error), asked)
+    found = questions.answers(with_growth(fitted, error), asked)
     rows = [row for answer in found for row in answer["rows"]]
     assert len(rows) == 7  # among them the 20 tokens per parameter
     return np.array([np.log(np.divide(*row["loss_interval"][::-1])) for row in rows])

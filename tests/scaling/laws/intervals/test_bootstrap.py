@@ -1,7 +1,5 @@
 """How sure the fit claims to be, against how sure it is: coverage, influence, profiles."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from surfaces import (
@@ -15,6 +13,7 @@ from surfaces import (
   options,
   problem_of,
   quantities,
+  with_growth,
 )  # fmt: skip
 
 from scaling import laws
@@ -26,7 +25,7 @@ from scaling.laws.tables import budgets
 def test_a_law_that_holds_makes_no_forecast_error():
   n, d = isoflop()
   exact = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
-  assert exact.form_error < 1e-6
+  assert exact.errors.loss_growth.value < 1e-4
 
 
 @pytest.mark.slow
@@ -56,22 +55,18 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
   best = law.law.optimum(3 * law.runs.C.max())
   truth = bent(best.N, best.D)
   _, (low, high) = laws.predict_loss(law, best.N, best.D)
-  _, (bare_low, bare_high) = laws.predict_loss(
-    dataclasses.replace(law, form_error=0.0), best.N, best.D
-  )
+  _, (bare_low, bare_high) = laws.predict_loss(with_growth(law, 0.0), best.N, best.D)
   assert low < truth < high
   assert not bare_low < truth < bare_high
   inside = float(n[0]), float(d[0])
-  assert laws.predict_loss(law, *inside) == laws.predict_loss(
-    dataclasses.replace(law, form_error=0.0), *inside
-  )
+  assert laws.predict_loss(law, *inside) == laws.predict_loss(with_growth(law, 0.0), *inside)
   assert "form_error" in laws.to_json(law)
 
 
 def test_too_few_budgets_for_a_forecast_are_said():
   n, d = isoflop(budgets=(2e11, 2e12), sizes=7)
   law = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
-  assert law.form_error is None
+  assert law.errors.loss_growth.told_by == 0
   assert "Too few budgets" in " ".join(laws.to_json(law)["warnings"])
 
 
@@ -285,7 +280,7 @@ def test_runs_at_any_compute_are_cut_into_budgets():
   assert max(np.ptp(np.log(runs.C[group])) for group in groups) <= budgets.WIDEST * 1.001
   assert all(runs.C[a].max() < runs.C[b].min() for a, b in zip(groups, groups[1:], strict=False))
   assert len(groups) > 30
-  assert laws.fit_runs(runs, options(bootstraps=100)).form_error is not None
+  assert laws.fit_runs(runs, options(bootstraps=100)).errors.loss_growth.told_by
   isoflops = np.repeat([1e15, 2e15, 2.05e15], 5) * np.tile(np.exp([0, 0.02, 0.01, -0.01, 0]), 3)
   assert [len(group) for group in budgets.budgets(isoflops)] == [5, 10]  # as they were
   with pytest.raises(ValueError, match="compare_forms: 20 runs at one budget"):
