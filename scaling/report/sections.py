@@ -17,6 +17,7 @@ from train.system import files
 
 MOST_NAMED = 20  # cells that were not used, in a table
 NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
+PARTS = ("runs", "within", "beyond")  # of the error of N_opt
 
 
 def headline(record: Record) -> Iterator[Block]:
@@ -62,7 +63,7 @@ def law(record: Record) -> Iterator[Block]:
   if fit.get("seed_noise"):  # 0: exact copies
     notes.append(f"runs of the same N and D scatter by {fit['seed_noise']:.2%}")
   if fit.get("form_error") is not None:
-    notes.append(f"fits below each budget missed those above by {fit['form_error']:.2%} per e-fold")
+    notes.append(f"beyond the runs its loss errs by {fit['form_error']:.2%} per e-fold of compute")
   parabolas = fit.get("approach2", {})
   if parabolas.get("a") is not None:
     a, b = parabolas["a"], parabolas["b"]
@@ -87,6 +88,19 @@ def optima(record: Record) -> Iterator[Block]:
     "\\* outside the fitted runs; † likewise, and sealed: its loss is that of one run, with "
     f"seed noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
   )
+  if parts := [row for row in record.optima if "N_opt_error" in row]:
+    runs, within, beyond = (math.exp(parts[-1]["N_opt_error"][x]) for x in PARTS)
+    yield (
+      f"At {flops(parts[-1]['C'])} FLOPs a standard deviation of N_opt is a factor {runs:.2f} from "
+      f"the scatter of the runs, {within:.2f} as minima of fitted budgets lie off the estimate, "
+      f"and {beyond:.2f} for the distance beyond them."
+    )
+  if "forecasts" in (known := record.fit.get("heldout_N_opt", {})):
+    yield (
+      f"From smaller budgets the law forecast N_opt of larger ones to a factor "
+      f"{math.exp(known['law']):.2f} (rms of {known['forecasts']}), a line through the minima to "
+      f"{math.exp(known['minima']):.2f}: N_opt is read from the {known['chosen']}."
+    )
   if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
     yield f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs."
 
