@@ -8,8 +8,8 @@ import numpy as np
 
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fitted import OPTIONS, Fit
-from scaling.laws.intervals import forecast
 from scaling.laws.intervals.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.intervals.errors import Scale
 from scaling.laws.intervals.predictions import known, optimum, undetermined
 from scaling.laws.law import at_edge
 from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
@@ -117,7 +117,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "errors": {
       name: {"value": scale.value, "told_by": scale.told_by}
       for name, scale in vars(fit.errors).items()
-      if isinstance(scale, forecast.Scale)
+      if isinstance(scale, Scale)
     },
     "heldout_N_opt": fit.errors.heldout | {"chosen": "minima" if fit.errors.line else "law"},
     "compute": dataclasses.asdict(fit.compute),

@@ -9,7 +9,7 @@ import numpy as np
 from scaling.laws import solve
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS, Form
-from scaling.laws.intervals.forecast import Errors
+from scaling.laws.intervals.errors import Errors
 from scaling.laws.law import Law, unbounded
 from scaling.laws.tables.runs import Runs
 

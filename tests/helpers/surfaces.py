@@ -12,7 +12,7 @@ from configs import base
 from scaling import laws
 from scaling.laws import chinchilla, solve
 from scaling.laws.forms import FORMS
-from scaling.laws.intervals import forecast
+from scaling.laws.intervals import errors
 
 TRUTH = chinchilla.Chinchilla(*map(np.float64, (0.8, 30.0, 60.0, 0.35, 0.3)))
 # Besiroglu et al. 2024 (arXiv:2404.10102), least absolute deviations of Hoffmann et al.'s runs.
@@ -58,7 +58,7 @@ def options(**changed):
 
 def with_growth(law, value):
   """A fit whose form is known to err by so much log loss per e-fold beyond the runs."""
-  growth = forecast.Scale(np.full(law.options.bootstraps, value), 1)
+  growth = errors.Scale(np.full(law.options.bootstraps, value), 1)
   return dataclasses.replace(law, errors=dataclasses.replace(law.errors, loss_growth=growth))
 
 

@@ -6,7 +6,7 @@ from surfaces import EPOCH, isoflop, noisy, options
 
 from scaling import laws
 from scaling.laws import chinchilla
-from scaling.laws.intervals import forecast
+from scaling.laws.intervals import errors, forecast
 
 
 def profile(budget, loss_of, sizes=7, wide=3.0):
@@ -37,12 +37,12 @@ def test_a_minimum_at_the_edge_does_not_count():
 
 
 def test_a_scale_is_learnt_from_errors_and_typical_without_any():
-  typical = forecast.posterior([], [], [], 0.2, 4000, 0)
+  typical = errors.posterior([], [], [], 0.2, 4000, 0)
   assert (typical.told_by, typical.value) == (0, pytest.approx(0.2, rel=0.02))
   rng = np.random.default_rng(1)
   d = rng.uniform(0.5, 3, 400)
-  errors = rng.normal(size=400) * np.sqrt(0.1**2 + (0.05 * d) ** 2)
-  told = forecast.posterior(errors, np.full(400, 0.1**2), d, 0.2, 4000, 0)
+  seen = rng.normal(size=400) * np.sqrt(0.1**2 + (0.05 * d) ** 2)
+  told = errors.posterior(seen, np.full(400, 0.1**2), d, 0.2, 4000, 0)
   assert told.value == pytest.approx(0.05, rel=0.2)
 
 
@@ -52,7 +52,7 @@ def test_errors_of_a_scale_known_from_three_cover_as_often_as_they_say():
   for i in range(600):
     s = abs(rng.normal()) * 0.2
     *seen, new = s * rng.normal(size=4)
-    draws = forecast.posterior(seen, np.zeros(3), np.ones(3), 0.2, 1000, i).sample(i + 7)
+    draws = errors.posterior(seen, np.zeros(3), np.ones(3), 0.2, 1000, i).sample(i + 7)
     low, high = np.quantile(draws, (0.05, 0.95))
     inside += low <= new <= high
   assert 0.87 * 600 <= inside <= 0.93 * 600
