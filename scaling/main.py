@@ -132,15 +132,20 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
 def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   """Returns the config of --config; for `fit` and `plan --next`, that of the sweep it reads.
 
-  A sweep is read from --workdir, and by `fit` from --runs too, where no --config is named.
+  A sweep is read from --workdir, and from --runs where no --config is named: its folder or its
+  cells.csv. For another table of runs it is the base config.
   """
   from train.system import files
 
   of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
   head = of_sweep and files.read_record(Path(values.workdir).expanduser() / "sweep.json")
   named = values["config"].present
-  if verb == "fit" and values.runs and Path(values.runs).is_dir() and not (head or named):
-    head = files.read_record(Path(values.runs) / "sweep.json")
+  runs = Path(values.runs).expanduser() if "runs" in values and values.runs else None
+  if runs and not (head or named):
+    folder = runs.parent if runs.name == "cells.csv" else runs
+    head = files.read_record(folder / "sweep.json") if folder.is_dir() else None
+    if not head:
+      return base.get_config()
   if head and named:
     raise UsageError(
       "--config: the sweep in --workdir has a config; leave this out, or change fields of that "

@@ -16,6 +16,12 @@ Flag = tuple[str, bool | str | int | float | list | Field, str]
 
 WORKDIR: Flag = ("workdir", "", "Folder of the run or sweep.")
 CHECKPOINT: Flag = ("checkpoint", "", "Folder of a run, or the checkpoints/ in it.")
+RUNS: tuple[Flag, ...] = (  # which runs are read, and how: `scaling.laws.tables.read`
+  ("runs", "", "A table of runs (.csv, .json, .jsonl, .parquet) or a sweep; else the workdir's."),
+  ("columns", "", "Its column names, as N=params,D=tokens,loss=val_loss."),
+  ("where", [], "A condition that every run meets, as 'D/N > 5'; may be given several times."),
+  ("exclude", [], "A condition that no run meets, as 'loss > 4'; may be given several times."),
+)
 
 
 def workdir_of(args: flags.FlagValues, exists: bool = False) -> Path:

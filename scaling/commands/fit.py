@@ -7,18 +7,18 @@ Runs along one line (a single size, or one ratio of tokens to parameters) are re
 variable that varies is fitted to them, printed, and written to line.json.
 """
 
+from typing import Any
+
 from absl import flags
 
 from configs.bounds import at_least_0
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/base.py"
 FLAGS: tuple[Flag, ...] = (
   WORKDIR,
-  ("runs", "", "A table of runs (.csv, .json, .jsonl, .parquet) or a sweep; else the workdir's."),
-  ("columns", "", "Its column names, as N=params,D=tokens,loss=val_loss."),
-  ("where", [], "A condition that every run meets, as 'D/N > 5'; may be given several times."),
-  ("exclude", [], "A condition that no run meets, as 'loss > 4'; may be given several times."),
+  *RUNS,
+  ("by", "", "A column, as dataset: fits the runs of each of its values by themselves."),
   ("target_flops", "", "Asks for the best model of this compute: 1e21, or 0.5PFs-days."),
   ("target_loss", at_least_0(0.0), "Asks for the least compute that reaches this loss."),
   (
@@ -53,8 +53,15 @@ def run(args: flags.FlagValues) -> None:
     tuple(map(questions.parse_run, args.predict)),
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
+  how: tuple[Any, ...] = (args.config.fit, *reading, targets, args.compare_forms)
+  if args.by:
+    refused = fit_files.write_fits_by(args.by, workdir, *how)
+    print(report.terminal(workdir), flush=True)
+    if refused:
+      raise UnidentifiableError(f"fit: undetermined: {'; '.join(refused)}")
+    return
   try:
-    law = fit_files.write_fit(workdir, args.config.fit, *reading, targets, args.compare_forms)
+    law = fit_files.write_fit(workdir, *how)
   except UnidentifiableError:
     if line := files.read_json(workdir / "line.json"):
       print(compare.line_text(line) + "\n", flush=True)

@@ -2,6 +2,7 @@
 
   isoflop plan --config=configs/sweeps/quick.py
   isoflop plan --config=configs/large.py:70b --devices=512 --device_memory=80GiB
+  isoflop plan --next --runs=runs.csv --next_flops=1e21
 
 A config that changes nothing in `config.sweep` is one run. --devices and --device_memory are
 imagined: with them it says what each device would hold, whether it fits, and what would.
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs.bounds import at_least_1
 from configs.errors import UsageError
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/sweeps/quick.py"
 FLAGS: tuple[Flag, ...] = (
@@ -25,7 +26,8 @@ FLAGS: tuple[Flag, ...] = (
   ("devices", at_least_1(1), "Imagined devices that train one model together."),
   ("device_memory", "", "Of each of them, as 80GiB, 80GB or 24e9: says what fits."),
   ("target", "", "Compiles all programs for these devices, as h100, h100:2x8 or v5e:2x4."),
-  ("next", False, "Prints which cells would tell most, beside those of the workdir's sweep."),
+  *RUNS,
+  ("next", False, "Prints which runs would tell most, beside those of a sweep or a table."),
   ("next_flops", "", "What they may cost together: 1e12, or 0.5PFs-days; as its largest cell."),
 )
 
@@ -37,11 +39,19 @@ def run(args: flags.FlagValues) -> None:
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
     raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
-  workdir = workdir_of(args, exists=args.next) if args.next or args.workdir else None
+  if args.runs and not args.next:
+    raise UsageError(
+      "--runs: a table of runs has no plan; add --next, which asks what would tell most"
+    )
+  of_sweep = args.next and not args.runs
+  workdir = workdir_of(args, exists=args.next) if of_sweep or args.workdir else None
+  budget = questions.parse_flops(args.next_flops, "next_flops")
   if args.target:
     print(cases.target_report(args.config, args.target, workdir))
+  elif args.next and args.runs:
+    print(next_of_runs(args, budget))
   elif workdir and args.next:
-    print(next_table(args.config, workdir, questions.parse_flops(args.next_flops, "next_flops")))
+    print(next_table(args.config, workdir, budget))
   elif cases.is_sweep(args.config):
     print(design.plan_table(args.config, workdir))
     if args.devices > 1 or args.device_memory:
@@ -74,3 +84,16 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   law = fit.fit_runs(trained, f)
   fitted = [cell for cell in cells if cell.kind == "fit"]
   return adaptive.table(config, head["corpus"], fitted, law, budget)
+
+
+def next_of_runs(args: flags.FlagValues, budget: float) -> str:
+  """Makes the table of the runs that would tell most, beside those of any table of runs."""
+  from scaling.laws import fit
+  from scaling.laws.tables import read
+  from scaling.sweep import adaptive
+
+  f, s = args.config.fit, args.config.sweep
+  reading = (args.columns, f.params, f.flops, args.where, args.exclude, f.loss)
+  law = fit.fit_runs(read.read_runs(args.runs, *reading), f)
+  C = s.heldout_budget or s.heldout_factor * float(law.runs.C.max())
+  return adaptive.table_of_runs(law, C, budget)

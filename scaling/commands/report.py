@@ -15,6 +15,6 @@ def run(args: flags.FlagValues) -> None:
   from scaling.report import report
 
   workdir = workdir_of(args, exists=True)
-  if not any((workdir / name).exists() for name in ("sweep.json", "fit.json")):
+  if not any((workdir / name).exists() for name in ("sweep.json", "fit.json", "by.json")):
     raise UsageError(f"workdir={workdir}: no sweep.json and no fit.json there; nothing to report")
   print(report.write(workdir))

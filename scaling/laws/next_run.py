@@ -12,9 +12,14 @@ from typing import Any
 import numpy as np
 
 from scaling.laws import solve
+from scaling.laws.estimators import isoflop_profiles
 from scaling.laws.fitted import Fit
 from scaling.laws.law import Law
 
+MANY = 10**9
+SIZES = 25  # of the candidates at each budget
+BEYOND = 3.0  # times the sizes, and the D/N, of the runs: as far as candidates go
+SAME_BUDGET = 0.1  # of log C, between a candidate's budget and a profile's
 STEP = 1e-5  # of the central difference in the parameters as they move
 
 
@@ -79,14 +84,67 @@ def information(fit: Fit, C: float) -> Information:
   )
 
 
+def propose(
+  law: Fit, C: float, N: np.ndarray, D: np.ndarray, isoflop: np.ndarray, cost: np.ndarray,
+  budget: float, most: int = MANY,
+) -> list[tuple[int, float, str]]:  # fmt: skip
+  """Proposes the runs that would shrink the interval of N_opt(C) most.
+
+  An isoFLOP profile whose lowest loss is at the edge of its sizes asks for the run beyond it first;
+  what is left of the `budget` goes to the c-optimal choice of `most` runs. Candidates are of N [m],
+  D [m] and `cost` [FLOPs, m], each on the `isoflop` budget [FLOPs, m] (0: none). See `choose`.
+
+  Returns:
+    (candidate, SD of log N_opt(C) once it and those before it are trained over now's, the reason).
+  """
+  start = now = information(law, C)
+  proposals, left = list[tuple[int, float, str]](), budget
+  taken = np.zeros(len(N), bool)
+  for at, edge, side in open_edges(isoflop_profiles(law.runs, law.compute)["profiles"]):
+    same = np.abs(np.log(np.maximum(isoflop, 1.0) / at)) < SAME_BUDGET
+    near = same & (side * (N - edge) > 0.01 * edge)
+    i = int(np.argmin(np.where(near, np.abs(np.log(N / edge)), np.inf))) if near.any() else -1
+    if i >= 0 and cost[i] <= left:
+      now, left, taken[i] = now.after(N[i], D[i]), left - cost[i], True
+      power = f"{at:.2e}".replace("e+", "e")
+      reason = f"the lowest loss at {power} is at its {'largest' if side > 0 else 'smallest'} N"
+      proposals.append((i, now.sd_relative_to(start), reason))
+  free, so_far = np.flatnonzero(~taken), now.sd_relative_to(start)
+  for i, shrink in choose(now, N[free], D[free], cost[free], left, most):
+    proposals.append((int(free[i]), so_far * shrink, "tells most about N_opt"))
+  return proposals
+
+
+def candidates(law: Fit, budget: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Makes candidates N [m], D [m] of C [m] FLOPs: on the runs' budgets, and on that of `budget`.
+
+  Their sizes and ratios D/N are those of the runs, and up to `BEYOND` times beyond.
+  """
+  runs = law.runs
+  at = [profile["C"] for profile in isoflop_profiles(runs, law.compute)["profiles"]]
+  if len(at) < 2:  # a grid of N and D
+    at = np.geomspace(runs.C.min(), runs.C.max(), 8).tolist()
+  at += [budget] if budget > (1 + SAME_BUDGET) * max(at) else []
+  sizes = np.geomspace(runs.N.min() / BEYOND, runs.N.max() * BEYOND, SIZES)
+  n, C = (axis.ravel() for axis in np.meshgrid(sizes, at))
+  d, ratios = law.compute.tokens(n, C), runs.D / runs.N
+  kept = (d / n >= ratios.min() / BEYOND) & (d / n <= ratios.max() * BEYOND) & (d >= 1)
+  return n[kept], d[kept], C[kept]
+
+
 def choose(
-  start: Information, N: np.ndarray, D: np.ndarray, cost: np.ndarray, budget: float
+  start: Information,
+  N: np.ndarray,
+  D: np.ndarray,
+  cost: np.ndarray,
+  budget: float,
+  most: int = MANY,
 ) -> list[tuple[int, float]]:
   """Chooses among candidate runs those that shrink the SD of log N_opt(C) most within a budget.
 
-  Twice over, the best of those that can still be paid is taken until none can: the best by what it
-  tells, and by what it tells for its cost; the better of the two lists is returned. A candidate is
-  taken once.
+  Three times over, the best of those that can still be paid is taken until none can: the best by
+  what it tells, by what it tells for its cost, and for the root of it; the best list is returned. A
+  candidate is taken once.
 
   Args:
     start: what is known so far.
@@ -94,15 +152,16 @@ def choose(
     D: their tokens [m].
     cost: of each [FLOPs, m].
     budget: of all that are chosen [FLOPs].
+    most: how many are chosen.
 
   Returns:
     (candidate, SD once it is trained too over the SD at the start), in the order of their choice.
   """
   lists = []
-  for price in (np.ones_like(cost), cost):
+  for price in (np.ones_like(cost), np.sqrt(cost), cost):
     now, left, chosen = start, budget, list[tuple[int, float]]()
     open_m = np.ones(len(N), bool)
-    while (affordable := open_m & (cost <= left * (1 + 1e-9))).any():
+    while len(chosen) < most and (affordable := open_m & (cost <= left * (1 + 1e-9))).any():
       gain = -np.log(np.maximum(now.shrink(N, D), 1e-9)) / price
       i = int(np.argmax(np.where(affordable, gain, -1.0)))
       now, left = now.after(N[i], D[i]), left - cost[i]

@@ -28,12 +28,8 @@ from scaling.laws.intervals.predictions import (
 from scaling.laws.law import CLOSED
 
 NEVER = 1e60  # stands for what is beyond all reach
-FLAGS = {
-  "flops": "target_flops",
-  "loss": "target_loss",
-  "inference_tokens": "inference_tokens",
-  "max_tokens": "max_tokens",
-}
+FLAGS = {"flops": "target_flops", "loss": "target_loss"}  # the others are their names
+NUMBERS = ("flops", "loss", "inference_tokens", "max_tokens")
 GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a loss is not reached
 
 
@@ -56,8 +52,8 @@ class Questions:
   predict: tuple[tuple[float, float], ...] = ()
 
   def __post_init__(self):
-    for name, flag in FLAGS.items():
-      value = getattr(self, name)
+    for name in NUMBERS:
+      flag, value = FLAGS.get(name, name), getattr(self, name)
       if not 0 <= value < np.inf:
         raise UsageError(f"{flag}={value:g}: must be a positive number")
     for name in ("inference_tokens", "max_tokens"):
@@ -90,19 +86,14 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
 
 
 def parse_run(text: str) -> tuple[float, float]:
-  """Parses the N and D of a run: "N=7e9,D=4e12".
-
-  Raises:
-    UsageError: it is not that.
-  """
-  pairs = [pair.partition("=") for pair in text.split(",")]
+  """Parses the N and D of a run: "N=7e9,D=4e12"; raises UsageError where it is not that."""
   try:
-    run = {name.strip(): float(value) for name, _, value in pairs}
+    (n, N), (d, D) = sorted(part.split("=") for part in text.replace(" ", "").split(","))[::-1]
+    if (n, d) == ("N", "D") and 1 <= float(N) < np.inf and 1 <= float(D) < np.inf:
+      return float(N), float(D)
   except ValueError:
-    run = {}
-  if len(pairs) != 2 or set(run) != {"N", "D"} or not all(1 <= v < np.inf for v in run.values()):
-    raise UsageError(f"predict={text}: write a run as N=7e9,D=4e12: its parameters and its tokens")
-  return run["N"], run["D"]
+    pass
+  raise UsageError(f"predict={text}: write a run as N=7e9,D=4e12: its parameters and its tokens")
 
 
 def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> list[dict[str, Any]]:
@@ -150,7 +141,7 @@ def _check(fit: Fit, q: Questions) -> None:
   reasons = undetermined(fit)
   for name in ("loss", "inference_tokens", "max_tokens"):
     if reasons and (value := getattr(q, name)):
-      raise UsageError(f"{FLAGS[name]}={value:g}: no best model: {reasons[0]}")
+      raise UsageError(f"{FLAGS.get(name, name)}={value:g}: no best model: {reasons[0]}")
   if q.max_tokens and fit.form not in CLOSED:
     raise UsageError(
       f"max_tokens={q.max_tokens:g}: what repeated tokens are worth is published for "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
-from scaling.report.records import ESTIMATORS, Record, outside, parameters
+from scaling.report.records import ESTIMATORS, Record, named, outside, parameters
 from scaling.report.render import Block, Table
 
 QUESTIONS = {
@@ -90,25 +90,37 @@ def certainty(record: Record) -> Iterator[Block]:
 
 def sets(record: Record) -> Iterator[Block]:
   """Yields the laws of the losses on several validation sets, side by side."""
-  laws = record.sets
-  if laws:
-    names = [f"`{row['name']}`" for row in laws]
-    yield (
-      "The same runs, each law fitted to the loss on its set. Losses on different texts cannot be "
-      f"compared; exponents and optima can. Optima at {flops(laws[0]['C'])} FLOPs."
-    )
-    rows = [
-      (cells[0][0], *(text for _, *pair in cells for text in pair))
-      for cells in zip(*map(parameters, laws), strict=True)
-    ]
+  yield from _side_by_side(
+    record.fit.get("sets", []),
+    "The same runs, each law fitted to the loss on its set. Losses on different texts cannot be "
+    "compared; exponents and optima can.",
+    "the loss on `{}`",
+  )
+
+
+def groups(by: dict[str, Any]) -> Iterator[Block]:
+  """Yields the laws of the groups of a table of runs, side by side (`by.json`)."""
+  intro = (
+    f"A law for the runs of each `{by['column']}`, with its own report in a folder of its name."
+  )
+  yield from _side_by_side(by["sets"], intro, f"the runs with {by['column']} = {{}}")
+
+
+def _side_by_side(sets: list[dict[str, Any]], intro: str, what: str) -> Iterator[Block]:
+  if laws := named(sets):
+    yield f"{intro} Optima at {flops(laws[0]['C'])} FLOPs."
+    columns = ("", *(text for row in laws for text in (f"`{row['name']}`", "")))
+    rows: list[tuple[str, ...]] = [("runs", *(t for r in laws for t in (str(r["n_runs"]), "")))]
+    for cells in zip(*map(parameters, laws), strict=True):
+      rows.append((cells[0][0], *(text for _, *pair in cells for text in pair)))
     for key, form in (("N_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
       best = [row["optimum"] for row in laws]
       pairs = ((form(b[key]), bracket(b[f"{key}_interval"], form)) for b in best)
       rows.append((key, *(text for pair in pairs for text in pair)))
-    yield Table(("", *(text for name in names for text in (name, ""))), rows)
-  for row in record.fit.get("sets", []):
+    yield Table(columns, rows)
+  for row in sets:
     if "reason" in row:
-      yield f"No law of the loss on `{row['set'] or 'main'}`: {row['reason']}."
+      yield f"No law of {what.format(row['set'] or 'main')}: {row['reason']}."
 
 
 def forms(record: Record) -> Iterator[Block]:

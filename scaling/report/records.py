@@ -116,7 +116,7 @@ class Record:
   @property
   def sets(self) -> list[dict[str, Any]]:
     """The law of each validation set that has one, if there are several."""
-    return [row | {"name": row["set"] or "main"} for row in self.fit.get("sets", []) if "a" in row]
+    return named(self.fit.get("sets", []))
 
   @property
   def cautions(self) -> list[str]:
@@ -226,6 +226,11 @@ def _read_table(path: Path) -> list[Cell]:
           raise files.damaged(path, f"{place}: {text!r} is not a number") from None
       cells.append(cell)
   return cells
+
+
+def named(sets: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Selects the rows that have a law, each with the name of its set of runs or of losses."""
+  return [row | {"name": row["set"] or "main"} for row in sets if "a" in row]
 
 
 def column(cells: Iterable[Cell], name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ there yet is named. report.html holds its figures and needs no network.
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from scaling.claims import integrity
 from scaling.formats import text_table
@@ -70,8 +71,12 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   Raises:
     UserError: there is no such folder, or a file in it is broken.
   """
-  record = _read(workdir)
-  if record.arms:
+  record, by = _read(workdir), _by(workdir)
+  if by:
+    for row in records.named(by["sets"]):
+      write(record.workdir / row["folder"])
+    content = list(evidence.groups(by))
+  elif record.arms:
     content = _compare(record)
   else:
     if redraw:
@@ -82,6 +87,11 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   files.write_text(record.workdir / "report.md", render.to_markdown(title, content))
   files.write_text(page, render.to_html(title, content, record.workdir / "figures"))
   return page
+
+
+def _by(workdir: str | Path) -> dict[str, Any]:
+  """Reads by.json; {} where the runs were not fitted by groups."""
+  return files.read_json(Path(workdir) / "by.json") or {}
 
 
 def _read(workdir: str | Path) -> Record:
@@ -136,12 +146,24 @@ def terminal(workdir: str | Path) -> str:
     UserError: there is no such folder, or a file in it is broken.
   """
   record = _read(workdir)
+  if by := _by(workdir):
+    texts = []
+    for row in records.named(by["sets"]):
+      group = records.read(record.workdir / row["folder"])
+      head = f"{by['column']} = {row['set']}: {group.headline}"
+      texts.append("\n\n".join(["\n".join([head, *_warnings(group)]), *_answers(group)]))
+    return "\n\n".join([*texts, *_tables(evidence.groups(by))])
   if record.arms:
     sweeps, _, numbers = compare.compare_sweeps(record)
     tables = _tables(comparison.sections(sweeps, numbers))
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
   parts = (sections.optima, sections.heldout, sections.unused)
   tables = _tables(block for part in parts for block in part(record))
+  return "\n\n".join([record.headline, *_law_lines(record), *tables, *_answers(record)])
+
+
+def _answers(record: Record) -> list[str]:
+  """Formats each question that the law was asked, with its answer and what to know of it."""
   answers: list[str] = []
   for block in evidence.decisions(record):
     if isinstance(block, Table):
@@ -150,7 +172,11 @@ def terminal(workdir: str | Path) -> str:
       answers.append(block.removeprefix("## "))
     elif isinstance(block, str) and block != evidence.FAR:  # its title has said how far
       answers[-1] += "\n" + block.replace("**", "").replace("\\*", "*")
-  return "\n\n".join([record.headline, *_law_lines(record), *tables, *answers])
+  return answers
+
+
+def _warnings(record: Record) -> list[str]:
+  return [f"Warning: {warning}" for warning in record.fit.get("warnings", ())]
 
 
 def _law_lines(record: records.Record) -> list[str]:
@@ -161,14 +187,14 @@ def _law_lines(record: records.Record) -> list[str]:
   lines = [
     f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {record.law.form.formula}:",
     ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit)),
-    *(f"Warning: {warning}" for warning in fit.get("warnings", ())),
+    *_warnings(record),
   ]
   return ["\n".join(lines)]
 
 
 def _table_text(table: Table) -> str:
-  rows = [[cell.replace("`", "") for cell in row] for row in table.rows]
-  return text_table(table.columns, rows)
+  columns, *rows = [[cell.replace("`", "") for cell in row] for row in (table.columns, *table.rows)]
+  return text_table(columns, rows)
 
 
 def _tables(content: Iterable[Block]) -> list[str]:

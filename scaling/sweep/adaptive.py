@@ -5,7 +5,6 @@ round is written down before it trains, so that a sweep that was stopped goes on
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError, UsageError
 from model import accounting
 from scaling.formats import flops, si, text_table
-from scaling.laws import estimators, fit, next_run
+from scaling.laws import fit, next_run
 from scaling.laws.intervals import predictions
 from scaling.laws.tables import runs
 from scaling.sweep import plan
@@ -24,6 +23,7 @@ from scaling.sweep.plan import Cell
 from train.system import files
 
 VERSION = 1  # of adaptive.json
+MOST_RUNS = 8  # that are proposed beside those of a table
 
 
 class Proposal(NamedTuple):
@@ -44,31 +44,17 @@ def propose(
 ) -> list[Proposal]:
   """Proposes the cells that would shrink the interval of N_opt at the held-out budget most.
 
-  An isoFLOP profile whose lowest loss is at the edge of its sizes asks for the cell beyond it
-  first; what is left of the `budget` [FLOPs] goes to the c-optimal choice (`next_run.choose`).
-  `law` is the fit to the `cells` that there are.
+  As `next_run.propose` does, within a `budget` [FLOPs]; `law` is the fit to the `cells` that there
+  are.
   """
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
-  d, cost = (np.array([getattr(cell, name) for cell in options], float) for name in "DC")
-  start = now = next_run.information(law, plan.heldout_budget(config, cells))
-  proposals, left = list[Proposal](), budget
-  taken = np.zeros(len(options), bool)
-  profiles = estimators.isoflop_profiles(law.runs, law.compute)["profiles"]
-  for C, edge, side in next_run.open_edges(profiles):
-    near = [
-      i for i, cell in enumerate(options)
-      if cell.budget and abs(math.log(cell.budget / C)) < 0.1 and side * (n[i] - edge) > 0.01 * edge
-    ]  # fmt: skip
-    i = min(near, key=lambda i: abs(math.log(n[i] / edge)), default=None)
-    if i is not None and cost[i] <= left:
-      now, left, taken[i] = now.after(n[i], d[i]), left - cost[i], True
-      reason = f"the lowest loss at {flops(C)} is at its {'largest' if side > 0 else 'smallest'} N"
-      proposals.append(Proposal(options[i], now.sd_relative_to(start), reason))
-  free, so_far = np.flatnonzero(~taken), now.sd_relative_to(start)
-  for i, shrink in next_run.choose(now, n[free], d[free], cost[free], left):
-    proposals.append(Proposal(options[free[i]], so_far * shrink, "tells most about N_opt"))
-  return proposals
+  d, cost, isoflop = (
+    np.array([getattr(cell, name) for cell in options], float) for name in ("D", "C", "budget")
+  )
+  C = plan.heldout_budget(config, cells)
+  chosen = next_run.propose(law, C, n, d, isoflop, cost, budget)
+  return [Proposal(options[i], shrink, reason) for i, shrink, reason in chosen]
 
 
 def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
@@ -145,22 +131,50 @@ def table(
   """
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
-  target = predictions.optimum(law, C := plan.heldout_budget(config, cells))
+  rows = [
+    (cell.id, cell.params(config.fit.params), cell.D, cell.C, shrink, why)
+    for cell, shrink, why in proposals
+  ]
+  return text(law, plan.heldout_budget(config, cells), rows, budget)
+
+
+def table_of_runs(law: fit.Fit, C: float, budget: float) -> str:
+  """Makes the table of runs proposed beside those of any table, for N_opt at C FLOPs.
+
+  A budget of 0 is what the largest run cost.
+
+  Raises:
+    UnidentifiableError: the runs tell too little for a choice.
+  """
+  if law.unbounded:
+    raise runs.UnidentifiableError(f"plan: undetermined: {predictions.undetermined(law)[0]}")
+  budget = budget or float(law.runs.C.max())
+  n, d, cost = next_run.candidates(law, budget)
+  chosen = next_run.propose(law, C, n, d, cost, cost, budget, MOST_RUNS)
+  rows = [
+    (f"run {k}", n[i], d[i], cost[i], shrink, why)
+    for k, (i, shrink, why) in enumerate(chosen, start=1)
+  ]
+  return text(law, C, rows, budget)
+
+
+def text(law: fit.Fit, C: float, rows: Sequence[tuple], budget: float) -> str:
+  """Formats proposed runs: name, N, D, C, the width of log N_opt(C) after them, and the reason."""
+  target = predictions.optimum(law, C)
   low, high = target["N_opt_interval"]
   reasons = predictions.undetermined(law, C)
   value = f"{si(target['N_opt'])} [{si(low)}, {si(high)}]"
   value = f"undetermined ({reasons[0]})" if reasons else value
   at = f"N_opt at {flops(C)} FLOPs is {value}"
-  if not proposals:
-    return f"{at}; no cell can be had for {flops(budget)} FLOPs: raise --next_flops"
+  if not rows:
+    return f"{at}; no run can be had for {flops(budget)} FLOPs: raise --next_flops"
   columns = ("cell", "N", "D", "C [FLOPs]", "width of log N_opt", "reason")
-  rows = [
-    (cell.id, si(cell.params(config.fit.params)), si(cell.D), flops(cell.C), f"{shrink:.3f}", why)
-    for cell, shrink, why in proposals
-  ]
-  spent = sum(cell.C for cell, *_ in proposals)
+  spent = sum(row[3] for row in rows)
   return (
-    f"{at}; its interval in log N would shrink to {proposals[-1].shrink:.0%} of what it is, for "
+    f"{at}; its interval in log N would shrink to {rows[-1][4]:.0%} of what it is, for "
     f"{flops(spent)} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days:\n\n"
-    + text_table(columns, rows)
+    + text_table(
+      columns,
+      [(name, si(n), si(d), flops(c), f"{width:.3f}", why) for name, n, d, c, width, why in rows],
+    )
   )

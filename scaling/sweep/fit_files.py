@@ -16,12 +16,13 @@ from scaling.claims import integrity
 from scaling.laws import compare, estimators, fit, fit_json, sensitivity
 from scaling.laws.intervals import predictions
 from scaling.laws.questions import NOTHING, Questions, answers
-from scaling.laws.tables import curves
+from scaling.laws.tables import curves, read
 from scaling.laws.tables.read import read_runs, validation_sets
 from scaling.laws.tables.runs import Runs, UnidentifiableError
 from scaling.sweep import store
 from train.system import files
 
+BY = "by.json"
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
@@ -72,7 +73,8 @@ def write_fit(
   counting = {"params": options.params, "flops": options.flops}
   runs = read_runs(source, **reading, **counting, loss=options.loss)
   files.make_folder(workdir)
-  (workdir / "line.json").unlink(missing_ok=True)
+  for name in ("line.json", BY):  # of an earlier fit
+    (workdir / name).unlink(missing_ok=True)
   try:
     law = fit.fit_runs(runs, options)
   except UnidentifiableError:
@@ -99,6 +101,37 @@ def write_fit(
   if path and len(runs) <= MAX_DRAWN:
     _write_runs(workdir / "runs.csv", runs)
   return law
+
+
+def write_fits_by(
+  column: str, workdir: Path, options: Options, path: str, columns: str, where: Sequence[str],
+  *how: Any,
+) -> list[str]:  # fmt: skip
+  """Fits the law to the runs of each value of a column, in a folder of its own; writes by.json.
+
+  The other arguments are those of `write_fit`. Returns the values whose runs determine no law, each
+  with the reason.
+  """
+  if not path or (workdir / "sweep.json").exists():
+    raise UsageError(f"by={column}: name the runs with --runs, and a --workdir that is no sweep's")
+  rows: list[dict[str, Any]] = []
+  found: list[tuple[dict[str, Any], fit.Fit]] = []
+  for value, condition in read.groups(path, column).items():
+    folder = f"{column}={value}".replace("%", "%25").replace("/", "%2F")
+    rows.append({"set": value, "folder": folder})
+    try:
+      law = write_fit(workdir / folder, options, path, columns, [*where, condition], *how)
+      if reasons := predictions.undetermined(law):
+        raise UnidentifiableError("; ".join(reasons))
+      found.append((rows[-1], law))
+    except UserError as error:
+      rows[-1]["reason"] = str(error)
+  C = max((float(law.runs.C.max()) for _, law in found), default=0.0)
+  for row, law in found:
+    optimum = predictions.known(predictions.optimum(law, C))
+    row |= {"C": C, "optimum": optimum, **fit_json.law_json(law)}
+  files.write_json(workdir / BY, {"column": column, "sets": rows})
+  return [f"{column}={row['set']}: {row['reason']}" for row in rows if "reason" in row]
 
 
 def fit_sets(

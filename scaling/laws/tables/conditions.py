@@ -67,7 +67,10 @@ def _parse(text: str, option: str) -> ast.expr:
     tree = ast.parse(re.sub("`[^`]+`", lambda _: next(places), text.strip()), mode="eval")
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     reason = error.msg if isinstance(error, SyntaxError) else error
-    raise DataError(f"{option}{text[:80]!r}: not an expression ({reason}); {EXAMPLE}") from None
+    raise DataError(
+      f"{option}{text[:80]!r}: not an expression ({reason}); {EXAMPLE}, and a column of several "
+      "words in backquotes"
+    ) from None
   for node in ast.walk(tree):
     if isinstance(node, ast.Name):
       node.id = quoted.get(node.id, node.id)

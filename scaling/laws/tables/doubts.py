@@ -39,12 +39,14 @@ def doubts(runs: Runs, noise: float | None) -> list[str]:
     scattered = f"Runs scatter by {scatter:.0%} (SD) about any smooth law"
     if (noise or 0.0) > MOST_NOISE:
       scattered = f"Repeats of the same (N, D) scatter by {noise:.0%} (SD), far more than seeds do"
-    remedy = "if several groups are in this table, fit each by itself, with --where."
+    remedy = "if several groups are in this table, fit each by itself, with --by or --where."
     if column:
       name = column if column.isidentifier() else f"`{column}`"
       value = runs.labels[column][0].item()
       shown = f'"{value}"' if isinstance(value, str) else value  # backquotes need the single quotes
-      remedy = f"the column {column} separates them: fit one group, --where='{name} == {shown}'."
+      by = column if column.isidentifier() else f"'{column}'"
+      one = f"--where='{name} == {shown}'"
+      remedy = f"the column {column} separates them: fit each, --by={by}, or one group, {one}."
     sentences.append(f"{scattered}: {remedy}")
   return sentences
 

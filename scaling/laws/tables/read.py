@@ -18,6 +18,7 @@ from scaling.laws.tables.runs import EXTRAS, LARGEST, Runs, make_runs
 COLUMNS = ("id", "N", "D", "C", "loss")
 PARAMS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # N's in cells.csv
 OF_A_SWEEP = {"cell", "kind", "status"}  # columns by which a table is our cells.csv
+MOST_GROUPS = 20  # of one table, each fitted by itself
 LONGEST_LABEL = 200  # letters of a text that could name a group of runs
 
 
@@ -149,6 +150,26 @@ def read_runs(
   )
 
 
+def groups(path: str | os.PathLike, column: str) -> dict[str, str]:
+  """Lists the values of a column in a table of runs, each with the condition that selects it.
+
+  Raises:
+    DataError: there is no such column, or it names no groups.
+  """
+  header, table = read_rows(_table_of(path))
+  if column not in header:
+    raise DataError(f"by={column!r}: no such column; {path} has {', '.join(header)}")
+  ours = set(header) >= OF_A_SWEEP
+  rows = [row for _, row in table if not ours or row["kind"] == "fit"]
+  values = np.unique(_column([row.get(column) for row in rows]))
+  values = values[values == values]  # a number that is missing is in no group
+  if not 0 < len(values) <= MOST_GROUPS:
+    raise DataError(
+      f"by={column!r}: it has {len(values)} values; name a column of 1 to {MOST_GROUPS}"
+    )
+  return {str(value): f"`{column}` == {value!r}" for value in values.tolist()}
+
+
 def validation_sets(path: str | os.PathLike) -> list[str]:
   """Lists the validation sets whose loss a sweep's table has; "" is the main one."""
   header, _ = read_rows(_table_of(path))
@@ -163,7 +184,7 @@ def _sets(header: Sequence[str]) -> list[str]:
 
 def _table_of(path: str | os.PathLike) -> Path:
   """Finds the table of a sweep's folder; any other path stays."""
-  path = Path(path)
+  path = Path(path).expanduser()
   if not path.is_dir():
     return path
   if (path / "cells.csv").exists():

@@ -162,7 +162,7 @@ def test_groups_without_repeats_are_found_by_their_column(tmp_path):
   lines = (CASES / "groups.csv").read_text().splitlines()
   kept = [lines[0], *lines[1:25:2], *[line for i, line in enumerate(lines[25:]) if i % 2]]
   found = warned(laws.read_runs(table(tmp_path, "\n".join(kept).replace("dataset", "data set"))))
-  assert any("the column data set separates them: fit one group" in text for text in found), found
+  assert any("separates them: fit each, --by='data set', or one" in text for text in found), found
   assert any("--where='`data set` == " in text for text in found)
 
 
@@ -183,10 +183,15 @@ def test_a_sweep_is_fitted_with_its_own_options_from_wherever(tmp_path):
   head["cells"] = []  # read from cells.csv
   head["config"]["fit"] |= {"delta": 0.01, "bootstraps": 100}
   (sweep / "sweep.json").write_text(json.dumps(head))
-  for arguments in ([f"--workdir={sweep}"], [f"--runs={sweep}", f"--workdir={tmp_path / 'fit'}"]):
-    assert main.main(["fit", *arguments]) == 0
-  records = [json.loads((folder / "fit.json").read_text()) for folder in (sweep, tmp_path / "fit")]
-  assert [(r["delta"], r["params"]) for r in records] == [(0.01, records[0]["params"])] * 2
+  ways = {
+    sweep: [],
+    tmp_path / "a": [f"--runs={sweep}"],
+    tmp_path / "b": [f"--runs={sweep}/cells.csv"],
+  }
+  for folder, source in ways.items():
+    assert main.main(["fit", *source, f"--workdir={folder}"]) == 0
+  records = [json.loads((folder / "fit.json").read_text()) for folder in ways]
+  assert [(r["delta"], r["params"]) for r in records] == [(0.01, records[0]["params"])] * 3
 
 
 def test_the_command_prints_a_warning_and_one_line_of_an_error(tmp_path, capsys):

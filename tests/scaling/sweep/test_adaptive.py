@@ -370,3 +370,42 @@ def sweep_adaptively(corpus, tmp_path, names):
   assert chosen <= {row["cell"] for row in tables[0] if row["status"] == "done"}
   assert all(table == tables[0] for table in tables)
   assert "Cells chosen by the fit so far" in (tmp_path / "whole" / "report.md").read_text()
+
+
+def test_runs_beside_those_of_any_table(tmp_path, capsys):
+  """They cost what they may, tell what is said, and go on where the lowest loss is at an edge."""
+  n, d = isoflop(9)
+  table = tmp_path / "runs.csv"
+  inside = n * d * 6 < 2e12  # of the largest budget only the larger models
+  kept = inside | (n > chinchilla.optimum(TRUTH, 2.4e12).N)
+  rows = np.stack([n, d, chinchilla.loss(TRUTH, n, d)], axis=1)[kept]
+  table.write_text("\n".join(["N,D,loss", *(f"{a!r},{b!r},{c!r}" for a, b, c in rows.tolist())]))
+  arguments = ["plan", "--next", f"--runs={table}", "--next_flops=4e12"]
+  assert main.main([*arguments, "--config.fit.bootstraps=100"]) == 0
+  text = capsys.readouterr().out
+  assert text.startswith("N_opt at 7.20e12 FLOPs is ")
+  law = laws.fit_runs(read.read_runs(table), OPTIONS)
+  new_n, new_d, cost = next_run.candidates(law, 4e12)
+  assert new_n.max() <= 3.001 * law.runs.N.max()
+  chosen = next_run.propose(law, 7.2e12, new_n, new_d, cost, cost, 4e12, adaptive.MOST_RUNS)
+  at = [i for i, *_ in chosen]
+  assert len(at) == len(set(at)) <= adaptive.MOST_RUNS
+  assert cost[at].sum() <= 4e12
+  assert chosen[0][2] == "the lowest loss at 2.40e12 is at its smallest N"
+  assert new_n[at[0]] < law.runs.N[law.runs.C > 2e12].min()
+  start = next_run.information(law, 7.2e12)
+  more = [np.concatenate([a, b[at]]) for a, b in ((law.runs.N, new_n), (law.runs.D, new_d))]
+  slopes = next_run.jacobian(law, *more)[:, start.free]
+  variance = start.gradient @ np.linalg.solve(slopes.T @ slopes, start.gradient)
+  assert chosen[-1][1] == pytest.approx(np.sqrt(variance / start.variance), rel=1e-6)
+  assert f"{chosen[-1][1]:.3f}" in text.splitlines()[-1]
+
+
+def test_a_table_without_a_law_asks_for_no_run(tmp_path, capsys):
+  n, d = isoflop()
+  table = tmp_path / "runs.csv"
+  table.write_text("\n".join(["N,D,loss", *(f"{a},{b},3.0" for a, b in zip(n, d, strict=True))]))
+  assert main.main(["plan", "--next", f"--runs={table}"]) == 2
+  assert "plan: undetermined: the best loss does not fall" in capsys.readouterr().err
+  assert main.main(["plan", f"--runs={table}"]) == 2
+  assert "add --next" in capsys.readouterr().err
