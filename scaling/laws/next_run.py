@@ -16,7 +16,7 @@ from scaling.laws.estimators import isoflop_profiles
 from scaling.laws.fitted import Fit
 from scaling.laws.law import Law
 
-MANY = 10**9
+MANY = 10**9  # runs that are chosen: no limit
 SIZES = 25  # of the candidates at each budget
 BEYOND = 3.0  # times the sizes, and the D/N, of the runs: as far as candidates go
 SAME_BUDGET = 0.1  # of log C, between a candidate's budget and a profile's
