@@ -9,6 +9,8 @@ imagined: with them it says what each device would hold, whether it fits, and wh
 --target compiles every program for devices that need not be there (a100, h100, h200, b200, v4, v5e,
 v5p, v6e; h100:2x8 is two hosts, v5e:16x16 a slice), and says whether they fit, what they send, and
 how fast they could be at best; with --workdir, also its plan.json.
+The time of a sweep is that of steps that are timed here, on a core of their own, or with --device
+and --mfu that of a device.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs.bounds import at_least_1
+from configs.bounds import at_least_1, up_to_1
 from configs.errors import UsageError
 from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
 
@@ -26,6 +28,8 @@ FLAGS: tuple[Flag, ...] = (
   ("devices", at_least_1(1), "Imagined devices that train one model together."),
   ("device_memory", "", "Of each of them, as 80GiB, 80GB or 24e9: says what fits."),
   ("target", "", "Compiles all programs for these devices, as h100, h100:2x8 or v5e:2x4."),
+  ("device", "", "Its time on this device, as h100 or v5e, of which training reaches --mfu."),
+  ("mfu", up_to_1(0.4), "Share of the device's peak that training reaches."),
   *RUNS,
   ("next", False, "Prints which runs would tell most, beside those of a sweep or a table."),
   ("next_flops", "", "What they may cost together: 1e12, or 0.5PFs-days; as its largest cell."),
@@ -53,10 +57,12 @@ def run(args: flags.FlagValues) -> None:
   elif workdir and args.next:
     print(next_table(args.config, workdir, budget))
   elif cases.is_sweep(args.config):
-    print(design.plan_table(args.config, workdir))
+    print(design.plan_table(args.config, workdir, args.device, args.mfu))
     if args.devices > 1 or args.device_memory:
       print("\n" + cases.sweep_memory(args.config, args.devices, args.device_memory))
   else:
+    if args.device:
+      raise UsageError("--device: gives the time of a sweep; what one run needs, --target says")
     print(layouts.run_report(args.config, args.devices, args.device_memory))
 
 

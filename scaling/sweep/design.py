@@ -7,7 +7,7 @@ without arms is its own only arm, named "".
 """
 
 import contextlib
-import time
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +19,15 @@ from configs import base
 from configs.errors import ConfigError, UserError
 from model import accounting
 from scaling.claims import prediction
-from scaling.formats import duration, text_table
-from scaling.sweep import checks, plan
+from scaling.formats import DASH, duration, text_table
+from scaling.sweep import checks, plan, step_time
 from train import aot, record
 from train.data import dataset
 from train.system import files, process
 
-# Share of a matmul's rate that a training step reaches, measured on two cores of an AMD EPYC server
-# CPU for the ladder `small`: an estimate of time, good to a factor of two.
-STEP_EFFICIENCY = 0.35
+# Of the estimate of time. Beside ten other processes on two cores of a Zen 5, it was 1.4 times what
+# `configs/sweeps/quick.py` takes there alone.
+TIME_INTERVAL = 0.7, 2.0
 SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
 SECONDS_PER_SHAPE = 6.0  # compiling, once per size
 
@@ -163,27 +163,41 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
 
 
-def plan_table(config: ConfigDict, workdir: Path | None) -> str:
-  """Makes the table of the cells of `designs`, probes first, and their total cost."""
+def plan_table(config: ConfigDict, workdir: Path | None, device: str = "", mfu: float = 0.4) -> str:
+  """Makes the table of the cells of `designs`, probes first, and their total cost.
+
+  Their time is that of steps that are timed here, or those of a device at a share of its peak.
+  """
   return "\n\n".join(
-    (f"{name}\n\n" if name else "") + _design_table(design)
+    (f"{name}\n\n" if name else "") + _design_table(design, device, mfu)
     for name, design in designs(config, workdir)
   )
 
 
-def _design_table(design: Design) -> str:
+def _step_time(design: Design, device: str, mfu: float) -> step_time.StepTime | None:
+  if device:
+    return step_time.of_device(device, mfu, design.config.model.dtype)
+  sized = {cell.flops_per_token * cell.tokens_per_step: cell for cell in design.cells}
+  return step_time.measure(
+    {flops: plan.run_config(design.config, cell) for flops, cell in sized.items()}
+  )
+
+
+def _design_table(design: Design, device: str, mfu: float) -> str:
   config, tokens, cells = design.config, design.tokens, design.cells
-  rates = {
-    width: STEP_EFFICIENCY * _matmul_flops_per_second(width)
-    for width in sorted({cell.width for cell in cells})
-  }
-  workers = config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
+  one = device or process.has_accelerator()
+  workers = config.sweep.workers or (1 if one else len(process.cores()))
+  of_step = _step_time(design, device, mfu)
   columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   rows = []
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
   for cell in cells:
-    seconds = cell.flops_spent / rates[cell.width] + SECONDS_PER_RUN / workers
-    total_seconds += seconds
+    seconds = math.nan
+    if of_step:
+      step_flops = cell.flops_per_token * cell.tokens_per_step
+      steps = cell.flops_spent / step_flops
+      seconds = steps * of_step.seconds(step_flops) + SECONDS_PER_RUN
+    total_seconds += seconds / workers
     sized = plan.at_size(config, cell.size)
     sized.sharding.update(base.get_config().sharding)  # whole, on one device
     held = aot.device_bytes(sized, tokens.vocab_size)
@@ -203,7 +217,7 @@ def _design_table(design: Design) -> str:
         f"{cell.D / tokens.train_token_count:.3f}",
         f"{cell.lr:.2e}",
         f"{held['total'] / 2**20:.0f} MiB",
-        duration(seconds * workers),
+        duration(seconds) if of_step else DASH,
       )
     )
   alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
@@ -215,21 +229,23 @@ def _design_table(design: Design) -> str:
     f"{tokens.train_token_count:,} training tokens of {config.data.source}",
     f"to spend: {spent:.3e} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days "
     f"(each alone: {alone:.3e} FLOPs; trunks are shared)",
-    f"about {duration(total_seconds)} with {workers} workers (good to a factor of two)",
+    _time_line(of_step, total_seconds, workers, device, mfu),
   ]
   if not design.sealed:
     lines.append("the held-out cells are placed at the middle size until a fit says where N* is")
   return "\n".join(lines)
 
 
-def _matmul_flops_per_second(width: int, tokens: int = 1024) -> float:
-  """Measures the rate of the feed-forward product of a model of this width, all cores [FLOP/s]."""
-  x_ND = np.ones((tokens, width), np.float32)
-  w_DF = np.ones((width, 4 * width), np.float32)
-  x_ND @ w_DF
-  best, began = 1e9, time.perf_counter()
-  while time.perf_counter() - began < 0.02:
-    start = time.perf_counter()
-    x_ND @ w_DF
-    best = min(best, time.perf_counter() - start)
-  return 8.0 * tokens * width * width / best
+def _time_line(
+  of_step: step_time.StepTime | None, seconds: float, workers: int, device: str, mfu: float
+) -> str:
+  if not of_step:
+    return (
+      f"no estimate of time: steps here have more than {step_time.MOST_FLOPS:.0e} FLOPs; name a "
+      "device, as --device=h100 --mfu=0.4"
+    )
+  ends = ", ".join(duration(factor * seconds) for factor in TIME_INTERVAL)
+  where = f"on {device} at {mfu:.0%} of its peak" if device else "on a machine that is idle"
+  busy = of_step.busy
+  now = f"; {duration(busy * seconds)} if it stays as busy as it is now" if busy > 1.3 else ""
+  return f"about {duration(seconds)} [{ends}] with {workers} worker(s) {where}{now}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_stopped_run_ends_with_a_line_and_its_own_code(isoflop, corpus, tmp_pa
 def test_a_plan_expands_its_users_home(monkeypatch, tmp_path, isoflop):
   seen = []
   monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.setattr(design, "plan_table", lambda config, workdir: seen.append(workdir))
+  monkeypatch.setattr(design, "plan_table", lambda config, workdir, *_: seen.append(workdir))
   assert isoflop("plan", "--workdir=~/x")[0] == 0
   assert seen == [tmp_path / "x"]
 
@@ -66,10 +67,13 @@ def test_plan_trains_nothing(isoflop, cache, corpus, tmp_path):
     "--config.sweep.seed_budgets=(1e10,)",
     "--config.data.max_epochs=1000",
     "--config.optim.warmup_tokens=0",
+    "--device=h100",
+    "--mfu=0.3",
     f"--workdir={tmp_path}",
   )
   assert code == 0
   assert "petaflop/s-days" in out
+  assert re.search(r"about \d+ s \[\d+ s, [\d:]+ \w+\] with 1 worker\(s\) on h100 at 30%", out)
   assert out.count("heldout_") == 3
   assert not list(tmp_path.iterdir())
 
