@@ -139,7 +139,10 @@ def check_sweep_fields(config: ConfigDict) -> None:
   ):
     unknown = [value for value in s[name] if value not in known]
     if unknown:
-      raise ConfigError(f"sweep.{name}={tuple(s[name])}: {unknown[0]} is not among {sorted(known)}")
+      raise ConfigError(
+        f"sweep.{name}={tuple(s[name])}: {unknown[0]} is not among {sorted(known)}; set "
+        f"--config.sweep.{name}, too, or leave it empty: --config.sweep.{name}='()'"
+      )
   ascending = list(s.probe_factors) == sorted(set(s.probe_factors))
   for name, holds, need in (
     (axis, _positive(s[axis]), "be positive, every value of it"),
