@@ -97,8 +97,8 @@ class Form(NamedTuple):
 
   @property
   def formula(self) -> str:
-    """The right-hand side of L = ..., as the first line of `doc` begins."""
-    return re.split(r" \(|: ", self.doc.splitlines()[0])[0]
+    """The right-hand side of L = ...: the first line of `doc`, up to a colon or a citation."""
+    return re.split(r": | \([^()]*(?:et al|arXiv)", self.doc.splitlines()[0])[0].rstrip(".")
 
 
 FORMS: dict[str, Form] = {}
@@ -286,7 +286,7 @@ def data_constrained(p, x):
   "N D P", lambda p, u: _chinchilla_units(p, u) | {"gamma": u.P}, **chinchilla.kinds, gamma=SHAPE
 )
 def precision(p, x):
-  """Chinchilla's law of N (1 - exp(-P / gamma)), P bits in the weights while training.
+  """E + A / (N (1 - exp(-P / gamma)))^alpha + B / D^beta: P bits in the weights while training.
 
   Kumar et al. 2024 (arXiv:2411.04330), eq. 3. Left out: the like factors of activations and of the
   key-value cache, and the loss that quantization after training adds (their eq. 2).

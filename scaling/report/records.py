@@ -167,6 +167,10 @@ class Record:
     """Says what is missing of what a figure needs; "" if nothing is."""
     checks: dict[str, tuple[Any, str]] = {
       "runs": (self.done("fit"), "no fit cell is done"),
+      "times": (
+        any(math.isfinite(c["seconds"]) for c in self.done("fit", "heldout")),
+        "no cell has a wall time",
+      ),
       "curves": ((self.workdir / "cells").is_dir(), "there are no training curves"),
       "law": (self.fit.get("params"), "there is no fit.json yet"),
       "profiles": (self.profiles, "fit.json has no isoFLOP profiles"),
@@ -245,8 +249,10 @@ def outside(optimum: dict[str, Any]) -> bool:
 
 def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:
   """Formats a law's parameters and exponents: name, value, interval."""
-  form = {"A": ratio, "B": ratio}
+  kinds = FORMS[fit["form"]].kinds
+  scales = {name: ratio for name, kind in kinds.items() if kind.log}  # of any order of magnitude
   return [
-    (name, form.get(name, nats)(value), bracket(fit["intervals"].get(name), form.get(name, nats)))
+    (name, form(value), bracket(fit["intervals"].get(name), form))
     for name, value in (fit["params"] | {"a": fit["a"], "b": fit["b"]}).items()
+    for form in (scales.get(name, nats),)
   ]

@@ -12,6 +12,7 @@ from configs import base, ladders
 from configs.errors import ConfigError, UsageError, UserError
 from model import sharding
 from scaling.laws import fit
+from scaling.laws.forms import FORMS
 from scaling.laws.tables import read
 from scaling.sweep import plan
 from train import record, transfer
@@ -53,6 +54,13 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   for cell in itertools.chain(cells, *probes):
     _check_cell(config, cell, names, tokens)
     names.add(cell.id)
+  kinds = FORMS[config.fit.form].kinds
+  free = len(kinds) - ("E" in kinds and config.fit.fixed_E > 0)
+  if len(cells) <= free:
+    raise ConfigError(
+      f"fit.form={config.fit.form}: {len(cells)} fit cells for {free} parameters; add to "
+      f"sweep.sizes or sweep.{_axis(config)}"
+    )
 
 
 def _check_cell(config: ConfigDict, cell: plan.Cell, names: set[str], tokens: TokenData) -> None:
@@ -134,7 +142,7 @@ def check_sweep_fields(config: ConfigDict) -> None:
     )
   for name, known in (
     ("seed_sizes", s.sizes),
-    ("seed_budgets", s.budgets),
+    ("seed_budgets", s.budgets if s.seed_sizes else s.seed_budgets),  # without sizes: of none
     ("probe_sizes", ladders.rungs(config.model.ladder)),
   ):
     unknown = [value for value in s[name] if value not in known]

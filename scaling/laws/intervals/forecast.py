@@ -47,7 +47,8 @@ def check_enough(form: Form, size: int, runs: Runs) -> None:
       raise UnidentifiableError(f"form={form.name}: {levels} distinct {name} for {size} parameters")
   if len(runs) <= size:
     raise UnidentifiableError(
-      f"form={form.name}: {len(runs)} runs for {size} parameters; train more"
+      f"form={form.name}: {len(runs)} runs for {size} parameters; {size + 1} are needed: train "
+      "more (sweep.sizes, sweep.budgets), or choose a fit.form of fewer parameters"
     )
 
 

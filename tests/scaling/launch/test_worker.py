@@ -13,7 +13,7 @@ FLAGS = [
   "--config.data.batch_size=4",
   "--config.optim.warmup_tokens=256",
   "--config.train.eval_tokens=2048",
-  "--config.sweep.sizes=(0,1)",
+  "--config.sweep.sizes=(0,1,2)",
   "--config.sweep.budgets=(4e8,8e8)",
   "--config.sweep.probe_sizes=()",
   "--config.sweep.workers=1",
@@ -92,4 +92,4 @@ def test_user_and_run_errors_of_a_worker_are_a_line(sweep, error, code):
   *_, last = done.stderr.splitlines()
   expected = "data.batch_size=4: too odd; make it even (" if code == 2 else "workdir="
   assert last.startswith(f"isoflop: {expected}")
-  assert "4 of its runs failed (fit_s00_c4.00e08_seed0, " in last
+  assert "6 of its runs failed (fit_s00_c4.00e08_seed0, " in last

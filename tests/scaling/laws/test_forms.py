@@ -16,11 +16,37 @@ from scaling.laws.intervals import bootstrap
 QUICK = ("cross", "kaplan_nd", "power_law_c")
 
 
-def test_every_form_is_here_and_names_its_source():
-  assert set(FORMS) == set(TRUE)
-  for form in FORMS.values():
-    assert "et al. 20" in form.doc
-    assert "arXiv:" in form.doc
+@pytest.mark.parametrize("name", sorted(FORMS.keys() | TRUE.keys()))
+def test_every_form_is_here_and_names_its_source(name):
+  assert name in FORMS, f"{name}: a row of TRUE (tests/helpers/surfaces.py), and no form"
+  assert name in TRUE, f"{name}: give it a row of TRUE (tests/helpers/surfaces.py)"
+  source = r"et al\. 20\d\d.*arXiv:|\b[Oo]wn\b"
+  said = f"{name}: its docstring names no source, as (Hoffmann et al. 2022, arXiv:...), or 'own'"
+  assert re.search(source, FORMS[name].doc, re.DOTALL), said
+
+
+def test_formulas_are_whole():
+  one = FORMS["chinchilla"]
+  three = "E + A/N^alpha + B/D^beta + G/(N D)^gamma"
+  for rest in ("", ": own.", " (Someone et al. 2030, arXiv:3001.00001, eq. 2).", "."):
+    assert one._replace(doc=three + rest + "\n\n  More (et al.).").formula == three
+  power = "G e^(g h(gamma)) + B e^(b h(beta)) / D^(A e^(a h(alpha)))"
+  formulas = {
+    "chinchilla": "E + A / N^alpha + B / D^beta",
+    "cross": "E + A / N^alpha + B / N^kappa / D^beta",
+    "farseer": power,
+    "kaplan_nd": "[(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D",
+    "precision": "E + A / (N (1 - exp(-P / gamma)))^alpha + B / D^beta",
+    "data_constrained": "Chinchilla's law of effective N and D when U unique tokens are repeated",
+    "transfer": "Kaplan's joint law of D + D_T, where pre-training is worth D_T = k D^given N^size "
+    "tokens",
+  }
+  for v in "ndc":
+    formulas[f"kaplan_{v}"] = "(X_c / X)^alpha"
+    formulas[f"power_law_{v}"] = "E + A / X^alpha"
+    formulas[f"broken_{v}"] = "E + A X^-c0 (1 + (X / X_1)^(1 / f))^(-c1 f)"
+  for name, form in FORMS.items():
+    assert form.formula == formulas.get(name, form.formula)  # others are one's own
 
 
 @pytest.mark.parametrize("name", sorted(TRUE))
@@ -150,7 +176,7 @@ def test_what_a_form_cannot_use_is_named(changed, said):
     (
       "form",
       "chinchila",
-      "fit.form=chinchila: must be one of chinchilla, chinchilla_equal, cross, ",
+      "fit.form=chinchila: must be one of .*chinchilla, .*farseer, .*kap",
     ),
     ("form", "power_law_c", "fit.form=power_law_c: must be one of .*: it is of C, and not of N"),
     ("form", "data_constrained", "it is of N, D, U, and not of N and D"),
@@ -193,7 +219,7 @@ def test_what_runs_cannot_tell_of_a_form_is_refused():
   runs = laws.make_runs(*grid(), np.ones(20))
   with pytest.raises(ValueError, match="form=data_constrained: needs N, D, U, and there is no U"):
     laws.fit_runs(runs, options(), FORMS["data_constrained"])
-  with pytest.raises(ValueError, match="form=farseer: 8 runs for 9 parameters; train more"):
+  with pytest.raises(ValueError, match="form=farseer: 8 runs for 9 parameters; 10 are needed"):
     laws.fit_runs(runs.subset(np.array([0, 1, 2, 5, 6, 7, 10, 12])), options(form="farseer"))
   with pytest.raises(ValueError, match="fit.fixed_E=1.7: fit.form=kaplan_nd has no E; leave 0"):
     laws.fit_runs(runs, options(form="kaplan_nd", fixed_E=1.7))

@@ -165,7 +165,7 @@ def test_farseer_is_the_formula_of_its_paper():
     (["--config.fit.form=chinchila"], "fit.form=chinchila: must be one of chinchilla, "),
     (["--config.fit.form=data_constrained"], "it is of N, D, U, and not of N and D"),
     (["--config.fit.form=kaplan_nd", "--config.fit.fixed_E=1"], "fit.form=kaplan_nd has no E"),
-    (["--config.fit.form=farseer", "--where=N < 5e7"], "9 parameters; train more"),
+    (["--config.fit.form=farseer", "--where=N < 5e7"], "9 parameters; 10 are needed"),
   ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, capsys, flags, said):

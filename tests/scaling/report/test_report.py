@@ -116,17 +116,17 @@ def test_a_loss_below_the_floor_is_flagged(workdir, floor, said):
 
 
 @pytest.mark.parametrize(
-  ("left", "drawn", "starts"),
+  ("left", "starts"),
   [
-    ((), 0, "Not begun"),
-    (("sweep.json", "cells.csv"), 1, "42 of 43 cells"),
-    (("sweep.json", "cells.csv", "fit.json"), 7, "Fitted on 36 runs"),
-    (("fit.json",), 3, "Fitted on 36 runs"),  # someone's runs, too many to keep a copy of
-    (("sweep.json", "cells.csv", "fit.json", "prediction.json"), 7, "Sealed, not yet tested"),
+    ((), "Not begun"),
+    (("sweep.json", "cells.csv"), "42 of 43 cells"),
+    (("sweep.json", "cells.csv", "fit.json"), "Fitted on 36 runs"),
+    (("fit.json",), "Fitted on 36 runs"),  # someone's runs, too many to keep a copy of
+    (("sweep.json", "cells.csv", "fit.json", "prediction.json"), "Sealed, not yet tested"),
   ],
 )
 def test_report_of_a_partial_sweep_names_what_is_missing(
-  finished, workdir, monkeypatch, left, drawn, starts
+  finished, workdir, monkeypatch, left, starts
 ):
   def copied(_figure, stem):  # to set and print them takes seconds
     shutil.copy(finished / "figures" / f"{stem.name}.png", stem.parent)
@@ -137,12 +137,17 @@ def test_report_of_a_partial_sweep_names_what_is_missing(
       (workdir / name).unlink()
   report.write(workdir)
   text = (workdir / "report.md").read_text()
-  assert len(list((workdir / "figures").glob("*.png"))) == drawn
+  given = {"curves"}  # the training curves are there
+  given |= {"runs", "times"} if "cells.csv" in left else set()
+  given |= {"law", "profiles", "choices", "optimum"} if "fit.json" in left else set()
+  figures = {name: set(x.needs) <= given for name, x in table.FIGURES.items() if not x.extra}
+  drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
+  assert drawn == {name for name, can in figures.items() if can}
   assert text.split("\n\n")[1].startswith(f"**{starts}")
   missing = next(line for line in text.splitlines() if line.startswith("**Incomplete.**"))
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     assert (f"`{name}`" in missing) == (name not in left)
-  assert missing.count("figure ") == 7 - drawn
+  assert missing.count("figure ") == len(figures) - len(drawn)
   sealed = "prediction.json" in left
   assert ("The dashed curve is the sealed prediction" in text) == sealed
   assert ("Bars are prediction intervals" in text) == sealed
@@ -226,6 +231,15 @@ def test_report_has_estimators_choices_influence_and_decisions(workdir):
   assert f"{100 * served['saved']:.1f}%" in text
 
 
+def test_parameters_of_any_order_of_magnitude_are_in_three_digits():
+  fit = {"form": "kaplan_nd", "a": 0.4, "b": 0.6, "intervals": {"N_c": [1.2e-7, 4.5e34]}}
+  fit["params"] = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}
+  rows = {name: (value, ends) for name, value, ends in records.parameters(fit)}
+  assert rows["N_c"] == ("8.8e+13", "[1.2e-07, 4.5e+34]")
+  assert rows["alpha_N"] == ("0.0760", "–")
+  assert rows["a"] == ("0.4000", "–")
+
+
 def test_terminal_is_short_and_has_the_decisions(workdir):
   lines = report.terminal(workdir).splitlines()
   assert len(lines) < 45
@@ -260,6 +274,15 @@ def test_runs_of_a_table_have_figures_and_no_sweep(workdir):
   missing = next(line for line in text.splitlines() if line.startswith("**Incomplete.**"))
   assert missing.count("Missing: figure training_curves (there are no training curves).") == 1
   assert "## Cost" not in text
+  assert records.read(workdir).lacks("runs", "times") == ""
+  rows = list(csv.DictReader((workdir / "runs.csv").read_text().splitlines()))
+  for row in rows:
+    row["seconds"] = ""  # as `fit --runs=FILE` leaves it
+  with (workdir / "runs.csv").open("w", newline="") as file:
+    written = csv.DictWriter(file, COLUMNS)
+    written.writeheader()
+    written.writerows(rows)
+  assert records.read(workdir).lacks("runs", "times") == "no cell has a wall time"
   report.draw(workdir)
   drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
   assert set(table.FIGURES) - drawn == {"training_curves", "validation_sets"}

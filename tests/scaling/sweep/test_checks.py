@@ -54,7 +54,11 @@ def config(cache, corpus):
     ("sweep.budgets", (1e6, 1e11), "steps at least"),
     ("sweep.budgets", (1e11, 1e17), "epochs"),
     ("sweep.seed_sizes", (5,), "5 is not among"),
-    ("sweep.seed_budgets", (5e11,), "500000000000.0 is not among"),
+    (
+      "fit.form",
+      "farseer",
+      "^fit.form=farseer: 9 fit cells for 9 parameters; add to sweep.sizes or",
+    ),
     ("sweep.probe_sizes", (99,), "99 is not among"),
     ("sweep.design", "isoflops", "choose"),
     ("sweep.heldout_factor", 0.5, "at least 1"),
@@ -78,6 +82,25 @@ def test_what_a_probe_would_need_is_not_asked_without_one(config):
   config.optim.lr = 0.01
   checks.check_sweep(config, dataset.prepare(config))
   assert {cell.lr for cell in plan.design_cells(config, 257)} == {0.01}
+
+
+def test_budgets_of_repeats_are_compared_where_sizes_are_repeated(config):
+  config.sweep.seed_budgets = (5e11,)
+  tokens = dataset.prepare(config)
+  checks.check_sweep(config, tokens)
+  config.sweep.seed_sizes = (2,)
+  with pytest.raises(ValueError, match="^sweep.seed_budgets=.*: 500000000000.0 is not among"):
+    checks.check_sweep(config, tokens)
+
+
+def test_a_floor_that_is_known_is_no_parameter(config):
+  config.sweep.sizes, config.sweep.max_tokens_per_param = (2, 4), 100.0
+  tokens = dataset.prepare(config)
+  assert len(plan.design_cells(config, tokens.vocab_size)) == 5
+  with pytest.raises(ValueError, match="chinchilla: 5 fit cells for 5 parameters"):
+    checks.check_sweep(config, tokens)
+  config.fit.fixed_E = 1.0
+  checks.check_sweep(config, tokens)
 
 
 def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
