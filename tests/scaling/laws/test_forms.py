@@ -33,6 +33,7 @@ def test_formulas_are_whole():
   power = "G e^(g h(gamma)) + B e^(b h(beta)) / D^(A e^(a h(alpha)))"
   formulas = {
     "chinchilla": "E + A / N^alpha + B / D^beta",
+    "chinchilla_equal": "E + A / N^alpha + B / D^alpha",
     "cross": "E + A / N^alpha + B / N^kappa / D^beta",
     "farseer": power,
     "kaplan_nd": "[(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D",

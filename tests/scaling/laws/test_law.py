@@ -77,7 +77,7 @@ def test_every_form_of_size_and_data_answers(name):
   assert row["N_opt"] == pytest.approx(best.N, rel=0.2)
   laws.check_sealable(found, C)
   loss, (low, high) = laws.predict_loss(found, best.N, best.D)
-  assert abs(best.loss - (low + high) / 2) < 1.2 * (high - low)
+  assert low < best.loss < high
   assert loss == pytest.approx(best.loss, rel=0.02)
   cost = laws.ratio_cost(found, C, float(best.D / best.N))
   assert abs(cost["excess"]) < 1e-3
@@ -162,7 +162,7 @@ def test_farseer_is_the_formula_of_its_paper():
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    (["--config.fit.form=chinchila"], "fit.form=chinchila: must be one of chinchilla, "),
+    (["--config.fit.form=chinchila"], "fit.form=chinchila: must be one of "),
     (["--config.fit.form=data_constrained"], "it is of N, D, U, and not of N and D"),
     (["--config.fit.form=kaplan_nd", "--config.fit.fixed_E=1"], "fit.form=kaplan_nd has no E"),
     (["--config.fit.form=farseer", "--where=N < 5e7"], "9 parameters; 10 are needed"),
