@@ -22,7 +22,7 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "shared/published_runs"
 
 # Of the size of published fits, one of each form.
 BASE = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
-KAPLAN = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}  # their table 2
+KAPLAN = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}  # of the size of theirs
 TRUE = {
   "chinchilla": BASE,
   "chinchilla_equal": {name: BASE[name] for name in ("E", "A", "B", "alpha")},
