@@ -1,14 +1,15 @@
 """The content of fit.json: a fit with its intervals, estimators and warnings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fitted import OPTIONS, Fit
-from scaling.laws.intervals.bootstrap import FEWEST, few, interval, seed_noise
+from scaling.laws.intervals import clusters
+from scaling.laws.intervals.bootstrap import FEWEST, estimate_effects, few, interval, seed_noise
 from scaling.laws.intervals.errors import Scale
 from scaling.laws.intervals.predictions import known, optimum, undetermined
 from scaling.laws.law import at_edge
@@ -18,6 +19,7 @@ from scaling.laws.tables.runs import Runs, input_hash
 
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
+NOTICEABLE = 0.2  # correlation between the residuals of a cluster
 MOST_INFLUENTIAL = 5  # runs that fit.json names
 
 
@@ -29,9 +31,47 @@ def _budgets(runs: Runs, profiles: list[dict[str, Any]]) -> list[float]:
   return [*fitted, *(float(runs.C.max() * factor) for factor in PROJECTIONS)]
 
 
+def shared(fit: Fit) -> dict[str, Any] | None:
+  """Summarises what clusters of the runs have in common; None where none repeat.
+
+  Returns:
+    by (trunk, id or N), the `count` of clusters, their intraclass `correlation` with the degrees of
+    `freedom` that its estimate has, and whether they look like training `curves`.
+  """
+  found = clusters.find(fit.runs)
+  if not found:
+    return None
+  effects = estimate_effects(fit.problem, fit.problem.theta(fit.law.params), fit.runs)
+  return {
+    "by": found[0].by,
+    "count": int(found[0].group.max()) + 1,
+    "correlation": effects and effects.correlation,
+    "freedom": effects and float(effects.freedom[0]),
+    "curves": clusters.are_curves(fit.runs, fit.residuals),
+  }
+
+
+def _of_clusters(fit: Fit, common: dict[str, Any]) -> Iterator[str]:
+  """Yields warnings of runs that are not independent."""
+  by, count = common["by"], common["count"]
+  if common["curves"]:
+    yield (
+      f"These look like points along {count} training curves (by {by}): one curve's share their "
+      "luck and its schedule, so they count as one run each in what the intervals hold. Fit the "
+      "ends of runs of several lengths."
+    )
+  if fit.options.resampling != "auto" and (common["correlation"] or 0.0) > NOTICEABLE:
+    yield (
+      f"Residuals of one {by} are correlated by {common['correlation']:.2f}, and fit.resampling="
+      f"{fit.options.resampling} takes runs for independent: intervals are too narrow; choose auto."
+    )
+
+
 def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   """Lists what a reader must know before quoting the fit, one sentence each."""
   warnings = doubts(fit.runs, seed_noise(fit.runs))
+  if common := shared(fit):
+    warnings += _of_clusters(fit, common)
   if bound := fit.convergence["at_bound"]:
     warnings.append(
       at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
@@ -113,6 +153,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "warnings": _warnings(fit, approach2["profiles"]),
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),
     "seed_noise": seed_noise(fit.runs),
+    "clusters": shared(fit),
     "form_error": fit.errors.loss_growth.value,
     "errors": {
       name: {"value": scale.value, "told_by": scale.told_by}

@@ -190,10 +190,10 @@ def _in_blocks(compiled, logs, *arrays):
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *blocks)
 
 
-def _evaluate(problem: Problem, theta: np.ndarray) -> list[np.ndarray]:
-  """Computes the form's terms at theta [S, p], then the residual, each [S, n]."""
+def _evaluate(problem: Problem, theta: np.ndarray, shift: Any = 0.0) -> list[np.ndarray]:
+  """Computes the form's terms at theta [S, p], then the residual less its shift, each [S, n]."""
   *terms, f = problem.derivatives.terms(problem.logs, theta)
-  return [*terms, f, f - np.exp(problem.y) if problem.raw else np.log(f) - problem.y]
+  return [*terms, f, (f - np.exp(problem.y) if problem.raw else np.log(f) - problem.y) - shift]
 
 
 def log_residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -265,6 +265,7 @@ def minimise(
   delta: float,
   max_steps: int = 100,
   held: int | None = None,
+  shift: np.ndarray | None = None,
 ) -> Solution:
   """Minimises sum_i weights_i Huber_delta(residual_i) from each of S starts.
 
@@ -279,6 +280,7 @@ def minimise(
     delta: Huber's threshold, in the residuals' unit.
     max_steps: at most so many.
     held: a parameter that stays where it starts (a profile over it), by its place in theta.
+    shift: of the residuals of each start [S, n], taken from them; None: 0.
 
   Returns:
     One local minimum per start. It has converged when the cost is convex there and a full Newton
@@ -288,7 +290,8 @@ def minimise(
   stays = np.arange(theta.shape[1]) == held
   theta = np.clip(theta, low, high)
   rows, w = np.arange(len(theta)), weights  # those still moving
-  state = _evaluate(problem, theta)
+  shift = np.zeros((len(theta), 1)) if shift is None else shift
+  state = _evaluate(problem, theta, shift)
   damping = np.full(len(theta), 1e-3)
   width = np.maximum(delta, 3 * robust_scale(np.abs(state[-1]), w))
   for _ in range(max_steps):
@@ -298,7 +301,7 @@ def minimise(
     step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
     trial = np.clip(now + step, low, high)
     moved = np.abs(trial - now).max(1)
-    trial_state = _evaluate(problem, trial)
+    trial_state = _evaluate(problem, trial, shift[rows])
     better = _cost(trial_state[-1], w, threshold) <= _cost(state[-1], w, threshold)
     theta[rows[better]] = trial[better]
     for old, new in zip(state, trial_state, strict=True):
@@ -311,7 +314,7 @@ def minimise(
       state = [s[keep] for s in state]
     if not len(rows):
       break
-  state = _evaluate(problem, theta)
+  state = _evaluate(problem, theta, shift)
   cost = np.nan_to_num(_cost(state[-1], weights, delta), nan=np.inf)
   gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, stays)
   root = np.sqrt(scale)

@@ -17,7 +17,7 @@ from scaling.laws.forms import FORMS
 from scaling.laws.law import Law
 from train.system import files
 
-TEXT_COLUMNS = ("cell", "kind", "objective", "status")
+TEXT_COLUMNS = ("cell", "kind", "objective", "status", "trunk")
 ESTIMATORS = {
   "approach1": "1: envelope of curves",
   "approach2": "2: isoFLOP parabolas",

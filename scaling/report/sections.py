@@ -62,6 +62,12 @@ def law(record: Record) -> Iterator[Block]:
   notes = [f"One run scatters about the law by {fit['residual_sd']:.2%}"]
   if fit.get("seed_noise"):  # 0: exact copies
     notes.append(f"runs of the same N and D scatter by {fit['seed_noise']:.2%}")
+  common = fit.get("clusters") or {}
+  if common.get("correlation") is not None:
+    notes.append(
+      f"residuals of one {common['by']} ({common['count']} of them) are correlated by "
+      f"{common['correlation']:.2f}"
+    )
   if fit.get("form_error") is not None:
     notes.append(f"beyond the runs its loss errs by {fit['form_error']:.2%} per e-fold of compute")
   parabolas = fit.get("approach2", {})

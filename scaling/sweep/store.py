@@ -31,7 +31,7 @@ COLUMNS = [
   "params_total", "params_embedding", "params_head", "params_body",
   "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
   "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
-  "D_predicted",
+  "D_predicted", "trunk",
 ]  # fmt: skip
 OF_CELL = ("kind", "size", "width", "depth", "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
            "D_predicted")  # fmt: skip
@@ -67,6 +67,7 @@ def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
     "cell": cell.id,
     "objective": objective,
     "status": result["status"],
+    "trunk": cell.trunk or "",
     "tokens_per_param": cell.D / cell.N,
     **{f"params_{name}": count for name, count in cell.groups.items()},
     **{name: getattr(cell, name) for name in OF_CELL},

@@ -1,7 +1,4 @@
-"""How sure: resamples of the runs, intervals, and the noise of seeds.
-
-Runs are resampled, never checkpoints of one run: those share their luck.
-"""
+"""How sure: resamples of the runs, intervals, and the noise of seeds."""
 
 import dataclasses
 from statistics import NormalDist
@@ -11,10 +8,11 @@ import numpy as np
 from configs.errors import ConfigError
 from scaling.laws import solve
 from scaling.laws.forms import FLAGS, SCALE
+from scaling.laws.intervals import clusters
 from scaling.laws.tables.budgets import budgets
 from scaling.laws.tables.runs import Runs
 
-RESAMPLINGS = ("pairs", "stratified")
+RESAMPLINGS = ("auto", "pairs", "stratified")
 SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
 FEWEST = 9  # distinct (N, D): resamples of fewer hold too few to scatter as the estimate does
@@ -66,7 +64,7 @@ def resample(
   delta: float,
   size: int,
   seed: int,
-  resampling: str = "pairs",
+  resampling: str = "auto",
 ) -> solve.Solution:
   """Fits a form to resamples of the runs, drawn with replacement.
 
@@ -77,20 +75,22 @@ def resample(
     delta: Huber's threshold, in the residuals' unit.
     size: number of resamples R.
     seed: of the resampling.
-    resampling: pairs (n of all runs), or stratified (as many of each budget as it has).
+    resampling: pairs (n of all runs), stratified (as many of each budget as it has), or auto: pairs
+      less what their clusters have in common (`clusters.estimate`), which is drawn anew; of more
+      than `clusters.MOST` clusters, whole ones.
 
   Returns:
     R fits. Resamples with fewer than 3 values of a variable that has more are redrawn, and fits
     that do not converge from any start are replaced by ones that did (and counted). For more
     than `solve.MANY` runs the fits are drawn from their asymptotic normal law, the sandwich
-    covariance (Huber 1967): resampling estimates the same, and costs R times as much. Of `few` runs
-    they are drawn from Student's law about theta: at nominal 90 % sweeps of 6 to 8 runs cover
-    in 78 to 93 of 100, where resamples cover in 23 to 82.
+    covariance (Huber 1967; by cluster if auto): resampling estimates the same, and costs R times
+    as much. Of `few` runs they are drawn from Student's law about theta: at nominal 90 % sweeps of
+    6 to 8 runs cover in 78 to 93 of 100, where resamples cover in 23 to 82.
 
   Raises:
     ConfigError: stratified, and budgets of one run each, which have nothing to draw from.
   """
-  strata = [np.arange(len(runs))] if resampling == "pairs" else budgets(runs.C)
+  strata = budgets(runs.C) if resampling == "stratified" else [np.arange(len(runs))]
   if alone := sum(len(stratum) == 1 for stratum in strata):
     raise ConfigError(
       f"fit.resampling='stratified': {alone} of {len(strata)} budgets hold a single run; "
@@ -99,17 +99,39 @@ def resample(
   rng = np.random.default_rng(seed)
   if few(runs):
     return _student(problem, theta, size, rng)
+  levels = clusters.find(runs) if resampling == "auto" else []
   if len(runs) > (solve.MANY if problem.form.name in solve.BY_HAND else MANY_BY_JAX):
-    return _sandwich(problem, theta, delta, size, rng)
+    return _sandwich(problem, theta, delta, size, rng, levels)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
-  weights = np.zeros((size, len(runs)))
+  whole = levels[0].group if levels and levels[0].group.max() >= clusters.MOST else None
+  if whole is not None:
+    strata = [np.arange(whole.max() + 1)]
+  drawn = np.zeros((size, sum(map(len, strata))))
   poor = np.ones(size, bool)
   while poor.any():
     for stratum in strata:
       share = np.full(len(stratum), 1 / len(stratum))
-      weights[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
+      drawn[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
+    weights = drawn if whole is None else drawn[:, whole]
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
-  return _without_lost(fit_weighted(problem, weights, theta, delta))
+  effects = estimate_effects(problem, theta, runs) if levels else None
+  if not effects or not effects.variance.any():
+    return _without_lost(fit_weighted(problem, weights, theta, delta))
+  apart = _without_lost(fit_weighted(problem, weights, theta, delta, effects.common[None]))
+  every = np.ones_like(weights)
+  shift = effects.common + effects.draw(size, seed)
+  common = _without_lost(fit_weighted(problem, every, theta, delta, shift))
+  both = _drawn(problem, apart.theta + common.theta - theta, *problem.box)
+  at_bound = both.at_bound | apart.at_bound | common.at_bound
+  return dataclasses.replace(both, at_bound=at_bound, converged=apart.converged & common.converged)
+
+
+def estimate_effects(
+  problem: solve.Problem, theta: np.ndarray, runs: Runs
+) -> clusters.Effects | None:
+  """Estimates what clusters of the runs have in common from a fit at theta [p]; None: nothing."""
+  slopes, r = solve.slopes(problem, theta)
+  return clusters.estimate(slopes[problem.free], r, runs)
 
 
 def three_levels(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -121,20 +143,29 @@ def three_levels(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def fit_weighted(
-  problem: solve.Problem, weights: np.ndarray, theta: np.ndarray, delta: float
+  problem: solve.Problem,
+  weights: np.ndarray,
+  theta: np.ndarray,
+  delta: float,
+  shift: np.ndarray | None = None,
 ) -> solve.Solution:
   """Fits a form to runs that count `weights` [R, n] times, from theta [p] on.
 
   Huber's threshold is `SHARPEST` at least: far below the scatter of runs a smaller one changes no
   fit, and the kinks of a median would stop Newton's steps. What has not converged starts again from
-  where others ended.
+  where others ended. A `shift` [R, n] is taken from the residuals.
   """
   delta = max(delta, SHARPEST)
-  rows = max(16, 60_000 // weights.shape[1])  # at once: what the cache holds
-  parts = [
-    solve.minimise(problem, w, np.tile(theta, (len(w), 1)), delta, 300)
-    for w in np.split(weights, range(rows, len(weights), rows))
-  ]
+  shift = np.zeros((1, 1)) if shift is None else shift
+  shift = np.broadcast_to(shift, (len(weights), shift.shape[1]))
+
+  def solved(rows: np.ndarray, start: np.ndarray) -> solve.Solution:
+    starts = np.tile(start, (len(rows), 1))
+    return solve.minimise(problem, weights[rows], starts, delta, 300, shift=shift[rows])
+
+  at_once = max(16, 60_000 // weights.shape[1])  # what the cache holds
+  blocks = np.split(np.arange(len(weights)), range(at_once, len(weights), at_once))
+  parts = [solved(rows, theta) for rows in blocks]
   solution = solve.Solution(
     *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(parts[0]))
   )
@@ -142,7 +173,7 @@ def fit_weighted(
   for start in ended[np.linspace(0, len(ended) - 1, min(RESTARTS, len(ended))).astype(int)]:
     lost = np.flatnonzero(~solution.converged)
     if len(lost):
-      again = solve.minimise(problem, weights[lost], np.tile(start, (len(lost), 1)), delta, 300)
+      again = solved(lost, start)
       for f in dataclasses.fields(solution):
         getattr(solution, f.name)[lost[again.converged]] = getattr(again, f.name)[again.converged]
   return solution
@@ -162,13 +193,18 @@ def _without_lost(solution: solve.Solution) -> solve.Solution:
   return dataclasses.replace(solution, theta=theta, at_bound=at_bound)
 
 
-def _sandwich(problem, theta, delta, size, rng) -> solve.Solution:
+def _sandwich(problem, theta, delta, size, rng, levels) -> solve.Solution:
   slopes, r = solve.slopes(problem, theta)
   scores = np.clip(r, -delta, delta) * slopes
+  scale = 1.0
+  if levels:  # the scores of a cluster add up (Liang and Zeger 1986)
+    scores = np.stack([np.bincount(levels[0].group, row) for row in scores])
+    freedom = scores.shape[1] - 1
+    scale = np.sqrt((freedom + 1) / rng.chisquare(freedom, (size, 1)))
   fitted = np.outer(problem.free, problem.free)
   bread = np.linalg.pinv(solve.curvature(problem, theta, delta) * fitted)
   normal = _normal(bread @ (scores @ scores.T) @ bread, size, rng)
-  return _drawn(problem, theta + normal, *problem.box)
+  return _drawn(problem, theta + normal * scale, *problem.box)
 
 
 def _student(problem, theta, size, rng) -> solve.Solution:

@@ -86,7 +86,7 @@ def _separating(runs: Runs) -> tuple[str, float]:
   left = {}
   for name, column in runs.labels.items():
     groups, group = np.unique(column, return_inverse=True)
-    if scatter > SCATTER and 2 <= len(groups) <= len(runs) / 3:
+    if name != "trunk" and scatter > SCATTER and 2 <= len(groups) <= len(runs) / 3:
       left[name] = _scatter(np.concatenate([surface, np.eye(len(groups))[group].T[1:]]), runs)
   best = min(left, key=left.__getitem__, default="")
   return (best if best and left[best] < SEPARATES * scatter else ""), scatter

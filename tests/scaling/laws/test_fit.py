@@ -67,9 +67,10 @@ def test_rescaled_units_rescale_the_law():
 def test_duplicate_runs_move_nothing_and_narrow_intervals_by_the_root_of_two():
   n, d = grid()
   loss = noisy(n, d, 0.005, 0)
-  once = laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=1000))
+  once = laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=1000, resampling="pairs"))
   twice = laws.fit_runs(
-    laws.make_runs(*(np.repeat(values, 2) for values in (n, d, loss))), options(bootstraps=1000)
+    laws.make_runs(*(np.repeat(values, 2) for values in (n, d, loss))),
+    options(bootstraps=1000, resampling="pairs"),
   )
   np.testing.assert_allclose(numbers(twice.law), numbers(once.law), rtol=1e-6)
   ratio = [np.subtract(*laws.interval(fit.draws.params["alpha"], 0.9)) for fit in (twice, once)]

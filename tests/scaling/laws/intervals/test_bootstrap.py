@@ -181,7 +181,7 @@ def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
   alone = laws.make_runs(*grid(), chinchilla.loss(TRUTH, *grid()))
   with pytest.raises(ValueError, match="fit.resampling='stratified': .* hold a single run"):
     laws.fit_runs(alone, options(resampling="stratified"))
-  with pytest.raises(ValueError, match="fit.resampling=boot: must be one of pairs"):
+  with pytest.raises(ValueError, match="fit.resampling=boot: must be one of auto, pairs"):
     laws.fit_runs(runs, options(resampling="boot"))
 
 
