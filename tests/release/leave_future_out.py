@@ -7,7 +7,7 @@ Each sweep (a value of the column `--by`) is fitted up to each of its budgets, f
 `isoflop fit` would. Where that law is determined there, its N* is compared with the minimum of each
 larger budget (`laws.intervals.forecast.minima`), and its predictions with each larger run. The
 table that is printed has, by distance in compute, how often the truth lay inside the interval, how
-wide that was, and how far the law was off; docs/verdict.md says on which sweeps it was made.
+wide that was, and how far the law was off; docs/coverage.md says on which sweeps it was made.
 """
 
 import argparse
