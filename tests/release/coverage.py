@@ -43,6 +43,7 @@ from scaling.laws import chinchilla, fit_json  # noqa: E402
 
 FACTORS = (1, 3, 10, 30, 100)  # times the largest fitted compute
 BUDGETS = np.array([1e18, 1e20])  # least and most [FLOPs]
+LADDER = 1.6  # from size to size, at most
 LAW = surfaces.EPOCH
 MIDDLE = chinchilla.optimum(LAW, math.sqrt(BUDGETS.prod()))
 PARAMETERS = ("alpha", "beta", "E", "a")
@@ -84,7 +85,7 @@ FORMS = {"chinchilla": Truth(), "cross .05": Truth(kappa=0.05), "power .7": Trut
 def isoflop(count=5, sizes=7, reach=4.0, centre=1.0):
   """Sizes about the optimum of each budget, on one ladder, so that budgets share sizes."""
   n, d = surfaces.isoflop(LAW, np.geomspace(*BUDGETS, count), sizes, reach=reach)
-  step, c = 2 * math.log(reach) / (sizes - 1), n * d
+  step, c = min(2 * math.log(reach) / (sizes - 1), math.log(LADDER)), n * d
   n = np.exp(step * np.round(np.log(centre * n) / step))
   return n, c / n
 
