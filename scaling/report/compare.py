@@ -29,7 +29,8 @@ DRAWS = 1000  # of each bootstrap, of which all pairs are formed
 MOST = 1e6  # times the compute, beyond which it is not told how many
 FIT_KEYS = ("params", "a", "b", "intervals", "level", "n_runs")
 VERIFICATION_KEYS = (
-  "C", "predicted_loss", "interval", "trained_loss", "inside", "relative_error",
+  "C", "held", "least_loss", "N", "D",
+  "predicted_loss", "interval", "trained_loss", "inside", "relative_error",
   "minimum_where_predicted", "predicted_N", "predicted_N_interval", "trained_minimum_N",
 )  # fmt: skip
 

@@ -170,14 +170,18 @@ def _verdicts(sweeps: Sweeps) -> Iterator[Block]:
   if not complete:
     return
   yield "## The sealed predictions"
-  rows = [
-    (sweep.title, nats(v["predicted_loss"]), bracket(v["interval"]), nats(v["trained_loss"]),
-     number(v["relative_error"], "+.2%"), yes_no(v["inside"]), si(p["N"]),
-     bracket(p["N_interval"], si), si(v.get("trained_minimum_N")),
-     yes_no(v.get("minimum_where_predicted")))
-    for sweep, p, v in complete
-  ]  # fmt: skip
-  columns = "sweep|predicted loss||trained||inside|predicted N*||trained minimum|where predicted"
+  rows = []
+  for sweep, p, v in complete:
+    least = v.get("least_loss", {})
+    rows += [
+      (f"{sweep.title}, at the optimum", nats(p["loss"]), bracket(p["interval"]),
+       nats(least.get("measured")), yes_no(least.get("held")), si(p["N"]),
+       bracket(p["N_interval"], si), si(v.get("trained_minimum_N")),
+       yes_no(v.get("minimum_where_predicted"))),
+      (f"its cell of N = {si(v.get('N'))}, D = {si(v.get('D'))}", nats(v["predicted_loss"]),
+       bracket(v["interval"]), nats(v["trained_loss"]), yes_no(v["inside"]), "", "", "", ""),
+    ]  # fmt: skip
+  columns = "sweep|predicted loss||trained|inside|predicted N*||trained minimum|where predicted"
   yield Table(columns.split("|"), rows)
 
 

@@ -103,7 +103,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   whole = subprocess.run(
     packed_sweep(corpus, tmp_path / "whole"), capture_output=True, text=True, timeout=900
   )
-  assert whole.returncode == 0, whole.stderr
+  assert whole.returncode in (0, 2), whole.stderr  # so few runs of so few tokens tell hardly a law
   process = subprocess.Popen(packed_sweep(corpus, tmp_path / "killed"), stderr=subprocess.DEVNULL)
   running: list[int] = []
   while process.poll() is None:  # one worker: what is running is of the pack of what is done
@@ -123,7 +123,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   again = subprocess.run(
     packed_sweep(corpus, tmp_path / "killed"), capture_output=True, text=True, timeout=900
   )
-  assert again.returncode == 0, again.stderr
+  assert again.returncode == whole.returncode, again.stderr
   free = {"seconds", "times", "first_step", "digests", "hash"}
   a, b = records(tmp_path / "whole"), records(tmp_path / "killed")
   assert a.keys() == b.keys()
@@ -136,5 +136,5 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
     other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
     assert other.read_text() == path.read_text()
   assert all(path.stat().st_mtime_ns == at for path, at in done.items())
-  for name in ("fit.json", "prediction.json", "verification.json"):
+  for name in ("fit.json", *["prediction.json", "verification.json"] * (whole.returncode == 0)):
     assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

