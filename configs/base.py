@@ -131,9 +131,9 @@ OPTIM: dict[str, Any] = {
   "warmup_tokens": at_least_0(20_000),  # linear warmup from 0 [tokens]
   "cooldown_fraction": up_to_1(0.2),  # wsd: the last share of the run that decays
   "final_lr_fraction": at_least_0(0.0),  # cosine and wsd: final / peak learning rate
-  "b1": below_1(0.9),  # Adam: decay of the mean of the gradient
-  "b2": below_1(0.98),  # Adam: decay of the mean of its square
-  "eps": positive(1e-8),  # Adam: added to the root of that mean
+  "b1": below_1(0.9),  # adamw, and what muon leaves to it: decay of the mean gradient
+  "b2": below_1(0.98),  # likewise: decay of the mean of its square
+  "eps": positive(1e-8),  # likewise: added to the root of that mean
   "momentum": below_1(0.95),  # muon: decay of the sum of gradients (Jordan et al. 2024)
   "weight_decay": at_least_0(0.1),  # decoupled; on matrices only (not on norms, biases, embeddings)
   "clip_norm": at_least_0(1.0),  # global gradient norm; 0: no clipping

@@ -10,7 +10,8 @@ whole window; isolated documents and padding are not deducted. Left out, as they
 and vanish as the width grows: norms, softmax, activation functions, rotary rotation, residual sums,
 look-ups (even where a backend carries out a look-up's gradient as a product), the optimizer. Left
 out, as repetition: what rematerialisation and the loss in chunks compute again. Evaluation is not
-counted.
+counted. A run that trains a part of its weights (`train.trainable`) is charged the whole backward
+pass.
 
 In all functions, `model_config` is `config.model`, resolved (`configs.ladders.resolve`);
 `vocab_size` is V, special tokens included; `seq_len` is T and `source_len` S, the tokens of an

@@ -62,6 +62,9 @@ def place(source, name):
 def applied(source, step):
   """Returns the source of a file after a step."""
   code, lines = step["code"], source.splitlines(keepends=True)
+  assert code.strip() not in source or len(code.split()) == 1, (
+    f"{step['file']} has it already: the recipe was followed; give it another example"
+  )
   if step["where"] == "among its imports":
     imports = (x for x in ast.parse(source).body if isinstance(x, ast.Import | ast.ImportFrom))
     last = max(x.end_lineno for x in imports)
@@ -85,8 +88,9 @@ def applied(source, step):
 @pytest.fixture
 def copy(tmp_path):
   """A copy of the repository's code, without what has been made there."""
-  for folder in ("configs", "model", "train", "scaling"):
+  for folder in ("configs", "model", "train", "scaling", "tests"):
     shutil.copytree(ROOT / folder, tmp_path / "copy" / folder, ignore=lambda *_: {"__pycache__"})
+  shutil.copy(ROOT / "pyproject.toml", tmp_path / "copy")
   return tmp_path / "copy"
 
 
@@ -96,7 +100,9 @@ def follow(recipe, copy):
   for step in recipe.steps:
     if not step["shell"]:
       paths.append(path := copy / step["file"])
-      assert path.exists() != bool(step["new"])
+      if step["new"]:
+        said = f"{step['file']} is there already: the recipe was followed; give it another example"
+        assert not path.exists(), said
       path.write_text(step["code"] if step["new"] else applied(path.read_text(), step))
   return paths
 
@@ -119,9 +125,24 @@ def test_a_recipe_works_as_written(recipe, copy, cache, request):
     shutil.copytree(request.getfixturevalue("finished"), work / "runs/quick")
   shell = 'isoflop() { python -m scaling.main "$@"; }\n'
   shell += "".join(step["shell"] for step in recipe.steps if step["shell"])
-  path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-  environment = os.environ | {"PYTHONPATH": str(copy), "PATH": path}
-  done = subprocess.run(
-    ["bash", "-euc", shell], cwd=work, env=environment, capture_output=True, text=True
-  )
+  done = run(["bash", "-euc", shell], work, copy)
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", recipes())
+def test_the_tests_that_a_recipe_names_pass_after_it(recipe, copy, cache):
+  follow(recipe, copy)
+  named = sorted(set(re.findall(r"tests/[\w/]*test_\w+\.py", recipe.text)))
+  if named:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    done = run([*command, *named], copy, copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run(command, folder, copy):
+  """Runs a command on a copy of the repository's code."""
+  path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+  code = os.pathsep.join([str(copy), str(copy / "tests/helpers")])
+  environment = os.environ | {"PYTHONPATH": code, "PATH": path}
+  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

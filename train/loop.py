@@ -123,7 +123,7 @@ class Run:
     head = record.describe(self.config, tokens, jax.devices()[0].device_kind)
     head["data"]["evaluate"] = {name: x.tokens.fingerprint for name, x in self._sets.items()}
     head["data"]["evaluate_overlap"] = {name: x.tokens.overlap for name, x in self._sets.items()}
-    self.record = head | {"pack": self._slots}
+    self.record = head | {"devices": jax.device_count(), "pack": self._slots}
     self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
 
   def start(self) -> TrainState:

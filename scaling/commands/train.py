@@ -53,5 +53,6 @@ def run(args: flags.FlagValues) -> None:
   print(
     f"{workdir}: loss {record['loss']:.4f} ± {record['loss_stderr']:.4f} nats per token, "
     f"{record['bits_per_byte']:.3f} bits per byte; N = {record['N']:,}, D = {record['D']:,}, "
-    f"C = {record['C']:.3e} FLOPs, {record['seconds']:.1f} s"
+    f"C = {record['C']:.3e} FLOPs, {record['seconds']:.1f} s "
+    f"on {record.get('devices', 1)} device(s)"
   )

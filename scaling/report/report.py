@@ -58,7 +58,6 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
   ("Cost", [sections.cost]),
   ("Where the time went", [sections.wall_time]),
   ("Fit cells", [sections.fit_cells]),
-  *PROVENANCE,
 )
 
 
@@ -109,12 +108,12 @@ def draw(workdir: str | Path) -> None:
   table.draw_all(records.read(workdir))
 
 
-def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = SECTIONS) -> list[Block]:
-  """Assembles those sections and figures of a report that the record allows."""
+def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = ()) -> list[Block]:
+  """Assembles those sections and figures of a report, or of an outline, that the record allows."""
   from scaling.report.figures.table import FIGURES
 
   content: list[Block] = []
-  for title, parts in outline:
+  for title, parts in outline or (*SECTIONS, *PROVENANCE):
     section: list[Block] = []
     for part in parts:
       if callable(part):
