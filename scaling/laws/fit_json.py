@@ -19,6 +19,7 @@ from scaling.laws.tables.runs import Runs, input_hash
 
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
+UNLIKELY = 0.01  # a chance by which the law would fit as badly
 NOTICEABLE = 0.2  # correlation between the residuals of a cluster
 MOST_INFLUENTIAL = 5  # runs that fit.json names
 
@@ -51,6 +52,25 @@ def shared(fit: Fit) -> dict[str, Any] | None:
   }
 
 
+def lack_of_fit(fit: Fit) -> dict[str, float] | None:
+  """Tests whether cells scatter about the law by more than their repeats do: the F test.
+
+  Returns:
+    `F`, the ratio of their variances, and `p`, the chance of a larger one if the law holds and runs
+    are independent (by 100,000 draws); None where no cell repeats, or repeats are copies.
+  """
+  cell = np.unique(fit.runs.N + 1j * fit.runs.D, return_inverse=True)[1]
+  count = np.bincount(cell)
+  between, within = len(count) - (len(fit.runs) - fit.freedom), len(fit.runs) - len(count)
+  if between < 1 or not seed_noise(fit.runs):
+    return None
+  pure = float(np.sum((fit.residuals - (np.bincount(cell, fit.residuals) / count)[cell]) ** 2))
+  rest = float(np.sum(np.bincount(cell, fit.residuals) ** 2 / count))
+  ratio = (rest / between) / max(pure / within, 1e-300)
+  chance = np.random.default_rng(0).f(between, within, 100_000) > ratio
+  return {"F": ratio, "p": float(chance.mean())}
+
+
 def _of_clusters(fit: Fit, common: dict[str, Any]) -> Iterator[str]:
   """Yields warnings of runs that are not independent."""
   by, count = common["by"], common["count"]
@@ -70,6 +90,11 @@ def _of_clusters(fit: Fit, common: dict[str, Any]) -> Iterator[str]:
 def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   """Lists what a reader must know before quoting the fit, one sentence each."""
   warnings = doubts(fit.runs, seed_noise(fit.runs))
+  if (test := lack_of_fit(fit)) and test["p"] < UNLIKELY:
+    warnings.append(
+      f"Cells scatter about the law by more than their repeats do (F = {test['F']:.1f}, p = "
+      f"{test['p']:.2g}): its form may be wrong (--compare_forms), or cells share their luck."
+    )
   if common := shared(fit):
     warnings += _of_clusters(fit, common)
   if bound := fit.convergence["at_bound"]:
@@ -154,6 +179,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),
     "seed_noise": seed_noise(fit.runs),
     "clusters": shared(fit),
+    "lack_of_fit": lack_of_fit(fit),
     "form_error": fit.errors.loss_growth.value,
     "errors": {
       name: {"value": scale.value, "told_by": scale.told_by}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from configs.errors import UsageError, UserError
 from scaling.claims import integrity
 from scaling.laws import compare, estimators, fit, fit_json, sensitivity
@@ -78,7 +80,7 @@ def write_fit(
   try:
     law = fit.fit_runs(runs, options)
   except UnidentifiableError:
-    for name in ("fit.json", "runs.csv"):  # of an earlier fit
+    for name in ("fit.json", "fit.npz", "runs.csv"):  # of an earlier fit
       (workdir / name).unlink(missing_ok=True)
     with contextlib.suppress(UserError):  # the runs are refused either way
       if line := compare.along(runs, options):
@@ -97,6 +99,7 @@ def write_fit(
   if not record["undetermined"]:
     record["decisions"] = answers(law, questions, options.target_tokens_per_param)
   files.write_json(workdir / "fit.json", files.with_digests(record))
+  _write_draws(workdir / "fit.npz", law)
   (workdir / "runs.csv").unlink(missing_ok=True)  # of an earlier fit
   if path and len(runs) <= MAX_DRAWN:
     _write_runs(workdir / "runs.csv", runs)
@@ -156,6 +159,14 @@ def fit_sets(
       row["reason"] = str(error)
     rows.append(row)
   return rows
+
+
+def _write_draws(path: Path, law: fit.Fit) -> None:
+  """Writes the parameters' names, values [p], draws [R, p] and covariance [p, p]."""
+  draws = np.stack([law.draws.params[name] for name in law.params], axis=1)
+  values, covariance, content = list(law.params.values()), np.cov(draws.T), io.BytesIO()
+  np.savez(content, names=[*law.params], values=values, draws=draws, covariance=covariance)
+  files.write_bytes(path, content.getvalue())
 
 
 def _write_runs(path: Path, runs: Runs) -> None:

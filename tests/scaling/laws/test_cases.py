@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic import build
 
@@ -192,6 +193,10 @@ def test_a_sweep_is_fitted_with_its_own_options_from_wherever(tmp_path):
     assert main.main(["fit", *source, f"--workdir={folder}"]) == 0
   records = [json.loads((folder / "fit.json").read_text()) for folder in ways]
   assert [(r["delta"], r["params"]) for r in records] == [(0.01, records[0]["params"])] * 3
+  stored = np.load(sweep / "fit.npz")
+  assert dict(zip(stored["names"], stored["values"], strict=True)) == records[0]["params"]
+  assert stored["draws"].shape == (100, 5)
+  np.testing.assert_allclose(stored["covariance"].diagonal(), stored["draws"].var(0, ddof=1))
 
 
 def test_the_command_prints_a_warning_and_one_line_of_an_error(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from surfaces import EPOCH, law_of, options, problem_of, quantities
 
 from scaling import laws
-from scaling.laws import chinchilla, solve
+from scaling.laws import chinchilla, fit_json, solve
 from scaling.laws.intervals import bootstrap, clusters
 
 CHECKPOINTS = Path(__file__).parents[1] / "cases/checkpoints_as_runs.csv"
@@ -163,3 +163,17 @@ def test_many_clusters_are_resampled_whole_and_many_runs_by_cluster(monkeypatch)
     spread.append(draws.std(axis=0))
   np.testing.assert_allclose(np.log(spread[1] / spread[0]), 0, atol=0.35)
   np.testing.assert_allclose(np.log(spread[2] / spread[0]), 0, atol=0.35)
+
+
+def test_lack_of_fit_is_told_from_the_noise_of_repeats():
+  """F as `scipy` would have it: the p of a true law is no small one, that of a bent one is."""
+  runs = sweep(5, 5, 0.0, 0.002, 3, repeats=3)
+  found = fit_json.lack_of_fit(laws.fit_runs(runs, options(delta=10.0)))
+  stats = pytest.importorskip("scipy.stats")
+  assert found["p"] == pytest.approx(stats.f.sf(found["F"], 20, 50), abs=0.005)
+  assert found["p"] > 0.01
+  bent = dataclasses.replace(runs, loss=runs.loss * np.exp(0.01 * np.log(runs.D / 1e10) ** 3 / 9))
+  record = laws.to_json(laws.fit_runs(bent, options(delta=10.0)))
+  assert record["lack_of_fit"]["p"] < 0.001
+  assert any("by more than their repeats do" in text for text in record["warnings"])
+  assert fit_json.lack_of_fit(laws.fit_runs(sweep(5, 5, 0, 0.002, 0), options())) is None
