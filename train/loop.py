@@ -239,8 +239,14 @@ class Run:
           "error": f"{type(error).__name__}: {first_line}",
           "traceback": "".join(traceback.format_exception(error)),
         }
-        with suppress(OSError, RunError):  # as where the disk is full, or the folder gone
+        try:
           self._still_there()
+        except RunError as gone:  # which is why there was an error
+          distributed.end_if_one_of_several(gone)
+          with suppress(Exception):
+            self._exits.close()
+          raise
+        with suppress(OSError):  # as where the disk is full
           files.write_json(self._folder / "run.json", self.record | failed)
       distributed.end_if_one_of_several(error)
     self._exits.close()

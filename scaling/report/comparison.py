@@ -94,7 +94,7 @@ def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
         cells += [ratio(row[key]) + mark, bracket(row[f"{key}_interval"], ratio)]
       rows.append(cells)
     yield Table((title, *_paired(sweep.title for sweep in fitted.values())), rows)
-  yield "By training compute [FLOPs]; \\* beyond the budgets that were fitted."
+  yield "By training compute [FLOPs]; \\* an optimum outside the fitted runs, in N or in D."
 
 
 def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:

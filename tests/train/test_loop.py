@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.errors import RunError
 from configs.ladders import resolve
 from model import accounting
 from train import checkpoint, loop, metrics, optim, step
@@ -260,3 +261,19 @@ def test_a_failed_run_keeps_its_traceback_and_goes_on(whole, tmp_path, monkeypat
   monkeypatch.setattr(metrics.Metrics, "end_interval", end_interval)
   assert loop.train(config, tmp_path)["first_step"] == 20
   assert final(tmp_path) == final(folder)
+
+
+def test_a_folder_that_is_moved_ends_the_run_in_a_line_and_is_not_made_again(tiny, tmp_path):
+  calls, folder = itertools.count(1), tmp_path / "run"
+
+  def move():
+    if next(calls) == 7:
+      folder.rename(tmp_path / "moved")
+    return False
+
+  tiny.train.tokens, tiny.train.keep_steps = 15 * 128, (10,)
+  tiny.optim.warmup_tokens = 0
+  with pytest.raises(RunError, match="run: was moved or removed while it was in use"):
+    loop.train(tiny, folder, should_stop=move)
+  assert not folder.exists()
+  assert loop.train(tiny, tmp_path / "moved")["status"] == "done"

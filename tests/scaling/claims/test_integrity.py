@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import synthetic
 
@@ -14,6 +15,7 @@ from configs import base
 from configs.errors import DataError, UserError
 from scaling import main
 from scaling.claims import integrity, prediction, seal, verdict
+from scaling.commands import runs
 from scaling.report import records, report
 from scaling.sweep import costs, fit_files, plan, store
 from train import record
@@ -298,3 +300,45 @@ def test_nothing_is_sealed_after_the_fact(workdir):
   (workdir / "prediction.json").unlink()
   with pytest.raises(UserError, match="prediction.json: missing, and heldout_s.* is trained"):
     seal.seal(base.get_config(), workdir, None, [], 512, 4_000_000)
+
+
+def damages(folder, seed):
+  """Flips a bit of a file, cuts it short, or renames a key, each by chance; returns the file."""
+  rng = np.random.default_rng(seed)
+  names = ("run.json", "sweep.json", "fit.json", "prediction.json", "verification.json")
+  paths = sorted(path for path in folder.rglob("*") if path.name in (*names, "cells.csv"))
+  path = paths[rng.integers(len(paths))]
+  content, kind = bytearray(path.read_bytes()), rng.integers(3)
+  if kind == 0:
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  elif kind == 1:
+    content = content[: rng.integers(len(content))]
+  else:
+    keys = re.findall(rb"\w+(?=\"?[:,])", content)
+    content = content.replace(keys[rng.integers(len(keys))], b"other", 1)
+  path.write_bytes(content)
+  return path
+
+
+def damaged_files_are_named(judged, tmp_path, seeds):
+  """A damaged file is named in one line, or what is said of the sweep is as it was."""
+  whole = report.terminal(judged)
+  named = 0
+  for seed in seeds:
+    folder = shutil.copytree(judged, tmp_path / str(seed), ignore=shutil.ignore_patterns("figures"))
+    path = damages(folder, seed)
+    said = ""
+    try:
+      text = report.terminal(folder)
+      runs.runs_table(folder)
+    except UserError as error:
+      said = str(error)
+    assert f"{folder}/" in said if said else text == whole, (seed, path, said)
+    assert not said or path.name in said, (seed, path, said)
+    named += bool(said)
+    shutil.rmtree(folder)
+  return named
+
+
+def test_a_damaged_file_is_named_or_changes_nothing(judged, tmp_path):
+  assert damaged_files_are_named(judged, tmp_path, range(12)) > 6
