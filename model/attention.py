@@ -135,7 +135,7 @@ def _attend_on_cpu(q_BTHK, k_BSGK, v_BSGK, mask, scale, dtype) -> jax.Array:
 class Attention(nnx.Module):
   """Multi-head attention, of a sequence to itself or to another one."""
 
-  def __init__(self, c: ConfigDict, *, rngs: nnx.Rngs):
+  def __init__(self, c: ConfigDict, residual: float, *, rngs: nnx.Rngs):
     K = c.head_width
     self.heads, self.kv_heads, self.flash = c.heads, c.kv_heads, c.flash
     # Scores that are not scaled are made so by the query's weights (Raffel et al. 2020).
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
     self.query = Linear(c, c.width, c.heads * K, rngs=rngs, scale=query_scale)
     self.key = Linear(c, c.width, c.kv_heads * K, rngs=rngs)
     self.value = Linear(c, c.width, c.kv_heads * K, rngs=rngs)
-    self.out = Linear(c, c.heads * K, c.width, rngs=rngs, scale=0.5 / c.depth)
+    self.out = Linear(c, c.heads * K, c.width, rngs=rngs, scale=residual)
     self.query_norm = Norm(c, K) if c.qk_norm else None
     self.key_norm = Norm(c, K) if c.qk_norm else None
     power = 1.0 if c.width_scaling == "mup" else 0.5  # mup: q and k align, their product grows as K

@@ -42,13 +42,15 @@ class Cache(NamedTuple):
 class Block(nnx.Module):
   """Residual block, with its norms before (`pre`) or after (`post`) the sums."""
 
-  def __init__(self, c: ConfigDict, cross: bool, *, rngs: nnx.Rngs):
+  def __init__(self, c: ConfigDict, cross: bool, depth: int, *, rngs: nnx.Rngs):
+    # The sum of all branches of the stack has the variance that one has elsewhere.
+    residual = 1 / (depth * (3 if cross else 2))
     self.attention_norm = Norm(c, c.width)
-    self.attention = Attention(c, rngs=rngs)
+    self.attention = Attention(c, residual, rngs=rngs)
     self.cross_norm = Norm(c, c.width) if cross else None
-    self.cross_attention = Attention(c, rngs=rngs) if cross else None
+    self.cross_attention = Attention(c, residual, rngs=rngs) if cross else None
     self.mlp_norm = Norm(c, c.width)
-    self.mlp = MLP(c, rngs=rngs)
+    self.mlp = MLP(c, residual, rngs=rngs)
     self.post, self.dropout = c.norm_position == "post", c.dropout
 
   def __call__(
@@ -124,6 +126,7 @@ class Stack(nnx.Module):
     length: int,
     *,
     causal: bool,
+    two_sided: bool,
     cross: bool,
     std: float,
     rngs: nnx.Rngs,
@@ -137,10 +140,11 @@ class Stack(nnx.Module):
     @nnx.split_rngs(splits=depth)
     @nnx.vmap
     def blocks(rngs):
-      return Block(c, cross, rngs=rngs)
+      return Block(c, cross, depth, rngs=rngs)
 
     self.block = blocks(rngs)  # each parameter has a leading axis L
     self.final_norm = Norm(c, c.width) if c.norm_position == "pre" else None
+    self.two_sided = two_sided  # relative positions tell keys after a query apart
     self.causal, self.depth, self.scan, self.remat = causal, depth, c.scan, c.remat
     self.rotary_base = c.rotary_base if c.positions == "rotary" else None
     self.head_width, self.longest = c.head_width, c.relative_distance
@@ -157,7 +161,7 @@ class Stack(nnx.Module):
       return None
     distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
     buckets = self.relative.table.shape[0]
-    bucket_BTS = relative_bucket(distance_BTS, buckets, self.longest, self.causal)
+    bucket_BTS = relative_bucket(distance_BTS, buckets, self.longest, not self.two_sided)
     return jnp.moveaxis(self.relative(bucket_BTS), -1, 1)
 
   def __call__(

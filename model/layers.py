@@ -121,12 +121,12 @@ HIDDEN = {mlp: _hidden(mlp) for mlp in ACTIVATIONS}
 class MLP(nnx.Module):
   """Feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x)."""
 
-  def __init__(self, c: ConfigDict, *, rngs: nnx.Rngs):
+  def __init__(self, c: ConfigDict, residual: float, *, rngs: nnx.Rngs):
     F = mlp_width(c)
     self.hidden = HIDDEN[c.mlp]
     self.up = Linear(c, c.width, F, rngs=rngs)
     self.gate = Linear(c, c.width, F, rngs=rngs) if c.mlp in GATED else None
-    self.down = Linear(c, F, c.width, rngs=rngs, scale=0.5 / c.depth)
+    self.down = Linear(c, F, c.width, rngs=rngs, scale=residual)
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """Returns y_BTD."""

@@ -77,6 +77,7 @@ class Transformer(nnx.Module):
     *,
     rngs: nnx.Rngs,
     gather: Mapping[str, Callable[[Any], Any]],
+    prefix: bool,
   ):
     # A tied embedding is a linear layer too: beyond 1/sqrt(fan_in), the first logits would be huge.
     linear = c.tied and not c.scale_logits
@@ -90,8 +91,8 @@ class Transformer(nnx.Module):
 
     def stack(name: str, depth: int, length: int) -> Stack:
       causal, shards = name == "decoder", gather.get(name)
-      cross = causal and both
-      return Stack(c, depth, length, causal=causal, cross=cross, std=std, rngs=rngs, gather=shards)
+      kind = {"causal": causal, "two_sided": prefix or not causal, "cross": causal and both}
+      return Stack(c, depth, length, **kind, std=std, rngs=rngs, gather=shards)
 
     depth, length = (c.encoder_depth, source_len) if both else (c.depth, seq_len)
     self.encoder = stack("encoder", depth, length) if c.family != "decoder" else None
@@ -270,6 +271,7 @@ def build(
   rngs: nnx.Rngs,
   source_len: int = 0,
   gather: Mapping[str, Callable[[Any], Any]] | None = None,
+  prefix: bool = False,
 ) -> Transformer:
   """Builds a freshly initialised transformer.
 
@@ -281,9 +283,13 @@ def build(
     source_len: S, the longest sequence of an encoder-decoder's encoder [tokens].
     gather: by stack ("encoder", "decoder"), all-gathers the parameters of one block, of which each
       device holds a shard, right before they are used; None: every device holds all of them.
+    prefix: a decoder's tokens may see later ones (`prefix_BT`): relative positions tell them apart.
 
   Raises:
     ConfigError: see `check_model`.
   """
   check_model(model_config)
-  return Transformer(model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather or {})
+  lengths = {"seq_len": seq_len, "source_len": source_len}
+  return Transformer(
+    model_config, vocab_size, **lengths, rngs=rngs, gather=gather or {}, prefix=prefix
+  )

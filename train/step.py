@@ -77,13 +77,14 @@ class Setup:
   coefficients: FrozenConfigDict  # see `Objective`
   lengths: Lengths
   segments: str  # see `losses.token_losses`
+  prefix: bool  # see `transformer.build`
   devices: tuple[jax.Device, ...]
 
   def build(self, seed: Any, gather: Any = None) -> Transformer:
     """Builds the model with weights drawn from a seed; see `transformer.build`."""
     lengths, rngs = self.lengths, nnx.Rngs(jax.random.key(seed))
     return transformer.build(
-      self.model, self.vocab_size, lengths.target, rngs, lengths.source, gather
+      self.model, self.vocab_size, lengths.target, rngs, lengths.source, gather, self.prefix
     )
 
   @cached_property
@@ -277,6 +278,7 @@ def program(
       FrozenConfigDict(registry.coefficients(config)),
       registry.lengths(config),
       registry.segments(config),
+      registry.has_prefix(config),
       tuple(jax.devices() if devices is None else devices),
     )
   )

@@ -34,10 +34,10 @@ def model_config(**changes):
   return ladders.resolve(c).model
 
 
-def build(seed=0, **changes):
+def build(seed=0, prefix=False, **changes):
   config = model_config(**changes)
   source_len = S if config.family == "encoder_decoder" else 0
-  return transformer.build(config, V, T, nnx.Rngs(seed), source_len)
+  return transformer.build(config, V, T, nnx.Rngs(seed), source_len, prefix=prefix)
 
 
 def built(seed=0, **changes):

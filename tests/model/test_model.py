@@ -352,16 +352,20 @@ def test_initialisation_depends_on_the_seed_only(family):
 
 
 def test_initial_scales():
-  _, params = built(width=128, depth=3, family="encoder_decoder")
-  for stack in ("encoder", "decoder"):
+  """The branches of a stack, two of a layer and three with cross-attention, share one variance."""
+  _, params = built(width=128, depth=3, encoder_depth=5, family="encoder_decoder")
+  for stack, branches in (("encoder", 2 * 5), ("decoder", 3 * 3)):
     block = params[stack]["block"]
     spread = {
       "embedding": (params["embedding"]["table"], 0.02),
       "dense": (block["attention"]["query"]["kernel"], 128**-0.5),
       "up": (block["mlp"]["up"]["kernel"], 128**-0.5),
-      "residual": (block["attention"]["out"]["kernel"], (128 * 2 * 3) ** -0.5),
-      "down": (block["mlp"]["down"]["kernel"], (512 * 2 * 3) ** -0.5),
+      "residual": (block["attention"]["out"]["kernel"], (128 * branches) ** -0.5),
+      "down": (block["mlp"]["down"]["kernel"], (512 * branches) ** -0.5),
     }
     for name, (w, expected) in spread.items():
       assert np.std(w[...]) == pytest.approx(expected, rel=0.05), name
+    if stack == "decoder":
+      cross = block["cross_attention"]["out"]["kernel"][...]
+      assert np.std(cross) == pytest.approx((128 * branches) ** -0.5, rel=0.05)
   assert not np.any(params["head"]["kernel"][...])

@@ -88,6 +88,17 @@ def test_one_table_of_biases_serves_all_layers_of_a_stack():
   assert deep["decoder"]["relative"]["table"].shape == (32, 2)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_prefix_lm_tells_the_tokens_after_one_apart(prefix):
+  """Two tokens of a prefix change places: those before them see it, where they see them at all."""
+  params, apply = random_model(positions="relative", prefix=prefix, depth=1)
+  swapped_BT = TOKENS_BT.at[0, 4].set(TOKENS_BT[0, 7]).at[0, 7].set(TOKENS_BT[0, 4])
+  prefix_BT = jnp.arange(T)[None] < 9 if prefix else None
+  a_BTV, b_BTV = (apply(params, x_BT, prefix_BT=prefix_BT) for x_BT in (TOKENS_BT, swapped_BT))
+  before_TV = np.abs(a_BTV - b_BTV)[0, :4]
+  assert (before_TV.max(axis=1) > 1e-4).all() if prefix else not before_TV.any()
+
+
 def test_sinusoids_follow_the_paper():
   """Sine and cosine at the rates 1 and 10,000^(-1/2), the sines first."""
   x_D = positions.sinusoids(jnp.array([[3]]), 4)[0, 0]

@@ -151,6 +151,11 @@ def segments(config: ConfigDict) -> str:
   return "text" if OBJECTIVES[config.objective].pads else ""
 
 
+def has_prefix(config: ConfigDict) -> bool:
+  """Returns whether a batch has `prefix_BT`: tokens that a decoder sees from before them, too."""
+  return config.objective == "prefix" or config.data.bidirectional_prompt
+
+
 def coefficients(config: ConfigDict) -> dict[str, float]:
   """Returns the coefficients, other than 0, of the auxiliary entries that are minimised."""
   by_name = OBJECTIVES[config.objective].coefficients(config)
