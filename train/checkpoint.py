@@ -102,6 +102,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
       create=not read_only,
+      cleanup_tmp_directories=not read_only,  # what a killed save left; a run's folder is its own
       read_only=read_only,
     )
     self._manager = ocp.CheckpointManager(self.folder, options=options)

@@ -105,8 +105,10 @@ class Run:
         if done or stored["status"] == "diverged":
           self.record, self.ended = stored, True
       if not self.ended:
-        folder, keep_steps = self.workdir / "checkpoints", self.config.train.keep_steps
-        self._checkpoints = exits.enter_context(checkpoint.Checkpoints(folder, keep_steps))
+        folder = self.workdir / "checkpoints"
+        before = (stored or {}).get("kept_steps", ())  # also by starts with other steps to keep
+        kept = self.record["kept_steps"] = sorted({*self.config.train.keep_steps, *before})
+        self._checkpoints = exits.enter_context(checkpoint.Checkpoints(folder, kept))
       self._exits = exits.pop_all()
     return self
 

@@ -166,6 +166,20 @@ def test_branch_equals_the_run_alone(whole, tmp_path):
     loop.train(branch, tmp_path / "nowhere")
 
 
+def test_what_was_kept_for_good_stays(whole, tmp_path):
+  """Also where a run goes on with other steps to keep; what a killed save left does not."""
+  config = whole[0].copy_and_resolve_references()
+  for keep, stop in ((20,), 30), ((40,), 45), ((), 0):
+    leftover = tmp_path / "checkpoints" / f"{stop}.orbax-checkpoint-tmp-7"
+    leftover.mkdir(parents=True)
+    config.train.keep_steps, config.train.stop_at_step = keep, stop
+    loop.train(config, tmp_path)
+    assert not leftover.exists()
+  with checkpoint.Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
+    assert kept.steps() == [20, 40, 60]
+  assert files.read_json(tmp_path / "run.json")["loss"] == whole[2]["loss"]
+
+
 def test_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(whole, tmp_path, caplog):
   config, folder, _ = whole
   config = config.copy_and_resolve_references()

@@ -33,7 +33,7 @@ def test_a_run_on_several_devices_is_read_on_one(trained, tmp_path, fields):
   whole = restore.restore(str(folder))
   record = files.read_json(folder / "run.json")
   record["config"]["sharding"] |= fields
-  files.write_json(folder / "run.json", record)
+  files.write_json(folder / "run.json", files.with_digests(record))
   read = restore.restore(str(folder))
   ids = np.array([[256, *b"the day"]])
   np.testing.assert_array_equal(read.model(ids), whole.model(ids))
