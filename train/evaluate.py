@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UserError
 from train.data import evaluation
-from train.data.batches import eval_token_count, validation_batches, validation_documents
+from train.data.batches import (
+  check_predictions,
+  eval_token_count,
+  validation_batches,
+  validation_documents,
+)
 from train.data.dataset import TokenData
 from train.objectives import registry
 from train.objectives.losses import LOSS
@@ -74,6 +79,7 @@ def open_sets(config: ConfigDict, tokens: TokenData) -> dict[str, EvaluationSet]
         raise ConfigError(f"no evaluator {evaluator!r}; choose one of {', '.join(EVALUATORS)}")
       sets[name] = EvaluationSet(EVALUATORS[evaluator], evaluation.open_set(config, tokens, source))
       eval_token_count(sets[name].tokens, config)
+      check_predictions(sets[name].tokens, config, train=False)
     except UserError as error:
       raise ConfigError(f"data.evaluate.{name}={value!r}: {error}") from error
   return sets

@@ -118,6 +118,7 @@ class Run:
     sharding.check_batches(self.config, len(jax.devices()), jax.local_device_count())
     self._tokens = tokens = dataset.prepare(self.config)
     record.check_run(self.config, tokens)
+    batches.check_predictions(tokens, self.config)
     self._sets = open_sets(self.config, tokens)
     self.config, _ = aot.fit_to_devices(self.config, tokens.vocab_size, near=aot.NEAR)
     self.program = program(self.config, tokens.vocab_size)

@@ -12,11 +12,18 @@ import numpy as np
 from train.system import files
 
 
+def _finite(value: Any) -> Any:
+  """Replaces numbers that JSON does not know, in nested dicts, by null."""
+  if isinstance(value, dict):
+    return {name: _finite(x) for name, x in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Metrics:
   """Writes a row per interval of steps.
 
-  A row is fetched when the interval after it is complete: by then its steps are done, and the fetch
-  does not stop the device.
+  Its losses are averages over `steps` of them, fewer after a stop. A row is fetched when the
+  interval after it is complete: by then its steps are done, and the fetch does not stop the device.
   """
 
   def __init__(
@@ -60,7 +67,7 @@ class Metrics:
     while len(self._pending) > pending:
       step, interval = self._pending.pop(0)
       fetched = jax.device_get(interval)
-      row = {"step": step, **self._describe(step)}
+      row = {"step": step, "steps": len(interval), **self._describe(step)}
       for name in fetched[0]["sums"]:
         total, weight = np.sum([metrics["sums"][name] for metrics in fetched], axis=0)
         row[f"train_{name}"] = float(total / max(1, weight))  # there may be nothing to predict
@@ -70,7 +77,7 @@ class Metrics:
   def write(self, row: dict) -> None:
     """Appends a row."""
     with files.named(self._path):
-      self._file.write(json.dumps(row) + "\n")
+      self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
       self._file.flush()
 
   def close(self) -> None:

@@ -95,12 +95,19 @@ def check_run(config: ConfigDict, tokens: dataset.TokenData) -> None:
       f"than its embedding ({size.groups['embedding']:,}); use a larger size or a smaller "
       "vocabulary"
     )
-  start = optim.cooldown_start(config.optim, size.steps)
-  warmup = config.optim.warmup_tokens / size.tokens_per_step
-  if config.optim.schedule == "wsd" and start < warmup:
+  if config.train.tokens < size.tokens_per_step:
     raise ConfigError(
-      f"optim.warmup_tokens={config.optim.warmup_tokens}: the cooldown begins at step {start}, "
-      f"within the warmup of {math.ceil(warmup)} steps; shorten the warmup or train on more tokens"
+      f"train.tokens={config.train.tokens:,}: less than a step of {size.tokens_per_step:,}; train "
+      "on more, or make data.batch_size or data.seq_len smaller"
+    )
+  wsd = config.optim.schedule == "wsd"
+  rise = optim.cooldown_start(config.optim, size.steps) if wsd else size.steps
+  warmup = math.ceil(config.optim.warmup_tokens / size.tokens_per_step)
+  if rise < warmup:  # the rate on record would never be reached
+    end = "the cooldown begins" if wsd else "the run ends"
+    raise ConfigError(
+      f"optim.warmup_tokens={config.optim.warmup_tokens}: {end} at step {rise}, within the warmup "
+      f"of {warmup} steps; shorten the warmup or train on more tokens"
     )
 
 

@@ -29,9 +29,10 @@ def rows(folder):
 
 
 def final(folder):
-  """Returns a record without what a clock decides."""
+  """Returns a record without what a clock decides, and the config."""
   run = files.read_json(folder / "run.json")
   ignored = {"seconds", "times", "first_step", "config", "config_diff", "digests", "hash"}
+  ignored.add("kept_steps")  # which are the config's, too
   return {key: value for key, value in run.items() if key not in ignored}
 
 
@@ -207,6 +208,66 @@ def test_divergence_stays_on_record(tiny, tmp_path):
   assert result["status"] == "diverged"
   assert "loss" not in result
   assert loop.train(tiny, tmp_path)["status"] == "diverged"  # and is not tried again
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(lines[-1], parse_constant=refuse)["train_loss"] is None
+
+
+def test_a_row_says_of_how_many_steps_it_is_the_average(whole, tmp_path):
+  """After a stop at step 23 a row of ten steps knows only seven."""
+  config, folder, _ = whole
+  config = config.copy_and_resolve_references()
+  config.train.log_every_steps = 1
+  loop.train(config, tmp_path / "each")
+  each = [row["train_loss"] for row in rows(tmp_path / "each") if "train_loss" in row]
+  config.train.log_every_steps = 10
+  calls = iter(range(1, 1000))
+  with pytest.raises(loop.Interrupted):
+    loop.train(config, tmp_path / "cut", should_stop=lambda: next(calls) == 23)
+  loop.train(config, tmp_path / "cut")
+  averages = {r["step"]: r for r in rows(tmp_path / "cut") if "train_loss" in r}
+  assert {step: row["steps"] for step, row in averages.items()} == {
+    10: 10, 20: 10, 23: 3, 30: 7, 40: 10, 50: 10, 60: 10
+  }  # fmt: skip
+  for last, row in averages.items():
+    expected = np.mean(each[last - row["steps"] : last])
+    assert row["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"optim.schedule": "constant", "optim.warmup_tokens": 7681},
+      "the run ends at step 60, .* 61 st",
+    ),
+    ({"optim.schedule": "cosine", "optim.warmup_tokens": 10**6}, "the run ends at step 60, within"),
+    ({"optim.warmup_tokens": 10**6}, "the cooldown begins at step 48, within the warmup"),
+    ({"train.tokens": 127, "optim.warmup_tokens": 0}, "train.tokens=127: less than a step of 128"),
+    (
+      {"objective": "mlm", "model.family": "encoder", "corruption.mlm_rate": 1e-9},
+      "objective='mlm': nothing is predicted in the text that is evaluated on",
+    ),
+  ],
+)
+def test_a_run_that_cannot_be_what_its_record_says_is_refused(tiny, tmp_path, fields, message):
+  tiny.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message) as error:
+    loop.train(tiny, tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_pairs_that_leave_no_room_for_a_completion_are_refused(tiny, tmp_path):
+  pairs = ({"prompt": f"{i} " * 200, "text": "x"} for i in range(99))
+  (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+  tiny.objective, tiny.data.prompt_field = "completion", "prompt"
+  tiny.data.source = f"text:{tmp_path / 'pairs.jsonl'}"
+  with pytest.raises(ValueError, match="nothing is predicted .* its prompts longer than data.seq"):
+    loop.train(tiny, tmp_path / "run")
 
 
 @pytest.mark.slow

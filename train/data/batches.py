@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from train.data.dataset import TokenData
 from train.objectives import corruption, registry
 from train.objectives.objective import Batch
@@ -42,6 +42,24 @@ def check_tokens(config: ConfigDict, data: TokenData) -> None:
       f"of {data.source}, more than data.max_epochs={config.data.max_epochs:g}; "
       "train on fewer tokens or add text"
     )
+
+
+def check_predictions(data: TokenData, config: ConfigDict, train: bool = True) -> None:
+  """Refuses a run, or the evaluation of a set, in which nothing is predicted.
+
+  Raises:
+    DataError: all weights are 0; of the training text in the first thousand steps.
+  """
+  parts = {"evaluated": validation_batches(data, config)}
+  if train:
+    parts["trained"] = itertools.islice(train_batches(data, config), 1000)
+  for what, batches in parts.items():
+    if not any(batch["weights_BT"].any() for batch in batches):
+      raise DataError(
+        f"objective={config.objective!r}: nothing is predicted in the text that is {what} on, of "
+        f"{data.source}; are its prompts longer than data.seq_len={config.data.seq_len}, or is "
+        "what the objective hides (corruption.*) too little?"
+      )
 
 
 def train_batches(

@@ -116,18 +116,25 @@ def corrupt_spans(
   """Cuts spans out of a text: kept k0 s0 k1 s1 ... eos, hidden s0 h0 s1 h1 ... eos.
 
   The text is cut into as many kept as hidden pieces, in turn and starting with a kept one, their
-  lengths drawn by `composition`. The sentinel of span i is `sentinel - i`. U >= N - 2.
+  lengths drawn by `composition`. A single span lies anywhere, as where UL2 rolls its masks. The
+  sentinel of span i is `sentinel - i`. U >= N - 2.
 
   Returns:
     inputs_BS and targets_BT, of the lengths of `span_lengths`.
   """
   B, N = text_BN.shape
   noise, spans = span_counts(N, density, span_length)
+  tail_B1 = np.zeros((B, 1), int)  # what is kept after the last span
   hidden_BK = composition(uniform_BU[:, : noise - 1], spans)
   kept_BK = composition(uniform_BU[:, noise - 1 : N - 2], spans)
+  if spans == 1 < N - noise:  # else it would be the end of each text; `hidden_BK` drew nothing
+    kept_BK = (uniform_BU[:, :1] * (N - noise + 1)).astype(int)
+    tail_B1 = N - noise - kept_BK
   lengths_BK2 = np.stack([kept_BK, hidden_BK], axis=2)
-  noise_BN = np.repeat(np.tile([False, True], B * spans), lengths_BK2.ravel()).reshape(B, N)
-  starts_BK = np.cumsum(lengths_BK2.reshape(B, 2 * spans), axis=1)[:, 0::2]
+  lengths_BM = np.append(lengths_BK2.reshape(B, 2 * spans), tail_B1, axis=1)
+  pattern_M = np.append(np.tile([False, True], spans), False)
+  noise_BN = np.repeat(np.tile(pattern_M, B), lengths_BM.ravel()).reshape(B, N)
+  starts_BK = np.cumsum(lengths_BM, axis=1)[:, 0:-1:2]
   first_BN = np.zeros((B, N), bool)
   np.put_along_axis(first_BN, starts_BK, True, axis=1)
   marked_BN = text_BN.copy()

@@ -100,8 +100,9 @@ def test_spans_give_the_text_back(inputs, density, mean, seed):
     assert [len(hidden) for hidden in (hidden, sum(hidden.values(), []))] == [spans, noise]
     assert all(hidden.values())  # no span is empty
     kept = "".join("s" if token in hidden else "k" for token in source[i, :-1].tolist())
-    assert kept[0] == "k"  # the first token is never hidden, the last one always is
-    assert kept[-1] == "s"
+    if spans > 1:  # the first token is never hidden, the last one always is; one span lies anywhere
+      assert kept[0] == "k"
+      assert kept[-1] == "s"
     assert "ss" not in kept
 
 
@@ -284,3 +285,22 @@ def test_what_cannot_be_trained_is_refused_in_one_line(objective, field, value, 
   with pytest.raises(ValueError, match=message) as error:
     registry.check_objective(config)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("length", [10, 40, 120])
+def test_a_single_span_lies_anywhere(length):
+  """As UL2's masks, which are rolled: a long span of a short text would else always be its end."""
+  text_BN = np.tile(np.arange(length), (4000, 1))
+  uniform_BU = np.random.default_rng(0).random((4000, length - 2))
+  inputs_BS, targets_BT = corruption.corrupt_spans(text_BN, uniform_BU, 0.15, 32.0, 900, 901)
+  noise, spans = corruption.span_counts(length, 0.15, 32.0)
+  assert spans == 1
+  first_B = targets_BT[:, 1]
+  np.testing.assert_array_equal(targets_BT[:, 1:-1], first_B[:, None] + np.arange(noise))
+  for inputs, first in zip(inputs_BS[:50], first_B, strict=False):
+    kept = [*range(first), 900, *range(first + noise, length), 901]
+    assert inputs.tolist() == kept
+  counts = np.bincount(first_B, minlength=length - noise + 1)
+  expected = 4000 / (length - noise + 1)
+  assert len(counts) == length - noise + 1
+  assert abs(counts - expected).max() < 5 * expected**0.5
