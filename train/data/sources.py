@@ -7,6 +7,7 @@ validation split. With `data.prompt_field` a row is one document: prompt, PAIR, 
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -22,7 +23,8 @@ from ml_collections import ConfigDict
 from configs.errors import ConfigError, DataError
 from train.data import markov
 
-SUFFIXES = (".txt", ".md", ".jsonl")
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # behind any of these
 PIECE = 65_536  # the longest piece of a text [bytes]
 PIECES = 64  # the fewest pieces a corpus is cut into
 SMALLEST_PIECE = 1_024  # [bytes]
@@ -101,10 +103,28 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path, digest: str) -> bytes:
-  """Reads a file that has a SHA-256: what is prepared from it is kept under its fingerprint."""
+  """Reads a file that has a SHA-256: what is prepared from it is kept under its fingerprint.
+
+  Returns:
+    the content, decompressed.
+  """
   content = path.read_bytes()
   _check_unchanged(path, hashlib.sha256(content).hexdigest(), digest)
-  return content
+  if (codec := COMPRESSED.get(path.suffix.lower())) is None:
+    return content
+  import pyarrow
+
+  try:
+    return pyarrow.CompressedInputStream(pyarrow.BufferReader(content), codec).read()
+  except (OSError, ValueError) as error:
+    raise DataError(
+      f"data.source: {path}: cannot be decompressed ({error}); is it whole?"
+    ) from None
+
+
+def _suffix(path: Path) -> str:
+  """Returns what the content is, by the file's name: one of SUFFIXES, if it is text."""
+  return Path(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()
 
 
 def _check_unchanged(path: Path, now: str, digest: str) -> None:
@@ -144,7 +164,7 @@ def _python_stdlib(*_: Any) -> Corpus:
 
 
 def _text(argument: str, config: ConfigDict) -> Corpus:
-  """Opens a .txt, .md or .jsonl file, or all of them below a folder, without hidden ones."""
+  """Opens a file of SUFFIXES, or all of them below a folder, without hidden ones."""
   fields = _fields(config)
   root = Path(argument).expanduser()
   name = f"data.source='text:{argument}'"
@@ -154,9 +174,9 @@ def _text(argument: str, config: ConfigDict) -> Corpus:
     paths = list(_walk(str(root), lambda name: name.startswith(".")))
   else:
     raise DataError(f"{name}: no such file or folder: {root.absolute()}")
-  paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
+  paths = [path for path in paths if _suffix(path) in SUFFIXES]
   if not paths:
-    raise DataError(f"{name}: no file ends in {', '.join(SUFFIXES)}")
+    raise DataError(f"{name}: no file ends in {', '.join((*SUFFIXES, *COMPRESSED))}")
   if odd := [path for path in paths if not path.is_file()]:
     raise DataError(f"{name}: {odd[0]} is no regular file (or a link to none); remove it")
   if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
@@ -166,23 +186,25 @@ def _text(argument: str, config: ConfigDict) -> Corpus:
 
   def documents() -> Iterator[bytes]:
     for path, digest in digests.items():
-      if path.suffix.lower() == ".jsonl":
-        yield from _rows(path, fields, digest)
+      if _suffix(path) in ROWS:
+        for row, place in ROWS[_suffix(path)](path, digest):
+          places = {x: f"{name}={x!r}: {path} {place}" for name, x in fields.items()}
+          yield PAIR.join(_field(row, x, where) for x, where in places.items())
       elif len(fields) > 1:
         raise DataError(f"data.prompt_field={config.data.prompt_field!r}: {path} has no fields")
       else:
         yield _utf8(_read(path, digest), f"data.source: {path}")
 
   digests = {path: _digest(path) for path in paths}
-  kinds = sorted((path.suffix.lower() == ".jsonl", digest) for path, digest in digests.items())
+  kinds = sorted((_suffix(path) == ".jsonl", digest) for path, digest in digests.items())
   fingerprint = _fingerprint("text", 1, *fields.values(), kinds)
   return _rows_or_pieces(f"text:{argument}", fingerprint, documents, fields)
 
 
-def _rows(path: Path, fields: dict[str, str], digest: str) -> Iterator[bytes]:
-  """Yields the text, or the pair, of each row of a .jsonl file that has a SHA-256."""
-  offset, read = 0, hashlib.sha256()
-  with open(path, "rb") as file:
+def _json_rows(path: Path, digest: str) -> Iterator[tuple[Any, str]]:
+  """Yields each row of a .jsonl file that has a SHA-256, and its place."""
+  offset, read, plain = 0, hashlib.sha256(), path.suffix.lower() not in COMPRESSED
+  with open(path, "rb") if plain else io.BytesIO(_read(path, digest)) as file:
     for number, line in enumerate(file, 1):
       read.update(line)
       _utf8(line, f"data.source: {path}", offset)
@@ -193,9 +215,24 @@ def _rows(path: Path, fields: dict[str, str], digest: str) -> Iterator[bytes]:
         row = json.loads(line)
       except ValueError as error:
         raise ConfigError(f"data.source: {path} line {number} is not JSON: {error}") from error
-      places = {field: f"{name}={field!r}: {path} line {number}" for name, field in fields.items()}
-      yield PAIR.join(_field(row, field, where) for field, where in places.items())
-  _check_unchanged(path, read.hexdigest(), digest)
+      yield row, f"line {number}"
+  if plain:
+    _check_unchanged(path, read.hexdigest(), digest)
+
+
+def _parquet_rows(path: Path, digest: str) -> Iterator[tuple[Any, str]]:
+  """Yields each row of a Parquet file that has a SHA-256, and its place."""
+  from pyarrow import ArrowException, BufferReader, parquet
+
+  try:
+    file = parquet.ParquetFile(BufferReader(_read(path, digest)))
+  except ArrowException as error:
+    raise DataError(f"data.source: {path} is not Parquet: {error}") from None
+  rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+  return ((row, f"row {number}") for number, row in enumerate(rows, 1))
+
+
+ROWS = {".jsonl": _json_rows, ".parquet": _parquet_rows}
 
 
 def _field(row: Any, field: str, where: str) -> bytes:
@@ -222,6 +259,12 @@ def _tfds(argument: str, config: ConfigDict) -> Corpus:
   try:
     builder = tfds.builder(argument, file_format="array_record")
     if not builder.is_prepared():
+      print(
+        f"tfds:{builder.info.full_name} is not prepared in {builder.data_dir}: this takes the "
+        "network, and for some TensorFlow or Apache Beam; without them it fails, in some minutes",
+        file=sys.stderr,
+        flush=True,
+      )
       with contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare()
     splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)

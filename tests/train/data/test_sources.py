@@ -2,12 +2,16 @@
 
 import functools
 import hashlib
+import io
 import json
 import os
 import tempfile
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,6 +252,62 @@ def test_fingerprint_is_of_content_and_not_of_names(tmp_path):
   assert fingerprint() == first
   (tmp_path / "b.txt").write_text("One\n")
   assert fingerprint() != first
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("codec", ["", "gzip", "zstd"])
+def test_compressed_text_is_the_text(tmp_path, ending, codec):
+  texts = [f"row {i} é\n" * 400 for i in range(80)]
+  rows = [{"body": text, "id": i} for i, text in enumerate(texts)]
+  content = {
+    ".txt": "".join(texts).encode(),
+    ".jsonl": "\n".join(map(json.dumps, rows)).encode(),
+    ".parquet": None,
+  }[ending]
+  if content is None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink := io.BytesIO())
+    content = sink.getvalue()
+  path = tmp_path / f"a{ending}{ {'': '', 'gzip': '.gz', 'zstd': '.zst'}[codec] }"
+  path.write_bytes(pyarrow.compress(content, codec, asbytes=True) if codec else content)
+  opened = corpora.open_source(config(f"text:{tmp_path}", text_field="body"))
+  documents = list(opened.documents())
+  assert b"".join(documents) == "".join(texts).encode()
+  assert len(documents) >= 64
+  if ending != ".txt":
+    assert documents == [text.encode() for text in texts]
+    with pytest.raises(DataError, match=r"field='text': .* 1 has no such field; .*'body'"):
+      list(corpora.open_source(config(f"text:{tmp_path}")).documents())
+  path.write_bytes(path.read_bytes()[:-30])
+  damaged = corpora.open_source(config(f"text:{tmp_path}", text_field="body"))
+  if codec or ending == ".parquet":
+    with pytest.raises(DataError, match=f"data.source: {path}") as error:
+      list(damaged.documents())
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_that_has_to_be_made_first_says_what_that_takes(tmp_path, monkeypatch, capfd):
+  class WantsTensorflow(tfds.core.GeneratorBasedBuilder):
+    """Its files are read by TensorFlow."""
+
+    VERSION = tfds.core.Version("2.1.0")
+
+    def _info(self):
+      features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    def _generate_examples(self):
+      yield from ()
+
+  monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(DataError, match="'tfds:wants_tensorflow': ModuleNotFoundError: No module"):
+    corpora.open_source(config("tfds:wants_tensorflow"))
+  said = capfd.readouterr().err.splitlines()[0]
+  assert said.startswith(f"tfds:wants_tensorflow/2.1.0 is not prepared in {tmp_path}")
+  assert "TensorFlow" in said
 
 
 def test_tfds_source_reads_the_train_split_of_a_dataset(tmp_path, monkeypatch):
