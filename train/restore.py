@@ -122,13 +122,15 @@ def read_tokenizer(serialized: str, where: str) -> Tokenizer:
 def tokenizer_of(config: ConfigDict, serialized: str, where: str = "") -> Tokenizer:
   """Makes a trained run's tokenizer, with names for the special ids of its objective.
 
-  The ids are those of `train.objectives`; an encoded text has eos where training had it.
+  The ids are those of `train.objectives`; an encoded text has eos where training had it. What spells
+  out a special token is text, as in training, but where a model fills blanks: its prompts name them.
   `serialized` is the run's tokenizer.json; "": it reads bytes.
   """
   library = read_tokenizer(serialized, where) if serialized else _bytes()
   eos = min(library.get_added_tokens_decoder().items())[1].content
   specials = registry.specials(config)
   library.add_special_tokens(list(specials))
+  library.encode_special_tokens = config.model.family == "decoder"
   library.post_processor = processors.TemplateProcessing(
     single=registry.OBJECTIVES[config.objective].template.format(eos=eos),
     special_tokens=[(x, library.token_to_id(x)) for x in (eos, *specials)],

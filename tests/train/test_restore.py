@@ -10,6 +10,7 @@ from flax import nnx
 from configs import base
 from train import loop, restore, step
 from train.data import dataset
+from train.data import tokenizer as tokenizers
 from train.objectives import registry
 from train.system import files
 
@@ -37,6 +38,22 @@ def test_a_run_on_several_devices_is_read_on_one(trained, tmp_path, fields):
   read = restore.restore(str(folder))
   ids = np.array([[256, *b"the day"]])
   np.testing.assert_array_equal(read.model(ids), whole.model(ids))
+
+
+def test_a_special_token_that_is_spelt_out_is_text_as_in_training(tiny):
+  bpe = tokenizers.train("bpe:260", iter([b"some words, and others <|eos|>"] * 9))
+  text = "a<|eos|>b [SEP]"
+  pieces = {"": [*text.encode()], bpe.serialized: bpe.encode([text.encode()])[0].tolist()}
+  for serialized, ids in pieces.items():
+    for tiny.objective in ("clm", "completion"):
+      library = restore.tokenizer_of(tiny, serialized)
+      encoded = library.encode(text).ids
+      assert [x for x in encoded if x < library.token_to_id("<|eos|>")] == ids
+      assert encoded[0] == library.token_to_id("<|eos|>")
+      assert len(encoded) == len(ids) + 1 + (tiny.objective == "completion")
+  tiny.objective, tiny.model.family = "mlm", "encoder"
+  blank = restore.tokenizer_of(tiny, "")
+  assert blank.token_to_id("[MASK]") in blank.encode("a [MASK] b").ids
 
 
 @pytest.mark.parametrize("objective", ["mlm", "span", "ul2"])
