@@ -122,8 +122,9 @@ def read_tokenizer(serialized: str, where: str) -> Tokenizer:
 def tokenizer_of(config: ConfigDict, serialized: str, where: str = "") -> Tokenizer:
   """Makes a trained run's tokenizer, with names for the special ids of its objective.
 
-  The ids are those of `train.objectives`; an encoded text has eos where training had it. What spells
-  out a special token is text, as in training, but where a model fills blanks: its prompts name them.
+  The ids are those of `train.objectives`; an encoded text has eos where training had it. What
+  spells out a special token is text, as in training, unless the model fills blanks: prompts name
+  those.
   `serialized` is the run's tokenizer.json; "": it reads bytes.
   """
   library = read_tokenizer(serialized, where) if serialized else _bytes()
