@@ -15,7 +15,7 @@ class Scale:
   """
 
   draws: np.ndarray  # [R]
-  told_by: int  # observations; of 0 it is what sweeps of others show
+  told_by: float  # observations; of 0 it is what sweeps of others show
 
   @property
   def value(self) -> float:
@@ -75,13 +75,13 @@ def posterior(
   typical: float,
   size: int,
   seed: int,
-  independent: int | None = None,
+  independent: float | None = None,
 ) -> Scale:
   """Learns how errors grow: e_i is normal, with variance v_i + (s d_i)^2; the scale s is unknown.
 
   Before any error is seen, s is half-normal about `typical`. Errors that share a cause are not as
-  many observations: all together count as `independent` ones. Those of N* count as one, since a
-  form that bends away errs to one side at all budgets; those of the loss as one per budget.
+  many observations: all together count as `independent` ones, those of forecasts as the budgets
+  that were forecast.
   """
   grid = typical * np.concatenate([[0.0], np.geomspace(1e-3, 30, 150)])
   log_p = np.log(np.gradient(grid)) - 0.5 * (grid / typical) ** 2
@@ -93,4 +93,4 @@ def posterior(
   p = np.exp(log_p - log_p.max())
   p /= p.sum()
   draws = np.interp((np.arange(size) + 0.5) / size, np.cumsum(p) - p / 2, grid)
-  return Scale(np.random.default_rng(seed).permutation(draws), count if len(e) else 0)
+  return Scale(np.random.default_rng(seed).permutation(draws), count if len(e) else 0.0)

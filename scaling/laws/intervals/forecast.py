@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import UserError
 from scaling.laws import solve
 from scaling.laws.forms import MAD, Form
-from scaling.laws.intervals.errors import Errors, Line, posterior
+from scaling.laws.intervals.errors import Errors, Line, Scale, posterior
 from scaling.laws.law import Law
 from scaling.laws.tables.budgets import SAME_BUDGET, budgets, cuts, profiles
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
@@ -17,13 +17,14 @@ from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiab
 OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothing of its form
 NEAR = 6.0  # times the size of the lowest run of a profile: others do not shape its minimum
 STEP = 1e-4  # of a parameter, for a gradient
+PLACE_SHARE = 0.5  # of an observation of N*: a form that bends away errs to one side at all budgets
 FEWEST_FORECASTS = 3  # of N*, to choose an estimator by
 BETTER = 2 / 3  # of the law's error: below it the line through the minima answers for N*
 # What a law's errors are about where its own runs tell little, in logs. In six public collections
 # of isoFLOP runs (docs/coverage.md) N* was off by .03 to .25 within and by .05 to .3 per e-fold
 # beyond, the loss by .001 to .04 per e-fold.
 TYPICAL_PLACE, TYPICAL_PLACE_GROWTH = 0.1, 0.2
-TYPICAL_LOSS, TYPICAL_LOSS_GROWTH = 0.001, 0.01
+TYPICAL_LOSS, TYPICAL_LOSS_GROWTH = 0.002, 0.01
 
 
 class Minimum(NamedTuple):
@@ -197,9 +198,9 @@ def measure_errors(
       place = posterior(off, [m.variance for m in seen], ones, TYPICAL_PLACE, size, seed + 1)
   return Errors(
     place=place,
-    place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3, 1),
+    place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3, PLACE_SHARE),
     loss=loss,
-    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4, len({x[0] for x in losses})),
+    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4),
     line=line,
     heldout=heldout,
   )
@@ -222,10 +223,12 @@ def _line(seen: Sequence[Minimum], size: int, seed: int) -> Line | None:
   return Line(center, float(offset), float(slope), offset + wide[0] * t[0], slope + wide[1] * t[1])
 
 
-def _growth(forecast: list[tuple[float, ...]], typical: float, size: int, seed: int, of: int):
-  """Calls `posterior` on rows (target, error, variance, distance) that count as `of`."""
-  _, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
-  return posterior(e, v, d, typical, size, seed, min(of, len(e)))
+def _growth(
+  forecast: list[tuple[float, ...]], typical: float, size: int, seed: int, share: float = 1.0
+) -> Scale:
+  """Calls `posterior` on rows (target, error, variance, distance); a target counts `share`."""
+  target, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
+  return posterior(e, v, d, typical, size, seed, share * len(set(target)))
 
 
 def _slopes(problem: solve.Problem, theta: np.ndarray) -> np.ndarray:

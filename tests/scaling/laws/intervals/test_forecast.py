@@ -63,17 +63,23 @@ def bent(n, d):
   return chinchilla.loss(EPOCH, n, d) * np.exp(-0.002 * np.log(d / 1e9) ** 2)
 
 
+@pytest.mark.slow
 def test_n_opt_of_a_wrong_form_is_inside_its_interval_beyond_the_runs():
+  """In nine sweeps of ten or more, where resamples alone hold it in few; seeds are of the noise."""
   n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 5), sizes=9)
-  law = laws.fit_runs(laws.make_runs(n, d, bent(n, d)), options(bootstraps=400))
-  C = 1e21
-  sizes = np.geomspace(1e8, 1e11, 4001)
-  best = sizes[np.argmin(bent(sizes, C / (6 * sizes)))]
-  row = laws.optimum(law, C)
-  low, high = row["N_opt_interval"]
-  assert low < best < high
+  C, sizes = 1e21, np.geomspace(1e8, 1e11, 4001)
+  best = np.log(sizes[np.argmin(bent(sizes, C / (6 * sizes)))])
+  held, by_resamples = 0, 0
+  for seed in range(10):
+    noise = np.exp(0.002 * np.random.default_rng(seed).normal(size=len(n)))
+    law = laws.fit_runs(laws.make_runs(n, d, bent(n, d) * noise), options(bootstraps=100))
+    row = laws.optimum(law, C)
+    low, high = np.log(row["N_opt_interval"])
+    held += low < best < high
+    by_resamples += abs(best - np.log(row["N_opt"])) < 1.645 * row["N_opt_error"]["runs"]
+  assert held >= 9
+  assert by_resamples <= 4
   error = row["N_opt_error"]
-  assert abs(np.log(best / row["N_opt"])) > 2 * error["runs"]  # resamples alone leave it out
   assert error["beyond"] == pytest.approx(law.errors.place_growth.value * np.log(10))
   assert laws.optimum(law, 1e20)["N_opt_error"]["beyond"] == 0
 
