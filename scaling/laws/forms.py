@@ -203,15 +203,16 @@ def cross(p, x):
 
 @form(
   "N D", lambda p, u: {"B": u.L, "G": u.L},
-  A=SCALE, a=FACTOR, alpha=BEND, B=SCALE, b=FACTOR, beta=BEND, G=SCALE, g=FACTOR, gamma=BEND,
+  A=SCALE, slope_A=FACTOR, alpha=BEND, B=SCALE, slope_B=FACTOR, beta=BEND,
+  G=SCALE, slope_G=FACTOR, gamma=BEND,
 )  # fmt: skip
 def farseer(p, x):
-  """G e^(g h(gamma)) + B e^(b h(beta)) / D^(A e^(a h(alpha))): all of D's term depends on N.
+  """G e^(g h(gamma)) + B e^(b h(beta)) / D^(A e^(a h(alpha))), with a, b, g = slope_A, _B, _G.
 
   With h(k) = (n^k - 1) / k of n = N / 1e8, it is eq. 3 of Farseer (Li et al. 2025,
   arXiv:2506.10972), exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) / D^exp(a1 N^alpha + b1), written so
-  that exponents near 0 are no edge: A, B and G are the values at 1e8 parameters, a, b and g the
-  slopes of their logarithms there, in log N, and a1 = a / alpha / 1e8^alpha, b1 = log A - a / alpha
+  that exponents near 0 are no edge: A, B and G are the values at 1e8 parameters, the slopes those
+  of their logarithms there, in log N, and a1 = a / alpha / 1e8^alpha, b1 = log A - a / alpha
   (b2, a2 and b3, a3 likewise).
   """
   import jax.numpy as jnp
@@ -222,8 +223,8 @@ def farseer(p, x):
     bent = jnp.abs(k) > 1e-7
     return jnp.where(bent, jnp.expm1(k * log_n) / jnp.where(bent, k, 1.0), log_n)
 
-  data = p.b * h(p.beta) - p.A * jnp.exp(p.a * h(p.alpha)) * jnp.log(x.D)
-  return p.G * jnp.exp(p.g * h(p.gamma)) + p.B * jnp.exp(data)
+  data = p.slope_B * h(p.beta) - p.A * jnp.exp(p.slope_A * h(p.alpha)) * jnp.log(x.D)
+  return p.G * jnp.exp(p.slope_G * h(p.gamma)) + p.B * jnp.exp(data)
 
 
 def _farseer_starts(logs: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:

@@ -144,17 +144,19 @@ def test_farseer_is_the_formula_of_its_paper():
   """Eq. 3 of arXiv:2506.10972, from our values and slopes at 1e8 parameters."""
   p, N, D = TRUE["farseer"], np.array([1e7, 1e8, 3e9]), np.array([1e9, 3e10, 1e12])
 
-  def stretched(level, slope, power):  # a N^power + b
+  def stretched(level, power):  # a N^power + b
+    slope = f"slope_{level}"
     a = p[slope] / p[power] / 1e8 ** p[power]
     return a * N ** p[power] + np.log(p[level]) - p[slope] / p[power]
 
-  exponent = np.exp(stretched("A", "a", "alpha"))
-  paper = np.exp(stretched("G", "g", "gamma")) + np.exp(stretched("B", "b", "beta")) * D**-exponent
+  exponent = np.exp(stretched("A", "alpha"))
+  paper = np.exp(stretched("G", "gamma")) + np.exp(stretched("B", "beta")) * D**-exponent
   ours = laws.evaluate(FORMS["farseer"], p, {"N": N, "D": D})
   np.testing.assert_allclose(ours, paper, rtol=1e-12)
   straight = p | dict.fromkeys(("alpha", "beta", "gamma"), 0.0)  # power laws of N
   n = N / 1e8
-  wanted = p["G"] * n ** p["g"] + p["B"] * n ** p["b"] * D ** -(p["A"] * n ** p["a"])
+  power = {level: p[level] * n ** p[f"slope_{level}"] for level in "ABG"}
+  wanted = power["G"] + power["B"] * D ** -power["A"]
   ours = laws.evaluate(FORMS["farseer"], straight, {"N": N, "D": D})
   np.testing.assert_allclose(ours, wanted, rtol=1e-12)
 
@@ -177,3 +179,8 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, flags, said):
   said_there = capsys.readouterr().err.strip()
   assert said in said_there
   assert "\n" not in said_there
+
+
+def test_no_parameter_has_the_name_of_an_exponent():
+  """fit.json has both side by side: a and b are those of N_opt and D_opt along compute."""
+  assert not {(name, key) for name in FORMS for key in ("a", "b") if key in FORMS[name].kinds}
