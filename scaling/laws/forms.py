@@ -212,8 +212,8 @@ def farseer(p, x):
   With h(k) = (n^k - 1) / k of n = N / 1e8, it is eq. 3 of Farseer (Li et al. 2025,
   arXiv:2506.10972), exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) / D^exp(a1 N^alpha + b1), written so
   that exponents near 0 are no edge: A, B and G are the values at 1e8 parameters, a, b and g
-  (`slope_A`, `slope_B`, `slope_G`) the slopes of their logarithms there, in log N, and a1 = a / alpha / 1e8^alpha, b1 = log A - a / alpha
-  (b2, a2 and b3, a3 likewise).
+  (`slope_A`, `slope_B`, `slope_G`) the slopes of their logarithms there, in log N, and
+  a1 = a / alpha / 1e8^alpha, b1 = log A - a / alpha (b2, a2 and b3, a3 likewise).
   """
   import jax.numpy as jnp
 

@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import UserError
 from scaling.laws import solve
 from scaling.laws.forms import MAD, Form
-from scaling.laws.intervals.errors import Errors, Line, Scale, posterior
+from scaling.laws.intervals.errors import Errors, Line, Scale, off_edge, posterior
 from scaling.laws.law import Law
 from scaling.laws.tables.budgets import SAME_BUDGET, budgets, cuts, profiles
 from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
@@ -24,7 +24,7 @@ BETTER = 2 / 3  # of the law's error: below it the line through the minima answe
 # of isoFLOP runs (docs/coverage.md) N* was off by .03 to .25 within and by .05 to .3 per e-fold
 # beyond, the loss by .001 to .04 per e-fold.
 TYPICAL_PLACE, TYPICAL_PLACE_GROWTH = 0.1, 0.2
-TYPICAL_LOSS, TYPICAL_LOSS_GROWTH = 0.002, 0.01
+TYPICAL_LOSS, TYPICAL_LOSS_GROWTH = 0.002, 0.008
 
 
 class Minimum(NamedTuple):
@@ -128,9 +128,9 @@ def measure_errors(
   Within the runs the law's N* and its loss are compared with the `minima` of the profiles. Beyond
   them the law is fitted to the smaller budgets and asked for the larger ones (`forecasts`): what
   its errors hold beyond the scatter of the runs, and beyond what the parameters of the small fit
-  may err, grows with the distance, e^2 = known + (s log(C / C_fitted))^2. Where no profile has a
-  minimum, N* of the law of all runs stands in for it. A run that diverged lies far off any law
-  (`OUTLIER`), and is not asked for.
+  may err, grows with the distance, e^2 = known + (s log(C / C_fitted))^2; that of the loss begins
+  `off_edge`. Where no profile has a minimum, N* of the law of all runs stands in for it. A run that
+  diverged lies far off any law (`OUTLIER`), and is not asked for.
 
   Args:
     problem: the form and the runs.
@@ -173,10 +173,11 @@ def measure_errors(
     slopes = _slopes(problem, theta)
     covariance = np.linalg.pinv(slopes[:, below] @ slopes[:, below].T) * scatter
     errors = -solve.log_residuals(problem, theta[None])[0]
+    edge = most - off_edge(runs.C[below])
     for segment in segments[i:]:
       for run in segment[usual[segment]]:
         known = scatter + slopes[:, run] @ covariance @ slopes[:, run]
-        losses.append((segment[0], errors[run], known, np.log(runs.C[run]) - most))
+        losses.append((segment[0], errors[run], known, np.log(runs.C[run]) - edge))
     small = _line([m for m in seen if np.log(m.C) < most + SAME_BUDGET], size, seed)
     for target in targets:
       if (distance := np.log(target.C) - most) > SAME_BUDGET:

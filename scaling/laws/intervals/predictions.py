@@ -10,6 +10,7 @@ from scaling.laws.chinchilla import Optimum
 from scaling.laws.fitted import Fit
 from scaling.laws.intervals import bootstrap
 from scaling.laws.intervals.bootstrap import holding, interval, seed_noise
+from scaling.laws.intervals.errors import off_edge
 from scaling.laws.law import at_edge
 from scaling.laws.tables.budgets import SAME_BUDGET, budgets
 
@@ -57,8 +58,10 @@ def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
 
 
 def form_noise(fit: Fit, C: float, N: float, D: float) -> np.ndarray:
-  """Draws the error of the law's form there [R, log loss]; 0 within the runs."""
-  return np.log(fit.outside(C, N, D)) * fit.errors.loss_growth.sample(fit.options.seed + 2)
+  """Draws the error of the law's form there [R, log loss]; 0 well within the runs (`off_edge`)."""
+  beyond = np.log(C / fit.runs.C.max()) + off_edge(fit.runs.C)
+  distance = max(0.0, beyond, np.log(fit.outside(C, N, D)))
+  return distance * fit.errors.loss_growth.sample(fit.options.seed + 2)
 
 
 def optimum(fit: Fit, C: float) -> dict[str, Any]:
