@@ -37,6 +37,16 @@ class Minimum(NamedTuple):
   loss_variance: float
 
 
+class Forecast(NamedTuple):
+  """What a fit of smaller budgets missed of a larger one, in logs."""
+
+  target: float  # what was asked for: forecasts of the same one are not independent
+  origin: int  # the fit
+  error: float
+  variance: float  # that is known: of the target, and of the fit's parameters
+  distance: float  # e-folds of compute
+
+
 def check_enough(form: Form, size: int, runs: Runs) -> None:
   """Refuses runs from which a form's parameters, `size` of them fitted, cannot be told."""
   if {"N", "D"} <= set(form.variables):
@@ -158,40 +168,13 @@ def measure_errors(
   place = posterior(off, [m.variance for m in seen], ones, TYPICAL_PLACE, size, seed + 1)
   off = [m.log_loss - np.log(b.loss) for m, b in zip(seen, best, strict=True)]
   loss = posterior(off, [m.loss_variance for m in seen], ones, TYPICAL_LOSS, size, seed + 2)
-  parts = [(below, above, theta) for below, above, theta in forecasts(problem, runs, delta)]
-  ends = [len(above) for _, above, _ in parts[1:]] + [0]
-  segments = [above[: len(above) - end] for (_, above, _), end in zip(parts, ends, strict=True)]
-  targets = seen or (_stand_ins(law, runs, segments) if has_optimum else [])
-  places: list[tuple[float, ...]] = []  # of each forecast: target, error, variance, distance
-  by_line: list[tuple[float, ...]] = []
-  of_both: list[tuple[float, float]] = []  # errors of the law and of the line, of the same forecast
-  losses: list[tuple[float, ...]] = []
-  for i, (below, _, theta) in enumerate(parts):
-    if isinstance(theta, UserError):
-      continue
-    most = np.log(runs.C[below].max())
-    slopes = _slopes(problem, theta)
-    covariance = np.linalg.pinv(slopes[:, below] @ slopes[:, below].T) * scatter
-    errors = -solve.log_residuals(problem, theta[None])[0]
-    edge = most - off_edge(runs.C[below])
-    for segment in segments[i:]:
-      for run in segment[usual[segment]]:
-        known = scatter + slopes[:, run] @ covariance @ slopes[:, run]
-        losses.append((segment[0], errors[run], known, np.log(runs.C[run]) - edge))
-    small = _line([m for m in seen if np.log(m.C) < most + SAME_BUDGET], size, seed)
-    for target in targets:
-      if (distance := np.log(target.C) - most) > SAME_BUDGET:
-        found, gradient = _place(problem, law, theta, target.C)
-        known = target.variance + place.value**2 + gradient @ covariance @ gradient
-        places.append((target.C, target.log_n - found, known, distance))
-        if small and seen:
-          known = target.variance + float(np.var(small.draws(target.C)))
-          by_line.append((target.C, target.log_n - small.log_n(target.C), known, distance))
-          of_both.append((places[-1][1], by_line[-1][1]))
+  targets = seen or (_stand_ins(law, runs) if has_optimum else [])
+  places, by_line, losses = _ask(problem, runs, law, delta, usual, scatter, targets, place.value)
   heldout, line = {}, None
-  if len(of_both) >= FEWEST_FORECASTS:
-    of_law, of_line = np.sqrt(np.mean(np.square(of_both), axis=0)).tolist()
-    heldout = {"law": of_law, "minima": of_line, "forecasts": len(of_both)}
+  if seen and len(by_line) >= FEWEST_FORECASTS:
+    both = [row for row in places if (row.target, row.origin) in {x[:2] for x in by_line}]
+    of_law, of_line = (float(np.sqrt(np.mean([x.error**2 for x in y]))) for y in (both, by_line))
+    heldout = {"law": of_law, "minima": of_line, "forecasts": len(by_line)}
     if of_line < BETTER * of_law:
       line, places = _line(seen, size, seed + 6), by_line
       assert line
@@ -205,6 +188,51 @@ def measure_errors(
     line=line,
     heldout=heldout,
   )
+
+
+def _ask(
+  problem: solve.Problem,
+  runs: Runs,
+  law: Law,
+  delta: float,
+  usual: np.ndarray,
+  scatter: float,
+  targets: Sequence[Minimum],
+  within: float,
+) -> tuple[list[Forecast], list[Forecast], list[Forecast]]:
+  """Asks the fits of the smaller budgets for the larger ones.
+
+  Returns:
+    Forecasts of log N* at the targets by the law, of the same by a line through the targets below
+    (from three on), and of the log loss of each usual run.
+  """
+  parts = list(forecasts(problem, runs, delta))
+  ends = [len(above) for _, above, _ in parts[1:]] + [0]
+  segments = [above[: len(above) - end] for (_, above, _), end in zip(parts, ends, strict=True)]
+  places, by_line, losses = [], [], []
+  for i, (below, _, theta) in enumerate(parts):
+    if isinstance(theta, UserError):
+      continue
+    most = np.log(runs.C[below].max())
+    slopes = _slopes(problem, theta)
+    covariance = np.linalg.pinv(slopes[:, below] @ slopes[:, below].T) * scatter
+    errors = -solve.log_residuals(problem, theta[None])[0]
+    edge = most - off_edge(runs.C[below])
+    for segment in segments[i:]:
+      for run in segment[usual[segment]]:
+        known = scatter + slopes[:, run] @ covariance @ slopes[:, run]
+        losses.append(Forecast(segment[0], i, errors[run], known, np.log(runs.C[run]) - edge))
+    line = _line([m for m in targets if np.log(m.C) < most + SAME_BUDGET], 100, 0)
+    for target in targets:
+      if (distance := np.log(target.C) - most) > SAME_BUDGET:
+        found, gradient = _place(problem, law, theta, target.C)
+        known = target.variance + within**2 + gradient @ covariance @ gradient
+        places.append(Forecast(target.C, i, target.log_n - found, known, distance))
+        if line:
+          known = target.variance + float(np.var(line.draws(target.C)))
+          error = target.log_n - line.log_n(target.C)
+          by_line.append(Forecast(target.C, i, error, known, distance))
+  return places, by_line, losses
 
 
 def _line(seen: Sequence[Minimum], size: int, seed: int) -> Line | None:
@@ -225,11 +253,11 @@ def _line(seen: Sequence[Minimum], size: int, seed: int) -> Line | None:
 
 
 def _growth(
-  forecast: list[tuple[float, ...]], typical: float, size: int, seed: int, share: float = 1.0
+  asked: Sequence[Forecast], typical: float, size: int, seed: int, share: float = 1.0
 ) -> Scale:
-  """Calls `posterior` on rows (target, error, variance, distance); a target counts `share`."""
-  target, e, v, d = zip(*forecast, strict=True) if forecast else ((), (), (), ())
-  return posterior(e, v, d, typical, size, seed, share * len(set(target)))
+  """Calls `posterior` on forecasts; each target counts `share`."""
+  e, v, d = ([getattr(x, name) for x in asked] for name in ("error", "variance", "distance"))
+  return posterior(e, v, d, typical, size, seed, share * len({x.target for x in asked}))
 
 
 def _slopes(problem: solve.Problem, theta: np.ndarray) -> np.ndarray:
@@ -248,7 +276,7 @@ def _place(problem: solve.Problem, law: Law, theta: np.ndarray, C: float):
   return at[0], (up - down) / (2 * STEP)
 
 
-def _stand_ins(law: Law, runs: Runs, segments: Sequence[np.ndarray]) -> list[Minimum]:
+def _stand_ins(law: Law, runs: Runs) -> list[Minimum]:
   """Takes the law's own N* for the minima of budgets whose runs have none."""
-  C = [float(runs.C[segment].max()) for segment in segments]
+  C = [float(runs.C[above].min()) for _, above in cuts(runs)]
   return [Minimum(c, float(np.log(law.optimum(c).N)), 0.0, 0.0, 0.0) for c in C]
