@@ -221,7 +221,7 @@ def row(name, cell):
     return ("{:.0f}" if met(count, cell["repeats"]) else "**{:.0f}**").format(100 * count[0])
 
   refused = " ".join(f"{100 * cell['counts'][f'new {f}'][-1]:.0f}" for f in FACTORS)
-  return [form, design, noise, *line(entry), refused]
+  return [form, design, noise, str(cell["repeats"]), *line(entry), refused]
 
 
 def rows(cells):
@@ -230,7 +230,7 @@ def rows(cells):
   for form in FORMS:
     named = {name: cell for name, cell in cells.items() if name.endswith(f"|{form}")}
     for title, count in {"goal met": share_met, "mean": mean}.items() if named else ():
-      lines.append([form, title, "of cells", *line(partial(count, named.values())), ""])
+      lines.append([form, title, "of cells", "", *line(partial(count, named.values())), ""])
     lines += [row(*item) for item in named.items()]
   return lines
 
@@ -277,7 +277,7 @@ def main():
         "machine": f"{args.processes} process(es) on {platform.machine()}",
         "date": str(datetime.date.today()),
         "seconds": round(before + took, 1),
-        "columns": ["form", "design", "noise", *PARAMETERS, *AT.values(), "refused"],
+        "columns": ["form", "design", "noise", "sweeps", *PARAMETERS, *AT.values(), "refused"],
         "rows": rows({key: cells[key] for key in order if key in cells}),
         "counts": COUNTS,
         "cells": {key: cells[key] for key in order if key in cells},
