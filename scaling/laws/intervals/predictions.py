@@ -28,14 +28,24 @@ def new_run_noise(fit: Fit) -> np.ndarray:
 
   It is the residuals, inflated by sqrt(n / (n - p)) because p parameters were fitted to them, and
   further where repeats of a cell show that seeds alone scatter more. Of few runs, most of which the
-  law goes through, it is `STUDENTS` quantiles of Student's law.
+  law goes through, it is `STUDENTS` quantiles of Student's law; likewise where runs of a cluster
+  have something in common, which a run of a new cluster draws anew.
   """
   noise = fit.residuals * np.sqrt(len(fit.runs) / fit.freedom)
   rms = np.sqrt(np.mean(noise**2))
-  if bootstrap.few(fit.runs):
-    at = (np.arange(STUDENTS) + 0.5) / STUDENTS
-    noise = rms * np.array([bootstrap.t_quantile(p, fit.freedom) for p in at])
+  effects = bootstrap.estimate_effects(fit.problem, fit.problem.theta(fit.params), fit.runs)
+  if effects and effects.variance.any():
+    rms = np.sqrt(effects.variance.sum() + effects.within)
+    noise = rms * _students(effects.freedom[0])
+  elif bootstrap.few(fit.runs):
+    noise = rms * _students(fit.freedom)
   return noise * max(1.0, (seed_noise(fit.runs) or 0.0) / max(rms, 1e-12))
+
+
+def _students(freedom: int) -> np.ndarray:
+  """Computes `STUDENTS` quantiles of Student's law."""
+  at = (np.arange(STUDENTS) + 0.5) / STUDENTS
+  return np.array([bootstrap.t_quantile(p, freedom) for p in at])
 
 
 def predict_loss(fit: Fit, N: float, D: float) -> tuple[float, list[float]]:
