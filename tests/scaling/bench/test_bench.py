@@ -174,7 +174,7 @@ def test_everyone_takes_a_turn_in_every_round(monkeypatch):
     ("--families=decoder,rnn", "families='rnn': unknown; choose from decoder, encoder"),
     ("--dtypes=float16", "dtypes='float16': unknown; choose from float32, bfloat16"),
     ("--tokens=31", "tokens=31: a clm sequence has 32"),
-    ("--tokens=-1", "tokens=-1: a clm sequence has 32"),
+    ("--tokens=-1", "tokens=-1: must not be negative"),
     ("--vary=model.flsh=False", "vary='model.flsh=False': not a FIELD=VALUE of the config"),
     ("--vary=model.flash", "vary='model.flash': not a FIELD=VALUE of the config"),
     ("--rounds=0", "rounds=0: must be at least 1"),
