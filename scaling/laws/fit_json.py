@@ -139,6 +139,7 @@ def law_json(fit: Fit) -> dict[str, Any]:
   draws = {**fit.draws.params} | dict(zip("ab", fit.draws.exponents(fit.runs.C.max()), strict=True))
   intervals = {k: interval(x, fit.options.level, float(values[k])) for k, x in draws.items()}
   return {
+    "form": fit.form,
     "params": fit.params,
     "intervals": intervals | (dict.fromkeys("ab") if fit.unbounded else {}),
     "a": float(a),

@@ -60,18 +60,18 @@ def test_a_plan_expands_its_users_home(monkeypatch, tmp_path, isoflop):
 
 
 def test_plan_trains_nothing(isoflop, cache, corpus, tmp_path):
-  code, out, _ = isoflop(
+  code, out, err = isoflop(
     "plan",
     f"--config.data.source=text:{corpus}",
-    "--config.sweep.budgets=(1e10,2e10)",
-    "--config.sweep.seed_budgets=(1e10,)",
+    "--config.sweep.budgets=(1e11,2e11)",
+    "--config.sweep.seed_budgets=(1e11,)",
     "--config.data.max_epochs=1000",
     "--config.optim.warmup_tokens=0",
     "--device=h100",
     "--mfu=0.3",
     f"--workdir={tmp_path}",
   )
-  assert code == 0
+  assert code == 0, err
   assert "petaflop/s-days" in out
   assert re.search(r"about \d+ s \[\d+ s, [\d:]+ \w+\] with 1 worker\(s\) on h100 at 30%", out)
   assert out.count("heldout_") == 3
