@@ -55,6 +55,7 @@ def test_loss_is_a_sum_over_a_weight_and_the_state_is_donated(tiny, cache):
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_z_loss_is_an_entry_of_its_own_with_the_gradients_of_a_sum(tiny, cache):
   """Those of the mean over tokens of -log p + z log^2 Z, written out."""
   config, z = resolve(tiny), 0.3

@@ -119,7 +119,8 @@ def test_a_run_on_other_text_starts_from_its_parents_weights_and_loss(
   assert record["warm_start"]["step"] == steps
 
 
-@pytest.mark.parametrize("strategy", ["zero3", pytest.param("zero1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "zero1"])
 def test_on_eight_devices_the_first_loss_is_the_parents(parent, child, tmp_path, strategy):
   config = child(parent("clm"), "clm", optim__lr=STILL, data__batch_size=8)
   argv = [

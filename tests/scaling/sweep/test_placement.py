@@ -14,6 +14,7 @@ from train.data import dataset
 from train.system import files, process
 
 
+@pytest.mark.slow
 def test_a_size_that_does_not_fit_is_refused_before_training(tiny, tmp_path):
   c = tiny
   c.sweep.sizes, c.sweep.probe_sizes, c.sweep.design = (0, 1, 3), (), "grid"

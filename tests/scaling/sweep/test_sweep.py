@@ -250,6 +250,7 @@ def alive(pid):
     return False
 
 
+@pytest.mark.slow
 def test_another_process_is_kept_out(flags, tmp_path):
   first = start(tmp_path, flags)
   wait_for(first, tmp_path, "sweep.json")
