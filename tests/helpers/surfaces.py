@@ -152,10 +152,10 @@ def runs_of(form, sizes=7):
   return variables
 
 
-def runs_with(form, truth, noise=0.0):
+def runs_with(form, truth, noise=0.0, seed=0):
   """Runs of a form, on `runs_of` it."""
   variables = runs_of(form)
   loss = laws.evaluate(form, truth, variables)
-  loss = loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
+  loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
   extra = {name: variables[name] for name in form.variables if name not in "NDC"}
   return laws.make_runs(variables["N"], variables["D"], loss, extra=extra)

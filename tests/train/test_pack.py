@@ -240,7 +240,9 @@ def test_a_packed_sweep_trains_its_runs_together(corpus, tmp_path):
   """One that is killed is in tests/release; this one need not save often."""
   command = [*packed_sweep(corpus, tmp_path), "--config.train.checkpoint_every_seconds=10"]
   whole = subprocess.run(command, capture_output=True, text=True, timeout=900)
-  assert whole.returncode in (0, 2), whole.stderr  # so few runs of so few tokens tell hardly a law
+  determined = "prediction" in whole.stdout  # so few runs of so few tokens tell hardly a law
+  assert determined or "fit: undetermined: " in whole.stderr, whole.stderr
+  assert whole.returncode == (0 if determined else 2), whole.stderr
   cells = [name for name in records(tmp_path) if name.startswith("fit_")]
   assert json.loads((tmp_path / "fit.json").read_text())["n_runs"] == len(cells) > 10
   packs = [run["pack"] for run in records(tmp_path).values()]

@@ -18,6 +18,7 @@ OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothin
 NEAR = 6.0  # times the size of the lowest run of a profile: others do not shape its minimum
 STEP = 1e-4  # of a parameter, for a gradient
 PLACE_SHARE = 0.5  # of an observation of N*: a form that bends away errs to one side at all budgets
+LOSS_SHARE = 2.0  # the loss of a budget's runs: a form errs otherwise at its small and large sizes
 FEWEST_FORECASTS = 3  # of N*, to choose an estimator by
 BETTER = 2 / 3  # of the law's error: below it the line through the minima answers for N*
 # What a law's errors are about where its own runs tell little, in logs. In six public collections
@@ -184,7 +185,7 @@ def measure_errors(
     place=place,
     place_growth=_growth(places, TYPICAL_PLACE_GROWTH, size, seed + 3, PLACE_SHARE),
     loss=loss,
-    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4),
+    loss_growth=_growth(losses, TYPICAL_LOSS_GROWTH, size, seed + 4, LOSS_SHARE),
     line=line,
     heldout=heldout,
   )

@@ -64,7 +64,8 @@ def test_a_law_that_only_falls_with_size_has_no_optimum_to_seal():
 def test_every_form_of_size_and_data_answers(name):
   """On its own runs: the optimum and a prediction beyond them lie in their intervals."""
   truth = Law(FORMS[name], TRUE[name])
-  found = laws.fit_runs(runs_with(truth.form, truth.params, 0.002), options(form=name))
+  seed = int(name.startswith("chinchilla"))  # of 30 draws 0 is the one outside: counted below
+  found = laws.fit_runs(runs_with(truth.form, truth.params, 0.002, seed), options(form=name))
   assert (found.form, set(found.params)) == (name, set(truth.form.kinds))
   assert all(len(draws) == 200 for draws in found.draws.params.values())
   C = 3 * float(found.runs.C.max())
@@ -77,7 +78,7 @@ def test_every_form_of_size_and_data_answers(name):
   assert row["N_opt"] == pytest.approx(best.N, rel=0.2)
   laws.check_sealable(found, C)
   loss, (low, high) = laws.predict_loss(found, best.N, best.D)
-  assert abs(best.loss - (low + high) / 2) < 1.2 * (high - low)
+  assert low < best.loss < high
   assert loss == pytest.approx(best.loss, rel=0.02)
   cost = laws.ratio_cost(found, C, float(best.D / best.N))
   assert abs(cost["excess"]) < 1e-3
@@ -85,6 +86,18 @@ def test_every_form_of_size_and_data_answers(name):
   reached, served = questions.answers(found, asked)
   assert reached["rows"][0]["C"] == pytest.approx(C, rel=0.3)
   assert served["rows"][0]["N"] < served["rows"][1]["N"]
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "chinchilla_equal"])
+def test_a_loss_beyond_the_runs_is_inside_its_interval_in_nine_of_ten_draws(name):
+  truth, inside = Law(FORMS[name], TRUE[name]), 0
+  for seed in range(10):
+    made = runs_with(truth.form, truth.params, 0.002, seed)
+    found = laws.fit_runs(made, options(form=name, bootstraps=100))
+    best = truth.optimum(3 * float(made.C.max()))
+    low, high = laws.predict_loss(found, best.N, best.D)[1]
+    inside += low < best.loss < high
+  assert inside >= 9
 
 
 def test_questions_that_a_form_cannot_answer_are_refused():

@@ -25,7 +25,7 @@ from scaling.laws.tables import budgets
 def test_a_law_that_holds_makes_no_forecast_error():
   n, d = isoflop()
   exact = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d)), options())
-  assert exact.errors.loss_growth.value < 1e-4
+  assert exact.errors.loss_growth.value < 1e-5
 
 
 @pytest.mark.slow
@@ -40,7 +40,7 @@ def test_the_loss_of_a_run_beyond_the_budgets_is_inside_its_interval_as_often_as
     low, high = laws.predict_loss(law, best.N, best.D)[1]
     inside += low <= new <= high
     assert high / low - 1 < 0.04
-  assert inside >= 0.85 * 60
+  assert 0.85 * 60 <= inside < 60
 
 
 def test_a_wrong_form_widens_the_interval_beyond_the_runs():
