@@ -163,7 +163,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
 
 
-def plan_table(config: ConfigDict, workdir: Path | None, device: str = "", mfu: float = 0.4) -> str:
+def plan_table(config: ConfigDict, workdir: Path | None, device: str, mfu: float) -> str:
   """Makes the table of the cells of `designs`, probes first, and their total cost.
 
   Their time is that of steps that are timed here, or those of a device at a share of its peak.

@@ -106,10 +106,10 @@ def minima(runs: Runs, scatter: float) -> list[Minimum]:
     inverse = np.linalg.pinv(x[:, None] ** powers)
     c = inverse @ np.log(runs.loss[near])
     at = np.linspace(x.min(), x.max(), 1001)
-    lowest = np.argmin(at[:, None] ** powers @ c)
-    if lowest in (0, len(at) - 1):
+    bottom = np.argmin(at[:, None] ** powers @ c)
+    if bottom in (0, len(at) - 1):
       continue
-    x0 = at[lowest]
+    x0 = at[bottom]
     slope = powers * x0 ** np.maximum(powers - 1, 0)  # of each power there
     bend = powers * (powers - 1) * x0 ** np.maximum(powers - 2, 0) @ c
     place, height = slope @ inverse / bend, x0**powers @ inverse  # how each run moves them
@@ -173,7 +173,8 @@ def measure_errors(
   places, by_line, losses = _ask(problem, runs, law, delta, usual, scatter, targets, place.value)
   heldout, line = {}, None
   if seen and len(by_line) >= FEWEST_FORECASTS:
-    both = [row for row in places if (row.target, row.origin) in {x[:2] for x in by_line}]
+    asked = {(x.target, x.origin) for x in by_line}
+    both = [x for x in places if (x.target, x.origin) in asked]
     of_law, of_line = (float(np.sqrt(np.mean([x.error**2 for x in y]))) for y in (both, by_line))
     heldout = {"law": of_law, "minima": of_line, "forecasts": len(by_line)}
     if of_line < BETTER * of_law:

@@ -342,7 +342,7 @@ def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
     assert {(row["status"], row["objective"]) for row in rows} == {("done", name)}
     assert (workdir / name / "report.html").exists()
   assert runs_table(workdir).count(" done ") == 2 * (9 + 1)
-  assert plan_table(small, workdir, "h100").count("9 fit and 1 held-out cells") == 2
+  assert plan_table(small, workdir, "h100", 0.4).count("9 fit and 1 held-out cells") == 2
   assert "tokens / parameter" in report.terminal(workdir)
 
   runs = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/run.json")}
