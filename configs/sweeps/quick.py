@@ -4,9 +4,9 @@
 
 The text is Python's own standard library, in 512 BPE tokens. Three to seven minutes on two cores.
 
-Result (docs/records/quick.json): predicted 2.751 [2.700, 2.802] nats per token at 3e+12 FLOPs,
+Result (docs/records/quick.json): predicted 2.751 [2.700, 2.801] nats per token at 3e+12 FLOPs,
 trained to 2.748 (-0.1%); the minimum lies where it was predicted, at 13 [8, 25] tokens per
-parameter (two cores of an AMD EPYC (Zen 5), 2026-11-28, 2:43 min).
+parameter (two cores of an AMD EPYC (Zen 5), 2026-11-28, 2:55 min).
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
