@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -123,16 +124,18 @@ def answer(messages: SimpleQueue, send: Send, should_stop: process.StopSignal) -
 
 
 def compile_runs(message: dict, send: Send) -> None:
-  """Compiles each run of a message, and records what it needs of its device."""
+  """Compiles the runs of a message side by side, and records what each needs of its device."""
   from train import aot
 
   names, runs = _runs(message)
-  for i, (config, folder) in enumerate(runs):
-    try:
-      outcome: dict | Exception = aot.record_needs(config, folder, message["preflight"])
-    except Exception as error:
-      outcome = error
-    _end(send, names, i, outcome)
+  with ThreadPoolExecutor(len(process.cores())) as threads:
+    pending = [threads.submit(aot.record_needs, *run, message["preflight"]) for run in runs]
+    for i, future in enumerate(pending):
+      try:
+        outcome: dict | Exception = future.result()
+      except Exception as error:
+        outcome = error
+      _end(send, names, i, outcome)
 
 
 def train(message: dict, send: Send, should_stop: process.StopSignal) -> None:

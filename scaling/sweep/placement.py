@@ -129,13 +129,16 @@ def compile_sizes(
     WorkerError: a size could not be compiled by a bug.
   """
   first = {cell.size: cell for cell in reversed(cells)}
+  # A process that holds an accelerator compiles on all cores of its host.
+  alone = not process.has_accelerator()
   tasks = {
     size: Task(
       id=f"preflight_s{size:02d}",
       folder=workdir / "preflight" / arm / f"s{size:02d}",
       config=plan.run_config(config, cell).to_dict(),
       cost=1.0,
-      shape=(arm, size),
+      shape=(arm, size) if alone else arm,
+      pack=1 if alone else len(first),
       preflight=True,
     )
     for size, cell in first.items()

@@ -134,7 +134,7 @@ def run(family, case):
     "n_params": n_params,
     "n_trained": sum(leaf.size for leaf in jax.tree.leaves(state.trainable)),
     "unmoved": [jax.tree.leaves(part) for part in same],  # of trainable and frozen, by leaf
-    "planned": aot.device_bytes(config, V - registry.vocab_size(config, 0), int(sys.argv[1])),
+    "planned": aot.device_bytes(config, V - registry.vocab_size(config, 0), len(jax.devices())),
     "losses": losses,
     "norms": norms,
     "evaluated": np.asarray(nll_B).tolist(),

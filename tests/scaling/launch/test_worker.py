@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from scaling.launch import child
+from scaling.launch import child, worker
+from train import aot
 
 FLAGS = [
   f"--config={child.ROOT}/configs/base.py",
@@ -93,3 +94,18 @@ def test_user_and_run_errors_of_a_worker_are_a_line(sweep, error, code):
   expected = "data.batch_size=4: too odd; make it even (" if code == 2 else "workdir="
   assert last.startswith(f"isoflop: {expected}")
   assert "6 of its runs failed (fit_s00_c4.00e08_seed0, " in last
+
+
+def test_sizes_that_are_compiled_side_by_side_need_what_each_needs_alone(make_tiny, tmp_path):
+  configs, tasks, events = [], [], []
+  for size in range(4):
+    configs.append(make_tiny())
+    configs[-1].model.size = size
+    tasks.append({"id": str(size), "config": configs[-1].to_dict(), "folder": tmp_path / str(size)})
+  tasks[3]["config"]["data"]["batch_size"] = 0
+  worker.compile_runs({"tasks": tasks, "preflight": 1}, events.append)
+  assert [event["id"] for event in events] == ["0", "1", "2", "3"]
+  assert [event["finished"] for event in events] == ["done"] * 3 + ["failed"]
+  for size in range(3):
+    alone = aot.record_needs(configs[size], tmp_path / "alone", 1)
+    assert json.loads((tmp_path / str(size) / aot.RECORD).read_text()) == alone
