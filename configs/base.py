@@ -187,9 +187,9 @@ SWEEP: dict[str, Any] = {
   "probe_tokens": 200_000,  # length of a probe [tokens]
   "probe_factors": (0.5, 1.0, 2.0),  # multiples of the rule's learning rate; extended at an edge
   "adaptive_flops": 0.0,  # --adaptive: compute for cells chosen by the fit so far [FLOPs]
-  "heldout_factor": at_least_1(3.0),  # held-out budget / largest fitted budget
+  "heldout_budgets": (3.0,),  # held-out budgets, as multiples of the largest fitted one
   "heldout_sizes": (0.5, 1.0, 2.0),  # multiples of the predicted N* that are trained
-  "heldout_budget": at_least_0(0.0),  # grid: held-out compute [FLOPs]; 0: by heldout_factor
+  "heldout_budget": at_least_0(0.0),  # one held-out compute [FLOPs]; 0: by heldout_budgets
   "pack": at_least_0(0),  # most runs of a size trained together on a device; 0: the planner's
   "launcher": one_of(*LAUNCHERS),  # how workers are started: processes here, `command`
   "command": "",  # of launcher command, as "bash -c {command}"; {folder}, {id} are filled in too
@@ -300,6 +300,15 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     raise ConfigError(f"{reason}; --print_config shows all fields") from None
 
 
+def renamed(tree: dict) -> dict:
+  """Returns a stored config with the fields that have another name today under that name."""
+  sweep = dict(tree.get("sweep", {}))
+  if "heldout_factor" not in sweep:
+    return tree
+  sweep["heldout_budgets"] = [sweep.pop("heldout_factor")]
+  return dict(tree) | {"sweep": sweep}
+
+
 def from_json(tree: dict) -> ConfigDict:
   """Reads the config that a run or a sweep has stored, under today's schema.
 
@@ -314,7 +323,7 @@ def from_json(tree: dict) -> ConfigDict:
 
   config = get_config()
   try:
-    config.update(with_tuples(tree))
+    config.update(with_tuples(renamed(tree)))
   except (AttributeError, KeyError, TypeError) as error:
     reason = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
     raise UsageError(

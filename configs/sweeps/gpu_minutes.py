@@ -43,7 +43,7 @@ def get_config(argument: str = "1"):
   c.sweep.seed_budgets = c.sweep.budgets[:1]
   c.sweep.probe_sizes = c.sweep.sizes[:3:2]
   c.sweep.probe_tokens = round(6e6 * math.sqrt(scale))
-  c.sweep.heldout_factor = 5.0
+  c.sweep.heldout_budgets = (5.0,)
   c.sweep.heldout_sizes = (0.7, 1.0, 1.4)
   c.train.eval_tokens = round(1e6 * math.sqrt(scale))
   return c

@@ -82,7 +82,7 @@ def get_config(argument: str = "1"):
   c.sweep.seed_budgets = c.sweep.budgets[:1]
   c.sweep.probe_sizes = c.sweep.sizes[1:4:2]
   c.sweep.probe_tokens = round(2e7 * root)
-  c.sweep.heldout_factor = 2.0
+  c.sweep.heldout_budgets = (2.0,)
   c.sweep.heldout_sizes = (0.75, 1.0, 1.5)
   c.train.eval_tokens = round(2e6 * root)
   return c

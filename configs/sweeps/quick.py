@@ -40,7 +40,7 @@ def get_config():
   c.optim.warmup_tokens = 10_000
   c.sweep.sizes = (3, 5, 7, 8, 10, 12)
   c.sweep.budgets = (3e11, 5.1e11, 8.8e11, 1.5e12)
-  c.sweep.heldout_factor = 2.0
+  c.sweep.heldout_budgets = (2.0,)
   c.sweep.min_tokens_per_param = 2.0
   c.sweep.max_tokens_per_param = 80.0
   c.sweep.seed_sizes = (5, 7)

@@ -154,6 +154,11 @@ def check_sweep_fields(config: ConfigDict) -> None:
   ascending = list(s.probe_factors) == sorted(set(s.probe_factors))
   for name, holds, need in (
     (axis, _positive(s[axis]), "be positive, every value of it"),
+    (
+      "heldout_budgets",
+      len(s.heldout_budgets) == 1 and 1 <= s.heldout_budgets[0] < math.inf,
+      "be one multiple of the largest fitted budget, at least 1, as (3,)",
+    ),
     ("heldout_sizes", _positive(s.heldout_sizes), "name positive multiples of N*, as (0.5, 1, 2)"),
     ("probe_tokens", not s.probe_sizes or _positive([s.probe_tokens]), "be positive"),
     (
@@ -181,7 +186,7 @@ def check_same_sweep(
 ) -> None:
   """Raises UsageError where the folder's sweep.json (`stored`) is of another sweep."""
   defaults = record.defaults()
-  old = defaults | record.flat(stored["config"])
+  old = defaults | record.flat(base.renamed(stored["config"]))
   new = defaults | record.flat(record.plain(config))
   is_sealed = (workdir / "prediction.json").exists()
   if bool(stored["config"].get("sweep", {}).get("arms")) != bool(config.sweep.arms):

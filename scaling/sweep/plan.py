@@ -228,7 +228,7 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
 def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
   """Returns the held-out compute [FLOPs]: as configured, or a multiple of the largest fitted."""
   s = config.sweep
-  return s.heldout_budget or s.heldout_factor * largest_flops(config, cells)
+  return s.heldout_budget or s.heldout_budgets[-1] * largest_flops(config, cells)
 
 
 def largest_flops(config: ConfigDict, cells: Sequence[Cell]) -> float:

@@ -217,7 +217,7 @@ SWEEP = (
   "--config.train.checkpoint_every_seconds=0.3", "--config.sweep.sizes=(1,2,3)",
   "--config.sweep.budgets=(1e9,2e9,5e9)", "--config.sweep.seed_sizes=(1,)",
   "--config.sweep.probe_sizes=()", "--config.fit.bootstraps=100", "--config.sweep.pack=4",
-  "--config.sweep.workers=1", "--config.sweep.heldout_factor=1.0",
+  "--config.sweep.workers=1", "--config.sweep.heldout_budgets=(1.0,)",
   "--config.sweep.heldout_sizes=(1.0,)",
 )  # fmt: skip
 

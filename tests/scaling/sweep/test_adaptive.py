@@ -328,7 +328,7 @@ def test_plan_next_prints_the_proposals(config, tmp_path, capsys):
   assert sorted(path.name for path in tmp_path.iterdir()) == before
   main.main(["plan", "--next", f"--workdir={tmp_path}", "--next_flops=1e3"])
   assert "raise --next_flops" in capsys.readouterr().out
-  main.main(["plan", "--next", f"--workdir={tmp_path}", "--config.sweep.heldout_factor=30"])
+  main.main(["plan", "--next", f"--workdir={tmp_path}", "--config.sweep.heldout_budgets=(30,)"])
   assert capsys.readouterr().out.startswith("N_opt at 1.20e13 FLOPs")  # 30 times the largest
   assert main.main(["plan", "--next", f"--workdir={tmp_path}", "--config=configs/clm.py"]) == 2
   assert "--config: the sweep in --workdir has a config" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_a_held_out_run_that_fails_is_tried_again_before_the_verdict(start, tmp_
 
 
 def test_what_no_run_could_test_is_not_begun(start, config):
-  config.sweep.heldout_factor = 1e7
+  config.sweep.heldout_budgets = (1e7,)
   with pytest.raises(ValueError, match=r"sweep.heldout_sizes=.* 3 are needed .* epochs .*raise"):
     start()
   assert start.ran == []
