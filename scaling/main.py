@@ -22,8 +22,10 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from configs.bounds import Field
 from configs.errors import RunError, UsageError, UserError, of_the_machine
+from scaling.arguments import Flag
 from scaling.commands import (
   bench,
+  design,
   export,
   fit,
   import_,
@@ -35,7 +37,6 @@ from scaling.commands import (
   train,
   verify,
 )
-from scaling.commands.arguments import Flag
 from scaling.formats import printable
 from train.system import process
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, ModuleType] = {
   # RESUMABLE: the same command continues what was stopped. run(args): what the verb does.
   "train": train,
   "plan": plan,
+  "design": design,
   "sweep": sweep,
   "fit": fit,
   "verify": verify,
@@ -137,7 +139,9 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   """
   from train.system import files
 
-  of_sweep = values.workdir and (verb == "fit" or ("next" in values and values.next))
+  of_sweep = (
+    "workdir" in values and values.workdir and (verb == "fit" or ("next" in values and values.next))
+  )
   head = of_sweep and files.read_record(Path(values.workdir).expanduser() / "sweep.json")
   named = values["config"].present
   runs = Path(values.runs).expanduser() if "runs" in values and values.runs else None

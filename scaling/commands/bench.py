@@ -10,7 +10,7 @@ table; the workdir's bench.json has every turn.
 from absl import flags
 
 from configs.bounds import at_least_0, at_least_1
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/clm.py"
 FLAGS: tuple[Flag, ...] = (

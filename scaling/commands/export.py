@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from configs.errors import UsageError
-from scaling.commands.arguments import CHECKPOINT, Flag, restored_run
+from scaling.arguments import CHECKPOINT, Flag, restored_run
 
 FLAGS: tuple[Flag, ...] = (
   CHECKPOINT,

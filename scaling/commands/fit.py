@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from configs.bounds import at_least_0
-from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
+from scaling.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/base.py"
 FLAGS: tuple[Flag, ...] = (

@@ -12,7 +12,7 @@ from absl import flags
 
 from configs import base, ladders, presets
 from configs.errors import UsageError
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 FLAGS: tuple[Flag, ...] = (WORKDIR, ("input", "", "Folder with config.json and model.safetensors."))
 

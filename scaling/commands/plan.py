@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs.bounds import at_least_1, up_to_1
 from configs.errors import UsageError
-from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
+from scaling.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/sweeps/quick.py"
 FLAGS: tuple[Flag, ...] = (

@@ -6,7 +6,7 @@ isoflop report --workdir=runs/quick
 from absl import flags
 
 from configs.errors import UsageError
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 FLAGS: tuple[Flag, ...] = (WORKDIR,)
 

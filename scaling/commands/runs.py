@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from configs.errors import UsageError
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 FLAGS: tuple[Flag, ...] = (WORKDIR,)
 

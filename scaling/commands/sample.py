@@ -18,7 +18,7 @@ from absl import flags
 
 from configs.bounds import at_least_1, seed
 from configs.errors import UsageError
-from scaling.commands.arguments import CHECKPOINT, Flag, restored_run
+from scaling.arguments import CHECKPOINT, Flag, restored_run
 
 if TYPE_CHECKING:
   import numpy as np

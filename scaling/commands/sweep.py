@@ -5,7 +5,7 @@ isoflop sweep --config=configs/sweeps/quick.py --workdir=runs/quick
 
 from absl import flags
 
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/sweeps/quick.py"
 RESUMABLE = True

@@ -9,7 +9,7 @@ from absl import flags
 
 from configs.bounds import positive
 from configs.errors import RunError
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/clm.py"
 RESUMABLE = True

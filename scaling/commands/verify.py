@@ -6,7 +6,7 @@ isoflop verify --workdir=runs/quick
 from absl import flags
 
 from configs import base
-from scaling.commands.arguments import WORKDIR, Flag, workdir_of
+from scaling.arguments import WORKDIR, Flag, workdir_of
 
 RESUMABLE = True
 FLAGS: tuple[Flag, ...] = (WORKDIR,)

@@ -183,10 +183,14 @@ def _step_time(design: Design, device: str, mfu: float) -> step_time.StepTime | 
   )
 
 
+def workers_of(config: ConfigDict) -> int:
+  """Returns how many runs this machine trains at a time."""
+  return config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
+
+
 def _design_table(design: Design, device: str, mfu: float) -> str:
   config, tokens, cells = design.config, design.tokens, design.cells
-  one = device or process.has_accelerator()
-  workers = config.sweep.workers or (1 if one else len(process.cores()))
+  workers = 1 if device and not config.sweep.workers else workers_of(config)
   of_step = _step_time(design, device, mfu)
   columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   rows = []
