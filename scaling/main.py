@@ -45,8 +45,8 @@ COMMANDS: dict[str, ModuleType] = {
   # RESUMABLE: the same command continues what was stopped. run(args): what the verb does.
   "train": train,
   "plan": plan,
-  "design": design,
   "sweep": sweep,
+  "design": design,
   "fit": fit,
   "verify": verify,
   "report": report,

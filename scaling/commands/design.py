@@ -10,6 +10,7 @@ on --device at --mfu of its peak. Text, model and training are those of --config
 """
 
 import datetime
+import textwrap
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +27,20 @@ FLAGS: tuple[Flag, ...] = (
   ("mfu", up_to_1(0.4), "Share of the device's peak that training reaches."),
   ("output", "design.py", "The config file that is written."),
 )
+FILE = '''"""Proposed by `isoflop design --compute={compute}`, {date}.
+
+{text}
+"""
+
+from configs import base
+
+
+def get_config():
+  """Configures the sweep that was proposed."""
+  c = base.get_config()
+{fields}
+  return c
+'''
 
 
 def run(args: flags.FlagValues) -> None:
@@ -37,6 +52,8 @@ def run(args: flags.FlagValues) -> None:
   output = Path(args.output).expanduser()
   if output.exists():
     raise UsageError(f"--output={output}: exists already; name another file")
+  if args.config.sweep.arms:
+    raise UsageError("sweep.arms: a design is one for all arms; leave them out, and add them to it")
   tokens = dataset.prepare(args.config)
   with Display("design") as display:
     cost: propose.Cost = propose.flops_of
@@ -55,11 +72,8 @@ def describe(proposal, in_seconds: bool, level: float) -> str:
   from scaling.sweep import propose
 
   s, cells = proposal.config.sweep, proposal.cells
-  cost = (
-    f"about {duration(proposal.cost + propose.FIXED_SECONDS)}"
-    if in_seconds
-    else f"{proposal.cost:.2e} FLOPs"
-  )
+  time = f"about {duration(proposal.cost + propose.FIXED_SECONDS)}"
+  cost = time if in_seconds else f"{proposal.cost:.2e} FLOPs"
   budgets = ", ".join(f"{budget:.3g}" for budget in s.budgets)
   lines = [
     f"{len(cells)} runs of sizes {', '.join(map(str, s.sizes))} at {budgets} FLOPs, held out up to "
@@ -84,27 +98,10 @@ def source(config: ConfigDict, compute: str, text: str, output: Path) -> str:
   from train import record
 
   fields = record.diff(config) | {"sweep.name": output.stem}
-  rows = (f"  c.{name} = {_literal(value)}" for name, value in fields.items())
-  today = datetime.datetime.now(datetime.UTC).date()
-  return "\n".join(
-    [
-      f'"""Proposed by `isoflop design --compute={compute}`, {today}.',
-      "",
-      text,
-      '"""',
-      "",
-      "from configs import base",
-      "",
-      "",
-      "def get_config():",
-      '  """Configures the sweep that was proposed."""',
-      "  c = base.get_config()",
-      *rows,
-      "  return c",
-      "",
-    ]
+  values = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+  return FILE.format(
+    compute=compute,
+    date=datetime.datetime.now(datetime.UTC).date(),
+    text="\n".join(textwrap.fill(line, 100) for line in text.splitlines()),
+    fields="\n".join(f"  c.{name} = {value!r}" for name, value in values.items()),
   )
-
-
-def _literal(value) -> str:
-  return repr(tuple(value) if isinstance(value, list) else value)

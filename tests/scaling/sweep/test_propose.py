@@ -2,6 +2,7 @@
 
 import io
 import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,12 +76,13 @@ def test_more_compute_narrows_the_expected_intervals(sizes, monkeypatch):
   assert much[1] < little[1]
 
 
-def test_text_that_is_too_little_is_said(tiny):
-  from train.data import dataset
-
-  tiny.sweep.seed_sizes = ()
+def test_text_that_is_too_little_is_said(sizes, monkeypatch):
+  monkeypatch.setattr(propose, "BUDGETS", (3,))
+  monkeypatch.setattr(propose, "SPANS", (5.0,))
+  text = SimpleNamespace(vocab_size=V, train_token_count=100_000)
   with pytest.raises(ConfigError, match=r"data\.source=.*tokens would be read .*max_epochs"):
-    propose.propose(tiny, dataset.prepare(tiny), 1e15, propose.flops_of, Display("", io.StringIO()))
+    display = Display("", io.StringIO())
+    propose.propose(quick.get_config(), text, 1e15, propose.flops_of, display)
 
 
 @pytest.mark.slow
