@@ -80,8 +80,8 @@ def test_text_that_is_too_little_is_said(sizes, monkeypatch):
   monkeypatch.setattr(propose, "BUDGETS", (3,))
   monkeypatch.setattr(propose, "SPANS", (5.0,))
   text = SimpleNamespace(vocab_size=V, train_token_count=100_000)
+  display = Display("", io.StringIO())
   with pytest.raises(ConfigError, match=r"data\.source=.*tokens would be read .*max_epochs"):
-    display = Display("", io.StringIO())
     propose.propose(quick.get_config(), text, 1e15, propose.flops_of, display)
 
 
