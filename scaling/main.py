@@ -35,6 +35,7 @@ from scaling.commands import (
   sample,
   sweep,
   train,
+  tune,
   verify,
 )
 from scaling.formats import printable
@@ -48,6 +49,7 @@ COMMANDS: dict[str, ModuleType] = {
   "sweep": sweep,
   "design": design,
   "fit": fit,
+  "tune": tune,
   "verify": verify,
   "report": report,
   "runs": runs,

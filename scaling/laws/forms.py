@@ -84,6 +84,7 @@ class Form(NamedTuple):
     unscaled: variables that the solver sees in their own unit, since the form has another shape in
       any other.
     starts: (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
+    derivatives: written by hand; None: JAX's.
   """
 
   name: str
@@ -94,6 +95,7 @@ class Form(NamedTuple):
   doc: str
   unscaled: tuple[str, ...] = ()
   starts: Callable[..., np.ndarray] | None = None
+  derivatives: Derivatives | None = None
 
   @property
   def formula(self) -> str:

@@ -80,7 +80,7 @@ class Problem:
     """The form's `Derivatives`: by hand, or compiled."""
     if self.form.name in BY_HAND:
       return BY_HAND[self.form.name]
-    return by_jax(self.form.loss, tuple(self.form.kinds.items()))
+    return self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
 
   def names(self, mask: np.ndarray) -> list[str]:
     """Names parameters, from a mask [p]."""

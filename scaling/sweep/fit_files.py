@@ -72,7 +72,7 @@ def write_fit(
   if (folder / "sweep.json").exists():
     integrity.check_cells(folder)
   reading: dict[str, Any] = {"columns": columns, "where": list(where), "exclude": list(exclude)}
-  counting = {"params": options.params, "flops": options.flops}
+  counting: dict[str, Any] = {"params": options.params, "flops": options.flops}
   runs = read_runs(source, **reading, **counting, loss=options.loss)
   files.make_folder(workdir)
   for name in ("line.json", BY):  # of an earlier fit

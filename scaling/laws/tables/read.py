@@ -13,7 +13,7 @@ import numpy as np
 from configs.errors import ConfigError, DataError
 from scaling.laws.tables import conditions
 from scaling.laws.tables.rows import read_rows
-from scaling.laws.tables.runs import EXTRAS, LARGEST, Runs, make_runs
+from scaling.laws.tables.runs import DIVERGED, EXTRAS, LARGEST, Runs, make_runs
 
 COLUMNS = ("id", "N", "D", "C", "loss")
 PARAMS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # N's in cells.csv
@@ -38,6 +38,7 @@ def read_runs(
   where: Sequence[str] = (),
   exclude: Sequence[str] = (),
   loss: str = "",
+  diverged: bool = False,
 ) -> Runs:
   """Reads the runs of a sweep, or of anyone's table with named columns.
 
@@ -45,13 +46,14 @@ def read_runs(
     path: a sweep's folder, or a file as `rows.read_rows` reads it. One with the columns `cell`,
       `kind` and `status` is read as our cells.csv: of it, the finished fit cells.
     columns: names that differ, "N=params,D=tokens,loss=val_loss". Needed are loss and two of N, D
-      and C; the third is C = 6 N D. U, P and pretrained (`scaling.laws.forms`) are read if named.
+      and C; the third is C = 6 N D. What else `runs.EXTRAS` lists is read if named.
     params: what N counts, see `config.fit.params`; other than body_head for our cells.csv only.
     flops: what C counts: exact (the column C), or 6nd.
     where: conditions that every run meets, as "D/N > 5" (`tables.conditions`), in N, D, C
       and loss, and in the file's other columns. A run that fails one is excluded.
     exclude: conditions that no run meets, likewise.
     loss: the validation set whose loss is read, from the column loss_NAME; "": from `loss`.
+    diverged: a run without a finite loss is read too, as of loss `DIVERGED`.
 
   Returns:
     The runs, with those that were left out in `excluded` and the conditions in `filters`.
@@ -93,6 +95,8 @@ def read_runs(
     name: np.array([_number(row.get(column)) for _, _, row in named])
     for name, column in sources.items()
   }
+  if diverged:
+    values["loss"] = np.where(values["loss"] < DIVERGED, values["loss"], DIVERGED)
   others = (set(header) - {"", *sources.values()}) | (read & set(header))
   further = {}
   for name in sorted(others):

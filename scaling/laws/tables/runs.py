@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike
 
 from configs.errors import DataError
 
-EXTRAS = ("U", "P", "pretrained")  # what some forms need besides: see `scaling.laws.forms`
+# What some forms need besides, see `scaling.laws.forms`, and what `isoflop tune` does.
+EXTRAS = ("U", "P", "pretrained", "lr", "batch", "timescale", "width")
 LARGEST = 1e99  # of any N, D, C or loss that could be meant
+DIVERGED = 1e98  # the loss of a run that has none, where such runs are read
 MIN_RUNS = 6  # one more than the law has parameters
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
