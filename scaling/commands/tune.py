@@ -10,7 +10,7 @@ what the law loses at cells that it was not fitted to, and what published rules 
 from absl import flags
 
 from configs.bounds import positive
-from scaling.commands.arguments import RUNS, WORKDIR, Flag, workdir_of
+from scaling.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 FLAGS: tuple[Flag, ...] = (
   WORKDIR,
