@@ -203,7 +203,7 @@ FIT: dict[str, Any] = {
   "flops": one_of("exact", "6nd"),  # what C counts
   "form": "chinchilla",  # of the law: one of scaling/laws/forms.py that is of N and D
   "response": one_of("log", "raw"),  # residuals are of log loss, or of the loss
-  "fixed_E": at_least_0(0.0),  # the floor, where it is known [nats per token]; 0: fitted
+  "E": "",  # the floor, where it is known [nats per token]: 1.6, 1.4..1.8, 1.6+-0.1 (mean and SD)
   "delta": 1e-3,  # Huber threshold on the residuals (Hoffmann et al. 2022: of log loss)
   "bootstraps": 1000,  # resamples of the runs
   "level": 0.9,  # probability content of every interval
@@ -302,11 +302,14 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
 
 def renamed(tree: dict) -> dict:
   """Returns a stored config with the fields that have another name today under that name."""
-  sweep = dict(tree.get("sweep", {}))
-  if "heldout_factor" not in sweep:
-    return tree
-  sweep["heldout_budgets"] = [sweep.pop("heldout_factor")]
-  return dict(tree) | {"sweep": sweep}
+  sections = {name: dict(tree[name]) for name in ("sweep", "fit") if name in tree}
+  sweep, fit = (sections.get(name, {}) for name in ("sweep", "fit"))
+  if "heldout_factor" in sweep:
+    sweep["heldout_budgets"] = [sweep.pop("heldout_factor")]
+  if "fixed_E" in fit:
+    E = fit.pop("fixed_E")
+    fit["E"] = f"{E:g}" if E else ""
+  return tree | sections
 
 
 def from_json(tree: dict) -> ConfigDict:

@@ -60,6 +60,7 @@ COMMANDS: dict[str, ModuleType] = {
 }
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 ROOT = Path(__file__).parents[1]
+RENAMED = {"fixed_E": "it is fit.E, as in --config.fit.E=1.6"}  # fields of earlier versions
 PRINT_CONFIG: Flag = ("print_config", False, "Prints the resolved config and what it changes.")
 DEFINE: dict[type, Callable] = {
   bool: flags.DEFINE_bool,
@@ -183,7 +184,7 @@ def check_fields(config: ConfigDict, argv: list[str]) -> None:
     for name in field.split(".") if field else ():
       fields = value if isinstance(value, ConfigDict) else ()
       if name not in fields:
-        hint = nearest(name, fields) or "--print_config shows all there are"
+        hint = RENAMED.get(name) or nearest(name, fields) or "--print_config shows all there are"
         raise UsageError(f"the config has no field {path!r}; {hint}")
       value = value[name]
     if key:

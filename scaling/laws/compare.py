@@ -22,7 +22,7 @@ LEAST_RANGE = 0.5  # of log C: a narrower one is one budget, along which the los
 
 
 def compare_forms(
-  runs: Runs, forms: Sequence[str] = DEFAULT, delta: float = 1e-3
+  runs: Runs, forms: Sequence[str] = DEFAULT, delta: float = solve.HOFFMANN
 ) -> list[dict[str, Any]]:
   """Measures how well each form, fitted to the runs up to each budget, predicts those above.
 

@@ -262,7 +262,7 @@ def side_by_side(
   else:
     rows = [approach1(curves, C, fit.options.level, fit.options.seed)]
   rows.append(approach2(fit, C))
-  for name, delta in (("huber", 1e-3), ("mse", LEAST_SQUARES), ("lad", LEAST_ABSOLUTE)):
+  for name, delta in (("huber", solve.HOFFMANN), ("mse", LEAST_SQUARES), ("lad", LEAST_ABSOLUTE)):
     if name == "huber" and LEAST_ABSOLUTE < fit.options.delta < LEAST_SQUARES:
       rows.append(_parametric(name, fit, fit.law, fit.draws, C, fit.unbounded))
     else:

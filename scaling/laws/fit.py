@@ -7,6 +7,7 @@ the time of day enters, so a fit is recomputed rather than stored.
 import numpy as np
 
 from configs.errors import ConfigError
+from configs.floor import UNKNOWN, read_floor
 from scaling.laws import solve
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
@@ -26,7 +27,6 @@ def check_options(options: Options) -> None:
   for name, valid, remedy in (
     ("form", options.form in surfaces(), choices),
     ("response", options.response in ("log", "raw"), "one of log, raw"),
-    ("fixed_E", options.fixed_E >= 0, "a loss in nats per token, or 0: it is fitted"),
     ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
     ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
     ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
@@ -34,8 +34,13 @@ def check_options(options: Options) -> None:
   ):
     if not valid:
       raise ConfigError(f"fit.{name}={getattr(options, name)}: must be {remedy}")
-  if options.fixed_E and "E" not in FORMS[options.form].kinds:
-    raise ConfigError(f"fit.fixed_E={options.fixed_E}: fit.form={options.form} has no E; leave 0")
+  if read_floor(options.E) != UNKNOWN and "E" not in FORMS[options.form].kinds:
+    raise ConfigError(f"fit.E={options.E}: fit.form={options.form} has no E; leave it at ''")
+
+
+def count_free(form: Form, options: Options) -> int:
+  """Counts the parameters of a form that are fitted."""
+  return len(form.kinds) - ("E" in form.kinds and read_floor(options.E).fixed)
 
 
 def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
@@ -52,7 +57,7 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   """
   check_options(options)
   form = form or FORMS[options.form]
-  check_enough(form, len(form.kinds) - ("E" in form.kinds and options.fixed_E > 0), runs)
+  check_enough(form, count_free(form, options), runs)
   problem = problem_of(runs, options, form)
   delta = problem.huber(options.delta)
   ends, best = solve.minimum(problem, delta)

@@ -101,6 +101,9 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
     warnings.append(
       at_edge(bound) + ("; a, b, N_opt, D_opt and D/N have no interval." if fit.unbounded else ".")
     )
+  floor = fit.problem.floor
+  if not floor.fixed and floor.bounded and np.isclose(fit.params["E"], floor[:2]).any():
+    warnings.append(f"E ended at an end of fit.E={fit.options.E}: the runs would have it beyond.")
   if few(fit.runs):
     warnings.append(
       f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
@@ -174,6 +177,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
       "loss": fit.runs.loss_on,
     },  # fmt: skip
     **{name: getattr(options, name) for name in OPTIONS},
+    "known_E": options.E,
     "form": fit.form,
     "convergence": dict(fit.convergence),
     "warnings": _warnings(fit, approach2["profiles"]),

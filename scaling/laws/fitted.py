@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from configs.floor import read_floor
 from scaling.laws import solve
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS, Form
@@ -13,7 +14,7 @@ from scaling.laws.intervals.errors import Errors
 from scaling.laws.law import Law, unbounded
 from scaling.laws.tables.runs import Runs
 
-OPTIONS = ("form", "response", "fixed_E", "delta", "bootstraps", "level", "seed", "resampling")
+OPTIONS = ("form", "response", "delta", "bootstraps", "level", "seed", "resampling")
 
 
 class Options(Protocol):
@@ -21,7 +22,7 @@ class Options(Protocol):
 
   form: str
   response: str
-  fixed_E: float
+  E: str
   delta: float
   bootstraps: int
   level: float
@@ -90,7 +91,13 @@ class Fit:
 
 
 def problem_of(runs: Runs, options: Options, form: Form | None = None) -> solve.Problem:
-  """Brings runs into the solver's coordinates, for `options.form` or another."""
-  raw = options.response == "raw"
-  form = form or FORMS[options.form]
-  return solve.make_problem(form, runs.variables, runs.loss, raw, options.fixed_E)
+  """Brings runs into the solver's coordinates, for `options.form` or another.
+
+  A prior of E is weighed against the scatter of the runs about the law that they make without it.
+  """
+  form, floor = form or FORMS[options.form], read_floor(options.E)
+  problem = solve.make_problem(form, runs.variables, runs.loss, options.response == "raw")
+  if floor.sd:
+    best = solve.minimum(problem, problem.huber(solve.HOFFMANN))[1]
+    floor = floor._replace(scatter=solve.scatter(problem, best.theta[0]))
+  return dataclasses.replace(problem, floor=floor)

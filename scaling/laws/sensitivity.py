@@ -24,6 +24,7 @@ from scaling.laws.tables.runs import Runs, check_identifiable, faults
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
 PROFILE_STEPS = 60  # at most: 25 times as far
+HUBER = 1.345  # SDs of normal scatter, of which 95 % of the efficiency is kept (Huber 1964)
 DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": LEAST_ABSOLUTE, "MSE": LEAST_SQUARES}
 
 
@@ -181,7 +182,10 @@ def vary_choices(
     rows.append(row("C counts", "exact", flops="exact"))
   if runs.filters:
     rows.append(row("exclusions", "none", where=(), exclude=()))
-  for name, delta in DELTAS.items():
+  problem = problem_of(runs, options)
+  best = solve.minimum(problem, problem.huber(options.delta))[1]
+  noise = solve.scatter(problem, best.theta[0]) / problem.huber(1.0)
+  for name, delta in {"1.345 SD": HUBER * noise, **DELTAS}.items():
     if delta != options.delta:
       rows.append(row("delta", name, delta))
   return rows

@@ -8,10 +8,9 @@ once, and says of each whether it has converged.
 """
 
 import dataclasses
-import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
+from configs.floor import UNKNOWN, Floor
 from scaling.laws import chinchilla
-from scaling.laws.forms import FLAGS, Derivatives, Form, Kind, draw_starts, robust_scale
+from scaling.laws.derivatives import by_jax
+from scaling.laws.forms import FLAGS, MAD, Derivatives, Form, draw_starts, robust_scale
 
 BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
@@ -33,8 +34,7 @@ MOST_KEPT = 8  # minima: a report asks for the same ones from several sides
 BANDWIDTH = 0.3  # of the median |r|: least half-width of residuals that tell a cost's curvature
 LEAST_SQUARES = 10.0  # Huber's threshold: beyond every residual of log loss
 LEAST_ABSOLUTE = 1e-8  # below every residual
-JAX_ROWS = (1, 8, 64)  # starts or resamples in one call of a compiled derivative: each compiles
-JAX_VALUES = 320_000  # rows x runs of it, at most: what memory holds
+HOFFMANN = 1e-3  # Hoffmann et al. 2022
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Problem:
     y: log loss, in its unit [n].
     units: of each variable, and of L: their geometric means.
     raw: whether residuals are of the loss (in its unit), not of its logarithm.
-    fixed_E: the floor, if it is not fitted [nats per token]; 0: it is.
+    floor: what is known of E beforehand.
   """
 
   form: Form
@@ -55,21 +55,38 @@ class Problem:
   y: np.ndarray
   units: dict[str, float]
   raw: bool = False
-  fixed_E: float = 0.0
+  floor: Floor = UNKNOWN
 
   @property
   def free(self) -> np.ndarray:
     """Tells which parameters are fitted [p]."""
-    return np.array([not (name == "E" and self.fixed_E) for name in self.form.kinds])
+    return np.array([not (name == "E" and self.floor.fixed) for name in self.form.kinds])
+
+  @property
+  def reported(self) -> np.ndarray:
+    """Tells of which parameters an end of their range is not the user's choice [p]."""
+    return np.array([not (name == "E" and self.floor.bounded) for name in self.form.kinds])
 
   @property
   def box(self) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest parameters [p], as they move."""
-    low, high = np.transpose(
-      [kind.moved((kind.low, kind.high)) for kind in self.form.kinds.values()]
-    )
-    fixed = self.fixed_E / self.units["L"]
-    return np.where(self.free, low, fixed), np.where(self.free, high, fixed)
+    bounds = [kind.moved((kind.low, kind.high)) for kind in self.form.kinds.values()]
+    low, high = np.where(self._is_E[:, None], np.divide(self.floor[:2], self.units["L"]), bounds).T
+    return low, high
+
+  @property
+  def center(self) -> np.ndarray:
+    """The means of the parameters' priors [p], as they move; 0 of those that have none."""
+    return self._is_E * self.floor.mean / self.units["L"]
+
+  @property
+  def spread(self) -> np.ndarray:
+    """The standard deviations of the parameters' priors [p]."""
+    return self._is_E * self.floor.sd / self.units["L"]
+
+  def pull(self, delta: float) -> np.ndarray:
+    """Computes the curvature of the cost by the parameters' priors [p]."""
+    return self._is_E * self.floor.pull(delta) * self.units["L"] ** 2
 
   def huber(self, delta: float) -> float:
     """Turns Huber's threshold, of log loss or of loss, into the residuals' unit."""
@@ -78,9 +95,9 @@ class Problem:
   @property
   def derivatives(self) -> Any:
     """The form's `Derivatives`: by hand, or compiled."""
-    if self.form.name in BY_HAND:
-      return BY_HAND[self.form.name]
-    return self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
+    if hand := BY_HAND.get(self.form.name, self.form.derivatives):
+      return hand
+    return Derivatives(*by_jax(self.form.loss, tuple(self.form.kinds.items())))
 
   def names(self, mask: np.ndarray) -> list[str]:
     """Names parameters, from a mask [p]."""
@@ -101,16 +118,16 @@ class Problem:
     units, kinds = self._units_of(params), self.form.kinds.items()
     return np.stack([kind.moved(params[name] / units.get(name, 1.0)) for name, kind in kinds], -1)
 
+  @property
+  def _is_E(self) -> np.ndarray:
+    return np.array([name == "E" for name in self.form.kinds])
+
   def _units_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
     return self.form.units(SimpleNamespace(**params), SimpleNamespace(**self.units))
 
 
 def make_problem(
-  form: Form,
-  variables: Mapping[str, ArrayLike],
-  loss: ArrayLike,
-  raw: bool = False,
-  fixed_E: float = 0.0,
+  form: Form, variables: Mapping[str, ArrayLike], loss: ArrayLike, raw: bool = False
 ) -> Problem:
   """Brings variables [n] and losses [n] into units of their geometric means; see `Problem`.
 
@@ -143,51 +160,7 @@ def make_problem(
   y = logs.pop("loss") - means["loss"]
   units = {"L" if name == "loss" else name: math.exp(mean) for name, mean in means.items()}
   logs = {name: values - means[name] for name, values in logs.items()}
-  return Problem(form, logs, y, units, raw, fixed_E)
-
-
-@functools.cache
-def by_jax(loss: Callable[[Any, Any], Any], kinds: tuple[tuple[str, Kind], ...]) -> Derivatives:
-  """Differentiates and compiles a form's loss: for one row of theta, then for many."""
-  import jax
-  import jax.numpy as jnp
-
-  def value(logs, theta):
-    p = {n: jnp.exp(theta[i]) if kind.log else theta[i] for i, (n, kind) in enumerate(kinds)}
-    x = {name: jnp.exp(log) for name, log in logs.items()}
-    return loss(SimpleNamespace(**p), SimpleNamespace(**x))
-
-  def slopes(logs, theta):
-    return jax.jacfwd(value, 1)(logs, theta)  # [n, p]
-
-  def sums(logs, theta, phi, omega, major):
-    slope = slopes(logs, theta)
-    bend = jax.hessian(lambda theta: phi @ value(logs, theta))(theta)
-    return phi @ slope, (slope.T * omega) @ slope + bend, major @ slope**2
-
-  # Compiled plainly: a fit runs for less long than its optimisation by the compiler takes.
-  plain = {"xla_backend_optimization_level": "0"}
-  values = jax.jit(jax.vmap(value, (None, 0)), compiler_options=plain)
-  gradient = jax.jit(jax.vmap(slopes, (None, 0)), compiler_options=plain)
-  contract = jax.jit(jax.vmap(sums, (None, 0, 0, 0, 0)), compiler_options=plain)
-  return Derivatives(
-    lambda logs, theta: (theta, _in_blocks(values, logs, theta)),
-    lambda logs, terms: _in_blocks(gradient, logs, terms[0]).swapaxes(1, 2),
-    lambda logs, terms, *weights: _in_blocks(contract, logs, terms[0], *weights),
-  )
-
-
-def _in_blocks(compiled, logs, *arrays):
-  """Calls a compiled function on rows of arrays [S, ...], in blocks of one shape."""
-  import jax
-
-  rows, runs = len(arrays[0]), len(next(iter(logs.values())))
-  block = next(size for size in JAX_ROWS if rows <= size or size == JAX_ROWS[-1])
-  size = max(1, min(block, JAX_VALUES // runs))
-  index = np.minimum(np.arange(-(-rows // size) * size), rows - 1).reshape(-1, size)
-  with jax.enable_x64(True):
-    blocks = jax.device_get([compiled(logs, *(a[block] for a in arrays)) for block in index])
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *blocks)
+  return Problem(form, logs, y, units, raw)
 
 
 def _evaluate(problem: Problem, theta: np.ndarray, shift: Any = 0.0) -> list[np.ndarray]:
@@ -206,6 +179,12 @@ def slopes(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   *terms, r = _evaluate(problem, theta[None])
   gradient = problem.derivatives.gradient(problem.logs, terms)[0] * problem.free[:, None]
   return gradient if problem.raw else gradient / terms[-1], r[0]
+
+
+def scatter(problem: Problem, theta: np.ndarray) -> float:
+  """Estimates the SD of one run about a fit at theta [p], which may go through p of the runs."""
+  _, r = slopes(problem, theta)
+  return MAD * float(np.median(np.sort(np.abs(r))[-max(1, len(r) - problem.free.sum()) :]))
 
 
 def _cost(residual, weights, delta):
@@ -231,10 +210,12 @@ def _derivatives(problem, weights, delta, state, bandwidth=None):
   return problem.derivatives.contract(problem.logs, terms, psi, outer, majoriser)
 
 
-def _projected(problem, theta, weights, delta, state, held):
+def _projected(problem, theta, weights, delta, state, held, pull, center):
   """Computes the derivatives with parameters that press against the box held, and which do."""
   low, high = problem.box
   gradient, hessian, diagonal = _derivatives(problem, weights, delta, state)
+  gradient, hessian = gradient + pull * (theta - center), hessian + np.diag(pull)
+  diagonal = diagonal + pull
   fixed = held | (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
   scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300
   hessian = np.where(fixed[:, :, None] | fixed[:, None, :], 0.0, hessian)
@@ -266,6 +247,7 @@ def minimise(
   max_steps: int = 100,
   held: int | None = None,
   shift: np.ndarray | None = None,
+  center: np.ndarray | None = None,
 ) -> Solution:
   """Minimises sum_i weights_i Huber_delta(residual_i) from each of S starts.
 
@@ -281,6 +263,7 @@ def minimise(
     max_steps: at most so many.
     held: a parameter that stays where it starts (a profile over it), by its place in theta.
     shift: of the residuals of each start [S, n], taken from them; None: 0.
+    center: the means of the priors of each start [S, p]; None: those of the problem.
 
   Returns:
     One local minimum per start. It has converged when the cost is convex there and a full Newton
@@ -291,18 +274,27 @@ def minimise(
   theta = np.clip(theta, low, high)
   rows, w = np.arange(len(theta)), weights  # those still moving
   shift = np.zeros((len(theta), 1)) if shift is None else shift
+  pull = problem.pull(delta)
+  center = np.broadcast_to(problem.center if center is None else center, theta.shape)
+
+  def cost_of(rows, theta, state, weights, width):
+    return _cost(state[-1], weights, width) + 0.5 * (theta - center[rows]) ** 2 @ pull
+
   state = _evaluate(problem, theta, shift)
   damping = np.full(len(theta), 1e-3)
   width = np.maximum(delta, 3 * robust_scale(np.abs(state[-1]), w))
   for _ in range(max_steps):
     now, threshold = theta[rows], width[:, None]
-    gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays)
+    gradient, hessian, scale, _ = _projected(
+      problem, now, w, threshold, state, stays, pull, center[rows]
+    )
     damped = hessian + _diagonal(damping[:, None] * scale)
     step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
     trial = np.clip(now + step, low, high)
     moved = np.abs(trial - now).max(1)
     trial_state = _evaluate(problem, trial, shift[rows])
-    better = _cost(trial_state[-1], w, threshold) <= _cost(state[-1], w, threshold)
+    before = cost_of(rows, now, state, w, threshold)
+    better = cost_of(rows, trial, trial_state, w, threshold) <= before
     theta[rows[better]] = trial[better]
     for old, new in zip(state, trial_state, strict=True):
       old[better] = new[better]
@@ -315,8 +307,10 @@ def minimise(
     if not len(rows):
       break
   state = _evaluate(problem, theta, shift)
-  cost = np.nan_to_num(_cost(state[-1], weights, delta), nan=np.inf)
-  gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, stays)
+  cost = np.nan_to_num(cost_of(slice(None), theta, state, weights, delta), nan=np.inf)
+  gradient, hessian, scale, fixed = _projected(
+    problem, theta, weights, delta, state, stays, pull, center
+  )
   root = np.sqrt(scale)
   scaled = hessian / (root[:, :, None] * root[:, None, :])
   scaled[~np.isfinite(scaled).all(axis=(1, 2))] = -np.eye(theta.shape[1])  # not converged
@@ -324,7 +318,7 @@ def minimise(
   along = np.einsum("sij,si->sj", axes, gradient / root)
   decrease = (along**2 / np.maximum(curvature, 1e-9)).sum(1)
   converged = (curvature[:, 0] > -1e-6) & (decrease <= 1e-9 * cost + 1e-20)
-  return Solution(theta, cost, converged, fixed & problem.free)
+  return Solution(theta, cost, converged, fixed & problem.reported)
 
 
 _minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
@@ -333,7 +327,7 @@ _minima: dict[tuple, tuple[Solution, Solution]] = {}  # the newest last
 def minimum(problem: Problem, delta: float) -> tuple[Solution, Solution]:
   """Calls `search`, and keeps the minima that were found last."""
   runs = np.stack([problem.y, *problem.logs.values()]).tobytes()
-  key = problem.form.loss, hashlib.sha256(runs).digest(), problem.raw, problem.fixed_E, delta
+  key = problem.form.loss, hashlib.sha256(runs).digest(), problem.raw, problem.floor, delta
   if key not in _minima:
     if len(_minima) >= MOST_KEPT:
       _minima.pop(next(iter(_minima)))
@@ -397,4 +391,5 @@ def curvature(problem: Problem, theta: np.ndarray, delta: float) -> np.ndarray:
   """
   state = _evaluate(problem, theta[None])
   bandwidth = max(delta, BANDWIDTH * float(np.median(np.abs(state[-1]))))
-  return _derivatives(problem, np.ones((1, len(problem.y))), delta, state, bandwidth)[1][0]
+  hessian = _derivatives(problem, np.ones((1, len(problem.y))), delta, state, bandwidth)[1][0]
+  return hessian + np.diag(problem.pull(delta))

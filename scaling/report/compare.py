@@ -94,6 +94,7 @@ def _fit_again(record: Record) -> fit.Fit:
   trained = read.read_runs(table, **stored["counting"], **stored.get("reading", {}))
   options = base.get_config().fit
   options.update({name: stored[name] for name in OPTIONS if name in stored})
+  options.E = stored.get("known_E", "")
   return fit.fit_runs(trained, options)
 
 

@@ -21,14 +21,14 @@ from train.evaluate import open_sets
 from train.system import process
 
 FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
-  "fit.form", "fit.response", "fit.fixed_E", "fit.delta", "fit.bootstraps", "fit.level",
+  "fit.form", "fit.response", "fit.E", "fit.delta", "fit.bootstraps", "fit.level",
   "fit.resampling", "fit.seed",
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
   "sweep.launcher", "sweep.command",
   "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
 )  # fmt: skip
 
-OTHER_LAW = ("fit.form", "fit.response", "fit.fixed_E", "fit.delta")  # fields that make one
+OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta")  # fields that make one
 
 
 def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
@@ -54,8 +54,7 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   for cell in itertools.chain(cells, *probes):
     _check_cell(config, cell, names, tokens)
     names.add(cell.id)
-  kinds = FORMS[config.fit.form].kinds
-  free = len(kinds) - ("E" in kinds and config.fit.fixed_E > 0)
+  free = fit.count_free(FORMS[config.fit.form], config.fit)
   if len(cells) <= free:
     raise ConfigError(
       f"fit.form={config.fit.form}: {len(cells)} fit cells for {free} parameters; add to "

@@ -115,9 +115,11 @@ def resample(
     weights = drawn if whole is None else drawn[:, whole]
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
   effects = estimate_effects(problem, theta, runs) if levels else None
+  center = problem.center + problem.spread * np.random.default_rng((seed, 5)).normal(size=(size, 1))
   if not effects or not effects.variance.any():
-    return _without_lost(fit_weighted(problem, weights, theta, delta))
-  apart = _without_lost(fit_weighted(problem, weights, theta, delta, effects.common[None]))
+    return _without_lost(fit_weighted(problem, weights, theta, delta, None, center))
+  apart = fit_weighted(problem, weights, theta, delta, effects.common[None], center)
+  apart = _without_lost(apart)
   every = np.ones_like(weights)
   shift = effects.common + effects.draw(size, seed)
   common = _without_lost(fit_weighted(problem, every, theta, delta, shift))
@@ -148,20 +150,25 @@ def fit_weighted(
   theta: np.ndarray,
   delta: float,
   shift: np.ndarray | None = None,
+  center: np.ndarray | None = None,
 ) -> solve.Solution:
   """Fits a form to runs that count `weights` [R, n] times, from theta [p] on.
 
   Huber's threshold is `SHARPEST` at least: far below the scatter of runs a smaller one changes no
   fit, and the kinks of a median would stop Newton's steps. What has not converged starts again from
-  where others ended. A `shift` [R, n] is taken from the residuals.
+  where others ended. A `shift` [R, n] is taken from the residuals; priors have their means at a
+  `center` [R, p].
   """
   delta = max(delta, SHARPEST)
   shift = np.zeros((1, 1)) if shift is None else shift
   shift = np.broadcast_to(shift, (len(weights), shift.shape[1]))
+  center = np.broadcast_to(problem.center if center is None else center, (len(weights), len(theta)))
 
   def solved(rows: np.ndarray, start: np.ndarray) -> solve.Solution:
     starts = np.tile(start, (len(rows), 1))
-    return solve.minimise(problem, weights[rows], starts, delta, 300, shift=shift[rows])
+    return solve.minimise(
+      problem, weights[rows], starts, delta, 300, shift=shift[rows], center=center[rows]
+    )
 
   at_once = max(16, 60_000 // weights.shape[1])  # what the cache holds
   blocks = np.split(np.arange(len(weights)), range(at_once, len(weights), at_once))
@@ -203,7 +210,8 @@ def _sandwich(problem, theta, delta, size, rng, levels) -> solve.Solution:
     scale = np.sqrt((freedom + 1) / rng.chisquare(freedom, (size, 1)))
   fitted = np.outer(problem.free, problem.free)
   bread = np.linalg.pinv(solve.curvature(problem, theta, delta) * fitted)
-  normal = _normal(bread @ (scores @ scores.T) @ bread, size, rng)
+  prior = np.diag((problem.pull(delta) * problem.spread) ** 2)
+  normal = _normal(bread @ (scores @ scores.T + prior) @ bread, size, rng)
   return _drawn(problem, theta + normal * scale, *problem.box)
 
 
@@ -216,7 +224,12 @@ def _student(problem, theta, size, rng) -> solve.Solution:
   low, high = problem.box
   most = [MOST_SHARE if kind is SCALE else np.inf for kind in problem.form.kinds.values()]
   scale = np.sqrt(rng.chisquare(freedom, (size, 1)) / freedom)
-  return _drawn(problem, theta + normal / scale, low, np.minimum(high, most))
+  off = normal / scale
+  if (spread := problem.spread).any():  # and a draw of the prior, each by its weight
+    e = np.argmax(spread)
+    gain = covariance[e] / (covariance[e, e] + (scale * spread[e]) ** 2)
+    off += gain * (spread[e] * rng.normal(size=(size, 1)) - off[:, [e]])
+  return _drawn(problem, theta + off, low, np.minimum(high, most))
 
 
 def _normal(covariance, size, rng):
@@ -228,7 +241,7 @@ def _normal(covariance, size, rng):
 
 def _drawn(problem, draws, low, high) -> solve.Solution:
   """Takes draws [R, p] for fits, brought into the box."""
-  at_bound = ((draws < low) | (draws > high)) & problem.free
+  at_bound = ((draws < low) | (draws > high)) & problem.reported
   cost = np.full(len(draws), np.nan)
   return solve.Solution(np.clip(draws, low, high), cost, np.ones(len(draws), bool), at_bound)
 

@@ -217,7 +217,8 @@ def _ask(
       continue
     most = np.log(runs.C[below].max())
     slopes = _slopes(problem, theta)
-    covariance = np.linalg.pinv(slopes[:, below] @ slopes[:, below].T) * scatter
+    told = slopes[:, below] @ slopes[:, below].T + np.diag(problem.pull(solve.LEAST_SQUARES))
+    covariance = np.linalg.pinv(told) * scatter
     errors = -solve.log_residuals(problem, theta[None])[0]
     edge = most - off_edge(runs.C[below])
     for segment in segments[i:]:

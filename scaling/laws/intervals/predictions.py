@@ -218,7 +218,7 @@ def _edges(fit: Fit) -> list[str]:
   if (share := fit.convergence["resamples_at_bound"]) > MOST_AT_EDGE:
     others = fit.convergence["resamples_unbounded"] > share / 2 or "E" not in fit.params
     also = "a parameter" if others else "E"
-    floor = "" if others else ", at larger ones above all, or give E as fit.fixed_E"
+    floor = "" if others else ", at larger ones above all, or give E as fit.E"
     return [
       f"in {share:.0%} of the resamples {also} ended at the edge of its range; {remedy}{floor}"
     ]

@@ -222,8 +222,8 @@ def test_what_runs_cannot_tell_of_a_form_is_refused():
     laws.fit_runs(runs, options(), FORMS["data_constrained"])
   with pytest.raises(ValueError, match="form=farseer: 8 runs for 9 parameters; 10 are needed"):
     laws.fit_runs(runs.subset(np.array([0, 1, 2, 5, 6, 7, 10, 12])), options(form="farseer"))
-  with pytest.raises(ValueError, match="fit.fixed_E=1.7: fit.form=kaplan_nd has no E; leave 0"):
-    laws.fit_runs(runs, options(form="kaplan_nd", fixed_E=1.7))
+  with pytest.raises(ValueError, match="fit.E=1.7: fit.form=kaplan_nd has no E; leave"):
+    laws.fit_runs(runs, options(form="kaplan_nd", E="1.7"))
 
 
 @pytest.mark.slow

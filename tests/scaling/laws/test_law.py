@@ -111,7 +111,7 @@ def test_questions_that_a_form_cannot_answer_are_refused():
 def test_a_form_without_a_floor_and_one_with_a_known_floor():
   n, d = isoflop(sizes=7)
   runs = laws.make_runs(n, d, noisy(n, d, 0.004, 1))
-  free, fixed = (laws.fit_runs(runs, options(fixed_E=E)) for E in (0.0, float(TRUTH.E)))
+  free, fixed = (laws.fit_runs(runs, options(E=E)) for E in ("", f"{TRUTH.E}"))
   assert fixed.params["E"] == pytest.approx(TRUTH.E)
   np.testing.assert_allclose(fixed.draws.params["E"], TRUTH.E)
   assert fixed.convergence["at_bound"] == []
@@ -119,9 +119,9 @@ def test_a_form_without_a_floor_and_one_with_a_known_floor():
   widths = [np.std(fit.draws.params["alpha"]) for fit in (fixed, free)]
   assert widths[0] < 0.8 * widths[1]
   exact = laws.make_runs(n, d, chinchilla.loss(TRUTH, n, d))
-  found = laws.fit_runs(exact, options(fixed_E=float(TRUTH.E)))
+  found = laws.fit_runs(exact, options(E=f"{TRUTH.E}"))
   np.testing.assert_allclose(numbers(found.law), TRUTH, rtol=1e-6)
-  assert laws.to_json(found)["fixed_E"] == pytest.approx(TRUTH.E)
+  assert laws.to_json(found)["known_E"] == f"{TRUTH.E}"
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "kaplan_nd"])
@@ -179,7 +179,7 @@ def test_farseer_is_the_formula_of_its_paper():
   [
     (["--config.fit.form=chinchila"], "fit.form=chinchila: must be one of "),
     (["--config.fit.form=data_constrained"], "it is of N, D, U, and not of N and D"),
-    (["--config.fit.form=kaplan_nd", "--config.fit.fixed_E=1"], "fit.form=kaplan_nd has no E"),
+    (["--config.fit.form=kaplan_nd", "--config.fit.E=1"], "fit.form=kaplan_nd has no E"),
     (["--config.fit.form=farseer", "--where=N < 5e7"], "9 parameters; 10 are needed"),
   ],
 )

@@ -251,7 +251,7 @@ def test_a_sweeps_folder_is_its_cells(sweep, tmp_path):
 class Chosen:
   params, flops, loss, delta, target_tokens_per_param = "body_head", "exact", "", 1e-3, 20.0
   bootstraps, level, seed, resampling = 200, 0.9, 0, "pairs"
-  form, response, fixed_E = "chinchilla", "log", 0.0
+  form, response, E = "chinchilla", "log", ""
 
 
 def test_each_choice_is_made_otherwise_once(sweep):
@@ -260,7 +260,7 @@ def test_each_choice_is_made_otherwise_once(sweep):
   by_name = {(row["choice"], row["value"]): row for row in found}
   assert list(by_name) == [
     ("as chosen", ""), ("N counts", "body"), ("N counts", "total"), ("exclusions", "none"),
-    ("delta", "1e-2"), ("delta", "LAD"), ("delta", "MSE"),
+    ("delta", "1.345 SD"), ("delta", "1e-2"), ("delta", "LAD"), ("delta", "MSE"),
   ]  # fmt: skip
   first = found[0]
   chosen = read.read_runs(sweep, where=["D/N > 2"])

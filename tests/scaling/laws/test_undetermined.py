@@ -95,11 +95,11 @@ def test_losses_without_end_seal_nothing():
       assert 20 < laws.optimum(found, 3e20)["tokens_per_param"] < 80  # one outlier is cut
 
 
-def at_the_edge(fixed_E=0.0):
+def at_the_edge(E=""):
   """Losses that fall with compute alone, on a plateau: E and most resamples end at an edge."""
   n, d = isoflop(EPOCH, np.geomspace(1e19, 1e20, 4), sizes=6)
   loss = 3e4 * (n * d) ** -0.24 * np.exp(0.03 * np.random.default_rng(3).standard_normal(len(n)))
-  return laws.fit_runs(laws.make_runs(n, d, loss), options(fixed_E=fixed_E))
+  return laws.fit_runs(laws.make_runs(n, d, loss), options(E=E))
 
 
 def test_most_resamples_at_an_edge_are_no_interval():
@@ -108,7 +108,7 @@ def test_most_resamples_at_an_edge_are_no_interval():
   assert found.convergence["resamples_at_bound"] > 0.5
   (reason, *_) = laws.undetermined(found, 3e20)
   assert "E ended at the edge of its range" in reason
-  assert "fit.fixed_E" in reason
+  assert "fit.E" in reason
 
 
 def points_and_intervals(value):

@@ -99,7 +99,7 @@ def test_a_floor_that_is_known_is_no_parameter(config):
   assert len(plan.design_cells(config, tokens.vocab_size)) == 5
   with pytest.raises(ValueError, match="chinchilla: 5 fit cells for 5 parameters"):
     checks.check_sweep(config, tokens)
-  config.fit.fixed_E = 1.0
+  config.fit.E = "1.0"
   checks.check_sweep(config, tokens)
 
 
