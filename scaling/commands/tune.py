@@ -25,6 +25,7 @@ def run(args: flags.FlagValues) -> None:
   from configs.errors import UsageError
   from scaling.laws.rates import grid, record
   from scaling.laws.tables import read
+  from scaling.report.figures import rates
   from train.system import files
 
   workdir = workdir_of(args)
@@ -42,4 +43,5 @@ def run(args: flags.FlagValues) -> None:
   result = record.make(cells, args.window, args.level)
   files.make_folder(workdir)
   files.write_json(workdir / "tune.json", files.with_digests(result))
+  rates.draw(workdir, result, cells)
   print(record.text(result))

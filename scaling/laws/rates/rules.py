@@ -4,9 +4,8 @@ C is 6 N D. N counts what the table's N counts: Step Law's and DeepSeek's leave 
 A rule that is published as a ratio is anchored: its constant is the optimum of one fitted cell.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,79 +20,63 @@ MODELS = (("cell", "shared"), ("smooth", "shared"), ("cell", "power"))
 FAR = 2.0  # windows above the bottom, beyond which a cell's runs are interpolated
 
 
-class Cell(NamedTuple):
-  """Where a rule is asked: the model's size, its width if known, and the tokens of the run."""
+class Rule(NamedTuple):
+  """A rule: as people write it, its source, and (k, n, d) of k N^n D^d for each factor.
 
-  N: float
-  D: float
-  width: float | None
-
-
-class Anchor(NamedTuple):
-  """The smallest fitted cell, with its own best factors."""
-
-  cell: Cell
-  best: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """A rule: its formula, its source, and the factors that it names.
-
-  Attributes:
-    formula: as people write it.
-    source: where it is from.
-    factors: (cell, anchor, the measured law's best there) -> lr, batch [tokens].
+  Those that are published as ratios have none: see `anchored`.
   """
 
   formula: str
   source: str
-  factors: Callable[[Cell, Anchor, Mapping[str, float]], dict[str, float]]
+  powers: Mapping[str, tuple[float, float, float]] = {}
 
-
-def _width_ratio(cell: Cell, anchor: Anchor) -> float:
-  """Computes the ratio of widths; of N^(1/3), as of models of one shape, where they are unknown."""
-  if cell.width and anchor.cell.width:
-    return cell.width / anchor.cell.width
-  return (cell.N / anchor.cell.N) ** (1 / 3)
-
-
-def _delphi(cell: Cell, anchor: Anchor, measured: Mapping[str, float]) -> dict[str, float]:
-  batch = measured.get("batch", 1.0)
-  ratio = batch / anchor.best.get("batch", batch)
-  lr = anchor.best["lr"] * math.sqrt(ratio) * (anchor.cell.D / cell.D) ** 0.3
-  return {"lr": lr, "batch": batch}
+  def factors(self, N: float, D: float) -> dict[str, float]:
+    """Computes learning rate and batch [tokens]."""
+    return {name: k * N**n * D**d for name, (k, n, d) in self.powers.items()}
 
 
 RULES: dict[str, Rule] = {
   "step_law": Rule(
-    "lr = 1.79 N^-0.713 D^0.307, B = 0.58 D^0.571", "Li et al. 2025, arXiv:2503.04715",
-    lambda c, *_: {"lr": 1.79 * c.N**-0.713 * c.D**0.307, "batch": 0.58 * c.D**0.571},
+    "lr = 1.79 N^-0.713 D^0.307, B = 0.58 D^0.571",
+    "Li et al. 2025, arXiv:2503.04715",
+    {"lr": (1.79, -0.713, 0.307), "batch": (0.58, 0.0, 0.571)},
   ),
   "deepseek": Rule(
-    "lr = 0.3118 C^-0.1250, B = 0.2920 C^0.3271", "DeepSeek-AI 2024, arXiv:2401.02954",
-    lambda c, *_: {
-      "lr": 0.3118 * (6 * c.N * c.D) ** -0.125, "batch": 0.2920 * (6 * c.N * c.D) ** 0.3271
-    },
+    "lr = 0.3118 C^-0.1250, B = 0.2920 C^0.3271",
+    "DeepSeek-AI 2024, arXiv:2401.02954",
+    {"lr": (0.3118 * 6**-0.125, -0.125, -0.125), "batch": (0.292 * 6**0.3271, 0.3271, 0.3271)},
   ),
   "porian": Rule(
     "lr = 0.0047 (N / 108M)^(-1/3), B = 160 x 2048 (N / 108M)^(2/3)",
     "Porian et al. 2024, arXiv:2406.19146",
-    lambda c, *_: {
-      "lr": 0.0047 * (c.N / 108e6) ** (-1 / 3), "batch": 160 * 2048 * (c.N / 108e6) ** (2 / 3)
+    {
+      "lr": (0.0047 * 108e6 ** (1 / 3), -1 / 3, 0.0),
+      "batch": (160 * 2048 / 108e6 ** (2 / 3), 2 / 3, 0.0),
     },
   ),
   "delphi": Rule(
-    "lr = lr0 (B / B0)^(1/2) (D0 / D)^0.3, B as measured", "Marin 2026, openathena.ai/blog/delphi",
-    _delphi,
+    "lr = lr0 (B / B0)^(1/2) (D0 / D)^0.3, B as measured",
+    "Marin 2026, openathena.ai/blog/delphi",
   ),
-  "mup": Rule(
-    "lr = lr0 width0 / width, B as measured", "Yang et al. 2022, arXiv:2203.03466",
-    lambda c, anchor, measured: dict(measured) | {
-      "lr": anchor.best["lr"] / _width_ratio(c, anchor)
-    },
-  ),
-}  # fmt: skip
+  "mup": Rule("lr = lr0 width0 / width, B as measured", "Yang et al. 2022, arXiv:2203.03466"),
+}
+
+
+def anchored(
+  grid: Grid, cell: int, reference: int, best: Mapping[str, float], measured: dict[str, float]
+) -> dict[str, dict[str, float]]:
+  """Computes what the rules of ratios choose at a cell, from the best factors of a reference cell.
+
+  They name no batch, and take the measured one. Where widths are unknown they go as N^(1/3), as in
+  models of one shape.
+  """
+  (N, D), (N0, D0) = grid.cells[cell], grid.cells[reference]
+  growth = (N / N0) ** (1 / 3)
+  if grid.width is not None:
+    growth = grid.width[grid.cell == cell][0] / grid.width[grid.cell == reference][0]
+  root = math.sqrt(measured["batch"] / best["batch"]) if "batch" in best else 1.0
+  rates = {"delphi": best["lr"] * root * (D0 / D) ** 0.3, "mup": best["lr"] / growth}
+  return {name: measured | {"lr": float(rate)} for name, rate in rates.items()}
 
 
 class Judge:
@@ -172,32 +155,17 @@ def held_out(
         law = surface.fit(grid.of(rest), window, level, curvature)
       except DataError:  # the rest does not determine it
         continue
-      anchored = anchor(grid, own, rest)
+      known = [cell for cell in rest.tolist() if cell in own]
       for cell in set(group) & own.keys():
-        at = place(grid, cell)
-        measured = law.best(at.N, at.D)
-        chosen = {"measured": measured}
-        if anchored:
-          chosen |= {name: rule.factors(at, anchored, measured) for name, rule in RULES.items()}
-        lost = {name: own[cell].lost(measured | factors) for name, factors in chosen.items()}
-        rows.append(HeldOut(split, at.N, at.D, own[cell].best, measured, lost))
+        N, D = grid.cells[cell].tolist()
+        chosen = {"measured": law.best(N, D)}
+        chosen |= {name: rule.factors(N, D) for name, rule in RULES.items() if rule.powers}
+        if known:
+          smallest = min(known, key=lambda cell: np.prod(grid.cells[cell]))
+          chosen |= anchored(grid, cell, smallest, own[smallest].best, chosen["measured"])
+        lost = {name: own[cell].lost(chosen["measured"] | x) for name, x in chosen.items()}
+        rows.append(HeldOut(split, N, D, own[cell].best, chosen["measured"], lost))
   return rows
-
-
-def place(grid: Grid, cell: int) -> Cell:
-  """Returns where a cell is."""
-  width = None if grid.width is None else float(grid.width[grid.cell == cell][0])
-  N, D = grid.cells[cell].tolist()
-  return Cell(N, D, width)
-
-
-def anchor(grid: Grid, own: Mapping[int, Judge], among: np.ndarray) -> Anchor | None:
-  """Returns the cell of least N D that has a best of its own, of some; None: none has."""
-  known = [cell for cell in among.tolist() if cell in own]
-  if not known:
-    return None
-  smallest = min(known, key=lambda cell: np.prod(grid.cells[cell]))
-  return Anchor(place(grid, smallest), own[smallest].best)
 
 
 def mean_lost(rows: list[HeldOut], split: str, rule: str = "measured") -> float:

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from rate_grids import BEST, TOKENS, make_table
+from rate_grids import BEST, SIZES, TOKENS, best, make_table
 
 from scaling import main
+from scaling.laws.rates import grid, record
+from scaling.report.figures import rates
 
 
 @pytest.fixture
@@ -33,6 +35,21 @@ def test_a_table_of_runs_is_fitted_printed_and_written(table, tmp_path, capsys):
     assert content["optimum"][name]["N"] == pytest.approx(BEST[name][1], abs=0.03)
     low, high = content["optimum"][name]["intervals"]["D"]
     assert low < content["optimum"][name]["D"] < high
+  drawn = {path.stem for path in (tmp_path / "tune" / "figures").glob("*.pdf")}
+  assert drawn == {"tune_optima", "tune_surface"}
+
+
+def test_figures_show_the_optimum_of_the_law():
+  cells = grid.make_grid(*make_table(tokens=TOKENS[:2]))
+  tuned = record.make(cells, 0.02, 0.9)
+  largest = rates.loss_over_factors(tuned, cells).axes[1]
+  (star,) = (line for line in largest.get_lines() if line.get_gid() == "law")
+  expected = [best(name, SIZES[-1], TOKENS[1]) for name in ("lr", "batch")]
+  np.testing.assert_allclose(np.ravel(star.get_data()), expected, rtol=1e-3)
+  against_N = rates.optima(tuned).axes[0]
+  (line,) = (line for line in against_N.get_lines() if line.get_gid() == "law")
+  slope = np.polyfit(*np.log(line.get_data()), 1)[0]
+  assert slope == pytest.approx(BEST["lr"][1], abs=1e-3)
 
 
 @pytest.mark.parametrize(
