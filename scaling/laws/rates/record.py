@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling import formats
-from scaling.laws.rates import rules, surface
+from scaling.laws.rates import optimum, rules, surface
 from scaling.laws.rates.grid import Grid
 from scaling.laws.rates.surface import Surface
 
@@ -37,7 +37,7 @@ def make(grid: Grid, window: float, level: float, model: tuple[str, str] | None 
   Raises:
     DataError: the runs determine no law.
   """
-  surface.fit(grid, window)  # refuses what no choice of model helps
+  surface.fit(grid, window, errors=False)  # refuses what no choice of model helps
   scores: dict[str, float] = {}
   if model is None:
     model, scores = rules.choose(grid, window)
@@ -46,11 +46,11 @@ def make(grid: Grid, window: float, level: float, model: tuple[str, str] | None 
   rows = rules.held_out(grid, window, *model, own)
   ends = law.intervals(level)
   names = ("constant", "N", "D")
-  optimum: dict[str, Any] = {}
+  best: dict[str, Any] = {}
   for i, name in enumerate(law.names):
-    optimum[name] = dict(zip(names, law.optimum[i].tolist(), strict=True))
+    best[name] = dict(zip(names, law.optimum[i].tolist(), strict=True))
     if ends is not None:
-      optimum[name]["intervals"] = dict(zip(names, ends[:, i].T.tolist(), strict=True))
+      best[name]["intervals"] = dict(zip(names, ends[:, i].T.tolist(), strict=True))
   return {
     "version": VERSION,
     "rests_on": grid_hash(grid),
@@ -61,12 +61,8 @@ def make(grid: Grid, window: float, level: float, model: tuple[str, str] | None 
     "used": int(law.used.sum()),
     "diverged": int(np.isinf(grid.loss).sum()),
     "sd": law.sd,
-    "optimum": optimum,
-    "curvature": law.curvature.tolist(),
-    "powers": list(law.powers),
-    "centre": law.centre.tolist(),
-    "covariance": None if law.covariance is None else law.covariance.tolist(),
-    "freedom": law.freedom,
+    "best": best,
+    "law": law.to_json(),
     "cells": [_cell(grid, law, own, c, level) for c in range(len(grid.cells))],
     "heldout": [row._asdict() | {"lost": _finite(row.lost)} for row in rows],
     "rules": {
@@ -102,24 +98,13 @@ def _cell(grid: Grid, law: Surface, own: dict[int, rules.Judge], c: int, level: 
   return cell
 
 
-def load(record: dict) -> Surface:
-  """Makes the law of the content of tune.json, without what it was fitted to."""
-  optimum = np.array([[c["constant"], c["N"], c["D"]] for c in record["optimum"].values()])
-  covariance = record["covariance"] and np.array(record["covariance"])
-  return Surface(
-    tuple(record["optimum"]), optimum, covariance, record["freedom"],
-    np.array(record["curvature"]), tuple(record["powers"]), np.array(record["centre"]), np.empty(0),
-    record["options"], np.empty(0, bool), {}, record["sd"],
-  )  # fmt: skip
-
-
 def _percent(share: float | None) -> str:
   return formats.DASH if share is None else f"{100 * share:.3f}"
 
 
 def text(record: dict) -> str:
   """Renders tune.json for the terminal."""
-  law, options = load(record), record["options"]
+  law, options = optimum.load(record), record["options"]
   head = (
     f"{record['used']} of {record['runs']} runs are near the bottom of their (N, D): within "
     f"{100 * options['window']:g} %, or a few more where those are few; {record['diverged']} "
@@ -138,7 +123,7 @@ def text(record: dict) -> str:
 
 def _optima(record: dict) -> str:
   rows = []
-  for name, c in record["optimum"].items():
+  for name, c in record["best"].items():
     row = [UNITS[name], f"{np.exp(c['constant']):.3g}"]
     for x in "ND":
       row.append(f"{c[x]:.3f} {formats.bracket(c.get('intervals', {}).get(x), formats.exponent)}")

@@ -84,7 +84,7 @@ class Judge:
 
   def __init__(self, grid: Grid, cell: int, window: float = WINDOW):
     alone = grid.of(cell)
-    self.law = surface.fit(alone, window)
+    self.law = surface.fit(alone, window, errors=False)
     self.window, self.bottom = window, math.exp(self.law.level[0])
     self.N, self.D = alone.cells[0].tolist()
     self.best = self.law.best(self.N, self.D)
@@ -152,7 +152,7 @@ def held_out(
     for group in groups:
       rest = np.setdiff1d(np.arange(len(grid.cells)), group)
       try:
-        law = surface.fit(grid.of(rest), window, level, curvature)
+        law = surface.fit(grid.of(rest), window, level, curvature, False)
       except DataError:  # the rest does not determine it
         continue
       known = [cell for cell in rest.tolist() if cell in own]

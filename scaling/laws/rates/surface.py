@@ -11,7 +11,7 @@ Off A's diagonal stands how the best rate moves with the batch size.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,23 +21,17 @@ from scaling.laws.forms import FACTOR, Derivatives, Form
 from scaling.laws.intervals import bootstrap
 from scaling.laws.rates import grid as grids
 from scaling.laws.rates.grid import Grid
+from scaling.laws.rates.optimum import Optimum
 
 DELTA = 1e-3  # Huber's threshold, of log loss
 POWERS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of N and of D, that curvature is tried to grow by
 
 
 @dataclasses.dataclass(frozen=True)
-class Surface:
-  """A fitted law of the optimum.
+class Surface(Optimum):
+  """A fitted law, and what it was fitted to.
 
   Attributes:
-    names: of the factors, k.
-    optimum: log x* = c0 + c1 log N + c2 log D, in nats, tokens and parameters [k, 3].
-    covariance: of it [3k, 3k]; None where the cells are too few for intervals.
-    freedom: degrees of freedom of the covariance.
-    curvature: A, of log loss, at the geometric means of N and D [k, k].
-    powers: (p, q) with which curvature grows in N and D.
-    centre: the logarithms of the geometric means of N and D.
     level: log loss at the bottom of each cell [cells]; nan where it was left out.
     options: how it was fitted: window, level and curvature.
     used: which runs it rests on [n].
@@ -45,54 +39,11 @@ class Surface:
     sd: of the residuals of log loss.
   """
 
-  names: tuple[str, ...]
-  optimum: np.ndarray
-  covariance: np.ndarray | None
-  freedom: int
-  curvature: np.ndarray
-  powers: tuple[float, float]
-  centre: np.ndarray
   level: np.ndarray
   options: dict[str, str | float]
   used: np.ndarray
   edges: dict[int, list[str]]
   sd: float
-
-  def best(self, N: float, D: float, **given: float) -> dict[str, float]:
-    """Computes the best factors at (N, D), where some are `given`: a batch size, for instance."""
-    x = self.optimum @ [1.0, np.log(N), np.log(D)]
-    held = np.array([name in given for name in self.names])
-    if held.any():
-      moved = np.log([given[name] for name in self.names if name in given]) - x[held]
-      A = self.curvature
-      x[~held] -= np.linalg.solve(A[np.ix_(~held, ~held)], A[np.ix_(~held, held)] @ moved)
-      x[held] += moved
-    return dict(zip(self.names, np.exp(x).tolist(), strict=True))
-
-  def loss_lost(self, N: float, D: float, factors: Mapping[str, float]) -> float:
-    """Computes by what share factors at (N, D) miss the least loss there, as the law has it."""
-    point = np.log([N, D])
-    off = np.log([factors[name] for name in self.names]) - self.optimum @ [1.0, *point]
-    scale = np.exp(np.asarray(self.powers) @ (point - self.centre))
-    return float(np.expm1(scale * (off @ self.curvature @ off)))
-
-  def intervals(self, level: float) -> np.ndarray | None:
-    """Computes the interval of each coefficient [2, k, 3]: Student's."""
-    if self.covariance is None:
-      return None
-    spread = np.sqrt(np.diag(self.covariance)).reshape(self.optimum.shape)
-    reach = bootstrap.t_quantile((1 + level) / 2, self.freedom) * spread
-    return np.stack([self.optimum - reach, self.optimum + reach])
-
-  def best_interval(self, N: float, D: float, level: float) -> dict[str, list[float]] | None:
-    """Computes the interval of each best factor at (N, D)."""
-    if self.covariance is None:
-      return None
-    point, k = np.array([1.0, np.log(N), np.log(D)]), len(self.names)
-    spread = np.sqrt(np.einsum("iaib,a,b->i", self.covariance.reshape(k, 3, k, 3), point, point))
-    reach = bootstrap.t_quantile((1 + level) / 2, self.freedom) * spread
-    ends = np.exp(self.optimum @ point + np.outer([-1, 1], reach))
-    return {name: ends[:, i].tolist() for i, name in enumerate(self.names)}
 
 
 def fit(
@@ -100,6 +51,7 @@ def fit(
   window: float = grids.WINDOW,
   level: str = "cell",
   curvature: str = "shared",
+  errors: bool = True,
 ) -> Surface:
   """Fits the law to the runs near the bottom of each cell.
 
@@ -112,6 +64,7 @@ def fit(
     window: of loss above a cell's lowest, see `grid.near_bottom`.
     level: "cell" (free), or "smooth": of second degree in log N and log D, which needs fewer runs.
     curvature: "shared", or "power": it grows with those `POWERS` of N and D that fit best.
+    errors: whether the covariance is estimated.
 
   Raises:
     DataError: the cells do not determine the law, or it has no minimum.
@@ -143,7 +96,7 @@ def fit(
   bottom[grid.cell[used]] = (
     residuals + np.log(grid.loss[used]) - design.scale * np.einsum("nk,kl,nl->n", off, A, off)
   )
-  covariance, freedom = design.jackknife()
+  covariance, freedom = design.jackknife() if errors else (None, 0)
   return Surface(
     tuple(grid.factors), optimum, covariance, freedom, A, powers[at], design.centre,
     bottom, {"window": window, "level": level, "curvature": curvature}, used, edges,

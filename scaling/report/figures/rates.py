@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scaling.formats import si
-from scaling.laws.rates import record, rules
+from scaling.laws.rates import optimum, rules
 from scaling.laws.rates.grid import Grid
-from scaling.laws.rates.surface import Surface
+from scaling.laws.rates.optimum import Optimum
 from scaling.report.figures import style
 
 LABELS = {"lr": "learning rate", "batch": "batch [tokens]", "timescale": "decay timescale [tokens]"}
@@ -26,7 +26,7 @@ def loss_over_factors(tuned: dict, grid: Grid) -> Figure:
   Contours are the law's, dots the runs (crosses diverged); a star is the law's optimum, a diamond
   that of the cell's own runs, and squares are the choices of published rules inside the axes.
   """
-  figure, law = Figure(figsize=(style.DOUBLE, 3.0)), record.load(tuned)
+  figure, law = Figure(figsize=(style.DOUBLE, 3.0)), optimum.load(tuned)
   fitted = [c for c, cell in enumerate(tuned["cells"]) if cell["own"]]
   order = sorted(fitted, key=lambda c: tuned["cells"][c]["N"] * tuned["cells"][c]["D"])
   panels = figure.subplots(1, 2)
@@ -49,7 +49,7 @@ def _published() -> list[str]:
   return [name for name, rule in rules.RULES.items() if rule.powers]
 
 
-def _surface(axes: Axes, tuned: dict, law: Surface, grid: Grid, c: int) -> None:
+def _surface(axes: Axes, tuned: dict, law: Optimum, grid: Grid, c: int) -> None:
   cell, some = tuned["cells"][c], grid.cell == c
   N, D = cell["N"], cell["D"]
   rate, batch = grid.factors["lr"][some], grid.factors["batch"][some]
@@ -76,12 +76,12 @@ def _surface(axes: Axes, tuned: dict, law: Surface, grid: Grid, c: int) -> None:
   style.log_axis(axes.yaxis, LABELS["batch"])
 
 
-def optima(tuned: dict) -> Figure:
+def growth(tuned: dict) -> Figure:
   """Draws each cell's own optimum against N and D, and the law's with its band.
 
   What the other variable does is taken out by the law: points are moved to its geometric mean.
   """
-  law, level = record.load(tuned), tuned["level"]
+  law, level = optimum.load(tuned), tuned["level"]
   cells = [cell for cell in tuned["cells"] if cell["own"]]
   points = np.array([[cell["N"], cell["D"]] for cell in cells])
   middle = np.exp(law.centre)
@@ -117,7 +117,7 @@ def draw(workdir: Path, tuned: dict, grid: Grid) -> list[str]:
   """Draws the figures that there are runs for, into `figures/`; returns their names."""
   names = []
   if any(cell["own"] for cell in tuned["cells"]):
-    style.draw_figure(workdir, "tune_optima", optima, tuned)
+    style.draw_figure(workdir, "tune_optima", growth, tuned)
     names.append("tune_optima")
     if "batch" in grid.factors:
       style.draw_figure(workdir, "tune_surface", loss_over_factors, tuned, grid)

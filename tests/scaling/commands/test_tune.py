@@ -32,9 +32,9 @@ def test_a_table_of_runs_is_fitted_printed_and_written(table, tmp_path, capsys):
   content = json.loads((tmp_path / "tune" / "tune.json").read_text())
   assert content["diverged"] == 1
   for name in ("lr", "batch"):
-    assert content["optimum"][name]["N"] == pytest.approx(BEST[name][1], abs=0.03)
-    low, high = content["optimum"][name]["intervals"]["D"]
-    assert low < content["optimum"][name]["D"] < high
+    assert content["best"][name]["N"] == pytest.approx(BEST[name][1], abs=0.03)
+    low, high = content["best"][name]["intervals"]["D"]
+    assert low < content["best"][name]["D"] < high
   drawn = {path.stem for path in (tmp_path / "tune" / "figures").glob("*.pdf")}
   assert drawn == {"tune_optima", "tune_surface"}
 
@@ -46,7 +46,7 @@ def test_figures_show_the_optimum_of_the_law():
   (star,) = (line for line in largest.get_lines() if line.get_gid() == "law")
   expected = [best(name, SIZES[-1], TOKENS[1]) for name in ("lr", "batch")]
   np.testing.assert_allclose(np.ravel(star.get_data()), expected, rtol=1e-3)
-  against_N = rates.optima(tuned).axes[0]
+  against_N = rates.growth(tuned).axes[0]
   (line,) = (line for line in against_N.get_lines() if line.get_gid() == "law")
   slope = np.polyfit(*np.log(line.get_data()), 1)[0]
   assert slope == pytest.approx(BEST["lr"][1], abs=1e-3)

@@ -1,0 +1,104 @@
+"""The law of the best learning rate, batch size and decay timescale: what is kept of a fit."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from configs.errors import ConfigError
+from train.system import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+  """How the best factors grow with N and D, how sure that is, and what missing them costs.
+
+  Attributes:
+    names: of the factors, k.
+    optimum: log x* = c0 + c1 log N + c2 log D, in nats, tokens and parameters [k, 3].
+    covariance: of it [3k, 3k]; None where the cells are too few for intervals.
+    freedom: degrees of freedom of the covariance.
+    curvature: A, of log loss, at the geometric means of N and D [k, k].
+    powers: (p, q) with which curvature grows in N and D.
+    centre: the logarithms of the geometric means of N and D.
+  """
+
+  names: tuple[str, ...]
+  optimum: np.ndarray
+  covariance: np.ndarray | None
+  freedom: int
+  curvature: np.ndarray
+  powers: tuple[float, float]
+  centre: np.ndarray
+
+  def best(self, N: float, D: float, **given: float) -> dict[str, float]:
+    """Computes the best factors at (N, D), where some are `given`: a batch size, for instance."""
+    x = self.optimum @ [1.0, np.log(N), np.log(D)]
+    held = np.array([name in given for name in self.names])
+    if held.any():
+      moved = np.log([given[name] for name in self.names if name in given]) - x[held]
+      A = self.curvature
+      x[~held] -= np.linalg.solve(A[np.ix_(~held, ~held)], A[np.ix_(~held, held)] @ moved)
+      x[held] += moved
+    return dict(zip(self.names, np.exp(x).tolist(), strict=True))
+
+  def loss_lost(self, N: float, D: float, factors: Mapping[str, float]) -> float:
+    """Computes by what share factors at (N, D) miss the least loss there, as the law has it."""
+    point = np.log([N, D])
+    off = np.log([factors[name] for name in self.names]) - self.optimum @ [1.0, *point]
+    scale = np.exp(np.asarray(self.powers) @ (point - self.centre))
+    return float(np.expm1(scale * (off @ self.curvature @ off)))
+
+  def intervals(self, level: float) -> np.ndarray | None:
+    """Computes the interval of each coefficient [2, k, 3]: Student's."""
+    if self.covariance is None:
+      return None
+    spread = np.sqrt(np.diag(self.covariance)).reshape(self.optimum.shape)
+    reach = special.stdtrit(self.freedom, (1 + level) / 2) * spread
+    return np.stack([self.optimum - reach, self.optimum + reach])
+
+  def best_interval(self, N: float, D: float, level: float) -> dict[str, list[float]] | None:
+    """Computes the interval of each best factor at (N, D)."""
+    if self.covariance is None:
+      return None
+    point, k = np.array([1.0, np.log(N), np.log(D)]), len(self.names)
+    spread = np.sqrt(np.einsum("iaib,a,b->i", self.covariance.reshape(k, 3, k, 3), point, point))
+    reach = special.stdtrit(self.freedom, (1 + level) / 2) * spread
+    ends = np.exp(self.optimum @ point + np.outer([-1, 1], reach))
+    return {name: ends[:, i].tolist() for i, name in enumerate(self.names)}
+
+  def to_json(self) -> dict[str, Any]:
+    """Turns it into JSON; `load` turns it back."""
+    fields = {x.name: getattr(self, x.name) for x in dataclasses.fields(Optimum)}
+    arrays = {k: v.tolist() for k, v in fields.items() if isinstance(v, np.ndarray)}
+    return fields | arrays
+
+
+def load(content: Mapping[str, Any]) -> Optimum:
+  """Reads the law from the content of tune.json."""
+  law = dict(content["law"])
+  arrays = {name: np.array(law[name]) for name in ("optimum", "curvature", "centre")}
+  covariance = None if law["covariance"] is None else np.array(law["covariance"])
+  names, powers = tuple(law["names"]), tuple(law["powers"])
+  return Optimum(**law | arrays | {"covariance": covariance, "names": names, "powers": powers})
+
+
+def read(rule: str) -> tuple[Optimum, str]:
+  """Reads the law of `optim.rule`, "PATH" or "PATH#HASH"; returns it and the name with the hash.
+
+  Raises:
+    ConfigError: there is no such file, or it has another hash.
+    DataError: it was altered.
+  """
+  path, _, expected = rule.partition("#")
+  content = files.read_record(Path(path).expanduser())
+  if content is None:
+    raise ConfigError(f"optim.rule={path}: no such file; `isoflop tune` writes a tune.json")
+  if content["hash"][:16] != (expected or content["hash"][:16]):
+    raise ConfigError(
+      f"optim.rule={rule}: the file has another hash, {content['hash'][:16]}; put the first back"
+    )
+  return load(content), f"{path}#{content['hash'][:16]}"
