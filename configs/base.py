@@ -189,6 +189,7 @@ SWEEP: dict[str, Any] = {
   "adaptive_flops": 0.0,  # --adaptive: compute for cells chosen by the fit so far [FLOPs]
   "heldout_budgets": (3.0,),  # held-out budgets, as multiples of the largest fitted one
   "heldout_sizes": (0.5, 1.0, 2.0),  # multiples of the predicted N* that are trained
+  "heldout_seeds": at_least_1(1),  # seeds of each held-out cell, the first included
   "heldout_budget": at_least_0(0.0),  # one held-out compute [FLOPs]; 0: by heldout_budgets
   "pack": at_least_0(0),  # most runs of a size trained together on a device; 0: the planner's
   "launcher": one_of(*LAUNCHERS),  # how workers are started: processes here, `command`

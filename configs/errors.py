@@ -28,6 +28,10 @@ class RunError(RuntimeError):
   """A run could not go on, by no fault of the code: it diverged, or its machine failed it."""
 
 
+class NotHeldError(RunError):
+  """A sealed prediction did not hold."""
+
+
 def of_the_machine(error: BaseException) -> bool:
   """Tells whether the machine refused: a full disk, a folder that is not ours, device memory."""
   if isinstance(error, OSError):

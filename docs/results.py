@@ -38,7 +38,8 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     json.loads((workdir / f"{file}.json").read_text()) for file in ("fit", "verification", "costs")
   )
   sealed = prediction.read(workdir)
-  unquoted = ("claims", "runs", "digests")
+  unquoted = ("claims", "cells", "runs", "digests")
+  budgets = [{key: x[key] for key in x if key not in unquoted} for x in sealed["budgets"]]
   record = {
     "command": f"isoflop sweep --config=configs/sweeps/{name}.py --workdir=runs/{name}",
     "date": str(datetime.date.today()),
@@ -49,8 +50,9 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     "params": fit["params"],
     "intervals": fit["intervals"],
     "optimum": [row for row in fit["optimum"] if row["extrapolation"] == 1.0],
-    "prediction": {key: sealed[key] for key in sealed if key not in ("cells", *unquoted)},
-    "verification": {key: verification[key] for key in verification if key not in unquoted},
+    "prediction": {key: sealed[key] for key in sealed if key not in unquoted}
+    | {"budgets": budgets},
+    "verification": {key: verification[key] for key in ("budgets", "cells", "verdict")},
     "terminal": report.terminal(workdir),
   }
   (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -68,9 +70,18 @@ def loss(value: float) -> str:
   return f"{value:.3f}"
 
 
+def of_budgets(record: Record) -> list[tuple[Record, Record]]:
+  """Pairs what was sealed of each held-out budget with its verdict; earlier records have one."""
+  p, v = record["prediction"], record["verification"]
+  return list(zip(p.get("budgets", [p]), v.get("budgets", [v]), strict=True))
+
+
 def verdict(record: Record) -> str:
-  """Says in a sentence what was predicted and what was trained."""
-  v, p = record["verification"], record["prediction"]
+  """Says what was predicted and what was trained, in a sentence per held-out budget."""
+  return "; ".join(_verdict(p, v) for p, v in of_budgets(record))
+
+
+def _verdict(p: Record, v: Record) -> str:
   low, high = v["interval"]
   where = "the minimum lies where it was predicted" if v["minimum_where_predicted"] else (
     "the minimum does not lie where it was predicted"
@@ -84,21 +95,22 @@ def verdict(record: Record) -> str:
 
 
 def optima(record: Record) -> str:
-  """Tabulates the optimum of each budget and of the one held out."""
-  p = record["prediction"]
-  sealed = {"C": p["C"], "loss": p["loss"], "loss_interval": p["interval"]}
-  for key in ("N", "D"):
-    sealed |= {f"{key}_opt": p[key], f"{key}_opt_interval": p[f"{key}_interval"]}
-  sealed |= {key: p[key] for key in ("tokens_per_param", "tokens_per_param_interval")}
+  """Tabulates the optimum of each budget and of those held out."""
+  sealed = []
+  for p, _ in of_budgets(record):
+    row = {"C": p["C"], "loss": p["loss"], "loss_interval": p["interval"]}
+    for key in ("N", "D"):
+      row |= {f"{key}_opt": p[key], f"{key}_opt_interval": p[f"{key}_interval"]}
+    sealed.append(row | {k: p[k] for k in ("tokens_per_param", "tokens_per_param_interval")})
   rows = [
     [
-      f"{row['C']:.2g}" if row is not sealed else f"**{row['C']:.2g}, held out**",
+      f"{row['C']:.2g}" if row not in sealed else f"**{row['C']:.2g}, held out**",
       within(row, "N_opt", si),
       within(row, "D_opt", si),
       within(row, "tokens_per_param", lambda x: f"{x:.0f}"),
       within(row, "loss", loss),
     ]
-    for row in [*record["optimum"], sealed]
+    for row in [*record["optimum"], *sealed]
   ]
   head = ["C [FLOPs]", "N_opt", "D_opt", "tokens per parameter", "loss [nats/token]"]
   return table({"columns": head, "rows": rows})

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ class Claim:
   """What is said about cells before they are trained."""
 
   what: str  # one of KINDS
-  at: dict[str, float]  # the N, D and C of a cell, or a budget C
+  at: dict[str, float]  # the N, D, C and budget of a cell, or a budget C
   predicted: float
   interval: list[float]
   level: float  # probability of the interval
@@ -132,5 +132,16 @@ def predict(
 
 def judge(claim: Claim, trained: Mapping[str, Trained]) -> dict[str, Any]:
   """Judges a claim by the cells that trained, by id; returns it with `measured` and `held`."""
-  cells = [trained[name] for name in claim.tested_by if name in trained]
+  cells = over_seeds(trained[name] for name in claim.tested_by if name in trained)
   return dataclasses.asdict(claim) | KINDS[claim.what].judge(claim, cells)._asdict()
+
+
+def over_seeds(trained: Iterable[Trained]) -> list[Trained]:
+  """Averages the losses of runs of one N and D."""
+  cells: dict[tuple[float, float], list[Trained]] = {}
+  for run in trained:
+    cells.setdefault((run["N"], run["D"]), []).append(run)
+  return [
+    runs[0] | {"trained_loss": math.fsum(run["trained_loss"] for run in runs) / len(runs)}
+    for runs in cells.values()
+  ]

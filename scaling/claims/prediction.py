@@ -1,14 +1,17 @@
 """Reads a sealed prediction, and refuses one that was altered or rests on other runs."""
 
+import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
+from configs.errors import DataError
 from train.system import files
 
 NAME = "prediction.json"
-VERSION = 2
-# Claims about the budget, each with the field that holds it in version 1 and in the report.
+VERSION = 3
+# Claims about a budget, each with the field that holds it in version 1 and in the report.
 FIELDS = {
   "least_loss": ("loss", "interval"),
   "N_opt": ("N", "N_interval"),
@@ -18,16 +21,17 @@ FIELDS = {
 OF_VERSION_1 = ("input_hash", "n_runs", "level", "C", "cells", *sum(FIELDS.values(), ()))
 
 
-def read(workdir: Path) -> dict[str, Any] | None:
-  """Reads prediction.json; None where nothing is sealed.
+def read(source: Path) -> dict[str, Any] | None:
+  """Reads a sweep's prediction.json, or another file; None where nothing is sealed.
 
-  Beside the claims it has what they say by name: N, D, tokens_per_param and loss at the optimum,
-  each with its interval, and `cells`, a row per held-out cell.
+  Beside the claims each of its `budgets` has what they say by name: N, D, tokens_per_param and loss
+  at the optimum, each with its interval, and `cells`, a row per held-out run. `cells` are those of
+  all budgets, and `sha256` is the hash of the file. Versions 1 and 2 have one budget.
 
   Raises:
-    DataError: it is not as it was sealed.
+    DataError: it is not as it was sealed, or of a later version.
   """
-  path = workdir / NAME
+  path = source if source.is_file() else source / NAME
   record = files.read_json(path)
   if record is None:
     return None
@@ -40,18 +44,37 @@ def read(workdir: Path) -> dict[str, Any] | None:
     for claim in record.get("claims", [])[int(place[1]) :][:1] if place else ():
       fault += f" (a claim on {claim.get('what')}, tested by {claim.get('tested_by')})"
     raise files.damaged(path, fault)
-  return record | (_claims(record) if record["version"] == 1 else _fields(record))
+  if record["version"] > VERSION:
+    raise DataError(
+      f"{path}: is of version {record['version']}; this isoflop reads up to {VERSION}: update it"
+    )
+  if record["version"] == 1:
+    record |= _claims(record)
+  if record["version"] < 3:
+    one = {"C": record["C"], "passed_over": record.get("passed_over", {})}
+    record |= {"budgets": [_fields(one, record["claims"])], "refused": []}
+  else:
+    record |= {"budgets": [_fields(x, of_budget(record["claims"], x)) for x in record["budgets"]]}
+  cells = itertools.chain(*(budget["cells"] for budget in record["budgets"]))
+  sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+  return record | {"cells": [*cells], "sha256": sha256}
 
 
-def _fields(record: dict[str, Any]) -> dict[str, Any]:
+def of_budget(claims: list[dict[str, Any]], budget: dict[str, Any]) -> list[dict[str, Any]]:
+  """Selects the claims of a held-out budget, on its optimum and on its cells."""
+  return [claim for claim in claims if claim["at"].get("budget", claim["at"]["C"]) == budget["C"]]
+
+
+def _fields(budget: dict[str, Any], claims: list[dict[str, Any]]) -> dict[str, Any]:
   cells = [
-    {"cell": claim["tested_by"][0], **claim["at"]}
+    {"cell": name, **claim["at"]}
     | {"predicted_loss": claim["predicted"], "interval": claim["interval"]}
-    for claim in record["claims"]
+    for claim in claims
     if claim["what"] == "loss"
+    for name in claim["tested_by"]
   ]
-  result: dict[str, Any] = {"cells": cells}
-  for claim in record["claims"]:
+  result: dict[str, Any] = {**budget, "cells": cells, "claims": claims}
+  for claim in claims:
     if claim["what"] in FIELDS:
       value, interval = FIELDS[claim["what"]]
       result |= {value: claim["predicted"], interval: claim["interval"]}

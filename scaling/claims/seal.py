@@ -24,6 +24,7 @@ def seal(
 ) -> tuple[dict, list[plan.Cell]]:
   """Writes prediction.json, once, and returns it with the held-out cells that will test it.
 
+  It is of all held-out budgets whose optimum the law determines, and which can be trained.
   A prediction that is already sealed stays, and is returned with its own cells, as long as the runs
   that it was fitted on are the same.
 
@@ -39,26 +40,33 @@ def seal(
       f"{workdir / prediction.NAME}: missing, and {path.parent.name} is trained already; what is "
       "sealed now would be no prediction: put the file back, or use another workdir"
     )
-  budget = plan.heldout_budget(config, cells)
-  predictions.check_sealable(law, budget)
-  n_opt = predictions.optimum(law, budget)["N_opt"]
-  heldout, passed_over = plan.heldout_cells(config, vocab_size, train_tokens, n_opt, budget)
+
+  def n_opt(C: float) -> float:
+    predictions.check_sealable(law, C)
+    return predictions.optimum(law, C)["N_opt"]
+
+  budgets, refused = plan.heldout(config, vocab_size, train_tokens, cells, n_opt)
   input_hash = runs.input_hash(law.runs)
-  claims = []
-  for what, kind in kinds.KINDS.items():
-    if kind.of_each == "cell":
-      for cell in heldout:
-        at = {"N": cell.params(config.fit.params), "D": cell.D, "C": cell.C}
-        claims.append(kinds.predict(what, at, law, input_hash, [cell.id]))
-    else:
-      names = [cell.id for cell in heldout]
-      claims.append(kinds.predict(what, {"C": budget}, law, input_hash, names))
+  claims, heldout = [], list[plan.Cell]()
+  for budget in budgets:
+    every = plan.with_seeds(config, budget.cells)
+    heldout += every
+    for what, kind in kinds.KINDS.items():
+      if kind.of_each == "cell":
+        for cell in budget.cells:
+          at = {"N": cell.params(config.fit.params), "D": cell.D, "C": cell.C, "budget": budget.C}
+          names = [repeat.id for repeat in plan.with_seeds(config, [cell])]
+          claims.append(kinds.predict(what, at, law, input_hash, names))
+      else:
+        names = [cell.id for cell in every]
+        claims.append(kinds.predict(what, {"C": budget.C}, law, input_hash, names))
   record = {
     "version": prediction.VERSION,
-    "C": budget,
     "level": law.options.level,
+    "counting": {name: config.fit[name] for name in ("params", "flops", "loss")},
+    "budgets": [{"C": x.C, "times": x.times, "passed_over": x.passed_over} for x in budgets],
+    "refused": [x._asdict() for x in refused],
     "claims": [dataclasses.asdict(claim) for claim in claims],
-    "passed_over": passed_over,
     "input_hash": input_hash,
     "n_runs": len(law.runs),
     "runs": integrity.rows(law.runs),

@@ -24,7 +24,7 @@ from scaling.report import records
 from scaling.report.records import Record
 from train.objectives import registry
 
-VERSION = 2  # of comparison.json
+VERSION = 3  # of comparison.json
 DRAWS = 1000  # of each bootstrap, of which all pairs are formed
 MOST = 1e6  # times the compute, beyond which it is not told how many
 FIT_KEYS = ("params", "a", "b", "intervals", "level", "n_runs")
@@ -56,7 +56,8 @@ def compare_sweeps(record: Record) -> Comparison:
   }
   laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.determined}
   for name, sweep in sweeps.items():
-    C = sweep.prediction.get("C")  # fit.json is of the fitted budgets, or of an earlier version
+    sealed = sweep.prediction.get("budgets", ())  # fit.json is of the fitted ones, or earlier
+    C = sealed[0]["C"] if sealed else None
     if name in laws and (reasons := predictions.undetermined(laws[name], C)):
       sweeps[name] = dataclasses.replace(sweep, fit=sweep.fit | {"undetermined": reasons})
       del laws[name]
@@ -103,19 +104,19 @@ def _budgets(sweeps: Iterable[Record]) -> list[float]:
   budgets = set()
   for sweep in sweeps:
     budgets |= set(sweep.config.get("sweep", {}).get("budgets", ()))
-    budgets |= {sweep.prediction["C"]} if sweep.prediction else set()
+    budgets |= {budget["C"] for budget in sweep.prediction.get("budgets", ())}
   return sorted(budgets)
 
 
 def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:
   lengths = registry.lengths(ConfigDict(record.config))
   predicted = lengths.predicted / lengths.text
-  verdict = {key: record.verification.get(key) for key in VERIFICATION_KEYS}
+  verdicts = [{key: row.get(key) for key in VERIFICATION_KEYS} for _, row in record.judged]
   return {key: record.fit[key] for key in FIT_KEYS} | {
     "input_hash": runs.input_hash(law.runs),
     "predicted_per_token": predicted,
     "optimum": [_optimum(law, C, predicted) for C in budgets],
-    "verification": verdict if record.complete else None,
+    "verification": verdicts if record.complete else None,  # of each held-out budget
   }
 
 

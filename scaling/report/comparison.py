@@ -28,13 +28,17 @@ def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   C = flops(numbers["budgets"][-1])
   text = f"At {C} FLOPs the optimum is, in text tokens per parameter, {', '.join(ratios)}."
   complete = {name: s.verification for name, s in sweeps.items() if s.complete}
-  held = [name for name, verdict in complete.items() if verdict.get("held", verdict["inside"])]
+  held = [name for name, verdict in complete.items() if verdict.get("held", verdict.get("inside"))]
   missed = [name for name in complete if name not in held]
   verdicts = [f"held for {', '.join(held)}"] if held else []
   verdicts += [f"did NOT hold for {', '.join(missed)}"] if missed else []
   if verdicts:
     text += f" The sealed predictions {' and '.join(verdicts)}."
-  elsewhere = [n for n, verdict in complete.items() if verdict["minimum_where_predicted"] is False]
+  elsewhere = [
+    name
+    for name, verdict in complete.items()
+    if any(budget.get("minimum_where_predicted") is False for budget in verdict["budgets"])
+  ]
   if elsewhere:
     text += f" The minimum does NOT lie where it was predicted for {', '.join(elsewhere)}."
   return text + "".join(_gain_sentence(*rows) for rows in _gains(numbers, numbers["budgets"][-1]))
@@ -166,7 +170,9 @@ def _differences(differences: list[dict[str, Any]]) -> Iterator[Block]:
 
 
 def _verdicts(sweeps: Sweeps) -> Iterator[Block]:
-  complete = [(s, s.prediction, s.verification) for s in sweeps.values() if s.complete]
+  complete = [
+    (s, *pair) for s in sweeps.values() if s.complete for pair in s.judged if "interval" in pair[1]
+  ]
   if not complete:
     return
   yield "## The sealed predictions"

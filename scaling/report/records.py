@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,13 @@ class Record:
   @property
   def complete(self) -> bool:
     """Whether the sweep has come to a verdict on a trained cell, of a law that is determined."""
-    return not self.undetermined and self.verification.get("trained_loss") is not None
+    return not self.undetermined and any("trained_loss" in verdict for _, verdict in self.judged)
+
+  @property
+  def judged(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each budget that was sealed, with its verdict: {} before there is one."""
+    sealed = self.prediction.get("budgets", [])
+    return [*itertools.zip_longest(sealed, self.verification.get("budgets", []), fillvalue={})]
 
   @property
   def law(self) -> Law:
@@ -106,8 +113,8 @@ class Record:
     """The compute-optimal points by budget, the sealed one among them; [] without a law."""
     stored = [] if self.undetermined else self.fit.get("optimum", [])
     rows = [row | {k: [math.nan] * 2 for k, v in row.items() if v is None} for row in stored]
-    if rows and (sealed := self.prediction):
-      row = {"C": sealed["C"], "sealed": True, "extrapolation": math.inf}
+    for sealed in self.prediction.get("budgets", ()) if rows else ():
+      row: dict[str, Any] = {"C": sealed["C"], "sealed": True, "extrapolation": math.inf}
       for name, key in (("N_opt", "N"), ("D_opt", "D"), ("tokens_per_param", "tokens_per_param")):
         row |= {name: sealed[key], f"{name}_interval": sealed[f"{key}_interval"]}
       rows.append(row | {"loss": sealed["loss"], "loss_interval": sealed["interval"]})
@@ -148,11 +155,13 @@ class Record:
       return f"No law yet: undetermined by {self.fit['n_runs']} runs: {'; '.join(reasons)}."
     if self.verification.get("verdict"):
       return str(self.verification["verdict"])
-    if p := self.prediction:
-      return (
-        f"Sealed, not yet tested: at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} "
-        f"tokens will reach {nats(p['loss'])} {bracket(p['interval'])} nats/token."
+    if self.prediction:
+      said = (
+        f"at {flops(p['C'])} FLOPs, N = {si(p['N'])} on {si(p['D'])} tokens will reach "
+        f"{nats(p['loss'])} {bracket(p['interval'])} nats/token"
+        for p in self.prediction["budgets"]
       )
+      return f"Sealed, not yet tested: {'; '.join(said)}."
     if self.fit:
       return (
         f"Fitted on {self.fit['n_runs']} runs, nothing predicted yet: N_opt grows as "
@@ -179,6 +188,10 @@ class Record:
         self.sets and all(f"loss_{row['name']}" in self.cells[0] for row in self.sets),
         "there are no laws of several validation sets",
       ),
+      "budgets": (
+        len(self.prediction.get("budgets", ())) > 1 and self.done("heldout"),
+        "no two held-out budgets, or no cell of them is done",
+      ),
       "optimum": (len(self.optima) > 1, "fit.json tells no optimum at two budgets"),
     }
     return next((reason for present, reason in (checks[need] for need in needs) if not present), "")
@@ -198,6 +211,8 @@ def read(workdir: str | Path) -> Record:
   names = ("sweep", "fit", "verification")
   parts = {name: files.read_record(workdir / f"{name}.json") or {} for name in names}
   parts["prediction"] = prediction.read(workdir) or {}
+  if "trained_loss" in parts["verification"]:  # of version 2 or 1, which was of one budget
+    parts["verification"] |= {"budgets": [parts["verification"]]}
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
   for cell in cells:

@@ -41,7 +41,7 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
   ("", [sections.headline, sections.glance, missing, "isoflop_profiles"]),
   ("The law", [sections.law, "contours"]),
   ("Compute-optimal models", [sections.optima, "frontier"]),
-  ("Held-out cells", [sections.heldout]),
+  ("Held-out cells", [sections.heldout, "forecast_error"]),
   ("", ["predicted_vs_trained"]),
   ("The corpus's floor", [sections.floor]),
   ("", [evidence.decisions]),
@@ -158,7 +158,10 @@ def terminal(workdir: str | Path) -> str:
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
   parts = (sections.optima, sections.heldout, sections.unused)
   tables = _tables(block for part in parts for block in part(record))
-  return "\n\n".join([record.headline, *_law_lines(record), *tables, *_answers(record)])
+  lines = [record.headline]
+  if len(record.judged) > 1:
+    lines += [verdict["verdict"] for _, verdict in record.judged if verdict]
+  return "\n\n".join([*lines, *_law_lines(record), *tables, *_answers(record)])
 
 
 def _answers(record: Record) -> list[str]:

@@ -6,6 +6,7 @@ A section yields nothing where the record lacks what it shows; `report.SECTIONS`
 import math
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 from configs.errors import UserError
 from model.accounting import petaflop_s_days
@@ -26,10 +27,17 @@ def headline(record: Record) -> Iterator[Block]:
 
 
 def glance(record: Record) -> Iterator[Block]:
-  """Yields the verdict as a table."""
-  if not record.complete:
-    return
-  v, sealed, target = record.verification, record.prediction, f"{record.target:g}"
+  """Yields the verdict on each held-out budget as a table."""
+  budgets = record.judged if record.complete else []
+  for sealed, v in budgets:
+    if len(budgets) > 1:
+      yield v["verdict"]
+    if "trained_loss" in v:
+      yield _verdict(record, sealed, v)
+
+
+def _verdict(record: Record, sealed: dict[str, Any], v: dict[str, Any]) -> Table:
+  target = f"{record.target:g}"
   cost, least = v.get("cost_of_target", {}), v.get("least_loss", {})
   rows = [
     ("loss at the optimum [nats/token]", nats(sealed.get("loss")), bracket(sealed.get("interval")),
@@ -43,7 +51,7 @@ def glance(record: Record) -> Iterator[Block]:
     (f"cost of {target} tokens per parameter [nats/token]", number(cost.get("excess"), "+.4f"),
      bracket(cost.get("excess_interval")), "", ""),
   ]  # fmt: skip
-  yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
+  return Table(("", "predicted", "interval", "trained", "as predicted"), rows)
 
 
 def law(record: Record) -> Iterator[Block]:
@@ -117,15 +125,31 @@ def heldout(record: Record) -> Iterator[Block]:
   if not cells:
     return
   if seal := record.prediction.get("input_hash"):
-    yield f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`."
+    yield (
+      f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`: "
+      f"`sha256:{record.prediction['sha256']}`."
+    )
   rows = [
     (f"`{c['cell']}`", si(c["N"]), si(c["D"]), nats(c["predicted_loss"]), bracket(c["interval"]),
      nats(c.get("trained_loss")), yes_no(c.get("inside")))
     for c in cells
   ]  # fmt: skip
+  rows += [
+    (f"mean of `{claim['tested_by'][0]}` and its other seeds", si(claim["at"]["N"]),
+     si(claim["at"]["D"]), nats(claim["predicted"]), bracket(claim["interval"]),
+     nats(claim["measured"]), yes_no(claim["held"]))
+    for claim in record.verification.get("claims", ())
+    if claim["what"] == "loss" and len(claim["tested_by"]) > 1
+  ]  # fmt: skip
   yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
-  for cell, reason in record.prediction.get("passed_over", {}).items():
-    yield f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}."
+  for budget in record.prediction.get("budgets", ()):
+    for cell, reason in budget["passed_over"].items():
+      yield f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}."
+  for refused in record.prediction.get("refused", ()):
+    yield (
+      f"**Not sealed** at {flops(refused['C'])} FLOPs, {ratio(refused['times'])} times the largest "
+      f"fitted budget: {refused['reason']}."
+    )
 
 
 def floor(record: Record) -> Iterator[Block]:

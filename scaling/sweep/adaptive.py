@@ -42,17 +42,17 @@ def propose(
   train_tokens: int,
   budget: float,
 ) -> list[Proposal]:
-  """Proposes the cells that would shrink the interval of N_opt at the held-out budget most.
+  """Proposes the cells that would shrink the interval of N_opt most, at the farthest budget.
 
-  As `next_run.propose` does, within a `budget` [FLOPs]; `law` is the fit to the `cells` that there
-  are.
+  That is the farthest held-out one. As `next_run.propose` does, within a `budget` [FLOPs]; `law` is
+  the fit to the `cells` that there are.
   """
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
   d, cost, isoflop = (
     np.array([getattr(cell, name) for cell in options], float) for name in ("D", "C", "budget")
   )
-  C = plan.heldout_budget(config, cells)
+  C = plan.heldout_budgets(config, cells)[-1]
   chosen = next_run.propose(law, C, n, d, isoflop, cost, budget)
   return [Proposal(options[i], shrink, reason) for i, shrink, reason in chosen]
 
@@ -106,7 +106,7 @@ def next_round(
       record["rounds"].append(
         {
           "input_hash": runs.input_hash(law.runs),
-          "target": plan.heldout_budget(config, cells),
+          "target": plan.heldout_budgets(config, cells)[-1],
           "cells": [dataclasses.asdict(proposal.cell) for proposal in proposals],
           "shrink": [proposal.shrink for proposal in proposals],
           "reasons": [proposal.reason for proposal in proposals],
@@ -135,7 +135,7 @@ def table(
     (cell.id, cell.params(config.fit.params), cell.D, cell.C, shrink, why)
     for cell, shrink, why in proposals
   ]
-  return text(law, plan.heldout_budget(config, cells), rows, budget)
+  return text(law, plan.heldout_budgets(config, cells)[-1], rows, budget)
 
 
 def table_of_runs(law: fit.Fit, C: float, budget: float) -> str:

@@ -90,11 +90,14 @@ def check_parents(config: ConfigDict, tokens: TokenData) -> None:
       transfer.find(plan.at_size(config, size), data)
 
 
-def check_heldout(config: ConfigDict, tokens: TokenData) -> None:
-  """Raises ConfigError where no run could test the prediction, wherever it will be."""
-  cells = plan.design_cells(config, tokens.vocab_size)
-  budget = plan.heldout_budget(config, cells)
-  plan.heldout_cells(config, tokens.vocab_size, tokens.train_token_count, cells[0].N, budget)
+def check_heldout(config: ConfigDict, tokens: TokenData) -> list[plan.Refused]:
+  """Returns the held-out budgets that no run could test, wherever N* will be.
+
+  Raises:
+    ConfigError: none of them can.
+  """
+  cells, corpus = plan.design_cells(config, tokens.vocab_size), tokens.train_token_count
+  return plan.heldout(config, tokens.vocab_size, corpus, cells, lambda _: cells[0].N)[1]
 
 
 def check_sweep_config(config: ConfigDict) -> None:
@@ -155,8 +158,9 @@ def check_sweep_fields(config: ConfigDict) -> None:
     (axis, _positive(s[axis]), "be positive, every value of it"),
     (
       "heldout_budgets",
-      len(s.heldout_budgets) == 1 and 1 <= s.heldout_budgets[0] < math.inf,
-      "be one multiple of the largest fitted budget, at least 1, as (3,)",
+      all(1.01 * x < y < math.inf for x, y in itertools.pairwise((0.99, *s.heldout_budgets)))
+      and s.heldout_budgets,
+      "name ascending multiples of the largest fitted budget, at least 1, as (3, 10)",
     ),
     ("heldout_sizes", _positive(s.heldout_sizes), "name positive multiples of N*, as (0.5, 1, 2)"),
     ("probe_tokens", not s.probe_sizes or _positive([s.probe_tokens]), "be positive"),

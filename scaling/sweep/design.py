@@ -7,6 +7,7 @@ without arms is its own only arm, named "".
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,8 +159,9 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   else:
     middle = float(np.median([cell.params(config.fit.params) for cell in fit_cells]))
     corpus = tokens.vocab_size, tokens.train_token_count
-    budget = plan.heldout_budget(config, fit_cells)
-    heldout_cells, _ = plan.heldout_cells(config, *corpus, middle, budget)
+    budgets, _ = plan.heldout(config, *corpus, fit_cells, lambda _: middle)
+    cells = itertools.chain(*(budget.cells for budget in budgets))
+    heldout_cells = plan.with_seeds(config, cells)
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
 
 

@@ -9,9 +9,9 @@ needs.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import NamedTuple, cast
 
 from ml_collections import ConfigDict
 
@@ -225,10 +225,58 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
   return result
 
 
-def heldout_budget(config: ConfigDict, cells: Sequence[Cell]) -> float:
-  """Returns the held-out compute [FLOPs]: as configured, or a multiple of the largest fitted."""
+class Heldout(NamedTuple):
+  """A held-out budget, and the cells that are to test what is predicted there."""
+
+  C: float  # [FLOPs]
+  times: float  # the largest fitted budget
+  cells: list[Cell]  # one of each size; `with_seeds` repeats them
+  passed_over: dict[str, str]  # why others that are nearer to a multiple of N* cannot be trained
+
+
+class Refused(NamedTuple):
+  """A held-out budget of which nothing can be predicted, or nothing tested."""
+
+  C: float  # [FLOPs]
+  times: float  # the largest fitted budget
+  reason: str
+
+
+def heldout(
+  config: ConfigDict,
+  vocab_size: int,
+  train_tokens: int,
+  cells: Sequence[Cell],
+  n_opt: Callable[[float], float],
+) -> tuple[list[Heldout], list[Refused]]:
+  """Plans the held-out budgets of a sweep of these cells.
+
+  Also returns those that are left out: `n_opt`, which gives N* at a budget, has refused one, or too
+  few of its cells can be trained.
+
+  Raises:
+    UserError: all are left out; it is the reason of the nearest.
+  """
+  planned, refused, first = list[Heldout](), list[Refused](), None
+  largest = largest_flops(config, cells)
+  for C in heldout_budgets(config, cells):
+    try:
+      chosen = heldout_cells(config, vocab_size, train_tokens, n_opt(C), C)
+      planned.append(Heldout(C, C / largest, *chosen))
+    except UserError as error:
+      first = first or error
+      refused.append(Refused(C, C / largest, str(error)))
+  if first and not planned:
+    raise first
+  return planned, refused
+
+
+def heldout_budgets(config: ConfigDict, cells: Sequence[Cell]) -> list[float]:
+  """Returns the held-out budgets [FLOPs]: the config's, or multiples of the largest fitted."""
   s = config.sweep
-  return s.heldout_budget or s.heldout_budgets[-1] * largest_flops(config, cells)
+  if s.heldout_budget:
+    return [s.heldout_budget]
+  return [times * largest_flops(config, cells) for times in s.heldout_budgets]
 
 
 def largest_flops(config: ConfigDict, cells: Sequence[Cell]) -> float:
@@ -243,10 +291,20 @@ def heldout_options(config: ConfigDict, vocab_size: int, budget: float) -> list[
   return [_cell(config, vocab_size, "heldout", size, budget=budget) for size in rungs]
 
 
+def with_seeds(config: ConfigDict, cells: Iterable[Cell]) -> list[Cell]:
+  """Repeats held-out cells with each of their seeds."""
+  return [
+    dataclasses.replace(cell, id=f"{cell.id.rpartition('_seed')[0]}_seed{seed}", seed=seed)
+    for cell in cells
+    for seed in range(config.seed, config.seed + config.sweep.heldout_seeds)
+  ]
+
+
 def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[Cell]:
   """Returns the held-out cells of a sealed prediction, whatever the law says today."""
-  options = {cell.id: cell for cell in heldout_options(config, vocab_size, sealed["C"])}
-  return [options[predicted["cell"]] for predicted in sealed["cells"]]
+  options = (heldout_options(config, vocab_size, budget["C"]) for budget in sealed["budgets"])
+  cells = {cell.id: cell for cell in with_seeds(config, itertools.chain(*options))}
+  return [cells[predicted["cell"]] for predicted in sealed["cells"]]
 
 
 def heldout_cells(

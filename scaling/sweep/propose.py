@@ -148,7 +148,7 @@ def total(config: ConfigDict, cells: Sequence[Cell], sizes: Sizes, cost: Cost) -
     budget = multiple * plan.largest_flops(config, cells)
     held_out = presumed(config, sizes, budget)
     step = held_out.flops_per_token * held_out.tokens_per_step
-    runs += [(budget, step)] * (len(s.heldout_sizes) * 1)
+    runs += [(budget, step)] * (len(s.heldout_sizes) * s.heldout_seeds)
   return sum(cost(*run) for run in runs)
 
 
@@ -224,7 +224,7 @@ def designed(
   s.seed_sizes, s.seed_budgets = tuple(sorted(near[:2])), s.budgets[:1]
   s.probe_sizes = tuple(sorted({nearest(low), nearest(high)}))
   flops_per_token = sum(sizes[size].flops_per_token for size in s.probe_sizes)
-  whole = largest * (count + len(s.heldout_sizes) * max(s.heldout_budgets))
+  whole = largest * (count + len(s.heldout_sizes) * s.heldout_seeds * sum(s.heldout_budgets))
   s.probe_tokens = round(PROBED * whole / (flops_per_token * len(s.probe_factors)))
   shortest = min(s.budgets[0] / sizes[size].flops_per_token for size in s.sizes)
   c.optim.warmup_tokens = min(c.optim.warmup_tokens, round(shortest / 20))

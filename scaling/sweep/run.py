@@ -120,7 +120,11 @@ def check(arm: Arm, adapt: bool) -> None:
   """Raises UserError where an arm cannot be run or would waste compute; notes if it may adapt."""
   checks.check_sweep(arm.config, arm.tokens)
   if not arm.sealed:
-    checks.check_heldout(arm.config, arm.tokens)
+    for budget in checks.check_heldout(arm.config, arm.tokens):
+      arm.display.say(
+        f"at {budget.C:.2e} FLOPs, {budget.times:.3g} times the largest fitted budget, nothing "
+        f"will be predicted: {budget.reason}"
+      )
   adaptive.begin(arm.config, arm.workdir, adapt)
 
 
@@ -210,14 +214,21 @@ def fit_law(arm: Arm) -> fit.Fit:
 
 
 def seal_prediction(arm: Arm, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
-  """Seals the prediction at the held-out budget; returns it with the cells that will test it."""
+  """Seals the predictions of all held-out budgets; returns them with the cells that test them."""
   sealed, heldout = seal.seal(arm.config, arm.workdir, law, planned, *arm.corpus)
-  arm.display.say(
-    f"sealed: at {sealed['C']:.2e} FLOPs N* = {sealed['N']:,.0f}, loss {sealed['loss']:.4f} "
-    f"[{sealed['interval'][0]:.4f}, {sealed['interval'][1]:.4f}]"
-  )
-  for cell, why in sealed.get("passed_over", {}).items():
-    arm.display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
+  for budget in sealed["budgets"]:
+    arm.display.say(
+      f"sealed: at {budget['C']:.2e} FLOPs N* = {budget['N']:,.0f}, loss {budget['loss']:.4f} "
+      f"[{budget['interval'][0]:.4f}, {budget['interval'][1]:.4f}]"
+    )
+    for cell, why in budget["passed_over"].items():
+      arm.display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
+  for refused in sealed["refused"]:
+    arm.display.say(
+      f"not sealed: at {refused['C']:.2e} FLOPs, {refused['times']:.3g} times the largest fitted "
+      f"budget: {refused['reason']}"
+    )
+  arm.display.say(f"sealed sha256:{sealed['sha256']}")
   return sealed, heldout
 
 

@@ -173,13 +173,19 @@ def _write_sweep(folder, config, head, cells):
   law = laws.fit_runs(r := laws.read_runs(folder), config.fit)
   trained = laws.make_curves(curves.read_curves(folder, r.ids, r.N, r.D, r.C))
   held = {c["cell"]: c for c in cells if c["kind"] == "heldout"}
-  at = {name: {key: cell[key] for key in "NDC"} for name, cell in held.items()}
+  at = {name: {key: cell[key] for key in "NDC"} | {"budget": HELD} for name, cell in held.items()}
   said = [("loss", where, [name]) for name, where in at.items()]
   said += [(what, {"C": HELD}, list(held)) for what in prediction.FIELDS]
   rests_on = runs.input_hash(r)
   claims = [kinds.predict(what, where, law, rests_on, names) for what, where, names in said]
-  seal = {"version": 2, "C": HELD, "claims": [dataclasses.asdict(claim) for claim in claims]}
-  seal |= {"input_hash": rests_on, "n_runs": len(r), "runs": integrity.rows(r)}
+  seal = {"version": prediction.VERSION, "refused": []}
+  seal |= {"budgets": [{"C": HELD, "times": HELD / BUDGETS[-1], "passed_over": {}}]}
+  seal |= {
+    "claims": [dataclasses.asdict(claim) for claim in claims],
+    "input_hash": rests_on,
+    "n_runs": len(r),
+    "runs": integrity.rows(r),
+  }
   files.write_json(folder / "prediction.json", files.with_digests(seal))
   parts = {
     "fit": laws.to_json(law, trained or None),
@@ -207,12 +213,16 @@ def _verification(cells, sealed):
     inside = bool(low <= cell["loss"] <= high)
     rows.append(row | {"trained_loss": cell["loss"], "inside": inside})
   keys = ("predicted_loss", "interval", "trained_loss", "inside")
-  return {key: rows[1][key] for key in keys} | {
-    "relative_error": rows[1]["trained_loss"] / sealed["loss"] - 1,
+  [optimum] = sealed["budgets"]
+  budget = {key: rows[1][key] for key in keys} | {
+    "held": True, "relative_error": rows[1]["trained_loss"] / optimum["loss"] - 1,
     "minimum_where_predicted": True, "trained_minimum_N": rows[1]["N"],
-    "tokens_per_param": sealed["tokens_per_param"],
-    "tokens_per_param_interval": sealed["tokens_per_param_interval"],
-    "cost_of_target": {"excess": 0.0012}, "cells": rows,
+    "tokens_per_param": optimum["tokens_per_param"],
+    "tokens_per_param_interval": optimum["tokens_per_param_interval"],
+    "cost_of_target": {"excess": 0.0012},
+  }  # fmt: skip
+  return {
+    "held": True, "budgets": [budget], "cells": rows,
     "verdict": "The prediction held: 1.8712 nats/token predicted, 1.8730 trained.",
   }  # fmt: skip
 

@@ -39,12 +39,13 @@ def read_runs(
   exclude: Sequence[str] = (),
   loss: str = "",
   diverged: bool = False,
+  kinds: Sequence[str] = ("fit",),
 ) -> Runs:
   """Reads the runs of a sweep, or of anyone's table with named columns.
 
   Args:
     path: a sweep's folder, or a file as `rows.read_rows` reads it. One with the columns `cell`,
-      `kind` and `status` is read as our cells.csv: of it, the finished fit cells.
+      `kind` and `status` is read as our cells.csv: of it, the finished cells of some `kinds`.
     columns: names that differ, "N=params,D=tokens,loss=val_loss". Needed are loss and two of N, D
       and C; the third is C = 6 N D. What else `runs.EXTRAS` lists is read if named.
     params: what N counts, see `config.fit.params`; other than body_head for our cells.csv only.
@@ -54,6 +55,7 @@ def read_runs(
     exclude: conditions that no run meets, likewise.
     loss: the validation set whose loss is read, from the column loss_NAME; "": from `loss`.
     diverged: a run without a finite loss is read too, as of loss `DIVERGED`.
+    kinds: of the cells that are read of our cells.csv.
 
   Returns:
     The runs, with those that were left out in `excluded` and the conditions in `filters`.
@@ -81,9 +83,13 @@ def read_runs(
   ours = set(header) >= OF_A_SWEEP
   sources = _sources(path, header, names, given)
   measured = list(sources)
-  table = [(place, row) for place, row in table if not ours or row["kind"] == "fit"]
+  table = [(place, row) for place, row in table if not ours or row["kind"] in kinds]
   if not table:
-    kind = "row of kind 'fit' (cell, kind and status make it a sweep's table)" if ours else "row"
+    kind = (
+      f"row of kind {' or '.join(map(repr, kinds))} (cell, kind and status make it a sweep's table)"
+      if ours
+      else "row"
+    )
     raise DataError(f"runs={path}: no {kind} in it; name a table of trained runs")
   named = [(str(row.get(names["id"]) or place), place, row) for place, row in table]
   excluded = []

@@ -50,12 +50,17 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
     N, loss, error = (column(held, name) for name in ("N", "loss", "loss_stderr"))
     axes.vlines(N, loss - error, loss + error, **style.BAR)
     axes.scatter(N, loss, gid="heldout", **style.HELD)
-    labels.append((held[0]["C"], max(zip(N, loss, strict=True)), style.ACCENT))
-  sealed = sorted(record.prediction.get("cells", []), key=lambda c: c["N"])
-  if len(sealed) > 1:  # a curve through the predictions: quadratic in log N
+  budgets = record.prediction.get("budgets", [])
+  for budget in budgets:
+    names = {cell["cell"] for cell in budget["cells"]}
+    if points := [(cell["N"], cell["loss"]) for cell in held if cell["cell"] in names]:
+      labels.append((budget["C"], max(points), style.ACCENT))
+    sealed = sorted({c["N"]: c for c in budget["cells"]}.values(), key=lambda c: c["N"])
+    if len(sealed) < 2:
+      continue
     x = np.log(column(sealed, "N"))
     at = np.linspace(x[0], x[-1], 60)
-    losses = [[c["predicted_loss"], *c["interval"]] for c in sealed]
+    losses = [[c["predicted_loss"], *c["interval"]] for c in sealed]  # quadratic in log N
     coefficients = np.polynomial.polynomial.polyfit(x, losses, min(2, len(x) - 1))
     middle, low, high = np.polynomial.polynomial.polyval(at, coefficients)
     axes.fill_between(np.exp(at), low, high, color=style.ACCENT, alpha=0.15, lw=0)
@@ -70,7 +75,7 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
     any(inside) and style.key("minimum", marker="*", ms=7, mec="k", mew=0.4),
     not all(inside) and style.key("no interior minimum", marker="s", ms=6, mfc="none"),
     held and style.key("held out, trained", marker="D", color=style.ACCENT),
-    len(sealed) > 1 and style.key("held out, predicted", ls="--", lw=0.8, color=style.ACCENT),
+    budgets and style.key("held out, predicted", ls="--", lw=0.8, color=style.ACCENT),
   ]
 
 

@@ -99,7 +99,8 @@ def test_an_untouched_sweep_is_whole(workdir):
     ),
     (r'"interval": \[\s*([\d.]+)', r"claims\[0\].interval was altered"),
     (r'"version": (\d)', "version was altered"),
-    (r'"C": ([\d.]+)', "C was altered"),
+    (r'"times": ([\d.]+)', r"budgets\[0\].times was altered"),
+    (r'"budget": ([\d.]+)', r"claims\[0\].at was altered"),
     (r'"runs": .*?"loss": ([\d.]+)', r"runs\[0\].loss was altered"),
     (r'"hash": "\w*?(\d)[a-f]*"', "hash was altered"),
   ],
@@ -115,7 +116,7 @@ def test_a_digit_of_the_seal(workdir, pattern, named):
 @pytest.mark.parametrize(
   ("remove", "named"),
   [
-    (lambda sealed: sealed.pop("C"), "C is missing"),
+    (lambda sealed: sealed.pop("level"), "level is missing"),
     (lambda sealed: sealed["claims"][1].pop("interval"), r"claims\[1\].interval is missing"),
     (lambda sealed: sealed["claims"].pop(), r"claims\[\d\].what is missing"),
     (lambda sealed: sealed.pop("hash"), "hash is missing"),
@@ -201,13 +202,18 @@ def test_the_verdict_and_the_fit(workdir):
 
 def test_what_an_earlier_version_wrote_cannot_be_checked(workdir):
   sealed = prediction.read(workdir)
-  old = {key: sealed[key] for key in prediction.OF_VERSION_1} | {"version": 1}
+  [budget] = sealed["budgets"]
+  old = {key: {**sealed, **budget}[key] for key in prediction.OF_VERSION_1} | {"version": 1}
   (workdir / "prediction.json").write_text(json.dumps(old))
   path = path_of(workdir, "fit")
   run = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("digests", "hash")}
   path.write_text(json.dumps(run))
   assert integrity.check(workdir) == ["prediction.json", str(path.relative_to(workdir))]
-  assert prediction.read(workdir)["claims"] == sealed["claims"]
+  read = prediction.read(workdir)
+  for claim in sealed["claims"]:
+    claim["at"].pop("budget", None)
+  assert read["claims"] == sealed["claims"]
+  assert read["budgets"][0]["N_interval"] == budget["N_interval"]
   del old["N_interval"]
   (workdir / "prediction.json").write_text(json.dumps(old))
   with pytest.raises(

@@ -64,7 +64,7 @@ def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
   verdict.judge(config, tmp_path, law, sealed, heldout)
   stored = records.read(tmp_path)
   assert stored.fit["form"] == stored.law.form.name == form
-  assert stored.verification["inside"]
+  assert stored.verification["budgets"][0]["inside"]
   assert FORMS[form].formula in report.terminal(tmp_path)
 
 
@@ -86,6 +86,7 @@ def judged(config, folder, loss=lambda cell: 0.0):
 def test_the_verdict_names_what_was_sealed(config, tmp_path):
   """The optimum's loss is that of its claim; a cell's is under the cell's own N and D."""
   _, sealed, _, result = judged(config, tmp_path)
+  [sealed], [budget] = sealed["budgets"], result["budgets"]
   least = next(claim for claim in result["claims"] if claim["what"] == "least_loss")
   low, high = least["interval"]
   assert (least["predicted"], least["interval"]) == (sealed["loss"], sealed["interval"])
@@ -100,8 +101,8 @@ def test_the_verdict_names_what_was_sealed(config, tmp_path):
     f"{cell['predicted_loss']:.4f} "
   ) in result["verdict"]
   assert result["verdict"].startswith("The prediction held: ")
-  assert result["cost_of_target"]["tokens_per_param"] == 20
-  assert not [name for name in result if name.startswith("cost_of_") and name != "cost_of_target"]
+  assert budget["cost_of_target"]["tokens_per_param"] == 20
+  assert not [name for name in budget if name.startswith("cost_of_") and name != "cost_of_target"]
 
 
 def test_a_least_loss_that_missed_is_no_prediction_that_held(config, tmp_path):
@@ -109,7 +110,7 @@ def test_a_least_loss_that_missed_is_no_prediction_that_held(config, tmp_path):
   config.sweep.heldout_sizes = (0.8, 1.0, 1.25, 2.5)
   *_, result = judged(config, tmp_path, lambda i: (-0.5, 0.0, -0.5, 0.4)[i])
   least = next(claim for claim in result["claims"] if claim["what"] == "least_loss")
-  assert result["inside"]
+  assert result["budgets"][0]["inside"]
   assert least["held"] is result["held"] is False
   assert result["verdict"].startswith("The prediction did NOT hold: ")
 
@@ -117,7 +118,7 @@ def test_a_least_loss_that_missed_is_no_prediction_that_held(config, tmp_path):
 def test_one_held_out_cell_tells_no_optimum(config, tmp_path):
   config.sweep.heldout_sizes = (1.0,)
   *_, result = judged(config, tmp_path)
-  assert result["held"] is result["inside"] is True
+  assert result["held"] is result["budgets"][0]["inside"] is True
   assert (
     "the loss at the optimum cannot be told from the held-out cells; that of" in (result["verdict"])
   )

@@ -78,7 +78,8 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
   np.testing.assert_allclose(alpha * A * N**-alpha, beta * B * D**-beta, rtol=1e-9)
   stars = points(axes, "optimum")
   np.testing.assert_allclose(stars, [(o["N_opt"], o["D_opt"]) for o in record.optima])
-  assert (record.prediction["N"], record.prediction["D"]) in {tuple(star) for star in stars}
+  [sealed] = record.prediction["budgets"]
+  assert (sealed["N"], sealed["D"]) in {tuple(star) for star in stars}
   N, D = points(axes, "target").T
   np.testing.assert_allclose(D / N, 20.0)
   assert len(points(axes, "fit")) == 36  # the diverged cell is not among them

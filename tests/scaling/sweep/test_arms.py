@@ -147,7 +147,7 @@ def test_an_arm_that_fails_leaves_the_others_their_verdict(config, tmp_path, mon
   assert str(error).startswith(f"{tmp_path}: 1 of 2 arms failed (a: ")
   assert "FAILED a: " in said
   assert not (tmp_path / "a" / "verification.json").exists()
-  assert verdict(tmp_path / "b")["inside"]
+  assert verdict(tmp_path / "b")["budgets"][0]["inside"]
 
 
 def test_arms_may_join_and_leave_a_begun_sweep(config, tmp_path, monkeypatch):

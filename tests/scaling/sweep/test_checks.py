@@ -43,7 +43,7 @@ def config(cache, corpus):
     ("sweep.heldout_sizes", (1.0, -1.0), "^sweep.heldout_sizes=.*must name positive"),
     ("sweep.heldout_budget", -1.0, "^sweep.heldout_budget=-1.0: must not be negative"),
     ("sweep.heldout_budget", 1e11, "^sweep.heldout_budget=1e.11: lies within .* up to 4e.11 FLOPs"),
-    ("sweep.heldout_budgets", (float("nan"),), r"^sweep.heldout_budgets=\(nan,\): must be"),
+    ("sweep.heldout_budgets", (float("nan"),), "^sweep.heldout_budgets=.*must name ascending"),
     ("sweep.seeds", 0, "^sweep.seeds=0: must be at least 1"),
     ("sweep.workers", -1, "^sweep.workers=-1: must not be negative"),
     ("optim.lr_ref_params", 0, "^optim.lr_ref_params=0"),
@@ -62,6 +62,10 @@ def config(cache, corpus):
     ("sweep.probe_sizes", (99,), "99 is not among"),
     ("sweep.design", "isoflops", "choose"),
     ("sweep.heldout_budgets", (0.5,), "at least 1"),
+    ("sweep.heldout_budgets", (10.0, 3.0), "ascending multiples of the largest"),
+    ("sweep.heldout_budgets", (3.0, 3.02), "ascending multiples of the largest"),
+    ("sweep.heldout_budgets", (), r"^sweep.heldout_budgets=\(\): must name ascending"),
+    ("sweep.heldout_seeds", 0, "^sweep.heldout_seeds=0: must be at least 1"),
     ("sweep.pack", -1, "must not be negative"),
     ("fit.bootstraps", 50, "^fit.bootstraps=.*50"),
     ("fit.level", 1.5, "^fit.level=.*1.5"),
@@ -123,7 +127,7 @@ def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, pa
   for name, spent in zip(table.ids, table.C, strict=True):
     assert spent == pytest.approx(budgets[name], rel=0.01)
   grid = [dataclasses.replace(cell, budget=None) for cell in cells]
-  assert plan.heldout_budget(config, grid) == 3 * max(table.C)
+  assert plan.heldout_budgets(config, grid) == [3 * max(table.C)]
 
 
 # ------------------------------ a begun sweep

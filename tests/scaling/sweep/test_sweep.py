@@ -164,7 +164,7 @@ def test_prediction_was_sealed_before_its_test(swept):
   modified = (workdir / "prediction.json").stat().st_mtime
   fitted = json.loads((workdir / "fit.json").read_text())
   assert sealed["input_hash"] == fitted["input_hash"]
-  assert sealed["C"] == pytest.approx(3 * 2e9)
+  assert sealed["budgets"][0]["C"] == pytest.approx(3 * 2e9)
   for cell in sealed["cells"]:
     assert (workdir / "cells" / cell["cell"] / "metrics.jsonl").stat().st_mtime > modified
   verdict = json.loads((workdir / "verification.json").read_text())
