@@ -23,7 +23,7 @@ from scaling.claims import seal
 from scaling.laws import chinchilla, compare, estimators, questions, solve
 from scaling.laws.intervals import bootstrap
 from scaling.report import evidence, records
-from scaling.sweep import fit_files
+from scaling.sweep import fit_files, plan
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
 DESIGNS = {6: [0, 1, 2, 4, 6, 8], 7: [0, 1, 2, 3, 4, 6, 8], 8: [0, 1, 2, 3, 4, 6, 7, 8]}
@@ -155,9 +155,9 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   found = flat()
   assert found.unbounded
   config = base.get_config()
-  config.sweep.heldout_budget = 1e13
+  cells = plan.design_cells(config, 257)
   with pytest.raises(ValueError, match="the best loss does not fall .*: there is nothing to seal"):
-    seal.seal(config, tmp_path, found, [], 0, 0)
+    seal.seal(config, tmp_path, found, cells, 0, 0)
   assert not list(tmp_path.iterdir())
   made = laws.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")
