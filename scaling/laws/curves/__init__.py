@@ -1,0 +1,1 @@
+"""Training curves: the law of a run as it goes."""
