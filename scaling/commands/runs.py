@@ -1,6 +1,8 @@
 """Lists the runs of a folder: their size, tokens, loss, status, and the parents of warm starts.
 
 isoflop runs --workdir=runs/quick
+
+Of a cell under way it says with which loss it is expected to end, from all curves so far.
 """
 
 from pathlib import Path
@@ -19,7 +21,8 @@ def run(args: flags.FlagValues) -> None:
 
 def runs_table(workdir: Path) -> str:
   """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders."""
-  from scaling.formats import text_table
+  from scaling.formats import bracket, nats, text_table
+  from scaling.report import expected
   from scaling.sweep import store
   from train import record
 
@@ -34,6 +37,8 @@ def runs_table(workdir: Path) -> str:
       for name in ("N", "D", "C", "lr"):
         stored.setdefault(name, getattr(cell, name))
       records.append((cell.id, stored))
+    for name, row in expected.final_losses(workdir, head, cells).items():
+      dict(records)[name]["expected"] = f"{nats(row.loss)} {bracket(row.interval)}"
   else:
     for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
       records.append((path.parent.name, record.read(path.parent) or {}))
@@ -53,9 +58,9 @@ def runs_table(workdir: Path) -> str:
     numbers = (f"{stored[key]:{form}}" if key in stored else "" for key, form in columns.items())
     parent = stored.get("warm_start")
     origin = f"{Path(parent['folder']).name} at step {parent['step']}" if parent else ""
-    rows.append((name, status, *numbers, origin))
+    rows.append((name, status, *numbers, stored.get("expected", ""), origin))
   titles = {"loss_stderr": "stderr", "bits_per_byte": "bits/byte"}
-  header = ["run", "status", *(titles.get(key, key) for key in columns), "started from"]
-  if not any(row[-1] for row in rows):
-    header, rows = header[:-1], [row[:-1] for row in rows]
-  return text_table(header, rows)
+  header = ["run", "status", *(titles.get(key, key) for key in columns)]
+  header += ["expected loss", "started from"]
+  kept = [i for i, name in enumerate(header) if i < len(header) - 2 or any(r[i] for r in rows)]
+  return text_table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])

@@ -46,7 +46,7 @@ SECTIONS: tuple[tuple[str, list[Part]], ...] = (  # by title; "": none
   ("The corpus's floor", [sections.floor]),
   ("", [evidence.decisions]),
   ("The law of each validation set", [evidence.sets, "validation_sets"]),
-  ("How well the law fits", ["residuals", "training_curves"]),
+  ("How well the law fits", ["residuals", "training_curves", "collapse"]),
   ("The estimators side by side", [evidence.estimators]),
   ("How sure", [evidence.certainty]),
   ("Other forms, held out", [evidence.forms]),

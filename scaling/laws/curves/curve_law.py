@@ -28,8 +28,9 @@ FINALS = 4.0  # weight of all final losses, over that of all that led to them
 DELTA = 0.01  # Huber's threshold, of log loss
 CONSTANT = 1e-9  # Z / S at a constant rate
 TRAIN, VALIDATION = 1.0, float(np.e)  # `kind` of a loss
+ROWS = 256  # points are filled up to a multiple, with some of no weight: each number compiles anew
 FEWEST_RUNS = 8  # finished, to fit a law to
-LEAST_SEEN = 0.29  # share of a run from which its final loss is forecast
+LEAST_SEEN = 0.25  # share of a run from which its final loss is forecast
 
 
 class RunCurve(NamedTuple):
@@ -64,7 +65,8 @@ class RunCurve(NamedTuple):
 
   def until(self, share: float) -> "RunCurve":
     """Cuts it off at a share of its tokens, and forgets how it ended."""
-    S, Z, loss = (x[self.S + self.Z <= share * sum(self.end)] for x in (self.S, self.Z, self.loss))
+    tokens = self.S + self.Z
+    S, Z, loss = (x[tokens <= share * sum(self.end)] for x in (self.S, self.Z, self.loss))
     return self._replace(S=S, Z=Z, loss=loss, final=float("nan"))
 
 
@@ -115,13 +117,13 @@ def points(curves: Sequence[RunCurve], start: float) -> dict[str, np.ndarray]:
 
   A trunk that several curves share is there once.
   """
-  rows, trunks = [], {""}
+  rows, trunks = [], set[str]()
   for curve in sorted(curves, key=lambda curve: -len(curve.loss)):
     tokens = curve.S + curve.Z
     width = np.diff(tokens, prepend=0.0)
     decays, late = curve.Z > 0, tokens > start
     taken = late & (decays | (curve.trunk not in trunks))
-    trunks.add(curve.trunk)
+    trunks |= {curve.trunk} - {""}
     bins = np.floor(np.log(np.where(late, tokens, start) / start) / BIN)
     if decays.any():
       first = tokens[decays][0] - width[decays][0]
@@ -153,6 +155,10 @@ def fit(curves: Sequence[RunCurve]) -> dict[str, float]:
       f"{len(finished)} finished runs: a law of their curves needs {FEWEST_RUNS}, of two sizes"
     )
   table = points(curves, TRANSIENT * min(sum(curve.end) for curve in finished))
+  n = len(table["loss"])
+  rows = np.arange(-(-n // ROWS) * ROWS)
+  table = {name: x[np.minimum(rows, n - 1)] for name, x in table.items()}
+  table["weight"][rows >= n] = 0.0
   problem = solve.make_problem(FORM, table, table["loss"])
   _, best = solve.search(problem, DELTA, table["weight"])
   return {name: float(value[0]) for name, value in problem.natural(best.theta).items()}

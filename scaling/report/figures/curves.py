@@ -87,3 +87,28 @@ def smooth(tokens: np.ndarray, loss: np.ndarray, at: np.ndarray, width: float = 
   """Averages `loss` [n] around the tokens `at` [m], by a Gaussian in log tokens."""
   weight = np.exp(-0.5 * ((np.log(at)[:, None] - np.log(tokens)[None, :]) / width) ** 2)
   return weight @ loss / weight.sum(1)
+
+
+def collapse(record: Record) -> Figure:
+  """Draws each run's smoothed train loss over that at its end, against the share of the run.
+
+  As in Qiu et al. 2025 (arXiv:2507.02119), but of all D / N, and no floor is taken off first.
+  """
+  cells = record.done("fit", "heldout")
+  figure = Figure(figsize=(style.SINGLE, 2.7))
+  axes = figure.subplots()
+  shade = style.color_bar(figure, axes, column(cells, "tokens_per_param"), "D / N")
+  trunks = {c["id"]: c.get("trunk") for c in record.sweep.get("cells", [])}
+  share = np.geomspace(0.04, 1.0, POINTS)
+  for cell in cells:
+    curve = train_losses(record.workdir / "cells" / cell["cell"])
+    if trunk := trunks.get(cell["cell"]):
+      curve = join(train_losses(record.workdir / "trunks" / trunk), curve)
+    if curve.size:
+      loss = smooth(*curve, share * curve[0, -1])
+      look = {"lw": 1.4, "ls": "--"} if cell["kind"] == "heldout" else {"lw": 0.8}
+      color = shade(cell["tokens_per_param"])
+      axes.plot(share, loss / loss[-1], color=color, gid=cell["kind"], **look)
+  style.log_axis(axes.xaxis, "share of the run")
+  axes.set_ylabel("train loss, over that at the end")
+  return figure

@@ -82,7 +82,7 @@ def limits(values: Any, pad: float = 0.06) -> tuple[float, float]:
 def color_bar(
   figure: Figure, axes: Any, values: Any, name: str, ticks: Any = ()
 ) -> Callable[[Any], Any]:
-  """Adds a colour bar of N or C, ticked at `ticks`, else at all values if they are few.
+  """Adds a colour bar of N, C or D / N, ticked at `ticks`, else at all values if they are few.
 
   Returns:
     The colours of values, as a function.
@@ -94,10 +94,11 @@ def color_bar(
   bar.ax.yaxis.set_major_locator(
     FixedLocator(ticked) if len(ticked) < 9 else LogLocator(subs=(1, 2, 5))
   )
-  bar.ax.yaxis.set_major_formatter(FuncFormatter(si if name == "N" else tex_flops))
+  bar.ax.yaxis.set_major_formatter(FuncFormatter(tex_flops if name == "C" else si))
   bar.ax.yaxis.set_minor_locator(NullLocator())
   bar.outline.set_linewidth(0.4)
-  bar.set_label({"N": "parameters $N$", "C": "training compute $C$ [FLOPs]"}[name])
+  labels = {"N": "parameters $N$", "C": "training compute $C$ [FLOPs]", "D / N": "$D / N$"}
+  bar.set_label(labels[name])
   return lambda value: SHADES(norm(value))
 
 

@@ -41,6 +41,9 @@ FIGURES = {
     "budget they were made. The band is the sealed interval of a run at the optimum.", extra=True),
   "training_curves": Drawing(curves.training_curves, ("runs", "curves"),
     "Train loss, smoothed in log tokens, and final validation losses."),
+  "collapse": Drawing(curves.collapse, ("runs", "curves"),
+    "The curves over each other, held-out ones dashed. Those of equal D / N lie close to each "
+    "other where the learning rate suits all sizes."),
   "sensitivity": Drawing(law.sensitivity, ("law", "choices"),
     "The exponent of N_opt as other estimators, and other choices, would have it."),
 }  # fmt: skip

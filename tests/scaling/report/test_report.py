@@ -286,7 +286,7 @@ def test_runs_of_a_table_have_figures_and_no_sweep(workdir):
   report.draw(workdir)
   drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
   of_times = {name for name, figure in table.FIGURES.items() if "times" in figure.needs}
-  absent = {"training_curves", "validation_sets", "forecast_error"} | of_times
+  absent = {"training_curves", "collapse", "validation_sets", "forecast_error"} | of_times
   assert set(table.FIGURES) - drawn == absent
 
 
