@@ -105,7 +105,7 @@ def collapse(record: Record) -> Figure:
     if trunk := trunks.get(cell["cell"]):
       curve = join(train_losses(record.workdir / "trunks" / trunk), curve)
     if curve.size:
-      loss = smooth(*curve, share * curve[0, -1])
+      loss = smooth(curve[0], curve[1], share * curve[0, -1])
       look = {"lw": 1.4, "ls": "--"} if cell["kind"] == "heldout" else {"lw": 0.8}
       color = shade(cell["tokens_per_param"])
       axes.plot(share, loss / loss[-1], color=color, gid=cell["kind"], **look)
