@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling.laws import solve
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.intervals import clusters
@@ -20,6 +21,8 @@ from scaling.laws.tables.runs import Runs, input_hash
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
 UNLIKELY = 0.01  # a chance by which the law would fit as badly
+BENT = 0.05  # likewise: a wrong form that is not told of costs more than a doubt
+SKEWED = 3.0  # standard errors, which one normal sample in 200 exceeds
 NOTICEABLE = 0.2  # correlation between the residuals of a cluster
 MOST_INFLUENTIAL = 5  # runs that fit.json names
 
@@ -66,9 +69,50 @@ def lack_of_fit(fit: Fit) -> dict[str, float] | None:
     return None
   pure = float(np.sum((fit.residuals - (np.bincount(cell, fit.residuals) / count)[cell]) ** 2))
   rest = float(np.sum(np.bincount(cell, fit.residuals) ** 2 / count))
-  ratio = (rest / between) / max(pure / within, 1e-300)
-  chance = np.random.default_rng(0).f(between, within, 100_000) > ratio
+  return _f_test(rest, between, pure, within)
+
+
+def _f_test(first: float, freedom: int, second: float, other: int) -> dict[str, float]:
+  ratio = (first / freedom) / max(second / other, 1e-300)
+  chance = np.random.default_rng(0).f(freedom, other, 100_000) > ratio
   return {"F": ratio, "p": float(chance.mean())}
+
+
+def bend(fit: Fit) -> dict[str, float] | None:
+  """Tests whether runs bend away from the law as no parameters of its form would let it.
+
+  It is the score test of (log N)^2, log N log D and (log D)^2 beside the form, on the residuals of
+  least squares less what clusters share (`clusters.estimate`); runs far off are drawn in.
+
+  Returns:
+    `F` and `p` as in `lack_of_fit`, and `misses`, the rms of what the three explain [log loss];
+    None of too few runs, and of thousands.
+  """
+  n, p, problem = len(fit.runs), len(fit.runs) - fit.freedom, fit.problem
+  if not p + 3 < n <= MOST_LEFT_OUT:
+    return None
+  theta = problem.theta(fit.params)
+  slopes, r = solve.slopes(problem, theta)
+  reach = clusters.CLIP * solve.scatter(problem, theta)
+  x, z = problem.logs["N"], problem.logs["D"]
+  columns = np.stack([*slopes[problem.free], x * x, x * z, z * z, np.clip(r, -reach, reach)], 1)
+  parts = np.linalg.qr(columns).R[p:, -1]  # of the residuals: along the three, and the rest
+  misses = float(np.sqrt(np.sum(parts[:-1] ** 2) / n))
+  if effects := estimate_effects(problem, theta, fit.runs):
+    covariance = effects.within * np.eye(n)
+    for variance, (_, group) in zip(effects.variance, effects.levels, strict=True):
+      covariance += variance * (group[:, None] == group)
+    columns = np.linalg.solve(np.linalg.cholesky(covariance), columns)
+    parts = np.linalg.qr(columns).R[p:, -1]
+  return _f_test(np.sum(parts[:-1] ** 2), 3, parts[-1] ** 2, n - p - 3) | {"misses": misses}
+
+
+def skewness(fit: Fit) -> dict[str, float]:
+  """Computes the residuals' skewness, with its z in a normal sample, and their mean."""
+  n, r = len(fit.runs), fit.residuals - fit.residuals.mean()
+  value = float(np.mean(r**3) / max(np.mean(r**2), 1e-300) ** 1.5)
+  error = np.sqrt(6 * (n - 2) / ((n + 1) * (n + 3)))
+  return {"value": value, "z": float(value / error), "mean": float(fit.residuals.mean())}
 
 
 def _of_clusters(fit: Fit, common: dict[str, Any]) -> Iterator[str]:
@@ -95,6 +139,18 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
       f"Cells scatter about the law by more than their repeats do (F = {test['F']:.1f}, p = "
       f"{test['p']:.2g}): its form may be wrong (--compare_forms), or cells share their luck."
     )
+  if (test := bend(fit)) and test["p"] < BENT:
+    warnings.append(
+      f"The runs bend away from the form by {test['misses']:.2%} (p = {test['p']:.2g}): its "
+      f"parameters ({', '.join(fit.params)}) are of a form that the runs do not follow, and their "
+      "intervals do not hold what another form would say (--compare_forms)."
+    )
+  if abs((skew := skewness(fit))["z"]) > SKEWED:
+    side = "above" if skew["mean"] > 0 else "below"
+    warnings.append(
+      f"Residuals are skewed ({skew['value']:.1f}): the law goes through the middle of the runs, "
+      f"and their mean is {abs(skew['mean']):.2%} {side} it."
+    )
   if common := shared(fit):
     warnings += _of_clusters(fit, common)
   if bound := fit.convergence["at_bound"]:
@@ -108,7 +164,7 @@ def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
     warnings.append(
       f"{len(fit.runs)} runs at fewer than {FEWEST} distinct (N, D) are too few to resample: the "
       f"intervals are Student's, with {len(fit.runs)} - {len(fit.runs) - fit.freedom} degrees of "
-      "freedom."
+      "freedom at most."
     )
   if (share := fit.convergence["resamples_at_bound"]) > 1 - fit.options.level:
     warnings.append(f"In {share:.0%} of the resamples a parameter ended at the edge of its range.")
@@ -185,6 +241,8 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "seed_noise": seed_noise(fit.runs),
     "clusters": shared(fit),
     "lack_of_fit": lack_of_fit(fit),
+    "bend": bend(fit),
+    "skewness": skewness(fit),
     "form_error": fit.errors.loss_growth.value,
     "errors": {
       name: {"value": scale.value, "told_by": scale.told_by}

@@ -172,6 +172,8 @@ def ask(runs, options, C, right):
   if reasons:
     return dict.fromkeys(NAMES, reasons[0])
   answers = {name: fit_json.law_json(fit)["intervals"][name] for name in PARAMETERS}
+  if (test := fit_json.bend(fit)) and test["p"] < fit_json.BENT:  # fit.json warns of it
+    answers |= dict.fromkeys(PARAMETERS[:3], "the runs bend away from the form")
   for f, c in zip(FACTORS, C, strict=True):
     if reasons := laws.undetermined(fit, c):
       answers |= {f"{name} {f}": reasons[0] for name in AT}

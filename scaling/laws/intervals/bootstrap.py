@@ -97,9 +97,10 @@ def resample(
       "choose pairs"
     )
   rng = np.random.default_rng(seed)
-  if few(runs):
-    return _student(problem, theta, size, rng)
   levels = clusters.find(runs) if resampling == "auto" else []
+  effects = estimate_effects(problem, theta, runs) if levels else None
+  if few(runs):
+    return _student(problem, theta, size, rng, effects)
   if len(runs) > (solve.MANY if problem.form.name in solve.BY_HAND else MANY_BY_JAX):
     return _sandwich(problem, theta, delta, size, rng, levels)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
@@ -114,7 +115,6 @@ def resample(
       drawn[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
     weights = drawn if whole is None else drawn[:, whole]
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
-  effects = estimate_effects(problem, theta, runs) if levels else None
   center = problem.center + problem.spread * np.random.default_rng((seed, 5)).normal(size=(size, 1))
   if not effects or not effects.variance.any():
     return _without_lost(fit_weighted(problem, weights, theta, delta, None, center))
@@ -215,11 +215,21 @@ def _sandwich(problem, theta, delta, size, rng, levels) -> solve.Solution:
   return _drawn(problem, theta + normal * scale, *problem.box)
 
 
-def _student(problem, theta, size, rng) -> solve.Solution:
-  """Draws from the multivariate t of least squares: s^2 (J'J)^-1, with n - p degrees of freedom."""
+def _student(problem, theta, size, rng, effects) -> solve.Solution:
+  """Draws from the multivariate t of least squares: s^2 (J'J)^-1, with n - p degrees of freedom.
+
+  Where clusters of the runs have something in common, it is part of the variance, and as few
+  degrees of freedom count as tell it.
+  """
   slopes, r = solve.slopes(problem, theta)
   freedom = len(r) - problem.free.sum()
-  covariance = np.linalg.pinv(slopes @ slopes.T) * (r @ r) / freedom
+  bread, variance = np.linalg.pinv(slopes @ slopes.T), (r @ r) / freedom
+  covariance = bread * variance
+  if effects and effects.variance.any():
+    freedom, covariance = min(freedom, effects.freedom.min()), bread * effects.within
+    for level, common in zip(effects.levels, effects.variance, strict=True):
+      sums = bread @ slopes @ np.eye(level.group.max() + 1)[level.group]
+      covariance += common * sums @ sums.T
   normal = _normal(covariance, size, rng)
   low, high = problem.box
   most = [MOST_SHARE if kind is SCALE else np.inf for kind in problem.form.kinds.values()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from surfaces import EPOCH, law_of, options, problem_of, quantities
+from surfaces import EPOCH, isoflop, law_of, options, problem_of, quantities
 
 from scaling import laws
 from scaling.laws import chinchilla, fit_json, solve
@@ -177,3 +177,55 @@ def test_lack_of_fit_is_told_from_the_noise_of_repeats():
   assert record["lack_of_fit"]["p"] < 0.001
   assert any("by more than their repeats do" in text for text in record["warnings"])
   assert fit_json.lack_of_fit(laws.fit_runs(sweep(5, 5, 0, 0.002, 0), options())) is None
+
+
+def fitted_to(loss, n, d, **changed):
+  return laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=100, **changed))
+
+
+def test_a_bend_that_the_form_has_no_parameter_for_is_told():
+  """Sizes that share noise make none; a term in D that falls with N besides does."""
+  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 5), 7, reach=4.0)
+  n = np.exp(0.46 * np.round(np.log(n) / 0.46))  # on one ladder
+  right, crossed = chinchilla.loss(EPOCH, n, d), EPOCH.B * d**-EPOCH.beta * (n / 5e8) ** -0.05
+  wrong = EPOCH.E + EPOCH.A * n**-EPOCH.alpha + crossed
+  size, chances = np.unique(n, return_inverse=True)[1], {"right": [], "wrong": []}
+  for seed in range(5):
+    rng = np.random.default_rng(seed)
+    noise = np.exp(0.002 * rng.normal(size=len(n)) + 0.002 * rng.normal(size=len(n))[size])
+    for name, loss in (("right", right), ("wrong", wrong)):
+      chances[name].append(fit_json.bend(fitted_to(loss * noise, n, d))["p"])
+  assert sum(p < fit_json.BENT for p in chances["right"]) <= 1
+  assert max(chances["wrong"]) < 0.01
+  texts = laws.to_json(fitted_to(wrong * noise, n, d))["warnings"]
+  assert any("its parameters (E, A, B, alpha, beta) are of a form" in text for text in texts)
+  assert fit_json.bend(fitted_to(right[::5] * noise[::5], n[::5], d[::5])) is None
+
+
+def test_skewed_residuals_are_told_and_how_far_their_mean_is_off():
+  """Exponential noise is skewed by 2, and its mean lies 1 - ln 2 above its median."""
+  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 10), 8)
+  rng, right = np.random.default_rng(0), chinchilla.loss(EPOCH, n, d)
+  found = laws.to_json(fitted_to(right * np.exp(0.01 * rng.exponential(size=len(n))), n, d))
+  assert found["skewness"]["value"] == pytest.approx(2, abs=0.7)
+  assert found["skewness"]["mean"] == pytest.approx(0.01 * (1 - np.log(2)), rel=0.4)
+  assert any(text.startswith("Residuals are skewed") for text in found["warnings"])
+  even = fit_json.skewness(fitted_to(right * np.exp(0.01 * rng.normal(size=len(n))), n, d))
+  assert abs(even["z"]) < fit_json.SKEWED
+
+
+def test_of_few_runs_too_the_variance_holds_what_trunks_share():
+  """The middle half of the draws is Student's, by the sandwich of the covariance of the runs."""
+  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 4), 2, reach=2.0)
+  problem, theta = fitted(laws.make_runs(n, d, chinchilla.loss(EPOCH, n, d)))
+  group, none = np.array([0, 1, 1, 2, 2, 3, 3, 0]), np.zeros(4)
+  levels = (clusters.Clusters("trunk", group),)
+  effects = clusters.Effects(levels, none[:1] + 4e-6, none[:1] + 50, 1e-6, (none,), none, True)
+  draws = bootstrap._student(problem, theta, 20_000, np.random.default_rng(0), effects).theta
+  slopes, _ = solve.slopes(problem, theta)
+  bread = np.linalg.inv(slopes @ slopes.T) @ slopes
+  runs = 1e-6 * np.eye(8) + 4e-6 * (group[:, None] == group)
+  sd = np.sqrt(np.diag(bread @ runs @ bread.T))
+  alpha, t = list(problem.form.kinds).index("alpha"), 0.7649  # the upper quartile, 3 degrees
+  half = np.ptp(np.quantile(draws[:, alpha], (0.25, 0.75))) / 2
+  assert half == pytest.approx(t * sd[alpha], rel=0.03)
