@@ -67,11 +67,18 @@ MODEL: dict[str, Any] = {
   "embedding_norm": False,  # a norm after the embeddings (BERT)
   "positions": one_of("rotary", "learned", "sinusoidal", "relative", "none"),  # relative: T5's
   "rotary_base": positive(10_000.0),  # rotary: the slowest wavelength is 2 pi times this [tokens]
+  "rotary_share": up_to_1(1.0),  # rotary: of a head's width, in steps of 2 (GPT-NeoX: 1/4)
+  "rotary_factor": positive(1.0),  # rotary: wavelengths are so many times longer (linear scaling)
+  "rotary_original": at_least_0(0),  # rotary_factor: length trained at before (Llama 3); 0: linear
+  "rotary_low": positive(1.0),  # Llama 3: scaled fully are wavelengths above original / low,
+  "rotary_high": positive(4.0),  # and not at all those below original / high
   "relative_buckets": 32,  # relative: rows of the table of biases
   "relative_distance": 128,  # relative: from here on all distances share a bucket [tokens]
   "token_types": at_least_0(0),  # rows of a table of segment types, added to embeddings (BERT: 2)
   "biases": False,  # biases in the dense layers (and in layer norms)
+  "attention_biases": False,  # biases in those of attention, also without `biases`
   "qk_norm": True,  # normalise queries and keys per head
+  "parallel": False,  # the MLP reads what attention reads, not its sum with attention (GPT-NeoX)
   "scale_attention": True,  # scores are divided by sqrt(K) (mup: by K); T5 does not
   "scale_embedding": False,  # embeddings are multiplied by sqrt(D) (Vaswani et al. 2017)
   "tied": False,  # the head is the transposed embedding

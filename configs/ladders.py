@@ -101,6 +101,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
   m.head_width = m.head_width or m.width // m.heads
   if m.head_width % 2:
     raise ConfigError(f"model.head_width={m.head_width}: heads are of an even width")
+  if m.rotary_low >= m.rotary_high:
+    raise ConfigError(
+      f"model.rotary_low={m.rotary_low}: must be less than rotary_high={m.rotary_high}"
+    )
+  if m.parallel and (m.norm_position != "pre" or m.family == "encoder_decoder"):
+    raise ConfigError(
+      f"model.parallel=True: with norm_position={m.norm_position!r} in an {m.family} there is no "
+      "such block; set it to False"
+    )
   m.kv_heads = m.kv_heads or m.heads
   if m.heads % m.kv_heads:
     raise ConfigError(

@@ -8,6 +8,7 @@ of a sweep sees its data about once.
 
   gpt2             Radford et al. 2019
   llama            Touvron et al. 2023 (arXiv:2302.13971); kv_heads < heads since Llama 2
+  gpt_neox         Black et al. 2022 (arXiv:2204.06745), as Pythia (Biderman et al. 2023)
   bert             Devlin et al. 2019 (arXiv:1810.04805)
   t5               Raffel et al. 2020 (arXiv:1910.10683)
   t5_v1_1          the same with a gated MLP (Shazeer 2020, arXiv:2002.05202) and an untied head
@@ -36,6 +37,14 @@ GPT2 = {
 }
 
 LLAMA = {"family": "decoder", "norm_eps": 1e-5, "qk_norm": False, "init_std": 0.02}
+
+GPT_NEOX = GPT2 | {
+  "mlp": "gelu_exact",
+  "positions": "rotary",
+  "rotary_share": 0.25,
+  "parallel": True,
+  "tied": False,
+}
 
 BERT = {
   "family": "encoder",
@@ -69,6 +78,7 @@ T5_V1_1 = T5 | {"mlp": "geglu", "tied": False, "scale_logits": False}
 PRESETS: dict[str, dict[str, Any]] = {
   "gpt2": GPT2,
   "llama": LLAMA,
+  "gpt_neox": GPT_NEOX,
   "bert": BERT,
   "t5": T5,
   "t5_v1_1": T5_V1_1,

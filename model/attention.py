@@ -1,5 +1,6 @@
 """Attention: projections, what a query may see, and the one function that attends."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -140,10 +141,11 @@ class Attention(nnx.Module):
     self.heads, self.kv_heads, self.flash = c.heads, c.kv_heads, c.flash
     # Scores that are not scaled are made so by the query's weights (Raffel et al. 2020).
     query_scale = 1.0 if c.scale_attention else 1 / K
-    self.query = Linear(c, c.width, c.heads * K, rngs=rngs, scale=query_scale)
-    self.key = Linear(c, c.width, c.kv_heads * K, rngs=rngs)
-    self.value = Linear(c, c.width, c.kv_heads * K, rngs=rngs)
-    self.out = Linear(c, c.heads * K, c.width, rngs=rngs, scale=residual)
+    linear = functools.partial(Linear, c, rngs=rngs, bias=c.attention_biases)
+    self.query = linear(c.width, c.heads * K, scale=query_scale)
+    self.key = linear(c.width, c.kv_heads * K)
+    self.value = linear(c.width, c.kv_heads * K)
+    self.out = linear(c.heads * K, c.width, scale=residual)
     self.query_norm = Norm(c, K) if c.qk_norm else None
     self.key_norm = Norm(c, K) if c.qk_norm else None
     power = 1.0 if c.width_scaling == "mup" else 0.5  # mup: q and k align, their product grows as K

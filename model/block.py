@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model.attention import Attention, AttentionMask, KeysValues
 from model.layers import MLP, Embedding, Norm, dropout, split_keys
-from model.positions import Rotation, relative_bucket, rotation
+from model.positions import Rotary, Rotation, relative_bucket, rotary_width, rotation
 
 
 class Context(NamedTuple):
@@ -51,13 +51,14 @@ class Block(nnx.Module):
     self.cross_attention = Attention(c, residual, rngs=rngs) if cross else None
     self.mlp_norm = Norm(c, c.width)
     self.mlp = MLP(c, residual, rngs=rngs)
-    self.post, self.dropout = c.norm_position == "post", c.dropout
+    self.post, self.dropout, self.parallel = c.norm_position == "post", c.dropout, c.parallel
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: Cache | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, Cache | None]:
     """Returns the next residual stream, and the cache (None: there is none) with these tokens."""
     keys = split_keys(keys_B, 3)
+    block_input_BTD = x_BTD
 
     y_BTD = self._input(x_BTD, self.attention_norm)
     keys_values = self.attention.keys_values(y_BTD, context.rotation)
@@ -78,7 +79,8 @@ class Block(nnx.Module):
       y_BTD = self.cross_attention(y_BTD, keys_values, context.cross_mask)
       x_BTD = self._add(x_BTD, y_BTD, self.cross_norm, keys[1])
 
-    y_BTD = self.mlp(self._input(x_BTD, self.mlp_norm))
+    mlp_input_BTD = block_input_BTD if self.parallel else x_BTD
+    y_BTD = self.mlp(self._input(mlp_input_BTD, self.mlp_norm))
     return self._add(x_BTD, y_BTD, self.mlp_norm, keys[2]), cache
 
   def _input(self, x_BTD: jax.Array, norm: Norm) -> jax.Array:
@@ -146,14 +148,14 @@ class Stack(nnx.Module):
     self.final_norm = Norm(c, c.width) if c.norm_position == "pre" else None
     self.two_sided = two_sided  # relative positions tell keys after a query apart
     self.causal, self.depth, self.scan, self.remat = causal, depth, c.scan, c.remat
-    self.rotary_base = c.rotary_base if c.positions == "rotary" else None
-    self.head_width, self.longest = c.head_width, c.relative_distance
+    scaling = (c.rotary_factor, c.rotary_original, c.rotary_low, c.rotary_high)
+    rotary = Rotary(rotary_width(c), c.rotary_base, *scaling)
+    self.rotary = rotary if c.positions == "rotary" else None
+    self.longest = c.relative_distance
 
   def rotation(self, positions_BT: jax.Array):
     """Returns the rotation to these positions; None where positions are not rotary."""
-    if self.rotary_base is None:
-      return None
-    return rotation(positions_BT, self.head_width, self.rotary_base)
+    return None if self.rotary is None else rotation(positions_BT, self.rotary)
 
   def bias(self, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array | None:
     """Returns the bias of relative positions, BHTS; None where positions are not relative."""

@@ -1,16 +1,44 @@
 """Positions: rotary, sinusoidal, and the buckets of relative ones."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 Rotation = tuple[jax.Array, jax.Array]
 
 
-def rotation(positions_BT: jax.Array, head_width: int, base: float) -> Rotation:
+class Rotary(NamedTuple):
+  """Wavelengths of rotary positions, in `width` dimensions: the fields `rotary_*` of the config."""
+
+  width: int
+  base: float
+  factor: float = 1.0
+  original: int = 0
+  low: float = 1.0
+  high: float = 4.0
+
+
+def without_effect(field: str, positions: str) -> bool:
+  """Says whether a field of the config (`rotary_*`, `relative_*`) is that of other positions."""
+  kind = field.partition("_")[0]
+  return kind in ("rotary", "relative") and kind != positions
+
+
+def rotary_width(c: ConfigDict) -> int:
+  """Returns how much of a head's width is rotated."""
+  return max(2, int(c.head_width * c.rotary_share) // 2 * 2)
+
+
+def rotation(positions_BT: jax.Array, rotary: Rotary) -> Rotation:
   """Returns (cos, sin) of the rotary angles, each BT1K; the first half of the sines is negated."""
-  rates_J = base ** -(jnp.arange(head_width // 2) * 2 / head_width)
+  rates_J = rotary.base ** -(jnp.arange(rotary.width // 2) * 2 / rotary.width)
+  if rotary.factor != 1:  # of Llama 3 by the turns in the original length; of others everywhere
+    turns_J = rotary.original * rates_J / (2 * math.pi)
+    kept_J = jnp.clip((turns_J - rotary.low) / (rotary.high - rotary.low), 0, 1)
+    rates_J *= kept_J + (1 - kept_J) / rotary.factor
   angles_BT1J = (positions_BT[..., None] * rates_J[None, None])[:, :, None]
   cos_BT1J, sin_BT1J = jnp.cos(angles_BT1J), jnp.sin(angles_BT1J)
   return jnp.concatenate([cos_BT1J] * 2, axis=-1), jnp.concatenate([-sin_BT1J, sin_BT1J], axis=-1)
@@ -19,12 +47,17 @@ def rotation(positions_BT: jax.Array, head_width: int, base: float) -> Rotation:
 def rotate(x_BTHK: jax.Array, rotation: Rotation) -> jax.Array:
   """Rotates the pairs (i, i + K/2) of each head by angles proportional to the position.
 
+  Of a rotation that is narrower than the head, K is its width, and the rest stays as it is.
+
   The product of a rotated query and a rotated key depends on the difference of their positions
   (Su et al. 2021, arXiv:2104.09864; the half-split layout of Llama).
   """
   cos_BT1K, sin_BT1K = rotation
-  y_BTHK = x_BTHK * cos_BT1K + jnp.roll(x_BTHK, x_BTHK.shape[-1] // 2, axis=-1) * sin_BT1K
-  return y_BTHK.astype(x_BTHK.dtype)
+  K = cos_BT1K.shape[-1]
+  x_BTHK, rest = x_BTHK[..., :K], x_BTHK[..., K:]
+  y_BTHK = x_BTHK * cos_BT1K + jnp.roll(x_BTHK, K // 2, axis=-1) * sin_BT1K
+  y_BTHK = y_BTHK.astype(x_BTHK.dtype)
+  return jnp.concatenate([y_BTHK, rest], axis=-1) if rest.size else y_BTHK
 
 
 def relative_bucket(distance: jax.Array, buckets: int, longest: int, causal: bool) -> jax.Array:

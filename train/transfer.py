@@ -26,6 +26,7 @@ from configs import base, ladders
 from configs.errors import UsageError
 from model import accounting, sharding
 from model.layers import mlp_width
+from model.positions import without_effect
 from train import restore
 from train.objectives import registry
 
@@ -33,12 +34,6 @@ from train.objectives import registry
 # shapes of the weights show.
 FREE = {"ladder", "size", "mlp_ratio", "depth", "encoder_depth", "dropout", "init_std", "dtype"}
 FREE |= {"weights", "activations", "remat", "flash", "logits_at_once", "scan"}
-ONLY_WITH = {  # fields without effect unless another one has this value
-  "rotary_base": ("positions", "rotary"),
-  "relative_buckets": ("positions", "relative"),
-  "relative_distance": ("positions", "relative"),
-  "mup_base_width": ("width_scaling", "mup"),
-}
 OUTPUTS = r"/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
 
 
@@ -108,8 +103,9 @@ def _value(model: ConfigDict, name: str) -> Any:
   """Returns a field as far as it decides the function of the weights."""
   if name == "mlp_width":
     return mlp_width(model)
-  field, value = ONLY_WITH.get(name, (name, model[name]))
-  return None if name in FREE or model[field] != value else model[name]
+  free = name in FREE or without_effect(name, model.positions)
+  free |= name == "mup_base_width" and model.width_scaling != "mup"
+  return None if free else model[name]
 
 
 def _shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:

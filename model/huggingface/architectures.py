@@ -1,7 +1,7 @@
-"""The transformers library's GPT-2, Llama, BERT and T5, in tables: config fields and weight names.
+"""The architectures of the transformers library, in tables: config fields and weight names.
 
-`model/convert.py` reads these tables in both directions. What our model lacks (scaled rotary
-positions, sliding windows, ...) is refused by name, never ignored.
+`convert.py` reads these tables in both directions. What our model lacks (sliding windows, other
+scalings of rotary positions, ...) is refused by name, never ignored.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,18 +9,17 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.errors import ConfigError
+from model.huggingface import switches
+from model.huggingface.fields import REQUIRED
 from model.layers import GATED
-
-REQUIRED = object()  # in place of a default
 
 # Their activations, by ours; the first of several is the one that is written.
 PLAIN = {
-  "gelu": ("gelu_new", "gelu_pytorch_tanh"),
+  "gelu": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
   "gelu_exact": ("gelu",),
   "relu": ("relu",),
 }
-LLAMA_GATED = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh", "gelu_new")}
+GATED_BY = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}
 T5_ACTIVATIONS = PLAIN | {"geglu": ("gated-gelu", "gated-gelu_new"), "swiglu": ("gated-silu",)}
 
 
@@ -31,11 +30,13 @@ class Weight(NamedTuple):
     name: theirs; {} stands for the layer.
     paths: ours; where there are several, theirs holds them side by side (last axis).
     transposed: theirs is (fan out, fan in).
+    heads: theirs holds several paths side by side in each of so many heads.
   """
 
   name: str
   paths: tuple[str, ...]
   transposed: bool = False
+  heads: int = 1
 
 
 class Architecture(NamedTuple):
@@ -61,10 +62,10 @@ class Architecture(NamedTuple):
   model_type: str
   class_name: str
   prefix: str
-  fields: Mapping[str, tuple[str, Any]]
+  fields: dict[str, tuple[str, Any]]
   activations: Mapping[str, tuple[str, ...]]
   only: Mapping[str, Any]
-  constants: Mapping[str, Any]
+  constants: dict[str, Any]
   weights: Callable[[ConfigDict], Iterator[Weight]]
   copies: Mapping[str, str]
   ignored: tuple[str, ...] = ()
@@ -72,56 +73,7 @@ class Architecture(NamedTuple):
   write: Callable[[ConfigDict], dict] = lambda model_config: {}
 
 
-KINDS = {bool: "true or false", int: "a count from 1 to {most}", float: "a number", str: "a name"}
-MOST = 2**28  # of a count that could be meant
-MOST_LAYERS = 2**12
-
-
-def typed(theirs: Mapping, field: str, kind: type, default: Any, most: int = MOST) -> Any:
-  """Reads a field of theirs; the default where it is absent or null.
-
-  Raises:
-    ConfigError: it is of another kind, or a count or number that cannot be meant.
-  """
-  value = theirs.get(field)
-  if value is None:
-    return default
-  right = isinstance(value, (int, float) if kind is float else kind)
-  right &= isinstance(value, bool) == (kind is bool)
-  if right and kind is int:
-    right = 1 <= value <= most
-  if right and kind is float:
-    right = -1e30 < value < 1e30  # and no NaN
-  if not right:
-    need = KINDS[kind].format(most=f"{most:,}")
-    raise ConfigError(f"{field}={str(value)[:60]!r}: must be {need}")
-  return value
-
-
-def token_id(theirs: Mapping, field: str, vocab_size: int) -> int | None:
-  """Reads a token id, of several the first; None where there is none.
-
-  Raises:
-    ConfigError: it is no id of the vocabulary.
-  """
-  value = theirs.get(field)
-  ids = value if isinstance(value, list) else [value]
-  for index in ids:
-    if type(index) is int and 0 <= index < vocab_size:
-      return index
-    if index is not None:
-      break
-  if ids in ([], [None]):
-    return None
-  raise ConfigError(
-    f"{field}={str(value)[:60]}: must be a token id, 0 to {vocab_size - 1:,}, or a list of them"
-  )
-
-
-def refuse(field: str, value: Any, only: Any) -> None:
-  """Raises ConfigError where a field of theirs has another value than the only one of ours."""
-  if value != only:
-    raise ConfigError(f"{field}={value!r}: not supported; our model has {only!r} only")
+QKV = ("query", "key", "value")
 
 
 def _dense(name: str, path: str, biases: bool) -> Iterator[Weight]:
@@ -149,7 +101,7 @@ def _gpt2(c: ConfigDict) -> Iterator[Weight]:
   yield from _layer_norm("transformer.ln_f", "decoder/final_norm")
   for ours, theirs in (("kernel", "weight"), ("bias", "bias")):  # (fan in, fan out), like ours
     attention = f"{block}/attention"
-    fused = tuple(f"{attention}/{part}/{ours}" for part in ("query", "key", "value"))
+    fused = tuple(f"{attention}/{part}/{ours}" for part in QKV)
     yield Weight(f"{layer}.attn.c_attn.{theirs}", fused)
     yield Weight(f"{layer}.attn.c_proj.{theirs}", (f"{attention}/out/{ours}",))
     yield Weight(f"{layer}.mlp.c_fc.{theirs}", (f"{block}/mlp/up/{ours}",))
@@ -163,11 +115,30 @@ def _llama(c: ConfigDict) -> Iterator[Weight]:
   yield Weight(f"{layer}.input_layernorm.weight", (f"{block}/attention_norm/scale",))
   yield Weight(f"{layer}.post_attention_layernorm.weight", (f"{block}/mlp_norm/scale",))
   yield Weight("model.norm.weight", ("decoder/final_norm/scale",))
-  for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
-    yield from _dense(f"{layer}.self_attn.{theirs}_proj", f"{block}/attention/{ours}", c.biases)
+  attention, biases = f"{block}/attention", c.biases or c.attention_biases
+  for part in (*QKV, "out"):
+    yield from _dense(f"{layer}.self_attn.{part[0]}_proj", f"{attention}/{part}", biases)
+  for part in ("query", "key") if c.qk_norm else ():
+    yield Weight(f"{layer}.self_attn.{part[0]}_norm.weight", (f"{attention}/{part}_norm/scale",))
   for part in ("gate", "up", "down"):
     yield from _dense(f"{layer}.mlp.{part}_proj", f"{block}/mlp/{part}", c.biases)
   yield from _head(c)
+
+
+def _gpt_neox(c: ConfigDict) -> Iterator[Weight]:
+  layer, block = "gpt_neox.layers.{}", "decoder/block"
+  yield Weight("gpt_neox.embed_in.weight", ("embedding/table",))
+  yield from _layer_norm(f"{layer}.input_layernorm", f"{block}/attention_norm")
+  yield from _layer_norm(f"{layer}.post_attention_layernorm", f"{block}/mlp_norm")
+  yield from _layer_norm("gpt_neox.final_layer_norm", "decoder/final_norm")
+  for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+    fused = tuple(f"{block}/attention/{part}/{ours}" for part in QKV)
+    name = f"{layer}.attention.query_key_value.{theirs}"
+    yield Weight(name, fused, transposed=ours == "kernel", heads=c.heads)
+  yield from _dense(f"{layer}.attention.dense", f"{block}/attention/out", True)
+  yield from _dense(f"{layer}.mlp.dense_h_to_4h", f"{block}/mlp/up", True)
+  yield from _dense(f"{layer}.mlp.dense_4h_to_h", f"{block}/mlp/down", True)
+  yield from _head(c, "embed_out.weight")
 
 
 def _bert(c: ConfigDict) -> Iterator[Weight]:
@@ -176,13 +147,15 @@ def _bert(c: ConfigDict) -> Iterator[Weight]:
   yield Weight("bert.embeddings.position_embeddings.weight", ("encoder/positions/table",))
   yield Weight("bert.embeddings.token_type_embeddings.weight", ("token_types/table",))
   yield from _layer_norm("bert.embeddings.LayerNorm", "embedding_norm")
-  for part in ("query", "key", "value"):
+  for part in QKV:
     yield from _dense(f"{layer}.attention.self.{part}", f"{block}/attention/{part}", True)
   yield from _dense(f"{layer}.attention.output.dense", f"{block}/attention/out", True)
   yield from _layer_norm(f"{layer}.attention.output.LayerNorm", f"{block}/attention_norm")
   yield from _dense(f"{layer}.intermediate.dense", f"{block}/mlp/up", True)
   yield from _dense(f"{layer}.output.dense", f"{block}/mlp/down", True)
   yield from _layer_norm(f"{layer}.output.LayerNorm", f"{block}/mlp_norm")
+  if not c.head_transform:
+    return
   yield from _dense("cls.predictions.transform.dense", "head/transform", True)
   yield from _layer_norm("cls.predictions.transform.LayerNorm", "head/norm")
   yield Weight("cls.predictions.bias", ("head/bias",))
@@ -211,36 +184,6 @@ T5_LAYERS: dict[str, tuple[str, str, dict[str, str]]] = {
   "cross_attention": ("EncDecAttention", "cross_norm", T5_DENSE),
   "mlp": ("DenseReluDense", "mlp_norm", {}),  # depends on the gate
 }
-
-
-def _read_llama(theirs: Mapping, ours: dict, names: Collection[str]) -> None:
-  rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-  if not isinstance(rope, dict):
-    raise ConfigError(f"rope_parameters={str(rope)[:60]}: must be an object")
-  rope = {k: v for k, v in theirs.items() if k in ("rope_theta", "partial_rotary_factor")} | rope
-  refuse("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-  refuse("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
-  refuse("mlp_bias", theirs.get("mlp_bias", False), bool(ours["biases"]))
-  ours["rotary_base"] = typed(rope, "rope_theta", float, 10_000.0)
-
-
-def _write_llama(c: ConfigDict) -> dict:
-  rope = {"rope_type": "default", "rope_theta": c.rotary_base}
-  # Since version 5 the base is in `rope_parameters`; before, it had a field of its own.
-  return {"rope_parameters": rope, "rope_theta": c.rotary_base, "mlp_bias": c.biases}
-
-
-def _read_t5(theirs: Mapping, ours: dict, names: Collection[str]) -> None:
-  # Before version 5 the scale of a tied head was implied by its being tied. Since then there is a
-  # field for it, and `tie_word_embeddings` is written as true also where the file has a head.
-  tied = typed(theirs, "tie_word_embeddings", bool, True)
-  ours["scale_logits"] = typed(theirs, "scale_decoder_outputs", bool, tied)
-  ours["tied"] = tied and (ours["scale_logits"] or "lm_head.weight" not in names)
-  ours["depth"] = ours["depth"] or ours["encoder_depth"]
-
-
-def _write_t5(c: ConfigDict) -> dict:
-  return {"tie_word_embeddings": c.tied, "scale_decoder_outputs": c.scale_logits}
 
 
 ARCHITECTURES = {
@@ -286,17 +229,44 @@ ARCHITECTURES = {
       "intermediate_size": ("mlp_width", REQUIRED),
       "hidden_act": ("mlp", "silu"),
       "rms_norm_eps": ("norm_eps", 1e-6),
-      "attention_bias": ("biases", False),
+      "attention_bias": ("attention_biases", False),
       "tie_word_embeddings": ("tied", False),
     },
-    activations=LLAMA_GATED,
+    activations=GATED_BY,
     only={"sliding_window": None},
     constants={"bos_token_id": None, "eos_token_id": None},
     weights=_llama,
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=("rotary_emb.inv_freq",),
-    read=_read_llama,
-    write=_write_llama,
+    read=switches.read_llama,
+    write=switches.write_llama,
+  ),
+  "gpt_neox": Architecture(
+    preset="gpt_neox",
+    model_type="gpt_neox",
+    class_name="GPTNeoXForCausalLM",
+    prefix="gpt_neox.",
+    fields={
+      "vocab_size": ("vocab_size", REQUIRED),
+      "max_position_embeddings": ("seq_len", REQUIRED),
+      "hidden_size": ("width", REQUIRED),
+      "num_hidden_layers": ("depth", REQUIRED),
+      "num_attention_heads": ("heads", REQUIRED),
+      "intermediate_size": ("mlp_width", REQUIRED),
+      "hidden_act": ("mlp", "gelu"),
+      "layer_norm_eps": ("norm_eps", 1e-5),
+      "use_parallel_residual": ("parallel", True),
+      "tie_word_embeddings": ("tied", False),
+      "hidden_dropout": ("dropout", 0.0),
+    },
+    activations=PLAIN,
+    only={"attention_bias": True},
+    constants={"attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None},
+    weights=_gpt_neox,
+    copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
+    ignored=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
+    read=switches.read_rotary,
+    write=switches.write_gpt_neox,
   ),
   "bert": Architecture(
     preset="bert",
@@ -335,6 +305,7 @@ ARCHITECTURES = {
       "cls.seq_relationship.weight",
       "cls.seq_relationship.bias",
     ),
+    read=switches.read_bert,
   ),
   "t5": Architecture(
     preset="t5",
@@ -366,8 +337,29 @@ ARCHITECTURES = {
       "lm_head.weight": "shared.weight",
     },
     ignored=("EncDecAttention.relative_attention_bias.weight",),
-    read=_read_t5,
-    write=_write_t5,
+    read=switches.read_t5,
+    write=switches.write_t5,
   ),
 }
 ARCHITECTURES["t5_v1_1"] = ARCHITECTURES["t5"]  # one class, told apart by its config
+_LLAMA = ARCHITECTURES["llama"]
+# What these classes' own defaults would fill in differently is required.
+_NAMED = {
+  "num_key_value_heads": ("kv_heads", REQUIRED),
+  "max_position_embeddings": ("seq_len", REQUIRED),
+}
+ARCHITECTURES["mistral"] = _LLAMA._replace(
+  model_type="mistral",
+  class_name="MistralForCausalLM",
+  fields={k: v for k, v in (_LLAMA.fields | _NAMED).items() if k != "attention_bias"},
+  only={},
+  constants=_LLAMA.constants | {"sliding_window": None},
+  read=switches.read_window,
+  write=switches.write_rotary,
+)
+ARCHITECTURES["qwen3"] = ARCHITECTURES["mistral"]._replace(
+  preset="decoder",
+  model_type="qwen3",
+  class_name="Qwen3ForCausalLM",
+  fields=_LLAMA.fields | _NAMED | {"head_dim": ("head_width", REQUIRED)},
+)

@@ -1,8 +1,7 @@
 """Folders of the transformers library (config.json, safetensors, tokenizer.json), in and out.
 
-Of GPT-2, Llama, BERT (with the head of masked language modelling) and T5 (v1.0 and v1.1), without
-PyTorch. Every weight of a folder finds its home and every home its weight, or an error names it;
-`architectures.py` has the tables.
+Without PyTorch. Every weight of a folder finds its home and every home its weight, or an error
+names it; `architectures.py` has the tables.
 """
 
 import json
@@ -17,32 +16,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
-from configs.errors import ConfigError, DataError, UserError
+from configs.errors import DataError, UserError
 from model import accounting
-from model.huggingface.architectures import (
-  ARCHITECTURES,
-  MOST,
-  MOST_LAYERS,
-  REQUIRED,
-  Architecture,
-  Weight,
-  refuse,
-  token_id,
-  typed,
-)
+from model.huggingface import tokenizer_files
+from model.huggingface.architectures import ARCHITECTURES, Architecture, Weight
+from model.huggingface.fields import MOST, MOST_LAYERS, refuse, token_id, typed
+from model.huggingface.tokenizer_files import TOKENIZER
 from model.layers import mlp_width
+from model.positions import rotary_width, without_effect
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
 
 # Fields of ours that leave the function of the weights as it is: free in an export.
 FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "mup_base_width"}
-FREE |= {"dtype", "weights", "remat", "scan", "flash", "logits_at_once"}
-ONLY_WITH = {  # fields without effect unless `positions` is this
-  "rotary_base": "rotary",
-  "relative_buckets": "relative",
-  "relative_distance": "relative",
-}
+FREE |= {"dtype", "weights", "activations", "remat", "scan", "flash", "logits_at_once"}
+EFFECTIVE = {"mlp_width": mlp_width, "rotary_share": rotary_width}  # what a field comes to
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,7 +45,7 @@ class Imported(NamedTuple):
     vocab_size: V.
     seq_len: T, the longest sequence [tokens].
     tokenizer_json: the text of tokenizer.json; None: there is none.
-    model_type: as in config.json.
+    model_type: as in config.json; "bert without a head", whose embedding serves as one.
     start: id that a decoder reads first; None: the config names none.
     stop: id that ends a text, likewise.
   """
@@ -105,6 +94,8 @@ def import_folder(path: str | Path) -> Imported:
   except UnicodeDecodeError as error:
     raise DataError(f"{folder}: {TOKENIZER}: not UTF-8 ({error})") from None
   kind = architecture.model_type
+  if model_config.family == "encoder" and not model_config.head_transform:
+    kind += " without a head"
   return Imported(model_config, params, vocab_size, seq_len, text, kind, start_id, stop_id)
 
 
@@ -121,7 +112,7 @@ def export_folder(
   """Writes a folder, new or empty, that `from_pretrained` of the transformers library loads.
 
   The model config is resolved, V has the special ids, and `token_ids` are further fields of
-  config.json, such as {"eos_token_id": 256}.
+  config.json and generation_config.json, such as {"eos_token_id": 256}.
 
   Raises:
     UserError: the folder has something in it, the architecture lacks what the model has (the
@@ -137,13 +128,14 @@ def export_folder(
   for weight in family.weights(model_config):
     theirs |= _give(weight, params, shapes)
   folder.mkdir(parents=True, exist_ok=True)
-  config |= dict(token_ids or {})
-  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  token_ids = dict(token_ids or {})
+  config |= token_ids
+  tokenizer_files.write_json(folder / CONFIG, config)
   save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
+  if model_config.family != "encoder":
+    tokenizer_files.write_json(folder / "generation_config.json", token_ids)
   if tokenizer_json is not None:
-    (folder / TOKENIZER).write_text(tokenizer_json)
-    # Without this the library guesses a class by the model's type, which then refuses the file.
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tokenizer_files.write(folder, tokenizer_json, token_ids, model_config, seq_len)
 
 
 def _find(config: Mapping) -> Architecture:
@@ -173,8 +165,6 @@ def _read(
     kind = type(complete.model[our_field]) if our_field in complete.model else int
     most = MOST_LAYERS if our_field.endswith("depth") else MOST
     ours[our_field] = typed(config, field, kind, default, most)
-    if ours[our_field] is REQUIRED:
-      raise ConfigError(f"{field}: missing; a {architecture.model_type} has it")
   activations = {name: mlp for mlp, all_ in architecture.activations.items() for name in all_}
   if ours["mlp"] not in activations:
     raise DataError(f"activation {ours['mlp']!r}: unknown; known are {', '.join(activations)}")
@@ -218,17 +208,19 @@ def _write(
   names = [weight.name for weight in architecture.weights(c)]
   understood = _read(architecture, config, names)[0]
   for field, value in understood.items():  # what a reader would make of it
-    actual = mlp_width(c) if field == "mlp_width" else c[field]
-    used = field not in FREE and c.positions == ONLY_WITH.get(field, c.positions)
-    if used and actual != value:
-      raise DataError(_misfit(name, field, actual, value))
+    free = field in FREE or without_effect(field, c.positions)
+    free |= field == "attention_biases" and c.biases  # which are those of attention, too
+    effective = EFFECTIVE.get(field, lambda c, field=field: c[field])
+    if not free and effective(c) != effective(understood):
+      raise DataError(_misfit(name, field, c[field], value))
   return architecture, config
 
 
 def _misfit(name: str, field: str, value: Any, theirs: Any) -> str:
+  preset = name if name in presets.PRESETS else ARCHITECTURES[name].preset
   return (
     f"model.{field}={value!r}: {name} has {theirs!r}; choose another architecture, or train with "
-    f"configs/presets.py:{name}"
+    f"configs/presets.py:{preset}"
   )
 
 
@@ -279,7 +271,8 @@ def _named(architecture: Architecture, theirs: Arrays) -> Arrays:
   def named(name: str) -> str:
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # TensorFlow's names, in old BERTs
     name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-    return architecture.prefix + name if bare and not name.startswith(("lm_head", "cls")) else name
+    headed = name.startswith(("lm_head", "embed_out", "cls"))
+    return architecture.prefix + name if bare and not headed else name
 
   return {named(k): w for k, w in theirs.items() if not k.endswith(architecture.ignored)}
 
@@ -329,6 +322,9 @@ def _take(weight: Weight, theirs: Arrays, shapes: Mapping) -> Arrays:
       raise DataError(f"weight {name}: has NaN or infinite values, or ones too large for float32")
     layers.append(layer)
   whole = np.stack(layers) if layered else layers[0]
+  if weight.heads > 1:  # (head, part, K) to (part, head, K)
+    parts = whole.reshape(*whole.shape[:-1], weight.heads, len(weight.paths), -1)
+    whole = parts.swapaxes(-3, -2).reshape(whole.shape)
   ends = np.cumsum([shapes[path][-1] for path in weight.paths])[:-1]
   return dict(zip(weight.paths, np.split(whole, ends, axis=-1), strict=True))
 
@@ -336,6 +332,9 @@ def _take(weight: Weight, theirs: Arrays, shapes: Mapping) -> Arrays:
 def _give(weight: Weight, params: Mapping[str, np.ndarray], shapes: Mapping) -> Arrays:
   """Returns a weight of ours by their names: the reverse of `_take`."""
   whole = np.concatenate([np.asarray(params[path], np.float32) for path in weight.paths], axis=-1)
+  if weight.heads > 1:
+    parts = whole.reshape(*whole.shape[:-1], len(weight.paths), weight.heads, -1)
+    whole = parts.swapaxes(-3, -2).reshape(whole.shape)
   layers = list(whole) if "{}" in weight.name else [whole]
   if weight.transposed:
     layers = [layer.T for layer in layers]

@@ -16,7 +16,7 @@ from scaling.arguments import CHECKPOINT, Flag, restored_run
 
 FLAGS: tuple[Flag, ...] = (
   CHECKPOINT,
-  ("architecture", "", "gpt2 | llama | bert | t5 | t5_v1_1."),
+  ("architecture", "", "gpt2 | llama | mistral | qwen3 | gpt_neox | bert | t5 | t5_v1_1."),
   ("output", "", "A new folder."),
 )
 

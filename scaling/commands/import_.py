@@ -1,4 +1,4 @@
-"""Makes a run of a Hugging Face folder of GPT-2, Llama, BERT or T5: a checkpoint at step 0.
+"""Makes a run of a Hugging Face folder (docs/checkpoints.md: of which): a checkpoint at step 0.
 
   isoflop import --input=gpt2 --workdir=runs/imported
 

@@ -52,5 +52,7 @@ def test_defaults_of_the_three_families_differ_in_nothing_else():
 
 @pytest.mark.parametrize("name", ["", "gpt3"])
 def test_an_unknown_preset_is_refused_with_the_known_ones(name):
-  with pytest.raises(ValueError, match=f"preset '{name}'.*gpt2, llama, bert, t5, t5_v1_1"):
+  with pytest.raises(
+    ValueError, match=f"preset '{name}'.*gpt2, llama, gpt_neox, bert, t5, t5_v1_1"
+  ):
     presets.get_config(name)

@@ -61,10 +61,31 @@ BERT = {
   "max_position_embeddings": LONGEST,
   "layer_norm_eps": 1e-3,
 }
+NEOX = {
+  "vocab_size": V,
+  "hidden_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 24,
+  "max_position_embeddings": LONGEST,
+  "layer_norm_eps": 1e-3,
+  "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.4},
+}
+LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 300.0,
+  "factor": 5.0,
+  "low_freq_factor": 1.5,
+  "high_freq_factor": 3.5,
+  "original_max_position_embeddings": 24,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.5}
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 GOLDEN = {
   "gpt2": ("GPT2", "GPT2LMHeadModel", GPT2),
   "llama": ("Llama", "LlamaForCausalLM", LLAMA),
+  "qwen3": ("Qwen3", "Qwen3ForCausalLM", LLAMA),
+  "gpt_neox": ("GPTNeoX", "GPTNeoXForCausalLM", NEOX),
   "bert": ("Bert", "BertForMaskedLM", BERT),
   "t5": ("T5", "T5ForConditionalGeneration", T5),
   "t5_v1_1": ("T5", "T5ForConditionalGeneration", T5 | V1_1),
@@ -78,10 +99,33 @@ OTHERS = {  # switches of the same architectures
   "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
   "bert": {"hidden_act": "relu"},
   "t5": {"feed_forward_proj": "gated-silu"},
+  "qwen3": {
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_fast",
+    "rope_parameters": LLAMA3,
+    "use_sliding_window": True,
+    "sliding_window": LONGEST,
+    "max_window_layers": 1,
+  },
+  "gpt_neox": {
+    "use_parallel_residual": False,
+    "tie_word_embeddings": True,
+    "hidden_act": "relu",
+    "rope_parameters": LINEAR | {"partial_rotary_factor": 1.0},
+  },
 }
 VARIANTS = GOLDEN | {
   f"{name}, otherwise": (*GOLDEN[name][:2], GOLDEN[name][2] | fields)
   for name, fields in OTHERS.items()
+}
+MISTRAL = ("Mistral", "MistralForCausalLM")
+VARIANTS |= {
+  "gpt2, gelu_fast": ("GPT2", "GPT2LMHeadModel", GPT2 | {"activation_function": "gelu_fast"}),
+  "llama, llama3": ("Llama", "LlamaForCausalLM", LLAMA | {"rope_parameters": LLAMA3}),
+  "llama, attention's biases": ("Llama", "LlamaForCausalLM", LLAMA | {"attention_bias": True}),
+  "mistral": (*MISTRAL, LLAMA | {"sliding_window": None}),
+  "mistral, wide": (*MISTRAL, LLAMA | {"sliding_window": LONGEST, "rope_parameters": LINEAR}),
 }
 
 

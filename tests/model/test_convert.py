@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from configs import ladders, presets
 from configs.errors import UserError
+from model import positions
 from model.huggingface import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("gpt2", "llama", "bert", "t5", "t5_v1_1")
+NAMES = ("gpt2", "llama", "qwen3", "gpt_neox", "bert", "t5", "t5_v1_1")
 
 
 @pytest.fixture
@@ -155,9 +156,22 @@ def test_t5_with_a_tied_head_that_is_not_scaled(edit, tmp_path):
   assert again.model_config == imported.model_config
 
 
+def test_a_bert_without_a_head_is_named_so_and_its_embedding_serves_as_one(edit):
+  def bare(weights):
+    return {k.removeprefix("bert."): w for k, w in weights.items() if not k.startswith("cls")}
+
+  imported = convert.import_folder(edit("bert", {"architectures": ["BertModel"]}, change=bare))
+  whole = convert.import_folder(GOLDEN / "bert")
+  assert (imported.model_type, whole.model_type) == ("bert without a head", "bert")
+  same(imported.params, {k: w for k, w in whole.params.items() if not k.startswith("head/")})
+  assert imported.model_config.tied
+
+
 EMBEDDING = "model.embed_tokens.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
-ROPE = {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0}
+ROPE = {"rope_type": "llama3", "rope_theta": 300.0, "factor": 2.0, "low_freq_factor": 1.0}
+LONG = {"max_position_embeddings": 4097}
+LAYERS = {"layer_types": ["full_attention", "sliding_attention"]}
 
 
 @pytest.mark.parametrize(
@@ -170,14 +184,32 @@ ROPE = {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0}
     ("llama", {"tie_word_embeddings": True}, {}, f"lm_head.weight: differs from {EMBEDDING}"),
     ("llama", {"num_key_value_heads": 4}, {}, r"k_proj.weight: shape \(12, 16\).* \(24, 16\)"),
     ("llama", {"num_key_value_heads": 3}, {}, "kv_heads=3"),
-    ("llama", {"rope_parameters": ROPE}, {}, "rope_type='linear': not supported"),
+    ("llama", {"rope_parameters": ROPE}, {}, "high_freq_factor: missing"),
+    ("llama", {"rope_parameters": ROPE | {"high_freq_factor": 1.0}}, {}, "low=1.0: must be less"),
+    ("llama", {"rope_parameters": {"rope_type": "linear"}}, {}, "factor: missing"),
+    (
+      "llama",
+      {"rope_parameters": ROPE | {"rope_type": "linear", "factor": -2}},
+      {},
+      "rotary_factor=-2.0: must be pos",
+    ),
+    ("llama", {"rope_scaling": {"rope_type": "yarn"}}, {}, "rope_type='yarn': not supported"),
     ("llama", {"rope_parameters": "-", "rope_scaling": {"type": "dynamic"}}, {}, "'dynamic'"),
     ("llama", {"partial_rotary_factor": 0.5}, {}, "partial_rotary_factor=0.5"),
     ("llama", {"sliding_window": 4096}, {}, "sliding_window=4096: not supported"),
     ("llama", {"mlp_bias": True}, {}, "mlp_bias=True"),
     ("llama", {"quantization_config": {"bits": 4}}, {}, "quantization_config"),
     ("llama", {"hidden_act": "tanh"}, {}, "'tanh': unknown; known are silu"),
-    ("llama", {"model_type": "mistral"}, {}, "model_type='mistral': unknown"),
+    ("llama", {"model_type": "mamba"}, {}, "model_type='mamba': unknown; it must be one of bert"),
+    ("llama", {"model_type": "mistral", **LONG}, {}, "sliding_window=4096: not supported below"),
+    ("llama", {"model_type": "mistral", "sliding_window": 47}, {}, "sliding_window=47: not supp"),
+    ("llama", {"model_type": "mistral", "num_key_value_heads": "-"}, {}, "value_heads: missing"),
+    ("qwen3", LAYERS, {}, "layer_types=.* not supported; our model has full attention"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 9}, {}, "sliding_window=9: not supp"),
+    ("qwen3", {"head_dim": None}, {}, "head_dim: missing"),
+    ("gpt_neox", {"attention_bias": False}, {}, "attention_bias=False: not supported"),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.2}}, {}, "factor=0.2: not supp"),
+    ("bert", {"architectures": ["BertModel"]}, {}, "cls.predictions.bias: has no home in this b"),
     ("llama", {"hidden_size": "-"}, {}, "hidden_size: missing"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "scale_attn_by_inverse_layer_idx"),
     ("bert", {"position_embedding_type": "relative_key"}, {}, "position_embedding_type"),
@@ -298,6 +330,9 @@ def complete(name, **changes):
   ("preset", "changes", "architecture", "message"),
   [
     ("decoder", {}, "llama", "model.qk_norm=True: llama has False"),
+    ("decoder", {"biases": True}, "qwen3", "model.biases=True: qwen3 has False"),
+    ("llama", {"attention_biases": True}, "mistral", "model.attention_biases=True: mistral has F"),
+    ("gpt_neox", {"positions": "learned"}, "gpt_neox", "model.positions='learned'"),
     ("llama", {"norm": "layer"}, "llama", "model.norm='layer': llama has 'rms'"),
     ("llama", {"width_scaling": "mup"}, "llama", "model.width_scaling='mup'"),
     ("llama", {"scale_embedding": True}, "llama", "model.scale_embedding=True"),
@@ -317,6 +352,14 @@ def test_what_an_export_refuses(tmp_path, preset, changes, architecture, message
   with pytest.raises(ValueError, match=message):
     convert.export_folder(tmp_path / "out", complete(preset, **changes), {}, 8, 8, architecture)
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("head_width", [6, 12, 80])
+def test_the_rotated_part_of_a_head_is_what_the_library_rounds_down_to(head_width):
+  c = complete("gpt_neox", width=2 * head_width)
+  _, config = convert._write("gpt_neox", c, 8, 8)
+  share = config["rope_parameters"]["partial_rotary_factor"]
+  assert int(head_width * share) == {6: 2, 12: 2, 80: 20}[head_width] == positions.rotary_width(c)
 
 
 def test_an_export_does_not_mind_how_a_model_was_computed(tmp_path):

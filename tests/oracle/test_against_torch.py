@@ -14,7 +14,7 @@ from documents import WAYS, difference, documents, logits
 from model.huggingface import convert
 
 transformers = pytest.importorskip("transformers", reason="needs torch and transformers")
-pytest.importorskip("torch", reason="needs torch and transformers")
+torch = pytest.importorskip("torch", reason="needs torch and transformers")
 import torch_models  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,6 +49,18 @@ def test_exported_logits(variant, tmp_path):
   convert.export_folder(tmp_path / "out", *imported[:4], name.split(",")[0])
   theirs = torch_models.logits(torch_models.load(tmp_path / "out"), BATCH, "padded")
   assert difference(logits(imported, BATCH, "padded"), theirs) < BOUND
+
+
+def test_the_output_of_a_bert_without_a_head(tmp_path):
+  model = torch_models.build("Bert", "BertModel", torch_models.BERT)
+  model.save_pretrained(tmp_path)
+  ours = logits(convert.import_folder(tmp_path), BATCH, "ragged")
+  table = model.double().embeddings.word_embeddings.weight
+  for document, row in zip(BATCH, ours, strict=True):
+    ids, types = (torch.tensor(x)[None] for x in (document.tokens, document.types))
+    with torch.no_grad():
+      theirs = model(ids, token_type_ids=types).last_hidden_state[0] @ table.T
+    assert difference([row], [theirs.numpy()]) < BOUND
 
 
 @pytest.mark.parametrize("name", torch_models.GOLDEN)
