@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs import base
-from configs.errors import DataError
+from configs.errors import UserError
 from scaling.laws.curves import curve_law
 from scaling.laws.curves.curve_law import Expected, RunCurve
 from scaling.laws.tables.curves import train_losses
@@ -17,16 +17,20 @@ from scaling.sweep.plan import Cell
 from train import optim
 
 UNFINISHED = ("planned", "running")
+GRID = 4000  # steps of a schedule
 
 
 def final_losses(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Expected]:
-  """Forecasts the unfinished cells of which enough is seen, by id; {} with too few finished ones.
+  """Forecasts the unfinished cells of which enough is seen, by id; {} where they are too few to tell.
 
   A cell that has not begun is seen as far as the trunk that it will branch from.
   """
+  statuses = {store.outcome(workdir, cell)["status"] for cell in cells}
+  if not statuses & set(UNFINISHED):
+    return {}
   curves = read_curves(workdir, head, cells)
   expected: dict[int, Expected] = {}
-  with suppress(DataError):
+  with suppress(UserError):  # too few, or no law fits them
     expected = curve_law.forecast(list(curves.values()), head["config"]["fit"]["level"])
   names = list(curves)
   return {names[i]: row for i, row in expected.items()}
@@ -45,21 +49,24 @@ def read_curves(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> d
       before = trunk <= cell.branch_step * cell.tokens_per_step
       tokens = np.concatenate([trunk[before], tokens])
       loss = np.concatenate([trunk_loss[before], loss])
-    S, Z = areas(head["config"]["optim"], cell)
-    at = np.rint(tokens / cell.tokens_per_step).astype(int) - 1
+    steps = np.append(tokens / cell.tokens_per_step, cell.steps)
+    S, Z = areas(head["config"]["optim"], cell, steps)
     final = outcome["loss"] if outcome["status"] == "done" else float("nan")
     end = float(S[-1]), float(Z[-1])
-    curves[cell.id] = RunCurve(cell.N, S[at], Z[at], loss, end, final, cell.trunk or "")
+    curves[cell.id] = RunCurve(cell.N, S[:-1], Z[:-1], loss, end, final, cell.trunk or "")
   return curves
 
 
-def areas(options: dict[str, Any], cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-  """Computes S and Z [steps] of a cell's schedule, in tokens; its warmup counts as constant."""
+def areas(options: dict[str, Any], cell: Cell, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Computes S and Z of a cell's schedule after some steps [t], in tokens.
+
+  Its warmup counts as constant. A schedule of more than `GRID` steps is read at so many of them.
+  """
   config = base.get_config().optim
   config.update(options)
   config.warmup_tokens = 0
-  per_step = cell.tokens_per_step
-  rate = [
-    optim.learning_rate(config, 1.0, step, cell.steps, per_step) for step in range(cell.steps)
-  ]
-  return np.cumsum(rate) * per_step, np.cumsum(1 - np.array(rate)) * per_step
+  total, tokens = cell.steps, cell.tokens_per_step
+  edges = np.rint(np.linspace(0, total, min(total, GRID) + 1)).astype(int)
+  rate = np.array([optim.learning_rate(config, 1.0, int(i), total, tokens) for i in edges[:-1]])
+  S, Z = (np.cumsum(x * np.diff(edges)) * tokens for x in (rate, 1 - rate))
+  return np.interp(steps, edges, [0.0, *S]), np.interp(steps, edges, [0.0, *Z])

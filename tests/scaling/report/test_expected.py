@@ -1,5 +1,6 @@
 """What the unfinished cells of a sweep are expected to end with, in a folder of a known law."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from configs import base
 from scaling.commands.runs import runs_table
 from scaling.report import expected
 from scaling.sweep import plan, store
-from train import record
+from train import optim, record
 
 
 def config():
@@ -25,11 +26,15 @@ def train_loss(N, S, Z):
   return 1.9 + 120 * N**-0.45 + 60 * S**-0.32 - 8e-4 * N**0.15 * Z**0.4
 
 
+def areas_of(cell):
+  return expected.areas(config().to_dict()["optim"], cell, np.arange(1, cell.steps + 1))
+
+
 def write_curve(folder, cell, steps, first=0, constant=False):
   """Writes metrics.jsonl, a row every ten steps after `first`; returns its last train loss."""
   folder.mkdir(parents=True, exist_ok=True)
   areas = (np.arange(1, steps + 1) * cell.tokens_per_step, np.zeros(steps))
-  S, Z = areas if constant else expected.areas(config().to_dict()["optim"], cell)
+  S, Z = areas if constant else areas_of(cell)
   at = np.arange(first + 9, steps, 10)
   loss = train_loss(cell.N, S[at], Z[at])
   tokens = (at + 1) * cell.tokens_per_step
@@ -63,7 +68,7 @@ def test_a_running_cell_says_what_it_is_expected_to_end_with(workdir):
   (name, row), = expected.final_losses(workdir, head, cells).items()  # fmt: skip
   running = cells[-1]
   assert name == running.id
-  S, Z = expected.areas(head["config"]["optim"], running)
+  S, Z = areas_of(running)
   assert row.loss == pytest.approx(1.06 * train_loss(running.N, S[-1], Z[-1]), rel=3e-3)
   assert row.interval[0] <= row.loss <= row.interval[1]
   lines = runs_table(workdir).splitlines()
@@ -88,3 +93,19 @@ def test_a_sweep_with_nothing_under_way_fits_no_curves(workdir):
   running = next((workdir / "cells").glob("heldout*"))
   (running / "run.json").write_text('{"status": "failed", "error": "RunError: x"}')
   assert "expected" not in runs_table(workdir)
+
+
+def test_areas_are_the_sums_over_a_schedule():
+  cell = plan.design_cells(config(), 512)[0]
+  S, Z = areas_of(cell)
+  per_step = np.diff(S, prepend=0) / cell.tokens_per_step
+  start = optim.cooldown_start(config().optim, cell.steps)
+  assert cell.steps < expected.GRID
+  np.testing.assert_allclose(per_step[:start], 1)
+  at = np.arange(cell.steps - start)
+  np.testing.assert_allclose(per_step[start:], 1 - np.sqrt(at / len(at)), atol=1e-9)
+  long = dataclasses.replace(cell, steps=50 * cell.steps)
+  ends = (expected.areas(config().to_dict()["optim"], x, np.array([x.steps])) for x in (cell, long))
+  (S, Z), (long_S, long_Z) = ends
+  assert long_S == pytest.approx(50 * S, rel=1e-3)
+  assert long_Z == pytest.approx(50 * Z, rel=1e-2)

@@ -146,6 +146,17 @@ def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workd
   assert len(artists(left, "constant")) == len(trunks) + len(alone)
 
 
+def test_normalised_curves_end_at_one(workdir):
+  record = records.read(workdir)
+  axes = curves.collapse(record).axes[0]
+  for kind in ("fit", "heldout"):
+    lines = [line.get_xydata() for line in artists(axes, kind)]
+    assert len(lines) == len(record.done(kind))
+    for line in lines:
+      np.testing.assert_allclose(line[-1], 1)
+      assert line[0, 1] > 1.1  # a twentieth of the run
+
+
 def test_smoothing_keeps_a_level_and_removes_noise():
   rng = np.random.default_rng(0)
   tokens = np.arange(1, 2001) * 1024.0
