@@ -21,16 +21,15 @@ GRID = 4000  # steps of a schedule
 
 
 def final_losses(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Expected]:
-  """Forecasts the unfinished cells of which enough is seen, by id; {} where they are too few to tell.
+  """Forecasts the unfinished cells of which enough is seen, by id; {} where no law can be fitted.
 
   A cell that has not begun is seen as far as the trunk that it will branch from.
   """
-  statuses = {store.outcome(workdir, cell)["status"] for cell in cells}
-  if not statuses & set(UNFINISHED):
+  if all(store.outcome(workdir, cell)["status"] not in UNFINISHED for cell in cells):
     return {}
   curves = read_curves(workdir, head, cells)
   expected: dict[int, Expected] = {}
-  with suppress(UserError):  # too few, or no law fits them
+  with suppress(UserError):
     expected = curve_law.forecast(list(curves.values()), head["config"]["fit"]["level"])
   names = list(curves)
   return {names[i]: row for i, row in expected.items()}

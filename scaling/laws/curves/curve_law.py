@@ -21,8 +21,7 @@ from scaling.laws import solve
 from scaling.laws.forms import FLOOR, POWER, SCALE, SLOPE, Form, evaluate
 from scaling.laws.intervals.bootstrap import t_quantile
 
-BIN = 0.15  # width in log tokens of the bins over which a curve is averaged
-DECAY_BINS = 5  # of a decay, in its tokens
+BIN, DECAY_BIN = 0.15, 0.045  # width in log tokens of the bins over which a curve is averaged
 TRANSIENT = 0.75  # of the tokens of the shortest run: what is before is no power law yet
 FINALS = 4.0  # weight of all final losses, over that of all that led to them
 DELTA = 0.01  # Huber's threshold, of log loss
@@ -124,11 +123,8 @@ def points(curves: Sequence[RunCurve], start: float) -> dict[str, np.ndarray]:
     decays, late = curve.Z > 0, tokens > start
     taken = late & (decays | (curve.trunk not in trunks))
     trunks |= {curve.trunk} - {""}
-    bins = np.floor(np.log(np.where(late, tokens, start) / start) / BIN)
-    if decays.any():
-      first = tokens[decays][0] - width[decays][0]
-      share = (tokens - first) / (sum(curve.end) - first)
-      bins = np.where(decays, -np.ceil(DECAY_BINS * share), bins)
+    bins = np.floor(np.log(tokens / start) / np.where(decays, DECAY_BIN, BIN))
+    bins = np.where(decays, -1 - bins, bins)
     for i in np.unique(bins[taken]):
       at = taken & (bins == i)
       S, Z, loss = (np.average(x[at], weights=width[at]) for x in (curve.S, curve.Z, curve.loss))
@@ -173,32 +169,27 @@ def final_loss(params: Mapping[str, float], curve: RunCurve) -> float:
 def past_errors(curves: Sequence[RunCurve]) -> np.ndarray:
   """Forecasts the third of the finished runs that is largest from the others; returns its misses.
 
-  Of a run to forecast its first `LEAST_SEEN` is known, of the others all. The misses [n] are log
-  of predicted over trained loss: what a forecast is worth where it goes beyond the finished runs.
+  The misses [n] are log of predicted over trained loss, with `LEAST_SEEN` of each run known.
   """
   finished = sorted((c for c in curves if c.finished), key=lambda c: c.N * sum(c.end))
-  smaller, larger = np.split(np.arange(len(finished)), [len(finished) - len(finished) // 3])
-  known = [finished[i] for i in smaller] + [finished[i].until(LEAST_SEEN) for i in larger]
-  params = fit(known)
-  return np.array([np.log(final_loss(params, c) / c.final) for c in (finished[i] for i in larger)])
+  smaller = len(finished) - len(finished) // 3
+  larger = finished[smaller:]
+  params = fit([*finished[:smaller], *(curve.until(LEAST_SEEN) for curve in larger)])
+  return np.array([np.log(final_loss(params, curve) / curve.final) for curve in larger])
 
 
 def forecast(curves: Sequence[RunCurve], level: float) -> dict[int, Expected]:
   """Forecasts the runs of which enough is seen, by their place among the curves.
 
-  The interval is as wide as the misses of `past_errors` say; it holds the loss with probability
-  `level` if the misses to come are like them.
+  The interval holds the loss with probability `level` if the misses to come are like the past ones.
 
   Raises:
     DataError: too few runs are finished.
   """
-  unfinished = [i for i, c in enumerate(curves) if not c.finished and c.seen >= LEAST_SEEN]
+  unfinished = {i: c for i, c in enumerate(curves) if not c.finished and c.seen >= LEAST_SEEN}
   if not unfinished:
     return {}
   errors, params = past_errors(curves), fit(curves)
   width = t_quantile((1 + level) / 2, len(errors)) * float(np.sqrt(np.mean(errors**2)))
-  result = {}
-  for i in unfinished:
-    loss = final_loss(params, curves[i])
-    result[i] = Expected(loss, (loss * np.exp(-width), loss * np.exp(width)))
-  return result
+  losses = {i: final_loss(params, curve) for i, curve in unfinished.items()}
+  return {i: Expected(x, (x * np.exp(-width), x * np.exp(width))) for i, x in losses.items()}

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling.laws.tables.curves import join, train_losses
+from scaling.laws.tables.curves import join, read_curves, train_losses
 from scaling.report.figures import style
 from scaling.report.records import Cell, Record, column
 
@@ -98,17 +98,14 @@ def collapse(record: Record) -> Figure:
   figure = Figure(figsize=(style.SINGLE, 2.7))
   axes = figure.subplots()
   shade = style.color_bar(figure, axes, column(cells, "tokens_per_param"), "D / N")
-  trunks = {c["id"]: c.get("trunk") for c in record.sweep.get("cells", [])}
   share = np.geomspace(0.04, 1.0, POINTS)
-  for cell in cells:
-    curve = train_losses(record.workdir / "cells" / cell["cell"])
-    if trunk := trunks.get(cell["cell"]):
-      curve = join(train_losses(record.workdir / "trunks" / trunk), curve)
-    if curve.size:
-      loss = smooth(curve[0], curve[1], share * curve[0, -1])
-      look = {"lw": 1.4, "ls": "--"} if cell["kind"] == "heldout" else {"lw": 0.8}
-      color = shade(cell["tokens_per_param"])
-      axes.plot(share, loss / loss[-1], color=color, gid=cell["kind"], **look)
+  by_id = {cell["cell"]: cell for cell in cells}
+  N, D, C = (column(cells, name) for name in "NDC")
+  for name, _, tokens, _, loss in read_curves(record.workdir, [*by_id], N, D, C):
+    level = smooth(tokens, loss, share * tokens[-1])
+    look = {"lw": 1.4, "ls": "--"} if by_id[name]["kind"] == "heldout" else {"lw": 0.8}
+    look |= {"color": shade(by_id[name]["tokens_per_param"]), "gid": by_id[name]["kind"]}
+    axes.plot(share, level / level[-1], **look)
   style.log_axis(axes.xaxis, "share of the run")
   axes.set_ylabel("train loss, over that at the end")
   return figure
