@@ -197,7 +197,6 @@ SWEEP: dict[str, Any] = {
   "heldout_budgets": (3.0,),  # held-out budgets, as multiples of the largest fitted one
   "heldout_sizes": (0.5, 1.0, 2.0),  # multiples of the predicted N* that are trained
   "heldout_seeds": at_least_1(1),  # seeds of each held-out cell, the first included
-  "heldout_budget": at_least_0(0.0),  # one held-out compute [FLOPs]; 0: by heldout_budgets
   "pack": at_least_0(0),  # most runs of a size trained together on a device; 0: the planner's
   "launcher": one_of(*LAUNCHERS),  # how workers are started: processes here, `command`
   "command": "",  # of launcher command, as "bash -c {command}"; {folder}, {id} are filled in too
@@ -314,6 +313,8 @@ def renamed(tree: dict) -> dict:
   sweep, fit = (sections.get(name, {}) for name in ("sweep", "fit"))
   if "heldout_factor" in sweep:
     sweep["heldout_budgets"] = [sweep.pop("heldout_factor")]
+  if sweep.get("heldout_budget") == 0:  # else it was in FLOPs
+    del sweep["heldout_budget"]
   if "fixed_E" in fit:
     E = fit.pop("fixed_E")
     fit["E"] = f"{E:g}" if E else ""

@@ -25,11 +25,7 @@ class UsageError(UserError):
 
 
 class RunError(RuntimeError):
-  """A run could not go on, by no fault of the code: it diverged, or its machine failed it."""
-
-
-class NotHeldError(RunError):
-  """A sealed prediction did not hold."""
+  """A run diverged, its machine failed it, or what was predicted of it did not hold: no bug."""
 
 
 def of_the_machine(error: BaseException) -> bool:

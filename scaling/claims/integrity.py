@@ -32,8 +32,6 @@ def check(workdir: Path) -> list[str]:
   for name in ("fit.json", "verification.json"):
     if "digests" not in (files.read_record(workdir / name) or {"digests": {}}):
       unchecked.append(name)
-  if sealed and sealed["version"] == 1:
-    unchecked.insert(0, prediction.NAME)
   head = files.read_json(workdir / "sweep.json")
   if head and sealed and (workdir / "cells.csv").exists():
     counting = head["config"]["fit"]

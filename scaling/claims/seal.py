@@ -45,7 +45,8 @@ def seal(
     predictions.check_sealable(law, C)
     return predictions.optimum(law, C)["N_opt"]
 
-  budgets, refused = plan.heldout(config, vocab_size, train_tokens, cells, n_opt)
+  planned = plan.heldout(config, vocab_size, train_tokens, cells, n_opt)
+  budgets = [budget for budget in planned if not budget.reason]
   input_hash = runs.input_hash(law.runs)
   claims, heldout = [], list[plan.Cell]()
   for budget in budgets:
@@ -65,7 +66,7 @@ def seal(
     "level": law.options.level,
     "counting": {name: config.fit[name] for name in ("params", "flops", "loss")},
     "budgets": [{"C": x.C, "times": x.times, "passed_over": x.passed_over} for x in budgets],
-    "refused": [x._asdict() for x in refused],
+    "refused": [{"C": x.C, "times": x.times, "reason": x.reason} for x in planned if x.reason],
     "claims": [dataclasses.asdict(claim) for claim in claims],
     "input_hash": input_hash,
     "n_runs": len(law.runs),

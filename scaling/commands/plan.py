@@ -101,5 +101,5 @@ def next_of_runs(args: flags.FlagValues, budget: float) -> str:
   f, s = args.config.fit, args.config.sweep
   reading = (args.columns, f.params, f.flops, args.where, args.exclude, f.loss)
   law = fit.fit_runs(read.read_runs(args.runs, *reading), f)
-  C = s.heldout_budget or s.heldout_budgets[-1] * float(law.runs.C.max())
+  C = s.heldout_budgets[-1] * float(law.runs.C.max())
   return adaptive.table_of_runs(law, C, budget)

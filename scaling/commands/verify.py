@@ -16,7 +16,7 @@ from absl import flags
 
 from configs import base
 from configs.bounds import between_0_and_1
-from configs.errors import DataError, NotHeldError, UsageError
+from configs.errors import DataError, RunError, UsageError
 from scaling.arguments import RUNS, WORKDIR, Flag, workdir_of
 
 RESUMABLE = True
@@ -57,8 +57,6 @@ def check_seal(args: flags.FlagValues) -> None:
   sealed = prediction.read(path) if path.is_file() else None
   if sealed is None:
     raise UsageError(f"--seal={path}: no such file")
-  if sealed["version"] == 1:
-    raise DataError(f"--seal={path}: is of version 1, which has no digests: it cannot be checked")
   print(f"{path} is as it was sealed, on {sealed['n_runs']} runs\nsha256:{sealed['sha256']}")
   source = Path(args.runs or path.parent).expanduser()
   folder = source.parent if source.name == "cells.csv" else source
@@ -80,7 +78,7 @@ def check_seal(args: flags.FlagValues) -> None:
     f"\n{claims_table(result['claims'])}\n", *(x["verdict"] for x in result["budgets"]), sep="\n"
   )
   if not result["held"]:
-    raise NotHeldError(f"--seal={path}: {result['verdict']}")
+    raise RunError(f"--seal={path}: {result['verdict']}")
 
 
 def claims_table(claims: list[dict[str, Any]]) -> str:

@@ -42,11 +42,6 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
       f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
       f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
     )
-  if 0 < s.heldout_budget < (largest := plan.largest_flops(config, cells)):
-    raise ConfigError(
-      f"sweep.heldout_budget={s.heldout_budget:.4g}: lies within what is fitted, up to "
-      f"{largest:.4g} FLOPs; set more, or leave it at 0"
-    )
   probes = (
     plan.probe_cells(config, tokens.vocab_size, size, s.probe_factors) for size in s.probe_sizes
   )
@@ -90,14 +85,15 @@ def check_parents(config: ConfigDict, tokens: TokenData) -> None:
       transfer.find(plan.at_size(config, size), data)
 
 
-def check_heldout(config: ConfigDict, tokens: TokenData) -> list[plan.Refused]:
+def check_heldout(config: ConfigDict, tokens: TokenData) -> list[plan.Heldout]:
   """Returns the held-out budgets that no run could test, wherever N* will be.
 
   Raises:
     ConfigError: none of them can.
   """
   cells, corpus = plan.design_cells(config, tokens.vocab_size), tokens.train_token_count
-  return plan.heldout(config, tokens.vocab_size, corpus, cells, lambda _: cells[0].N)[1]
+  budgets = plan.heldout(config, tokens.vocab_size, corpus, cells, lambda _: cells[0].N)
+  return [budget for budget in budgets if budget.reason]
 
 
 def check_sweep_config(config: ConfigDict) -> None:

@@ -159,7 +159,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   else:
     middle = float(np.median([cell.params(config.fit.params) for cell in fit_cells]))
     corpus = tokens.vocab_size, tokens.train_token_count
-    budgets, _ = plan.heldout(config, *corpus, fit_cells, lambda _: middle)
+    budgets = plan.heldout(config, *corpus, fit_cells, lambda _: middle)
     cells = itertools.chain(*(budget.cells for budget in budgets))
     heldout_cells = plan.with_seeds(config, cells)
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))

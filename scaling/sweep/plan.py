@@ -232,14 +232,7 @@ class Heldout(NamedTuple):
   times: float  # the largest fitted budget
   cells: list[Cell]  # one of each size; `with_seeds` repeats them
   passed_over: dict[str, str]  # why others that are nearer to a multiple of N* cannot be trained
-
-
-class Refused(NamedTuple):
-  """A held-out budget of which nothing can be predicted, or nothing tested."""
-
-  C: float  # [FLOPs]
-  times: float  # the largest fitted budget
-  reason: str
+  reason: str = ""  # why nothing is predicted, or nothing can be tested, at this budget
 
 
 def heldout(
@@ -248,35 +241,30 @@ def heldout(
   train_tokens: int,
   cells: Sequence[Cell],
   n_opt: Callable[[float], float],
-) -> tuple[list[Heldout], list[Refused]]:
+) -> list[Heldout]:
   """Plans the held-out budgets of a sweep of these cells.
 
-  Also returns those that are left out: `n_opt`, which gives N* at a budget, has refused one, or too
-  few of its cells can be trained.
+  One has no cells where `n_opt`, which gives N* at a budget, refuses it, or too few can be trained.
 
   Raises:
-    UserError: all are left out; it is the reason of the nearest.
+    UserError: so have all; it is the reason of the nearest.
   """
-  planned, refused, first = list[Heldout](), list[Refused](), None
-  largest = largest_flops(config, cells)
-  for C in heldout_budgets(config, cells):
+  planned, errors = [], []
+  for C, times in zip(heldout_budgets(config, cells), config.sweep.heldout_budgets, strict=True):
     try:
       chosen = heldout_cells(config, vocab_size, train_tokens, n_opt(C), C)
-      planned.append(Heldout(C, C / largest, *chosen))
+      planned.append(Heldout(C, times, *chosen))
     except UserError as error:
-      first = first or error
-      refused.append(Refused(C, C / largest, str(error)))
-  if first and not planned:
-    raise first
-  return planned, refused
+      errors.append(error)
+      planned.append(Heldout(C, times, [], {}, str(error)))
+  if len(errors) == len(planned):
+    raise errors[0]
+  return planned
 
 
 def heldout_budgets(config: ConfigDict, cells: Sequence[Cell]) -> list[float]:
-  """Returns the held-out budgets [FLOPs]: the config's, or multiples of the largest fitted."""
-  s = config.sweep
-  if s.heldout_budget:
-    return [s.heldout_budget]
-  return [times * largest_flops(config, cells) for times in s.heldout_budgets]
+  """Returns the held-out budgets, multiples of the largest of these cells [FLOPs]."""
+  return [times * largest_flops(config, cells) for times in config.sweep.heldout_budgets]
 
 
 def largest_flops(config: ConfigDict, cells: Sequence[Cell]) -> float:

@@ -28,10 +28,10 @@ def forecast_error(record: Record) -> Figure:
     trained = np.array([cells[row["cell"]]["loss"] for row in sealed])
     error = 100 * (1 - trained / column(sealed, "predicted_loss"))
     at_optimum = abs(np.log(column(sealed, "N") / budget["N"])) <= distance.min()
-    for chosen, face in ((at_optimum, style.ACCENT), (~at_optimum, "white")):
-      look = style.HELD | {"facecolors": face, "edgecolors": style.ACCENT, "linewidths": 0.7}
-      del look["color"]
-      axes.scatter(np.full(chosen.sum(), budget["times"]), error[chosen], gid="heldout", **look)
+    faces = [style.ACCENT if nearest else "white" for nearest in at_optimum]
+    look = style.HELD | {"linewidths": 0.7, "gid": "heldout"}
+    del look["color"]
+    axes.scatter([budget["times"]] * len(error), error, c=faces, edgecolors=style.ACCENT, **look)
   style.log_axis(axes.xaxis, "$C$ / largest fitted $C$", lambda value, _: f"{value:g}")
   axes.set_ylabel("predicted − trained loss [%]")
   style.legend(

@@ -156,10 +156,10 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
 
 def test_a_budget_for_which_there_is_too_little_text_is_passed_over(config, tmp_path):
   cells = plan.design_cells(config, CORPUS[0])
-  planned, refused = plan.heldout(config, CORPUS[0], 50_000, cells, lambda _: 49_000)
-  assert [x.times for x in planned] == [3.0, 10.0]
-  assert [x.times for x in refused] == [30.0]
-  assert all("raise data.max_epochs" in x.reason for x in refused)
+  *planned, refused = plan.heldout(config, CORPUS[0], 50_000, cells, lambda _: 49_000)
+  assert [(x.times, x.reason, len(x.cells)) for x in planned] == [(3.0, "", 3), (10.0, "", 3)]
+  assert (refused.times, refused.cells) == (30.0, [])
+  assert "raise data.max_epochs" in refused.reason
 
 
 def test_the_figure_has_each_run_beside_the_sealed_interval(config, sealed_sweep, tmp_path):
@@ -248,7 +248,10 @@ def test_what_cannot_be_checked_ends_with_2(sealed_sweep, tmp_path, capsys):
   assert code == 2
   assert "claims[0].predicted was altered (a claim on loss" in error
   files.write_json(tmp_path / "later.json", files.with_digests(altered | {"version": 4}))
-  assert "is of version 4; this isoflop reads up to 3" in verify(capsys, tmp_path / "later.json")[2]
+  assert (
+    "is a seal of version 4, and this isoflop reads 2 and 3"
+    in verify(capsys, tmp_path / "later.json")[2]
+  )
 
 
 def test_the_runs_beside_a_seal_judge_it(config, sealed_sweep, tmp_path, capsys):

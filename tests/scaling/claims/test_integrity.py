@@ -200,24 +200,26 @@ def test_the_verdict_and_the_fit(workdir):
   assert "fit.json: params was altered" in errors(workdir)
 
 
-def test_what_an_earlier_version_wrote_cannot_be_checked(workdir):
-  sealed = prediction.read(workdir)
-  [budget] = sealed["budgets"]
-  old = {key: {**sealed, **budget}[key] for key in prediction.OF_VERSION_1} | {"version": 1}
-  (workdir / "prediction.json").write_text(json.dumps(old))
+def test_what_earlier_versions_wrote(workdir):
+  """A run without digests is not checked; a seal of version 2 is read, and one of 1 refused."""
   path = path_of(workdir, "fit")
   run = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("digests", "hash")}
   path.write_text(json.dumps(run))
-  assert integrity.check(workdir) == ["prediction.json", str(path.relative_to(workdir))]
-  read = prediction.read(workdir)
-  for claim in sealed["claims"]:
+  assert integrity.check(workdir) == [str(path.relative_to(workdir))]
+  sealed = prediction.read(workdir)
+  new = json.loads((workdir / "prediction.json").read_text())
+  [budget] = new.pop("budgets")
+  for claim in new["claims"]:
     claim["at"].pop("budget", None)
-  assert read["claims"] == sealed["claims"]
-  assert read["budgets"][0]["N_interval"] == budget["N_interval"]
-  del old["N_interval"]
+  old = new | {"version": 2, "C": budget["C"], "passed_over": budget["passed_over"]}
+  files.write_json(workdir / "prediction.json", files.with_digests(old))
+  read = prediction.read(workdir)
+  assert read["cells"] == sealed["cells"]
+  assert read["budgets"][0]["N_interval"] == sealed["budgets"][0]["N_interval"]
+  old = {key: new[key] for key in new if key not in ("digests", "hash")} | {"version": 1}
   (workdir / "prediction.json").write_text(json.dumps(old))
   with pytest.raises(
-    DataError, match="prediction.json: N_interval is missing; the seal is damaged"
+    DataError, match="is a seal of version 1, and this isoflop reads 2 and 3; use"
   ):
     prediction.read(workdir)
 

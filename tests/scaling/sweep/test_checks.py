@@ -41,8 +41,6 @@ def config(cache, corpus):
     ("optim.lr", 0.01, "^optim.lr=0.01: .*leave it at 0, or set sweep.probe_sizes="),
     ("sweep.heldout_sizes", (), r"^sweep.heldout_sizes=\(\): must name positive multiples of N"),
     ("sweep.heldout_sizes", (1.0, -1.0), "^sweep.heldout_sizes=.*must name positive"),
-    ("sweep.heldout_budget", -1.0, "^sweep.heldout_budget=-1.0: must not be negative"),
-    ("sweep.heldout_budget", 1e11, "^sweep.heldout_budget=1e.11: lies within .* up to 4e.11 FLOPs"),
     ("sweep.heldout_budgets", (float("nan"),), "^sweep.heldout_budgets=.*must name ascending"),
     ("sweep.seeds", 0, "^sweep.seeds=0: must be at least 1"),
     ("sweep.workers", -1, "^sweep.workers=-1: must not be negative"),
