@@ -32,7 +32,9 @@ def forecast_error(record: Record) -> Figure:
     look = style.HELD | {"linewidths": 0.7, "gid": "heldout"}
     del look["color"]
     axes.scatter([budget["times"]] * len(error), error, c=faces, edgecolors=style.ACCENT, **look)
-  style.log_axis(axes.xaxis, "$C$ / largest fitted $C$", lambda value, _: f"{value:g}")
+  axes.set(xscale="log", xlabel="$C$ / largest fitted $C$")
+  axes.set_xticks(times, [f"{value:.3g}" for value in times])
+  axes.minorticks_off()
   axes.set_ylabel("predicted − trained loss [%]")
   style.legend(
     figure,

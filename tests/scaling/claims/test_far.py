@@ -17,7 +17,7 @@ from scaling.claims import prediction, seal, verdict
 from scaling.laws.forms import FORMS
 from scaling.report import records, report
 from scaling.report.figures import forecast
-from scaling.sweep import fit_files, plan, store
+from scaling.sweep import plan, store
 from train import record
 from train.system import files
 
@@ -43,7 +43,7 @@ def sealed_sweep(config, tmp_path_factory):
   cells = plan.design_cells(config, CORPUS[0])
   synthetic.write_runs(folder, cells)
   tabulate(config, folder, cells)
-  law = fit_files.write_fit(folder, config.fit)
+  law = fitted(config, folder)
   sealed, heldout = seal.seal(config, folder, law, cells, *CORPUS)
   return folder, law, cells, sealed, heldout
 
@@ -51,6 +51,13 @@ def sealed_sweep(config, tmp_path_factory):
 def tabulate(config, folder, cells):
   store.write_sweep(folder, {"config": record.plain(config)}, cells)
   store.write_table(folder, store.rows(folder, cells, "clm"))
+
+
+def fitted(config, folder):
+  """The law of a folder's runs; without the choices behind it, which take most of a fit's time."""
+  law = laws.fit_runs(laws.read_runs(folder), config.fit)
+  files.write_json(folder / "fit.json", laws.to_json(law, None))
+  return law
 
 
 def judged(config, sealed_sweep, folder, worse=lambda cell: 0.0):
@@ -137,7 +144,7 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
   cells = plan.design_cells(far, CORPUS[0])
   synthetic.write_runs(tmp_path, cells)
   tabulate(far, tmp_path, cells)
-  law = fit_files.write_fit(tmp_path, far.fit)
+  law = fitted(far, tmp_path)
   sealed, heldout = seal.seal(far, tmp_path, law, cells, *CORPUS)
   assert [x["times"] for x in sealed["budgets"]] == [3.0]
   [refused] = sealed["refused"]

@@ -1,6 +1,7 @@
 """A sweep that would waste compute is refused before it begins; its compute is what is fitted."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -9,7 +10,9 @@ from scaling import main
 from scaling.laws.tables import read
 from scaling.sweep import checks, plan, store
 from scaling.sweep import run as sweeps
+from train import record
 from train.data import dataset
+from train.system import files
 
 
 @pytest.fixture
@@ -177,6 +180,24 @@ def test_the_law_of_a_sealed_sweep_stays(begun):
   config.fit.delta = 0.5
   with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
     sweeps.open_sweep(config, workdir, tokens)
+
+
+def test_a_begun_sweep_is_read_under_the_new_name_of_a_field(begun):
+  config, tokens, workdir = begun
+  stored = json.loads((workdir / "sweep.json").read_text())
+  sweep = stored["config"]["sweep"]
+  del sweep["heldout_budgets"], sweep["heldout_seeds"]
+  sweep |= {"heldout_factor": config.sweep.heldout_budgets[0], "heldout_budget": 0.0}
+  files.write_json(workdir / "sweep.json", files.with_digests(stored))
+  assert sweeps.open_sweep(config, workdir, tokens)[0]["config"] == record.plain(config)
+  sweep["heldout_factor"] = 5.0
+  assert base.from_json(stored["config"]).sweep.heldout_budgets == (5.0,)
+  files.write_json(workdir / "sweep.json", files.with_digests(stored))
+  with pytest.raises(ValueError, match=r"sweep with sweep.heldout_budgets=\[5.0\], asked \[3.0\]"):
+    sweeps.open_sweep(config, workdir, tokens)
+  sweep["heldout_budget"] = 1e12
+  with pytest.raises(ValueError, match="stored config is of another version .*heldout_budget"):
+    base.from_json(stored["config"])
 
 
 def test_a_begun_sweep_takes_other_memory_options_and_no_other_model(begun):

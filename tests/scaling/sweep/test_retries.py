@@ -1,5 +1,6 @@
 """A sweep whose runs fail, diverge or are killed, with runs that are written and not trained."""
 
+import hashlib
 import json
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_held_out_run_that_fails_is_tried_again_before_the_verdict(start, tmp_
   assert not (tmp_path / "verification.json").exists()
   start()
   assert len(record(tmp_path, "verification.json")["cells"]) == 3
+
+
+def test_a_budget_that_no_run_could_test_is_said_and_left_out(start, config, tmp_path):
+  config.sweep.heldout_budgets, config.sweep.heldout_seeds = (3.0, 1e7), 2
+  said = start()
+  assert "at 2.00e+16 FLOPs, 1e+07 times the largest fitted budget, nothing will be" in said
+  assert "not sealed: at 2.00e+16 FLOPs, 1e+07 times the largest fitted budget: " in said
+  assert (
+    said.index("nothing will be predicted: ") < said.index("fit: ") < said.index("not sealed: ")
+  )
+  seal = hashlib.sha256((tmp_path / "prediction.json").read_bytes()).hexdigest()
+  assert said.index(f"sealed sha256:{seal}") < said.index("held out: 6 cells")
+  assert [name[-6:] for name in start.ran if "heldout" in name] == ["_seed0", "_seed1"] * 3
+  assert record(tmp_path, "verification.json")["seal"] == seal
 
 
 def test_what_no_run_could_test_is_not_begun(start, config):
