@@ -37,8 +37,8 @@ def runs_table(workdir: Path) -> str:
       for name in ("N", "D", "C", "lr"):
         stored.setdefault(name, getattr(cell, name))
       records.append((cell.id, stored))
-    for name, row in expected.final_losses(workdir, head, cells).items():
-      dict(records)[name]["expected"] = f"{nats(row.loss)} {bracket(row.interval)}"
+    for name, (loss, interval) in expected.final_losses(workdir, head, cells).items():
+      dict(records)[name]["expected"] = f"{nats(loss)} {bracket(interval)}"
   else:
     for path in sorted([*workdir.glob("run.json"), *workdir.glob("*/run.json")]):
       records.append((path.parent.name, record.read(path.parent) or {}))

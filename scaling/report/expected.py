@@ -10,7 +10,7 @@ import numpy as np
 from configs import base
 from configs.errors import UserError
 from scaling.laws.curves import curve_law
-from scaling.laws.curves.curve_law import Expected, RunCurve
+from scaling.laws.curves.curve_law import RunCurve
 from scaling.laws.tables.curves import train_losses
 from scaling.sweep import store
 from scaling.sweep.plan import Cell
@@ -20,19 +20,21 @@ UNFINISHED = ("planned", "running")
 GRID = 4000  # steps of a schedule
 
 
-def final_losses(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Expected]:
-  """Forecasts the unfinished cells of which enough is seen, by id; {} where no law can be fitted.
+Losses = dict[str, tuple[float, tuple[float, float]]]  # by cell, each with its interval
+
+
+def final_losses(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> Losses:
+  """Forecasts the unfinished cells of which enough is seen; {} where no law can be fitted.
 
   A cell that has not begun is seen as far as the trunk that it will branch from.
   """
   if all(store.outcome(workdir, cell)["status"] not in UNFINISHED for cell in cells):
     return {}
   curves = read_curves(workdir, head, cells)
-  expected: dict[int, Expected] = {}
   with suppress(UserError):
-    expected = curve_law.forecast(list(curves.values()), head["config"]["fit"]["level"])
-  names = list(curves)
-  return {names[i]: row for i, row in expected.items()}
+    rows = curve_law.forecast([*curves.values()], head["config"]["fit"]["level"])
+    return {[*curves][i]: row for i, row in rows.items()}
+  return {}
 
 
 def read_curves(workdir: Path, head: dict[str, Any], cells: Sequence[Cell]) -> dict[str, RunCurve]:

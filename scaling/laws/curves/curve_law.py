@@ -29,7 +29,7 @@ CONSTANT = 1e-9  # Z / S at a constant rate
 TRAIN, VALIDATION = 1.0, float(np.e)  # `kind` of a loss
 ROWS = 256  # points are filled up to a multiple, with some of no weight: each number compiles anew
 FEWEST_RUNS = 8  # finished, to fit a law to
-LEAST_SEEN = 0.25  # share of a run from which its final loss is forecast
+LEAST_SEEN = 0.25  # share of a run beyond which its final loss is forecast
 
 
 class RunCurve(NamedTuple):
@@ -53,27 +53,20 @@ class RunCurve(NamedTuple):
   trunk: str = ""
 
   @property
+  def last(self) -> tuple[float, float]:
+    """S and Z / S at its planned end, as the law takes them."""
+    return self.end[0], max(self.end[1] / self.end[0], CONSTANT)
+
+  @property
   def finished(self) -> bool:
     """Whether its final loss is known."""
     return bool(np.isfinite(self.final))
 
-  @property
-  def seen(self) -> float:
-    """The share of its tokens that its curve is of."""
-    return float((self.S[-1] + self.Z[-1]) / sum(self.end)) if len(self.S) else 0.0
-
   def until(self, share: float) -> "RunCurve":
     """Cuts it off at a share of its tokens, and forgets how it ended."""
-    tokens = self.S + self.Z
-    S, Z, loss = (x[tokens <= share * sum(self.end)] for x in (self.S, self.Z, self.loss))
+    cut = share * sum(self.end)
+    S, Z, loss = (x[self.S + self.Z <= cut] for x in (self.S, self.Z, self.loss))
     return self._replace(S=S, Z=Z, loss=loss, final=float("nan"))
-
-
-class Expected(NamedTuple):
-  """The validation loss that a run is expected to end with, and its interval."""
-
-  loss: float
-  interval: tuple[float, float]
 
 
 def _loss(p, x):
@@ -131,12 +124,8 @@ def points(curves: Sequence[RunCurve], start: float) -> dict[str, np.ndarray]:
       rows.append((curve.N, S, max(Z / S, CONSTANT), TRAIN, loss, 1.0))
   finals = [curve for curve in curves if curve.finished]
   weight = FINALS * len(rows) / max(1, len(finals))
-  rows += [(c.N, *_end(c), VALIDATION, c.final, weight) for c in finals]
+  rows += [(c.N, *c.last, VALIDATION, c.final, weight) for c in finals]
   return dict(zip((*FORM.variables, "loss", "weight"), np.array(rows).T, strict=True))
-
-
-def _end(curve: RunCurve) -> tuple[float, float]:
-  return curve.end[0], max(curve.end[1] / curve.end[0], CONSTANT)
 
 
 def fit(curves: Sequence[RunCurve]) -> dict[str, float]:
@@ -162,7 +151,7 @@ def fit(curves: Sequence[RunCurve]) -> dict[str, float]:
 
 def final_loss(params: Mapping[str, float], curve: RunCurve) -> float:
   """Computes the validation loss at a run's planned end."""
-  values = (curve.N, *_end(curve), VALIDATION)
+  values = (curve.N, *curve.last, VALIDATION)
   return float(evaluate(FORM, params, dict(zip(FORM.variables, values, strict=True))))
 
 
@@ -178,18 +167,25 @@ def past_errors(curves: Sequence[RunCurve]) -> np.ndarray:
   return np.array([np.log(final_loss(params, curve) / curve.final) for curve in larger])
 
 
-def forecast(curves: Sequence[RunCurve], level: float) -> dict[int, Expected]:
-  """Forecasts the runs of which enough is seen, by their place among the curves.
+def forecast(
+  curves: Sequence[RunCurve], level: float
+) -> dict[int, tuple[float, tuple[float, float]]]:
+  """Forecasts the final loss, with its interval, of the runs of which `LEAST_SEEN` is there.
 
-  The interval holds the loss with probability `level` if the misses to come are like the past ones.
+  Theirs are the places among the curves. The interval holds the loss with probability `level` if
+  the misses to come are like the past ones.
 
   Raises:
     DataError: too few runs are finished.
   """
-  unfinished = {i: c for i, c in enumerate(curves) if not c.finished and c.seen >= LEAST_SEEN}
-  if not unfinished:
+  begun = [
+    i
+    for i, c in enumerate(curves)
+    if not c.finished and len(c.until(LEAST_SEEN).loss) < len(c.loss)
+  ]
+  if not begun:
     return {}
   errors, params = past_errors(curves), fit(curves)
   width = t_quantile((1 + level) / 2, len(errors)) * float(np.sqrt(np.mean(errors**2)))
-  losses = {i: final_loss(params, curve) for i, curve in unfinished.items()}
-  return {i: Expected(x, (x * np.exp(-width), x * np.exp(width))) for i, x in losses.items()}
+  losses = {i: final_loss(params, curves[i]) for i in begun}
+  return {i: (x, (x * np.exp(-width), x * np.exp(width))) for i, x in losses.items()}

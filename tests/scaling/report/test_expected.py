@@ -65,12 +65,12 @@ def workdir(tmp_path):
 
 def test_a_running_cell_says_what_it_is_expected_to_end_with(workdir):
   head, cells = store.read_sweep(workdir)
-  (name, row), = expected.final_losses(workdir, head, cells).items()  # fmt: skip
+  (name, (loss, (low, high))), = expected.final_losses(workdir, head, cells).items()  # fmt: skip
   running = cells[-1]
   assert name == running.id
   S, Z = areas_of(running)
-  assert row.loss == pytest.approx(1.06 * train_loss(running.N, S[-1], Z[-1]), rel=3e-3)
-  assert row.interval[0] <= row.loss <= row.interval[1]
+  assert loss == pytest.approx(1.06 * train_loss(running.N, S[-1], Z[-1]), rel=3e-3)
+  assert low <= loss <= high
   lines = runs_table(workdir).splitlines()
   assert lines[0].split()[-2:] == ["expected", "loss"]
   assert [line.split()[0] for line in lines if "[" in line] == [running.id]

@@ -56,10 +56,9 @@ def test_intervals_cover_the_runs_to_come_as_often_as_they_say():
     ends = [run(N, round(1.3e9 / N), rng, 0.02, 0.004) for N in (1e5, 2e5, 4e5)]
     rows = curve_law.forecast(curves + [end.until(0.3) for end in ends], 0.9)
     assert set(rows) == {16, 17, 18}
-    for row, end in zip(rows.values(), ends, strict=True):
-      low, high = row.interval
+    for (loss, (low, high)), end in zip(rows.values(), ends, strict=True):
       covered.append(low <= end.final <= high)
-      misses.append(abs(row.loss / end.final - 1))
+      misses.append(abs(loss / end.final - 1))
       widths.append(np.log(high / low))
   assert np.mean(covered) >= 0.75
   assert np.median(misses) < 0.01  # the scatter of a run is .004
