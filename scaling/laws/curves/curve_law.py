@@ -64,8 +64,8 @@ class RunCurve(NamedTuple):
 
   def until(self, share: float) -> "RunCurve":
     """Cuts it off at a share of its tokens, and forgets how it ended."""
-    cut = share * sum(self.end)
-    S, Z, loss = (x[self.S + self.Z <= cut] for x in (self.S, self.Z, self.loss))
+    tokens = self.S + self.Z
+    S, Z, loss = (x[tokens <= share * sum(self.end)] for x in (self.S, self.Z, self.loss))
     return self._replace(S=S, Z=Z, loss=loss, final=float("nan"))
 
 
