@@ -211,7 +211,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 _FREE = {
   *("model.remat", "model.scan"),
   *("data.source", "data.text_field", "data.tokenizer", "data.cache", "data.max_epochs"),
-  *("optim.lr", "optim.lr_ref", "optim.lr_ref_params", "optim.lr_exponent"),
+  *("optim.lr", "optim.lr_ref", "optim.lr_ref_params", "optim.lr_exponent", "optim.rule"),
 }
 _SCHEDULE = {"optim.schedule", "optim.cooldown_fraction", "optim.final_lr_fraction"}
 

@@ -8,7 +8,7 @@ import sys
 from absl import flags
 
 from configs.bounds import positive
-from configs.errors import RunError
+from configs.errors import RunError, UsageError
 from scaling.arguments import WORKDIR, Flag, workdir_of
 
 CONFIG = "configs/clm.py"
@@ -27,6 +27,8 @@ def run(args: flags.FlagValues) -> None:
   from train.system import distributed, files, process
 
   config, workdir = args.config, workdir_of(args)
+  if config.optim.rule:
+    raise UsageError("optim.rule: a sweep's cells take their rates from it; set optim.lr here")
   if workdir.is_dir() and not distributed.several(args.processes):
     with files.owned(workdir):  # that it is in use is said before jax is imported
       pass

@@ -1,10 +1,13 @@
 """Fits how the best learning rate and batch size grow with N and D, and judges published rules.
 
   isoflop tune --runs=grid.csv --columns=lr=lr,batch=tokens,loss=val_loss --workdir=runs/tune
+  isoflop tune --config=configs/sweeps/quick.py --workdir=runs/tune
 
-The table has several rates (and batches) at each of several (N, D). A run whose loss is missing or
-not finite has diverged. It writes tune.json and its figures to --workdir, and prints the optimum,
-what the law loses at cells that it was not fitted to, and what published rules lose there.
+--runs is a table with several rates (and batches) at each of several (N, D); a run whose loss is
+missing or not finite has diverged. Without it, the grid of config.tune is trained; the optimum of a
+held-out (N, D) is sealed, its grid is trained, and the verdict said. Both write tune.json and
+figures to --workdir, and print the optimum and what the law and published rules lose at held-out
+cells. A sweep takes rates and batches from a tune.json as --config.optim.rule=runs/tune/tune.json.
 """
 
 from absl import flags
@@ -12,6 +15,8 @@ from absl import flags
 from configs.bounds import positive
 from scaling.arguments import RUNS, WORKDIR, Flag, workdir_of
 
+CONFIG = "configs/sweeps/quick.py"
+RESUMABLE = True
 FLAGS: tuple[Flag, ...] = (
   WORKDIR,
   *RUNS,
@@ -22,6 +27,26 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
+  if args.runs:
+    fit(args)
+  else:
+    train(args)
+
+
+def train(args: flags.FlagValues) -> None:
+  """Trains a grid and a held-out one, in --workdir."""
+  from scaling.progress import Display
+  from scaling.tune import run as tune_run
+  from train.system import process
+
+  should_stop = process.StopSignal().install()
+  with Display(f"{args.config.sweep.name}, tune") as display:
+    result = tune_run.tune(args.config, workdir_of(args), display, should_stop, process.BEGAN)
+  print(result["verdict"])
+
+
+def fit(args: flags.FlagValues) -> None:
+  """Fits the runs of --runs."""
   from configs.errors import UsageError
   from scaling.laws.rates import grid, record
   from scaling.laws.tables import read
@@ -29,8 +54,6 @@ def run(args: flags.FlagValues) -> None:
   from train.system import files
 
   workdir = workdir_of(args)
-  if not args.runs:
-    raise UsageError("--runs is missing; name a table of runs, --runs=grid.csv for instance")
   runs = read.read_runs(
     args.runs, args.columns, where=args.where, exclude=args.exclude, diverged=True
   )

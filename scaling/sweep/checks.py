@@ -26,6 +26,7 @@ FREE = (  # fields that change no number of a begun sweep's runs, beyond the ord
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
   "sweep.launcher", "sweep.command",
   "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
+  "tune.",
 )  # fmt: skip
 
 OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta")  # fields that make one

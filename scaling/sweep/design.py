@@ -62,7 +62,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   """
   arms = config.sweep.arms
   if not arms:
-    return {"": config}
+    return {"": plan.pinned(config)}
   if config.sweep.design != "isoflop":
     raise ConfigError(
       f"sweep.design={config.sweep.design!r}: arms are compared at equal budgets; choose isoflop, "
@@ -75,7 +75,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
     for other, known in configs.items():
       if arm == known:
         raise ConfigError(f"sweep.arms.{name}: is the same as {other}; leave out one of them")
-    configs[name] = arm
+    configs[name] = plan.pinned(arm)
   for name, arm in configs.items():
     arm.sweep.name = f"{config.sweep.name}, {name}"
   return configs

@@ -118,7 +118,7 @@ def compile_sizes(
   display: Display,
   arm: str = "",
 ) -> dict[int, Placement]:
-  """Compiles each size among the cells where it will run; returns how its runs are placed.
+  """Compiles each size among the cells, at its largest batch, where it will run; places its runs.
 
   Its record stands in workdir/preflight/, by arm and size, and is valid for the same devices, as
   many workers that share them, and the same `config.sharding` and `model.remat`; else the size is
@@ -128,7 +128,8 @@ def compile_sizes(
     ConfigError: sizes do not fit.
     WorkerError: a size could not be compiled by a bug.
   """
-  first = {cell.size: cell for cell in reversed(cells)}
+  by_batch = sorted(cells, key=lambda cell: -cell.tokens_per_step)
+  first = {cell.size: cell for cell in reversed(by_batch)}
   # A process that holds an accelerator compiles on all cores of its host.
   alone = not process.has_accelerator()
   tasks = {

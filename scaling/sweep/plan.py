@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import ConfigError, UserError
 from model import accounting
+from scaling.laws.rates import optimum
 from train import optim, record, transfer
 from train.data.dataset import TokenData
 from train.objectives import registry
@@ -102,9 +103,11 @@ def _cell(
   budget: float | None = None,
   seed: int | None = None,
   lr_factor: float = 1.0,
+  batch_size: int | None = None,
   suffix: str = "",
 ) -> Cell:
   sized = at_size(config, size)
+  sized.data.batch_size = batch_size or sized.data.batch_size
   seed = config.seed if seed is None else seed
   geometry = record.size_of(sized, vocab_size)
   counted = accounting.n_params(geometry.groups, config.fit.params)
@@ -112,6 +115,11 @@ def _cell(
   if tokens is None:
     assert budget is not None
     tokens = budget / per_token
+  lr = lr_factor * optim.base_learning_rate(config.optim, geometry.n_params)
+  if config.optim.rule and batch_size is None:
+    lr, batch_size = by_rule(sized, geometry.n_params, tokens)
+    sized.data.batch_size = batch_size
+    geometry = record.size_of(sized, vocab_size)
   steps = max(1, round(tokens / geometry.tokens_per_step))
   label = (f"c{budget:.2e}" if budget else f"d{tokens:.2e}").replace("e+", "e")
   return Cell(
@@ -119,7 +127,7 @@ def _cell(
     kind=kind,
     size=size,
     seed=seed,
-    lr=lr_factor * optim.base_learning_rate(config.optim, geometry.n_params),
+    lr=lr,
     steps=steps,
     tokens_per_step=geometry.tokens_per_step,
     flops_per_token=geometry.flops_per_token,
@@ -135,6 +143,54 @@ def _cell(
   )
 
 
+def pinned(config: ConfigDict) -> ConfigDict:
+  """Writes the hash of `optim.rule` behind it; a sweep that has a rule has no probe.
+
+  Raises:
+    UserError: the rule cannot be read, or a rate is given, too.
+  """
+  if not config.optim.rule:
+    return config
+  if config.optim.lr:
+    raise ConfigError(f"optim.lr={config.optim.lr}: optim.rule gives the rates; leave one out")
+  config = config.copy_and_resolve_references()
+  config.optim.rule = optimum.read(config.optim.rule)[1]
+  config.sweep.probe_sizes = ()
+  return config
+
+
+def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, int]:
+  """Takes learning rate and sequences per step of a run from `optim.rule`.
+
+  The batch is rounded to a power of two, so that few programs are compiled, and the rate is the
+  best one at that batch.
+  """
+  law, _ = optimum.read(config.optim.rule)
+  if "batch" not in law.names:
+    return law.best(n_params, tokens)["lr"], config.data.batch_size
+  each = registry.tokens_per_step(config) / config.data.batch_size
+  wanted = law.best(n_params, tokens)["batch"] / each
+  batch_size = 2 ** max(0, round(math.log2(wanted)))
+  return law.best(n_params, tokens, batch=batch_size * each)["lr"], batch_size
+
+
+def tune_cells(
+  config: ConfigDict, vocab_size: int, size: int, tokens: float, batch: int, factors: Sequence
+) -> list[Cell]:
+  """Plans the runs of one (N, D) and batch [sequences]: multiples of the rule's rate, by seed.
+
+  The rule's rate is that at `data.batch_size`; it goes as the square root of the batch.
+  """
+  scale = math.sqrt(batch / config.data.batch_size)
+  return [
+    _cell(
+      config, vocab_size, "probe", size, tokens=tokens, seed=config.seed + i, batch_size=batch,
+      lr_factor=scale * f, suffix=f"_b{batch}_lr{f:g}",
+    )
+    for f in factors for i in range(config.tune.seeds)
+  ]  # fmt: skip
+
+
 def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequence) -> list[Cell]:
   """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate."""
   tokens = config.sweep.probe_tokens
@@ -145,7 +201,10 @@ def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequenc
 
 
 def design_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
-  """Plans the cells of the design, to which the law is fitted, branched from trunks if so asked."""
+  """Plans the cells of the design, to which the law is fitted, branched from trunks if so asked.
+
+  With `optim.rule` they are not: each D has a rate and a batch of its own, so none is a trunk's.
+  """
   s = config.sweep
   axis, values = _axis(config)
   cells = []
@@ -157,7 +216,7 @@ def design_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
         for value in repeated or values
       ]
   cells = [c for c in cells if s.min_tokens_per_param <= c.D / c.N <= s.max_tokens_per_param]
-  branches = s.trunk and config.optim.schedule == "wsd"
+  branches = s.trunk and config.optim.schedule == "wsd" and not config.optim.rule
   return _branch(config, cells) if branches else cells
 
 
@@ -364,7 +423,11 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   result = at_size(config, run.size)
   result.seed = run.seed
   result.optim.lr = run.lr
-  result.train.tokens = run.steps * registry.tokens_per_step(config)
+  each = registry.tokens_per_step(config)
+  if isinstance(run, Cell):
+    result.data.batch_size = config.data.batch_size * run.tokens_per_step // each
+    each = run.tokens_per_step
+  result.train.tokens = run.steps * each
   if isinstance(run, Trunk):
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps

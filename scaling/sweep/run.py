@@ -176,7 +176,10 @@ def prepare_workers(arm: Arm) -> None:
 
 
 def probe_rates(arm: Arm) -> None:
-  """Sets the learning-rate rule: of an earlier start, or of a probe."""
+  """Sets the learning-rate rule: of an earlier start, or of a probe; `optim.rule` needs none."""
+  if arm.config.optim.rule:
+    arm.display.say(f"learning rates and batches are those of {arm.config.optim.rule}")
+    return
   rule = arm.head.get("lr_rule") or probe(arm)
   if rule:
     arm.head["lr_rule"] = rule

@@ -5,6 +5,7 @@ One that failed was stopped by an error or a kill, on which no law should depend
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -150,13 +151,14 @@ def make_tasks(arm: Arm, cells: Sequence[Cell]) -> list[Task]:
     if isinstance(run, Trunk) and run.id not in left:
       continue
     run_config = plan.run_config(arm.config, run)
-    run_config.sharding.microbatches = arm.placements[run.size].microbatches
+    microbatches = arm.placements[run.size].microbatches  # of the largest batch of its size
+    run_config.sharding.microbatches = math.gcd(microbatches, run_config.data.batch_size)
     steps, needs = run.steps, None
     if isinstance(run, Cell) and run.trunk:
       steps -= run.branch_step
       needs = run.trunk if run.trunk in left else None
       run_config.train.branch_from = str(arm.workdir / "trunks" / run.trunk / "checkpoints")
-    step_flops = registry.tokens_per_step(arm.config) * run.flops_per_token + STEP_OVERHEAD_FLOPS
+    step_flops = registry.tokens_per_step(run_config) * run.flops_per_token + STEP_OVERHEAD_FLOPS
     tasks.append(
       Task(
         id=run.id,
@@ -164,7 +166,7 @@ def make_tasks(arm: Arm, cells: Sequence[Cell]) -> list[Task]:
         config=run_config.to_dict(),
         cost=steps * step_flops,
         needs=needs,
-        shape=(arm.program, run.size),
+        shape=(arm.program, run.size, run_config.data.batch_size),
         pack=arm.placements[run.size].pack,
         failures=store.outcome(arm.workdir, run).get("failures", 0),
       )

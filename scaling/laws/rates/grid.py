@@ -116,15 +116,19 @@ def near_bottom(grid: Grid, window: float = WINDOW) -> np.ndarray:
 
 
 def at_edge(grid: Grid) -> dict[int, list[str]]:
-  """Lists the cells whose lowest run has the least or the largest value of a factor, and which."""
+  """Lists the cells whose lowest run has the least or the largest value of a factor, and which.
+
+  A rate is compared with those at the same batch, where there are three or more.
+  """
   edges: dict[int, list[str]] = {}
-  for c in range(grid.cell.max() + 1):
-    some = np.flatnonzero((grid.cell == c) & np.isfinite(grid.loss))
-    if not len(some):
-      edges[c] = list(grid.factors)
-      continue
-    best = some[np.argmin(grid.loss[some])]
+  for c in range(len(grid.cells)):
+    best = np.flatnonzero(grid.cell == c)[np.argmin(grid.loss[grid.cell == c])]
     for name, values in grid.factors.items():
-      if values[best] in (values[grid.cell == c].min(), values[grid.cell == c].max()):
+      among = values[grid.cell == c]
+      if name == "lr" and "batch" in grid.factors:
+        batch = grid.factors["batch"]
+        row = values[(grid.cell == c) & (batch == batch[best])]
+        among = row if len(np.unique(row)) > 2 else among
+      if values[best] in (among.min(), among.max()) or np.isinf(grid.loss[best]):
         edges.setdefault(c, []).append(name)
   return edges

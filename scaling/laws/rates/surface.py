@@ -147,7 +147,7 @@ class _Design:
 
     def contract(logs, terms, phi, omega, major):
       f = terms[-1]
-      bends = np.einsum("np,sn,nq->spq", X, omega * f**2 + phi * f, X, optimize=True)
+      bends = (X.T * (omega * f**2 + phi * f)[:, None, :]) @ X
       return (phi * f) @ X, bends, (major * f**2) @ X**2
 
     return Derivatives(

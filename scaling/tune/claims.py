@@ -1,0 +1,131 @@
+"""Seals the optimum of a held-out (N, D) before its grid is trained, and says whether it held."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from configs.errors import DataError, UsageError
+from scaling.claims.kinds import Claim
+from scaling.claims.prediction import NAME, VERSION
+from scaling.formats import bracket, si
+from scaling.laws.rates import optimum, rules
+from scaling.laws.rates.grid import Grid
+from scaling.laws.rates.optimum import Optimum
+from scaling.sweep import plan
+from scaling.sweep.training import Arm
+from train.system import files
+
+FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the predicted rate, that are trained
+DRAWS = 10_000
+
+
+def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, list]]:
+  """Writes prediction.json, once: claims on the best rate and batch, and on what the law loses.
+
+  Returns:
+    It, and the grid of rates (multiples of the config's rule) and batches that tests it.
+
+  Raises:
+    DataError: there are too few cells for intervals.
+    UsageError: a prediction was sealed on other runs, or its test is trained already.
+  """
+  law, level, path = optimum.load(tuned), arm.config.fit.level, arm.workdir / NAME
+  if sealed := files.read_record(path):
+    if sealed["rests_on"] != tuned["rests_on"]:
+      raise UsageError(f"{path}: was sealed on other runs; use another workdir")
+    return sealed, (sealed["lr_factors"], sealed["batch_sizes"])
+  size, tokens = at
+  plain = plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, 1, [1.0])[0]
+  N, each = plain.N, plain.tokens_per_step
+  best, ends = law.best(N, tokens), law.best_interval(N, tokens, level)
+  if ends is None:
+    raise DataError("tune: too few (N, D) for an interval; add to tune.sizes or tune.token_counts")
+  batches, given = list(arm.config.tune.batch_sizes), {}
+  if "batch" in best:
+    middle = 2 ** max(0, round(math.log2(best["batch"] / each)))
+    batches = sorted({max(1, middle // 2), middle, 2 * middle})
+    given = {"batch": middle * each}
+  usual = plain.lr * math.sqrt(given.get("batch", each * batches[0]) / each)
+  rate = law.best(N, tokens, **given)["lr"] / usual
+  factors = [float(f"{rate * f:.4g}") for f in FACTORS]
+  names = [
+    cell.id
+    for batch in batches
+    for cell in plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, batch, factors)
+  ]
+  if any((arm.workdir / "cells" / name / "run.json").exists() for name in names):
+    raise UsageError(f"{path}: missing, and what would test it is trained; use another workdir")
+  place = {"N": float(N), "D": float(tokens)}
+  claims = [
+    Claim(name, place, best[name], ends[name], level, tuned["rests_on"], names) for name in best
+  ]
+  lost = loss_lost(law, N, tokens)
+  most = float(np.quantile(lost, level))
+  claims.append(
+    Claim("loss_lost", place, float(np.mean(lost)), [0.0, most], level, tuned["rests_on"], names)
+  )
+  record = {
+    "version": VERSION, "level": level, "claims": [dataclasses.asdict(claim) for claim in claims],
+    "rests_on": tuned["rests_on"], "lr_factors": factors, "batch_sizes": batches,
+  }  # fmt: skip
+  files.write_json(path, files.with_digests(record))
+  told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], _short)}" for name in best)
+  arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; it loses at most "
+                  f"{most:.2%} there")  # fmt: skip
+  return record, (factors, batches)
+
+
+def loss_lost(law: Optimum, N: float, D: float) -> np.ndarray:
+  """Draws what the law's choice at (N, D) loses, as its optimum is uncertain [DRAWS]."""
+  assert law.covariance is not None
+  k, point, rng = len(law.names), np.array([1.0, np.log(N), np.log(D)]), np.random.default_rng(0)
+  covariance = np.einsum("iajb,a,b->ij", law.covariance.reshape(k, 3, k, 3), point, point)
+  scale = np.sqrt(law.freedom / rng.chisquare(law.freedom, DRAWS))
+  off = rng.multivariate_normal(np.zeros(k), covariance, DRAWS) * scale[:, None]
+  best = law.best(N, D)
+  return np.array(
+    [law.loss_lost(N, D, {n: best[n] * np.exp(x) for n, x in zip(best, row, strict=True)})
+     for row in off]
+  )  # fmt: skip
+
+
+def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:
+  """Judges each claim by the held-out cell's own surface; writes verification.json."""
+  law, claims = optimum.load(tuned), [Claim(**claim) for claim in sealed["claims"]]
+  place = claims[0].at
+  measured: dict[str, float] = {}
+  try:
+    own = rules.Judge(heldout, 0, arm.config.tune.window)
+  except DataError as error:
+    why = f"Its own runs do not say where its optimum is ({error})."
+  else:
+    measured = own.best | {"loss_lost": own.lost(law.best(**place))}
+    why = ""
+  rows: list[dict[str, Any]] = []
+  for claim in claims:
+    value = measured.get(claim.what)
+    low, high = claim.interval
+    held = None if value is None else low <= value <= high
+    rows.append(dataclasses.asdict(claim) | {"measured": value, "held": held})
+  told = [
+    f"{row['what']} {row['predicted']:.3g} {bracket(row['interval'], _short)}"
+    + (
+      f", trained {row['measured']:.3g}: {'inside' if row['held'] else 'OUTSIDE'}"
+      if measured
+      else ""
+    )
+    for row in rows
+  ]
+  verdict = f"At N = {si(place['N'])}, D = {si(place['D'])}: {'; '.join(told)}. {why}".strip()
+  result = {
+    "version": VERSION, "verdict": verdict, "claims": rows,
+    "held": all(row["held"] for row in rows) if measured else None,
+  }  # fmt: skip
+  files.write_json(arm.workdir / "verification.json", files.with_digests(result))
+  return result
+
+
+def _short(value: float) -> str:
+  return f"{value:.3g}"

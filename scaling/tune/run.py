@@ -1,0 +1,169 @@
+"""Runs a tune: plan, train, extend, fit, seal the optimum of a held-out (N, D), train it, judge.
+
+Its runs are a sweep's: same folders, workers, retries and resuming.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.errors import ConfigError
+from scaling.launch.launchers import LAUNCHERS
+from scaling.laws.rates import grid, record
+from scaling.laws.rates.grid import Grid
+from scaling.progress import Display
+from scaling.report.figures import rates
+from scaling.sweep import checks, costs, placement, plan, store
+from scaling.sweep.plan import Cell
+from scaling.sweep.training import OVER, Arm, train_cells
+from scaling.tune import claims
+from train.data import dataset
+from train.system import files
+
+MAX_EXTENSIONS = 2  # of a cell whose best rate or batch is at its grid's edge
+
+# The size and tokens of a cell, and the grid of its rates and batches [sequences].
+Place = tuple[int, int]
+Axes = tuple[list[float], list[int]]
+
+
+def tune(
+  config: ConfigDict, workdir: Path, display: Display, should_stop: Callable[[], bool], began: float
+) -> dict:
+  """Runs a tune, or what is left of it; returns the content of verification.json.
+
+  Raises:
+    UserError: the config or the folder cannot be used, or the runs determine no law.
+    KeyboardInterrupt: `should_stop` is True.
+    RunError, WorkerError: as in a sweep.
+  """
+  check(config)
+  files.make_folder(workdir)
+  with files.owned(workdir) as check_place:
+    clock = costs.SweepClock(workdir, began)
+    each_core = placement.chosen_workers(workdir).each_core
+
+    def tick() -> None:
+      check_place()
+      clock.tick()
+
+    start = LAUNCHERS[config.sweep.launcher]
+    pool = start(config.sweep, workdir, each_core, display, should_stop, tick)
+    try:
+      clock("data")
+      tokens = dataset.prepare(config)
+      clock("start")
+      head, cells = open_tune(config, workdir, tokens)
+      arm = Arm("", config, workdir, [], "", tokens, head, cells, pool, display, clock)
+      return run_phases(arm)
+    finally:
+      pool.close()
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ConfigError where a tune cannot be run."""
+  t = config.tune
+  for name in ("sizes", "token_counts"):
+    if len(set(t[name])) < 2:
+      raise ConfigError(f"tune.{name}={tuple(t[name])}: a law in N and D needs two at least")
+  for name, fewest in (("lr_factors", 3), ("batch_sizes", 1)):
+    values = list(t[name])
+    if values != sorted(set(values)) or len(values) < fewest or min(values) <= 0:
+      raise ConfigError(f"tune.{name}={tuple(values)}: name {fewest} or more, ascending, positive")
+  if (t.heldout_size, t.heldout_tokens) in [(s, d) for s in t.sizes for d in t.token_counts]:
+    raise ConfigError(
+      f"tune.heldout_size={t.heldout_size}, tune.heldout_tokens={t.heldout_tokens}: is one of the "
+      "cells that are fitted; hold out another"
+    )
+  if config.optim.lr or config.optim.rule:
+    raise ConfigError("optim.lr, optim.rule: a tune varies the rate; leave them out")
+
+
+def open_tune(
+  config: ConfigDict, workdir: Path, tokens: dataset.TokenData
+) -> tuple[dict, list[Cell]]:
+  """Returns the head of sweep.json and the cells planned so far, as of a sweep."""
+  stored = files.read_record(workdir / "sweep.json")
+  if stored is None:
+    return store.new_head(config, tokens), []
+  checks.check_same_sweep(workdir, stored, config, tokens)
+  return store.read_sweep(workdir)
+
+
+def run_phases(arm: Arm) -> dict:
+  """Trains the grid, fits it, seals, trains the held-out cell's grid, and judges."""
+  t = arm.config.tune
+  places = [(size, tokens) for size in t.sizes for tokens in t.token_counts]
+  planned: dict[Place, Axes] = {at: (list(t.lr_factors), list(t.batch_sizes)) for at in places}
+  measured = train_grid(arm, planned, "tune")
+  arm.clock("fit")
+  tuned = record.make(measured, t.window, arm.config.fit.level)
+  files.write_json(arm.workdir / "tune.json", files.with_digests(tuned))
+  for line in filter(None, record.text(tuned).split("\n")):
+    arm.display.say(line)
+  sealed, axes = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
+  heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): axes}, "held out")
+  arm.clock("report")
+  rates.draw(arm.workdir, tuned, measured)
+  result = claims.judge(arm, tuned, sealed, heldout)
+  arm.head["seconds"] = round(arm.clock.finish(store.outcome(arm.workdir, c) for c in arm.cells), 1)
+  store.write_sweep(arm.workdir, arm.head, arm.cells)
+  return result
+
+
+def train_grid(arm: Arm, planned: dict[Place, Axes], phase: str) -> Grid:
+  """Trains each place's grid, extends it where its best is at an edge, and returns the runs."""
+  for extensions in range(MAX_EXTENSIONS + 1):
+    cells = {at: plan_grid(arm, at, axes) for at, axes in planned.items()}
+    train_cells(arm, [cell for some in cells.values() for cell in some], phase)
+    measured = read_grid(arm, cells)
+    edges = grid.at_edge(measured)
+    if extensions < MAX_EXTENSIONS:
+      planned |= {at: extended(arm, cells[at], planned[at], edges[c])
+                  for c, at in enumerate(sorted(cells)) if c in edges}  # fmt: skip
+    if not edges:
+      break
+  return measured
+
+
+def plan_grid(arm: Arm, at: Place, axes: Axes) -> list[Cell]:
+  """Plans the runs of a place: every rate at every batch."""
+  rates, batches = axes
+  return [
+    cell
+    for batch in batches
+    for cell in plan.tune_cells(arm.config, arm.tokens.vocab_size, *at, batch, rates)
+  ]
+
+
+def read_grid(arm: Arm, cells: dict[Place, list[Cell]]) -> Grid:
+  """Reads what has trained, with the planned D of each place; runs that failed are left out."""
+  rows = []
+  for (_, tokens), some in sorted(cells.items()):
+    for cell in some:
+      outcome = store.outcome(arm.workdir, cell)
+      if outcome["status"] in OVER:
+        loss = outcome["loss"] if outcome["status"] == "done" else math.inf
+        rows.append((cell.N, tokens, loss, cell.lr, cell.tokens_per_step, cell.width))
+  N, D, loss, lr, batch, width = np.array(rows, float).T
+  varied = ["lr", "batch"] if len(arm.config.tune.batch_sizes) > 1 else ["lr"]
+  return grid.make_grid(N, D, loss, {"lr": lr, "batch": batch}, width, varied)
+
+
+def extended(arm: Arm, cells: list[Cell], axes: Axes, edges: list[str]) -> Axes:
+  """Adds to a place's grid the rate or batch beyond its best run; a batch of one has none below."""
+  rates, batches = axes
+  losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells]
+  best = int(np.argmin(losses)) // arm.config.tune.seeds  # rates vary fastest but for seeds
+  rate, batch = rates[best % len(rates)], batches[best // len(rates)]
+  if "lr" in edges:
+    low = rate == rates[0]
+    beyond = rates[0] ** 2 / rates[1] if low else rates[-1] ** 2 / rates[-2]
+    rates = sorted({*rates, beyond})
+  if "batch" in edges:
+    beyond = batch // 2 if batch == batches[0] else batch * 2
+    batches = sorted({*batches, max(1, beyond)})
+  return rates, batches
