@@ -75,7 +75,7 @@ def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
   from scaling.laws import fit
   from scaling.laws.tables import read
   from scaling.sweep import adaptive, design, store
-  from scaling.sweep.plan import with_lr_rule
+  from scaling.tune.rule import with_lr_rule
 
   if config.sweep.arms:
     return "\n\n".join(

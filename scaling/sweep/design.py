@@ -22,6 +22,7 @@ from model import accounting
 from scaling.claims import prediction
 from scaling.formats import DASH, duration, text_table
 from scaling.sweep import checks, plan, step_time
+from scaling.tune import rule
 from train import aot, record
 from train.data import dataset
 from train.system import files, process
@@ -62,7 +63,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   """
   arms = config.sweep.arms
   if not arms:
-    return {"": plan.pinned(config)}
+    return {"": rule.pinned(config)}
   if config.sweep.design != "isoflop":
     raise ConfigError(
       f"sweep.design={config.sweep.design!r}: arms are compared at equal budgets; choose isoflop, "
@@ -75,7 +76,7 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
     for other, known in configs.items():
       if arm == known:
         raise ConfigError(f"sweep.arms.{name}: is the same as {other}; leave out one of them")
-    configs[name] = plan.pinned(arm)
+    configs[name] = rule.pinned(arm)
   for name, arm in configs.items():
     arm.sweep.name = f"{config.sweep.name}, {name}"
   return configs
@@ -151,7 +152,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   ]
   head = files.read_record(workdir / "sweep.json") if workdir else None
   if head:
-    config = plan.with_lr_rule(config, head.get("lr_rule"))
+    config = rule.with_lr_rule(config, head.get("lr_rule"))
   fit_cells = plan.design_cells(config, tokens.vocab_size)
   sealed = prediction.read(workdir) if workdir else None
   if sealed:

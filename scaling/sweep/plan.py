@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import ConfigError, UserError
 from model import accounting
-from scaling.laws.rates import optimum
+from scaling.tune import rule
 from train import optim, record, transfer
 from train.data.dataset import TokenData
 from train.objectives import registry
@@ -103,7 +103,7 @@ def _cell(
   budget: float | None = None,
   seed: int | None = None,
   lr_factor: float = 1.0,
-  batch_size: int | None = None,
+  batch_size: int = 0,
   suffix: str = "",
 ) -> Cell:
   sized = at_size(config, size)
@@ -116,8 +116,8 @@ def _cell(
     assert budget is not None
     tokens = budget / per_token
   lr = lr_factor * optim.base_learning_rate(config.optim, geometry.n_params)
-  if config.optim.rule and batch_size is None:
-    lr, batch_size = by_rule(sized, geometry.n_params, tokens)
+  if config.optim.rule and not batch_size:
+    lr, batch_size = rule.by_rule(sized, geometry.n_params, tokens)
     sized.data.batch_size = batch_size
     geometry = record.size_of(sized, vocab_size)
   steps = max(1, round(tokens / geometry.tokens_per_step))
@@ -143,61 +143,24 @@ def _cell(
   )
 
 
-def pinned(config: ConfigDict) -> ConfigDict:
-  """Writes the hash of `optim.rule` behind it; a sweep that has a rule has no probe.
+def probe_cells(
+  config: ConfigDict, vocab_size: int, size: int, factors: Sequence, tokens: float = 0,
+  batch_size: int = 0,
+) -> list[Cell]:  # fmt: skip
+  """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate.
 
-  Raises:
-    UserError: the rule cannot be read, or a rate is given, too.
+  With a batch they are of `isoflop tune`: at its tokens, repeated with its seeds, and the rule's
+  rate, which is that of `data.batch_size`, goes as the square root of the batch.
   """
-  if not config.optim.rule:
-    return config
-  if config.optim.lr:
-    raise ConfigError(f"optim.lr={config.optim.lr}: optim.rule gives the rates; leave one out")
-  config = config.copy_and_resolve_references()
-  config.optim.rule = optimum.read(config.optim.rule)[1]
-  config.sweep.probe_sizes = ()
-  return config
-
-
-def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, int]:
-  """Takes learning rate and sequences per step of a run from `optim.rule`.
-
-  The batch is rounded to a power of two, so that few programs are compiled, and the rate is the
-  best one at that batch.
-  """
-  law, _ = optimum.read(config.optim.rule)
-  if "batch" not in law.names:
-    return law.best(n_params, tokens)["lr"], config.data.batch_size
-  each = registry.tokens_per_step(config) / config.data.batch_size
-  wanted = law.best(n_params, tokens)["batch"] / each
-  batch_size = 2 ** max(0, round(math.log2(wanted)))
-  return law.best(n_params, tokens, batch=batch_size * each)["lr"], batch_size
-
-
-def tune_cells(
-  config: ConfigDict, vocab_size: int, size: int, tokens: float, batch: int, factors: Sequence
-) -> list[Cell]:
-  """Plans the runs of one (N, D) and batch [sequences]: multiples of the rule's rate, by seed.
-
-  The rule's rate is that at `data.batch_size`; it goes as the square root of the batch.
-  """
-  scale = math.sqrt(batch / config.data.batch_size)
+  scale = math.sqrt(batch_size / config.data.batch_size) if batch_size else 1.0
+  label = f"_b{batch_size}" if batch_size else ""
   return [
     _cell(
-      config, vocab_size, "probe", size, tokens=tokens, seed=config.seed + i, batch_size=batch,
-      lr_factor=scale * f, suffix=f"_b{batch}_lr{f:g}",
+      config, vocab_size, "probe", size, tokens=tokens or config.sweep.probe_tokens,
+      seed=config.seed + i, lr_factor=scale * f, batch_size=batch_size, suffix=f"{label}_lr{f:g}",
     )
-    for f in factors for i in range(config.tune.seeds)
+    for f in factors for i in range(config.tune.seeds if batch_size else 1)
   ]  # fmt: skip
-
-
-def probe_cells(config: ConfigDict, vocab_size: int, size: int, factors: Sequence) -> list[Cell]:
-  """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate."""
-  tokens = config.sweep.probe_tokens
-  return [
-    _cell(config, vocab_size, "probe", size, tokens=tokens, lr_factor=f, suffix=f"_lr{f:g}")
-    for f in factors
-  ]
 
 
 def design_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
@@ -406,16 +369,6 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
   except UserError as error:
     return str(error)
   return ""
-
-
-def with_lr_rule(config: ConfigDict, rule: dict | None) -> ConfigDict:
-  """Returns the config with the learning-rate rule that a probe gave; None: as it is."""
-  if not rule:
-    return config
-  config = config.copy_and_resolve_references()
-  config.optim.lr_ref = rule["lr_ref"]
-  config.optim.lr_exponent = rule["lr_exponent"]
-  return config
 
 
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:

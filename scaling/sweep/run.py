@@ -29,6 +29,7 @@ from scaling.sweep import (
 from scaling.sweep.plan import Cell
 from scaling.sweep.probe import probe
 from scaling.sweep.training import Arm, place, train_cells
+from scaling.tune.rule import with_lr_rule
 from train.data import dataset
 from train.system import files
 
@@ -183,7 +184,7 @@ def probe_rates(arm: Arm) -> None:
   rule = arm.head.get("lr_rule") or probe(arm)
   if rule:
     arm.head["lr_rule"] = rule
-    arm.config = plan.with_lr_rule(arm.config, rule)
+    arm.config = with_lr_rule(arm.config, rule)
     arm.display.say(
       f"learning rate = {rule['lr_ref']:.2e} (N / {rule['lr_ref_params']:,})^"
       f"{rule['lr_exponent']:.2f}"

@@ -37,7 +37,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, 
       raise UsageError(f"{path}: was sealed on other runs; use another workdir")
     return sealed, (sealed["lr_factors"], sealed["batch_sizes"])
   size, tokens = at
-  plain = plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, 1, [1.0])[0]
+  plain = plan.probe_cells(arm.config, arm.tokens.vocab_size, size, [1.0], tokens, 1)[0]
   N, each = plain.N, plain.tokens_per_step
   best, ends = law.best(N, tokens), law.best_interval(N, tokens, level)
   if ends is None:
@@ -53,7 +53,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, 
   names = [
     cell.id
     for batch in batches
-    for cell in plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, batch, factors)
+    for cell in plan.probe_cells(arm.config, arm.tokens.vocab_size, size, factors, tokens, batch)
   ]
   if any((arm.workdir / "cells" / name / "run.json").exists() for name in names):
     raise UsageError(f"{path}: missing, and what would test it is trained; use another workdir")
@@ -64,7 +64,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, 
   lost = loss_lost(law, N, tokens)
   most = float(np.quantile(lost, level))
   claims.append(
-    Claim("loss_lost", place, float(np.mean(lost)), [0.0, most], level, tuned["rests_on"], names)
+    Claim("loss_lost", place, float(np.median(lost)), [0.0, most], level, tuned["rests_on"], names)
   )
   record = {
     "version": VERSION, "level": level, "claims": [dataclasses.asdict(claim) for claim in claims],

@@ -58,6 +58,7 @@ def tune(
       clock("start")
       head, cells = open_tune(config, workdir, tokens)
       arm = Arm("", config, workdir, [], "", tokens, head, cells, pool, display, clock)
+      check_cells(arm)
       return run_phases(arm)
     finally:
       pool.close()
@@ -80,6 +81,21 @@ def check(config: ConfigDict) -> None:
     )
   if config.optim.lr or config.optim.rule:
     raise ConfigError("optim.lr, optim.rule: a tune varies the rate; leave them out")
+
+
+def check_cells(arm: Arm) -> None:
+  """Raises ConfigError where a run is too short, or cannot be trained on this text."""
+  t = arm.config.tune
+  places = [(s, d) for s in t.sizes for d in t.token_counts] + [(t.heldout_size, t.heldout_tokens)]
+  for at in places:
+    for cell in plan_grid(arm, at, (t.lr_factors[:1], t.batch_sizes)):
+      if cell.steps < plan.MIN_STEPS:
+        raise ConfigError(
+          f"tune: {cell.id} would train for {cell.steps} steps, {plan.MIN_STEPS} are needed; give "
+          "it more of tune.token_counts, or smaller tune.batch_sizes"
+        )
+      if reason := plan.refusal(arm.config, cell, *arm.corpus):
+        raise ConfigError(f"{reason} ({cell.id})")
 
 
 def open_tune(
@@ -131,11 +147,11 @@ def train_grid(arm: Arm, planned: dict[Place, Axes], phase: str) -> Grid:
 
 def plan_grid(arm: Arm, at: Place, axes: Axes) -> list[Cell]:
   """Plans the runs of a place: every rate at every batch."""
-  rates, batches = axes
+  (size, tokens), (rates, batches) = at, axes
   return [
     cell
     for batch in batches
-    for cell in plan.tune_cells(arm.config, arm.tokens.vocab_size, *at, batch, rates)
+    for cell in plan.probe_cells(arm.config, arm.tokens.vocab_size, size, rates, tokens, batch)
   ]
 
 

@@ -1,0 +1,50 @@
+"""The learning rates and batches of a sweep's cells: by a probe's rule, or by a tune.json."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from configs.errors import ConfigError
+from scaling.laws.rates import optimum
+from train.objectives import registry
+
+
+def with_lr_rule(config: ConfigDict, rule: dict | None) -> ConfigDict:
+  """Returns the config with the learning-rate rule that a probe gave; None: as it is."""
+  if not rule:
+    return config
+  config = config.copy_and_resolve_references()
+  config.optim.lr_ref = rule["lr_ref"]
+  config.optim.lr_exponent = rule["lr_exponent"]
+  return config
+
+
+def pinned(config: ConfigDict) -> ConfigDict:
+  """Writes the hash of `optim.rule` behind it; a sweep that has a rule has no probe.
+
+  Raises:
+    UserError: the rule cannot be read, or a rate is given, too.
+  """
+  if not config.optim.rule:
+    return config
+  if config.optim.lr:
+    raise ConfigError(f"optim.lr={config.optim.lr}: optim.rule gives the rates; leave one out")
+  config = config.copy_and_resolve_references()
+  config.optim.rule = optimum.read(config.optim.rule)[1]
+  config.sweep.probe_sizes = ()
+  return config
+
+
+def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, int]:
+  """Takes learning rate and sequences per step of a run from `optim.rule`.
+
+  The batch is rounded to a power of two, so that few programs are compiled, and the rate is the
+  best one at that batch.
+  """
+  law, _ = optimum.read(config.optim.rule)
+  if "batch" not in law.names:
+    return law.best(n_params, tokens)["lr"], config.data.batch_size
+  each = registry.tokens_per_step(config) / config.data.batch_size
+  wanted = law.best(n_params, tokens)["batch"] / each
+  batch_size = 2 ** max(0, round(math.log2(wanted)))
+  return law.best(n_params, tokens, batch=batch_size * each)["lr"], batch_size

@@ -1,0 +1,91 @@
+"""Learning rates and batches of a sweep by a tune.json, and what a sealed optimum promises."""
+
+import numpy as np
+import pytest
+from rate_grids import SIZES, make_table
+
+from configs import base
+from configs.errors import ConfigError
+from scaling.laws.rates import grid, optimum, record
+from scaling.sweep import plan
+from scaling.tune import claims, rule
+from scaling.tune import run as tune_run
+from train.system import files
+
+SHIFT = {"lr": (1.0, -0.6, 0.2), "batch": (-1.5, -0.1, 0.6)}  # of batches of 16 to 64 sequences
+
+
+@pytest.fixture
+def tuned():
+  table = make_table(tokens=(1e6, 3e6, 1e7), coefficients=SHIFT, noise=0.002)
+  return record.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
+
+
+@pytest.fixture
+def config(tmp_path, tuned):
+  files.write_json(tmp_path / "tune.json", files.with_digests(tuned))
+  c = base.get_config()
+  c.sweep.sizes, c.sweep.budgets, c.data.seq_len = (2, 4, 6), (1e11, 4e11), 32
+  c.optim.rule = str(tmp_path / "tune.json")
+  return rule.pinned(c)
+
+
+def test_each_cell_has_the_rate_and_batch_of_its_N_and_D(config, tuned):
+  law = optimum.load(tuned)
+  cells = plan.design_cells(config, 257)
+  assert len({cell.tokens_per_step for cell in cells}) > 2
+  for cell in cells:
+    best = law.best(cell.N, cell.D)
+    assert abs(np.log2(cell.tokens_per_step / best["batch"])) < 0.51  # the next power of two
+    assert np.log2(cell.tokens_per_step / 32) % 1 == 0
+    expected = law.best(cell.N, cell.D, batch=cell.tokens_per_step)["lr"]
+    assert cell.lr == pytest.approx(expected, rel=0.02)  # of D before it is whole steps
+    assert cell.trunk is None
+    run = plan.run_config(config, cell)
+    assert run.data.batch_size * 32 == cell.tokens_per_step
+    assert run.train.tokens == cell.D
+    assert run.optim.rule == config.optim.rule  # with its hash
+
+
+def test_a_rule_replaces_the_probe_and_a_rate_beside_it_is_refused(config):
+  assert config.sweep.probe_sizes == ()
+  config.optim.lr = 1e-3
+  with pytest.raises(ConfigError, match="leave one out"):
+    rule.pinned(config)
+
+
+def test_another_rule_of_the_same_name_is_refused(config, tuned, tmp_path):
+  assert rule.pinned(config).optim.rule == config.optim.rule
+  files.write_json(tmp_path / "tune.json", files.with_digests(tuned | {"runs": 1}))
+  with pytest.raises(ConfigError, match="another hash"):
+    rule.pinned(config)
+
+
+def test_what_a_choice_may_lose_follows_from_curvature_and_covariance(tuned):
+  law = optimum.load(tuned)
+  N, D, k = SIZES[1], 3e6, 2
+  point = np.array([1, np.log(N), np.log(D)])
+  spread = np.einsum("iajb,a,b->ij", law.covariance.reshape(k, 3, k, 3), point, point)
+  shares = np.linalg.eigvals(law.curvature @ spread).real  # of squares of normal draws
+  rng = np.random.default_rng(1)
+  squares = rng.standard_normal((100_000, k)) ** 2 @ shares
+  expected = squares * law.freedom / rng.chisquare(law.freedom, 100_000)
+  lost = claims.loss_lost(law, N, D)
+  for level in (0.5, 0.9):
+    assert np.quantile(lost, level) == pytest.approx(np.quantile(expected, level), rel=0.08)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "words"),
+  [
+    ("sizes", (3,), "needs two"),
+    ("lr_factors", (1.0, 0.5, 2.0), "ascending"),
+    ("heldout_tokens", 400_000, "is one of the cells"),
+  ],
+)
+def test_a_tune_that_tells_nothing_is_refused(field, value, words):
+  c = base.get_config()
+  c.tune.heldout_size = 8
+  c.tune[field] = value
+  with pytest.raises(ConfigError, match=words):
+    tune_run.check(c)
