@@ -27,7 +27,7 @@ FINALS = 4.0  # weight of all final losses, over that of all that led to them
 DELTA = 0.01  # Huber's threshold, of log loss
 CONSTANT = 1e-9  # Z / S at a constant rate
 TRAIN, VALIDATION = 1.0, float(np.e)  # `kind` of a loss
-ROWS = 256  # points are filled up to a multiple, with some of no weight: each number compiles anew
+ROWS = 256  # points are filled up to a multiple, without weight: each number compiles anew
 FEWEST_RUNS = 8  # finished, to fit a law to
 LEAST_SEEN = 0.25  # share of a run beyond which its final loss is forecast
 
@@ -88,12 +88,9 @@ def _units(p: Any, u: Any) -> dict[str, Any]:
 
 def _starts(_: Mapping[str, np.ndarray], __: np.ndarray) -> np.ndarray:
   """Makes a grid of starts [8, 9]: of the floor and of both exponents."""
-  return np.array(
-    [
-      [E, np.log(0.15), np.log(0.85 - E), alpha, beta, np.log(0.2), 0.1, 0.4, 0.05]
-      for E, alpha, beta in itertools.product((0.3, 0.6), (0.3, 0.7), (0.3, 0.8))
-    ]
-  )
+  grid = itertools.product((0.3, 0.6), (0.3, 0.7), (0.3, 0.8))
+  rest = np.log(0.2), 0.1, 0.4, 0.05
+  return np.array([[E, np.log(0.15), np.log(0.85 - E), *powers, *rest] for E, *powers in grid])
 
 
 FORM = Form(
@@ -125,6 +122,7 @@ def points(curves: Sequence[RunCurve], start: float) -> dict[str, np.ndarray]:
   finals = [curve for curve in curves if curve.finished]
   weight = FINALS * len(rows) / max(1, len(finals))
   rows += [(c.N, *c.last, VALIDATION, c.final, weight) for c in finals]
+  rows += [(*rows[-1][:-1], 0.0)] * (-len(rows) % ROWS)
   return dict(zip((*FORM.variables, "loss", "weight"), np.array(rows).T, strict=True))
 
 
@@ -140,10 +138,6 @@ def fit(curves: Sequence[RunCurve]) -> dict[str, float]:
       f"{len(finished)} finished runs: a law of their curves needs {FEWEST_RUNS}, of two sizes"
     )
   table = points(curves, TRANSIENT * min(sum(curve.end) for curve in finished))
-  n = len(table["loss"])
-  rows = np.arange(-(-n // ROWS) * ROWS)
-  table = {name: x[np.minimum(rows, n - 1)] for name, x in table.items()}
-  table["weight"][rows >= n] = 0.0
   problem = solve.make_problem(FORM, table, table["loss"])
   _, best = solve.search(problem, DELTA, table["weight"])
   return {name: float(value[0]) for name, value in problem.natural(best.theta).items()}
@@ -178,11 +172,8 @@ def forecast(
   Raises:
     DataError: too few runs are finished.
   """
-  begun = [
-    i
-    for i, c in enumerate(curves)
-    if not c.finished and len(c.until(LEAST_SEEN).loss) < len(c.loss)
-  ]
+  unfinished = {i: c for i, c in enumerate(curves) if not c.finished}
+  begun = [i for i, c in unfinished.items() if len(c.until(LEAST_SEEN).loss) < len(c.loss)]
   if not begun:
     return {}
   errors, params = past_errors(curves), fit(curves)
