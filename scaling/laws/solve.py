@@ -193,6 +193,10 @@ def _cost(residual, weights, delta):
   return np.sum(weights * clipped * (size - 0.5 * clipped), axis=1)
 
 
+def _penalty(problem, theta, pull):
+  return 0.5 * (theta - problem.center) ** 2 @ pull
+
+
 def _derivatives(problem, weights, delta, state, bandwidth=None):
   """Computes the cost's gradient [S, p], Hessian [S, p, p] and a positive diagonal [S, p].
 
@@ -210,11 +214,11 @@ def _derivatives(problem, weights, delta, state, bandwidth=None):
   return problem.derivatives.contract(problem.logs, terms, psi, outer, majoriser)
 
 
-def _projected(problem, theta, weights, delta, state, held, pull, center):
+def _projected(problem, theta, weights, delta, state, held, pull):
   """Computes the derivatives with parameters that press against the box held, and which do."""
   low, high = problem.box
   gradient, hessian, diagonal = _derivatives(problem, weights, delta, state)
-  gradient, hessian = gradient + pull * (theta - center), hessian + np.diag(pull)
+  gradient, hessian = gradient + pull * (theta - problem.center), hessian + np.diag(pull)
   diagonal = diagonal + pull
   fixed = held | (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
   scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300
@@ -247,7 +251,6 @@ def minimise(
   max_steps: int = 100,
   held: int | None = None,
   shift: np.ndarray | None = None,
-  center: np.ndarray | None = None,
 ) -> Solution:
   """Minimises sum_i weights_i Huber_delta(residual_i) from each of S starts.
 
@@ -263,7 +266,6 @@ def minimise(
     max_steps: at most so many.
     held: a parameter that stays where it starts (a profile over it), by its place in theta.
     shift: of the residuals of each start [S, n], taken from them; None: 0.
-    center: the means of the priors of each start [S, p]; None: those of the problem.
 
   Returns:
     One local minimum per start. It has converged when the cost is convex there and a full Newton
@@ -275,26 +277,19 @@ def minimise(
   rows, w = np.arange(len(theta)), weights  # those still moving
   shift = np.zeros((len(theta), 1)) if shift is None else shift
   pull = problem.pull(delta)
-  center = np.broadcast_to(problem.center if center is None else center, theta.shape)
-
-  def cost_of(rows, theta, state, weights, width):
-    return _cost(state[-1], weights, width) + 0.5 * (theta - center[rows]) ** 2 @ pull
-
   state = _evaluate(problem, theta, shift)
   damping = np.full(len(theta), 1e-3)
   width = np.maximum(delta, 3 * robust_scale(np.abs(state[-1]), w))
   for _ in range(max_steps):
     now, threshold = theta[rows], width[:, None]
-    gradient, hessian, scale, _ = _projected(
-      problem, now, w, threshold, state, stays, pull, center[rows]
-    )
+    gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays, pull)
     damped = hessian + _diagonal(damping[:, None] * scale)
     step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
     trial = np.clip(now + step, low, high)
     moved = np.abs(trial - now).max(1)
     trial_state = _evaluate(problem, trial, shift[rows])
-    before = cost_of(rows, now, state, w, threshold)
-    better = cost_of(rows, trial, trial_state, w, threshold) <= before
+    before = _cost(state[-1], w, threshold) + _penalty(problem, now, pull)
+    better = _cost(trial_state[-1], w, threshold) + _penalty(problem, trial, pull) <= before
     theta[rows[better]] = trial[better]
     for old, new in zip(state, trial_state, strict=True):
       old[better] = new[better]
@@ -307,10 +302,9 @@ def minimise(
     if not len(rows):
       break
   state = _evaluate(problem, theta, shift)
-  cost = np.nan_to_num(cost_of(slice(None), theta, state, weights, delta), nan=np.inf)
-  gradient, hessian, scale, fixed = _projected(
-    problem, theta, weights, delta, state, stays, pull, center
-  )
+  cost = _cost(state[-1], weights, delta) + _penalty(problem, theta, pull)
+  cost = np.nan_to_num(cost, nan=np.inf)
+  gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, stays, pull)
   root = np.sqrt(scale)
   scaled = hessian / (root[:, :, None] * root[:, None, :])
   scaled[~np.isfinite(scaled).all(axis=(1, 2))] = -np.eye(theta.shape[1])  # not converged

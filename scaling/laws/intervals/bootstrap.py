@@ -96,6 +96,17 @@ def resample(
       f"fit.resampling='stratified': {alone} of {len(strata)} budgets hold a single run; "
       "choose pairs"
     )
+  draws = _resample(problem, runs, theta, delta, size, seed, resampling, strata)
+  if not problem.floor.sd:
+    return draws
+  prior = problem.spread * np.random.default_rng((seed, 5)).normal(size=(size, 1))
+  moved = prior * problem.pull(delta) @ np.linalg.pinv(solve.curvature(problem, theta, delta))
+  both = _drawn(problem, draws.theta + moved, *problem.box)
+  at_bound = both.at_bound | draws.at_bound
+  return dataclasses.replace(both, at_bound=at_bound, converged=draws.converged)
+
+
+def _resample(problem, runs, theta, delta, size, seed, resampling, strata) -> solve.Solution:
   rng = np.random.default_rng(seed)
   levels = clusters.find(runs) if resampling == "auto" else []
   effects = estimate_effects(problem, theta, runs) if levels else None
@@ -115,11 +126,9 @@ def resample(
       drawn[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
     weights = drawn if whole is None else drawn[:, whole]
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
-  center = problem.center + problem.spread * np.random.default_rng((seed, 5)).normal(size=(size, 1))
   if not effects or not effects.variance.any():
-    return _without_lost(fit_weighted(problem, weights, theta, delta, None, center))
-  apart = fit_weighted(problem, weights, theta, delta, effects.common[None], center)
-  apart = _without_lost(apart)
+    return _without_lost(fit_weighted(problem, weights, theta, delta))
+  apart = _without_lost(fit_weighted(problem, weights, theta, delta, effects.common[None]))
   every = np.ones_like(weights)
   shift = effects.common + effects.draw(size, seed)
   common = _without_lost(fit_weighted(problem, every, theta, delta, shift))
@@ -150,25 +159,20 @@ def fit_weighted(
   theta: np.ndarray,
   delta: float,
   shift: np.ndarray | None = None,
-  center: np.ndarray | None = None,
 ) -> solve.Solution:
   """Fits a form to runs that count `weights` [R, n] times, from theta [p] on.
 
   Huber's threshold is `SHARPEST` at least: far below the scatter of runs a smaller one changes no
   fit, and the kinks of a median would stop Newton's steps. What has not converged starts again from
-  where others ended. A `shift` [R, n] is taken from the residuals; priors have their means at a
-  `center` [R, p].
+  where others ended. A `shift` [R, n] is taken from the residuals.
   """
   delta = max(delta, SHARPEST)
   shift = np.zeros((1, 1)) if shift is None else shift
   shift = np.broadcast_to(shift, (len(weights), shift.shape[1]))
-  center = np.broadcast_to(problem.center if center is None else center, (len(weights), len(theta)))
 
   def solved(rows: np.ndarray, start: np.ndarray) -> solve.Solution:
     starts = np.tile(start, (len(rows), 1))
-    return solve.minimise(
-      problem, weights[rows], starts, delta, 300, shift=shift[rows], center=center[rows]
-    )
+    return solve.minimise(problem, weights[rows], starts, delta, 300, shift=shift[rows])
 
   at_once = max(16, 60_000 // weights.shape[1])  # what the cache holds
   blocks = np.split(np.arange(len(weights)), range(at_once, len(weights), at_once))
@@ -210,8 +214,7 @@ def _sandwich(problem, theta, delta, size, rng, levels) -> solve.Solution:
     scale = np.sqrt((freedom + 1) / rng.chisquare(freedom, (size, 1)))
   fitted = np.outer(problem.free, problem.free)
   bread = np.linalg.pinv(solve.curvature(problem, theta, delta) * fitted)
-  prior = np.diag((problem.pull(delta) * problem.spread) ** 2)
-  normal = _normal(bread @ (scores @ scores.T + prior) @ bread, size, rng)
+  normal = _normal(bread @ (scores @ scores.T) @ bread, size, rng)
   return _drawn(problem, theta + normal * scale, *problem.box)
 
 
@@ -223,23 +226,18 @@ def _student(problem, theta, size, rng, effects) -> solve.Solution:
   """
   slopes, r = solve.slopes(problem, theta)
   freedom = len(r) - problem.free.sum()
-  bread, variance = np.linalg.pinv(slopes @ slopes.T), (r @ r) / freedom
-  covariance = bread * variance
+  moved = np.linalg.pinv(slopes @ slopes.T + np.diag(problem.pull(solve.LEAST_SQUARES))) @ slopes
+  covariance = moved @ moved.T * (r @ r) / freedom
   if effects and effects.variance.any():
-    freedom, covariance = min(freedom, effects.freedom.min()), bread * effects.within
+    freedom, covariance = min(freedom, effects.freedom.min()), moved @ moved.T * effects.within
     for level, common in zip(effects.levels, effects.variance, strict=True):
-      sums = bread @ slopes @ np.eye(level.group.max() + 1)[level.group]
+      sums = moved @ np.eye(level.group.max() + 1)[level.group]
       covariance += common * sums @ sums.T
   normal = _normal(covariance, size, rng)
   low, high = problem.box
   most = [MOST_SHARE if kind is SCALE else np.inf for kind in problem.form.kinds.values()]
   scale = np.sqrt(rng.chisquare(freedom, (size, 1)) / freedom)
-  off = normal / scale
-  if (spread := problem.spread).any():  # and a draw of the prior, each by its weight
-    e = np.argmax(spread)
-    gain = covariance[e] / (covariance[e, e] + (scale * spread[e]) ** 2)
-    off += gain * (spread[e] * rng.normal(size=(size, 1)) - off[:, [e]])
-  return _drawn(problem, theta + off, low, np.minimum(high, most))
+  return _drawn(problem, theta + normal / scale, low, np.minimum(high, most))
 
 
 def _normal(covariance, size, rng):
