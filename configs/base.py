@@ -89,6 +89,9 @@ MODEL: dict[str, Any] = {
   "init_std": positive(1.0),  # embedding scale; dense layers use 1/sqrt(fan_in)
   "width_scaling": one_of("standard", "mup"),  # mup (Yang et al. 2022): rates by mup_base_width
   "mup_base_width": positive(64),  # mup: the width at which the learning rate is as given
+  "depth_scaling": one_of("standard", "completep"),  # completep: Dey et al. 2025
+  "mup_base_depth": at_least_1(3),  # completep: the depth at which nothing is scaled
+  "completep_alpha": up_to_1(1.0),  # branches by (base / depth)^alpha; 0.5: depth-muP
   "dtype": one_of("float32", "bfloat16"),  # of the products' operands
   "weights": one_of("float32", "bfloat16"),  # gradients too; the optimizer keeps a float32 copy
   "activations": one_of("float32", "bfloat16"),  # of what lies between products (accelerators)

@@ -13,6 +13,13 @@ from model.attention import Attention, AttentionMask, KeysValues
 from model.layers import MLP, Embedding, Norm, dropout, split_keys
 from model.positions import Rotary, Rotation, relative_bucket, rotary_width, rotation
 
+Record = Callable[[str, jax.Array], None]  # is given the name and value of an activation
+OUTPUTS = r"/block/.*/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
+
+
+def ignore(_name: str, _x_BTD: jax.Array) -> None:
+  """Records nothing."""
+
 
 class Context(NamedTuple):
   """What all blocks of a stack share.
@@ -23,6 +30,7 @@ class Context(NamedTuple):
     cross_mask: what it sees of the encoder's output; None: there is no encoder.
     memory_BSD: the encoder's output; None where the cache holds its keys and values.
     slots_BT: where in the cache these tokens belong; None: there is no cache.
+    record: of each activation that `isoflop bench --coordinates` compares.
   """
 
   mask: AttentionMask
@@ -30,6 +38,7 @@ class Context(NamedTuple):
   cross_mask: AttentionMask | None = None
   memory_BSD: jax.Array | None = None
   slots_BT: jax.Array | None = None
+  record: Record = ignore
 
 
 class Cache(NamedTuple):
@@ -39,12 +48,18 @@ class Cache(NamedTuple):
   memory: KeysValues | None  # of the encoder's output
 
 
+def depth_ratio(c: ConfigDict, depth: int) -> float:
+  """Returns m_L of a stack, its depth over the base's; 1: its depth scales nothing."""
+  return depth / c.mup_base_depth if c.depth_scaling == "completep" else 1.0
+
+
 class Block(nnx.Module):
   """Residual block, with its norms before (`pre`) or after (`post`) the sums."""
 
   def __init__(self, c: ConfigDict, cross: bool, depth: int, *, rngs: nnx.Rngs):
-    # The sum of all branches of the stack has the variance that one has elsewhere.
-    residual = 1 / (depth * (3 if cross else 2))
+    # The sum of all branches of the stack has the variance that one has elsewhere; `completep`
+    # draws them as the base does, and scales them.
+    residual = depth_ratio(c, depth) / (depth * (3 if cross else 2))
     self.attention_norm = Norm(c, c.width)
     self.attention = Attention(c, residual, rngs=rngs)
     self.cross_norm = Norm(c, c.width) if cross else None
@@ -52,6 +67,7 @@ class Block(nnx.Module):
     self.mlp_norm = Norm(c, c.width)
     self.mlp = MLP(c, residual, rngs=rngs)
     self.post, self.dropout, self.parallel = c.norm_position == "post", c.dropout, c.parallel
+    self.scale = depth_ratio(c, depth) ** -c.completep_alpha  # Dey et al. 2025, table 1
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: Cache | None, keys_B: jax.Array | None
@@ -66,6 +82,7 @@ class Block(nnx.Module):
       keys_values = _write(cache.text, keys_values, context.slots_BT)
       cache = cache._replace(text=keys_values)
     y_BTD = self.attention(y_BTD, keys_values, context.mask, context.rotation)
+    context.record("attention", y_BTD)
     x_BTD = self._add(x_BTD, y_BTD, self.attention_norm, keys[0])
 
     if self.cross_attention is not None and self.cross_norm is not None:
@@ -77,10 +94,12 @@ class Block(nnx.Module):
         assert context.memory_BSD is not None
         keys_values = self.cross_attention.keys_values(context.memory_BSD)
       y_BTD = self.cross_attention(y_BTD, keys_values, context.cross_mask)
+      context.record("cross-attention", y_BTD)
       x_BTD = self._add(x_BTD, y_BTD, self.cross_norm, keys[1])
 
     mlp_input_BTD = block_input_BTD if self.parallel else x_BTD
     y_BTD = self.mlp(self._input(mlp_input_BTD, self.mlp_norm))
+    context.record("mlp", y_BTD)
     return self._add(x_BTD, y_BTD, self.mlp_norm, keys[2]), cache
 
   def _input(self, x_BTD: jax.Array, norm: Norm) -> jax.Array:
@@ -89,7 +108,7 @@ class Block(nnx.Module):
   def _add(
     self, x_BTD: jax.Array, y_BTD: jax.Array, norm: Norm, keys_B: jax.Array | None
   ) -> jax.Array:
-    x_BTD = x_BTD + dropout(y_BTD, self.dropout, keys_B)
+    x_BTD = x_BTD + self.scale * dropout(y_BTD, self.dropout, keys_B)
     return norm(x_BTD) if self.post else x_BTD
 
 
@@ -135,6 +154,7 @@ class Stack(nnx.Module):
     gather: Callable[[Any], Any] | None,
   ):
     self.gather = gather
+    self.record: Record = ignore
     learned, relative = c.positions == "learned", c.positions == "relative"
     self.positions = Embedding(length, c.width, rngs=rngs, std=std) if learned else None
     self.relative = Embedding(c.relative_buckets, c.heads, rngs=rngs, std=0.1) if relative else None
@@ -191,6 +211,7 @@ class Stack(nnx.Module):
         x_BTD, layer_cache = apply(x_BTD, jax.tree.map(lambda w_L, i=i: w_L[i], layers_L))
         caches.append(layer_cache)
       cache = jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+    self.record("residual", x_BTD)
     return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache
 
   def cross_keys_values(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -220,7 +220,8 @@ class Transformer(nnx.Module):
     index_1T = jnp.arange(tokens_BT.shape[1])[None]
     # Inside a document distances in the window are those of positions: one bias serves all rows.
     mask = mask._replace(bias_BHTS=stack.bias(index_1T, index_1T))
-    return Context(mask, stack.rotation(index_1T if positions_BT is None else positions_BT))
+    rotation = stack.rotation(index_1T if positions_BT is None else positions_BT)
+    return Context(mask, rotation, record=stack.record)
 
   def _embed(
     self,
@@ -262,6 +263,11 @@ def check_model(model_config: ConfigDict) -> None:
         f"model.{field}='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing "
         f"by it; set model.dtype='bfloat16', or leave model.{field} in float32"
       )
+  if model_config.depth_scaling != "standard" and model_config.norm_position == "post":
+    raise ConfigError(
+      f"model.depth_scaling={model_config.depth_scaling!r}: is stated for pre-norm blocks; set "
+      "model.norm_position='pre', or model.depth_scaling='standard'"
+    )
 
 
 def build(

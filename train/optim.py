@@ -18,6 +18,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs.errors import ConfigError
+from model.block import depth_ratio
 
 
 def base_learning_rate(optim: ConfigDict, n_params: int) -> float:
@@ -119,12 +120,12 @@ def parameter_of(state_path: tuple) -> str:
 
 def _matrices(params: Any) -> Any:
   """Returns which leaves are matrices: not norms, biases or embeddings."""
-  return _map_paths(lambda path: path.endswith("kernel"), params)
+  return _map_paths(lambda path, _: path.endswith("kernel"), params)
 
 
-def _map_paths(function: Callable[[str], Any], params: Any) -> Any:
-  def of(path: tuple, _: Any) -> Any:
-    return function(jax.tree_util.keystr(path, simple=True, separator="/"))
+def _map_paths(function: Callable[[str, Any], Any], params: Any) -> Any:
+  def of(path: tuple, x: Any) -> Any:
+    return function(jax.tree_util.keystr(path, simple=True, separator="/"), x)
 
   return jax.tree_util.tree_map_with_path(of, params)
 
@@ -137,6 +138,22 @@ def matrix_rate(model: FrozenConfigDict) -> float:
   table 3). It replaces the rule in N: set `optim.lr_exponent` to 0 with it.
   """
   return model.mup_base_width / model.width if model.width_scaling == "mup" else 1.0
+
+
+def block_scales(model: FrozenConfigDict, path: str) -> tuple[float, float]:
+  """Returns what multiplies the update and the epsilon of a parameter of a block; else 1.
+
+  With m_L = depth / mup_base_depth and m_N = width / mup_base_width, beside `matrix_rate`: the
+  update and its decay by m_L^(alpha - 1), which is 1 in CompleteP, epsilon by m_N^-1 m_L^-alpha
+  (Dey et al. 2025, arXiv:2505.01618, table 1; alpha = 1/2: Yang et al. 2023, arXiv:2310.02244).
+  """
+  stack, block, _ = (*path.split("/"), "", "")[:3]
+  if block != "block":
+    return 1.0, 1.0
+  own = stack == "encoder" and model.family == "encoder_decoder"
+  ratio = depth_ratio(model, model.encoder_depth if own else model.depth)
+  alpha = model.completep_alpha
+  return ratio ** (alpha - 1), matrix_rate(model) * ratio**-alpha
 
 
 class Rule(NamedTuple):
@@ -173,13 +190,13 @@ OnWhole = Callable[[Callable[[jax.Array], jax.Array], Any], Any]  # see `Layout.
 
 
 def optimizer(
-  optim: FrozenConfigDict, matrix_rate: float = 1.0, on_whole: OnWhole = jax.tree.map
+  optim: FrozenConfigDict, model: FrozenConfigDict | None = None, on_whole: OnWhole = jax.tree.map
 ) -> optax.GradientTransformation:
   """Makes the direction of `optim.name`; an update is `params - learning_rate * direction`.
 
   Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019);
-  `matrix_rate` multiplies their step, not their decay. `on_whole` applies a function to the array
-  of each layer.
+  `matrix_rate` of a resolved `model` multiplies their step, not their decay; None: a model that is
+  not scaled. `on_whole` applies a function to the array of each layer.
   """
   rule = OPTIMIZERS[optim.name]
   direction = rule.moments(optim)
@@ -187,15 +204,24 @@ def optimizer(
     apply = optax.stateless(lambda updates, _: on_whole(rule.of_whole, updates))
     direction = optax.chain(direction, apply)
   if rule.takes != ".*":
-    labels = partial(_map_paths, lambda path: optim.name if taken(rule, path) else "adamw")
+    labels = partial(_map_paths, lambda path, _: optim.name if taken(rule, path) else "adamw")
     adamw = OPTIMIZERS["adamw"].moments(optim)
     direction = optax.partition({optim.name: direction, "adamw": adamw}, labels)
   scale = optax.identity()
-  if matrix_rate != 1.0:
-    scale = optax.masked(optax.scale(matrix_rate), _matrices)
-  return optax.chain(
-    direction, scale, optax.add_decayed_weights(optim.weight_decay, mask=_matrices)
-  )
+  if model is not None and matrix_rate(model) != 1.0:
+    scale = optax.masked(optax.scale(matrix_rate(model)), _matrices)
+  decay = optax.add_decayed_weights(optim.weight_decay, mask=_matrices)
+  chain = optax.chain(direction, scale, decay)
+  if model is None:
+    return chain
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    # Adam's g / (|g| + c eps) is that of the gradient g / c with eps.
+    grads = _map_paths(lambda path, g: g / block_scales(model, path)[1], grads)
+    direction, state = chain.update(grads, state, params)
+    return _map_paths(lambda path, d: d * block_scales(model, path)[0], direction), state
+
+  return optax.GradientTransformation(chain.init, update)
 
 
 def taken(rule: Rule, path: str) -> bool:

@@ -118,7 +118,7 @@ class Setup:
   @cached_property
   def optimizer(self) -> optax.GradientTransformation:
     """Gradients to the direction of an update, without the learning rate."""
-    return optim.optimizer(self.optim, optim.matrix_rate(self.model), self.layout.on_whole)
+    return optim.optimizer(self.optim, self.model, self.layout.on_whole)
 
   @property
   def mixed(self) -> bool:

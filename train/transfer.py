@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from configs import base, ladders
 from configs.errors import UsageError
 from model import accounting, sharding
+from model.block import OUTPUTS
 from model.layers import mlp_width
 from model.positions import without_effect
 from train import restore
@@ -34,7 +35,6 @@ from train.objectives import registry
 # shapes of the weights show.
 FREE = {"ladder", "size", "mlp_ratio", "depth", "encoder_depth", "dropout", "init_std", "dtype"}
 FREE |= {"weights", "activations", "remat", "flash", "logits_at_once", "scan"}
-OUTPUTS = r"/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
 
 
 class Parent(NamedTuple):
@@ -105,6 +105,7 @@ def _value(model: ConfigDict, name: str) -> Any:
     return mlp_width(model)
   free = name in FREE or without_effect(name, model.positions)
   free |= name == "mup_base_width" and model.width_scaling != "mup"
+  free |= name in ("mup_base_depth", "completep_alpha") and model.depth_scaling != "completep"
   return None if free else model[name]
 
 
@@ -127,7 +128,8 @@ def _refusal(
       if new > old:
         return f"no rule lengthens it; set data.seq_len={old} or less"
     elif axis == "layer" and old != new:
-      if new < old or config.model.norm_position == "post":
+      scaled = config.model.depth_scaling != "standard"  # by the depth: copies change the rest
+      if new < old or scaled or config.model.norm_position == "post":
         return f"no rule maps it; set model.{_depth(path, config)}={old}"
       if not grows:
         return (

@@ -5,6 +5,7 @@ names it; `architectures.py` has the tables.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from configs import ladders, presets
 from configs.errors import DataError, UserError
 from model import accounting
+from model.block import OUTPUTS, depth_ratio
 from model.huggingface import tokenizer_files
 from model.huggingface.architectures import ARCHITECTURES, Architecture, Weight
 from model.huggingface.fields import MOST, MOST_LAYERS, refuse, token_id, typed
@@ -30,6 +32,7 @@ INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
 
 # Fields of ours that leave the function of the weights as it is: free in an export.
 FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "mup_base_width"}
+FREE |= {"depth_scaling", "mup_base_depth", "completep_alpha"}  # an export folds it into weights
 FREE |= {"dtype", "weights", "activations", "remat", "scan", "flash", "logits_at_once"}
 EFFECTIVE = {"mlp_width": mlp_width, "rotary_share": rotary_width}  # what a field comes to
 
@@ -124,6 +127,9 @@ def export_folder(
   family, config = _write(architecture, model_config, vocab_size, seq_len)
   shapes = _shapes(model_config, vocab_size, seq_len)
   _check_params(params, shapes)
+  for path in filter(re.compile(OUTPUTS).search, params):  # [L, ...]
+    scale = depth_ratio(model_config, len(params[path])) ** -model_config.completep_alpha
+    params = {**params, path: scale * params[path]}
   theirs: Arrays = {}
   for weight in family.weights(model_config):
     theirs |= _give(weight, params, shapes)

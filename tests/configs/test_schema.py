@@ -64,6 +64,8 @@ OUT_OF_BOUNDS = {
   "model.norm_eps": (-1.0,),
   "model.init_std": (-1.0, 0.0),
   "model.mup_base_width": (0, -64),
+  "model.mup_base_depth": (0,),
+  "model.completep_alpha": (0.0, 1.5),
   "corruption.mlm_rate": (0.0, 1.1),
   "corruption.mlm_mask": (1.1,),
   "corruption.span_density": (0.0, 1.0),

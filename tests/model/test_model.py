@@ -212,6 +212,7 @@ SWITCHES = [
   {"kv_heads": 1},
   {"head_width": 12},
   {"width_scaling": "mup"},
+  {"depth_scaling": "completep", "mup_base_depth": 1},
   {"dtype": "bfloat16"},
 ]
 

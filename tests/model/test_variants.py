@@ -5,24 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import FrozenConfigDict
 from models import (
   FAMILIES,
   SOURCE_BS,
   TOKENS_BT,
   S,
   T,
-  V,
   build,
   model_config,
   normal,
   random_model,
   source_of,
+  trainer,
 )
 
-from configs import base
 from model import layers, positions, transformer
-from train import optim
 
 pytestmark = pytest.mark.usefixtures("no_silent_broadcasting")
 
@@ -238,31 +235,6 @@ def test_every_place_has_dropout_of_its_own():
 # ---------------------------------------------------------------------------------------------
 # Training: muP, programs of any depth
 # ---------------------------------------------------------------------------------------------
-
-
-def trainer(config, model):
-  """(step, params, state): plain Adam at a constant rate on one fixed batch."""
-  c = base.get_config().optim
-  c.weight_decay, c.clip_norm = 0.0, 0.0
-  optimizer = optim.optimizer(FrozenConfigDict(c), optim.matrix_rate(config))
-  graphdef, params = nnx.split(model)
-  params = nnx.to_pure_dict(params)  # as a run holds them
-  rng = np.random.default_rng(0)
-  tokens_BT = jnp.array(rng.integers(0, V, (8, T + 1)), jnp.int32)
-  source = source_of(config.family, jnp.array(rng.integers(0, V, (8, S)), jnp.int32))
-
-  def loss(params):
-    logits_BTV = nnx.merge(graphdef, params)(tokens_BT[:, :-1], **source)
-    log_p_BTV = jax.nn.log_softmax(logits_BTV)
-    picked_BT1 = jnp.take_along_axis(log_p_BTV, tokens_BT[:, 1:, None], axis=-1)
-    return -jnp.mean(picked_BT1), logits_BTV
-
-  def step(params, state):
-    gradient, logits_BTV = jax.grad(loss, has_aux=True)(params)
-    direction, state = optimizer.update(gradient, state, params)
-    return jax.tree.map(lambda p, d: p - 1e-2 * d, params, direction), state, logits_BTV
-
-  return jax.jit(step), params, jax.eval_shape(optimizer.init, params)
 
 
 def moved(width, **changes):

@@ -103,8 +103,8 @@ def test_mup_scales_the_step_of_matrices_and_not_their_decay(config):
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   grads = jax.tree.map(lambda x: 0.01 * jnp.sin(x), params)
   found = {}
-  for rate in (1.0, 0.25):
-    optimizer = optim.optimizer(config, rate)
+  for rate, model in ((1.0, None), (0.25, c)):
+    optimizer = optim.optimizer(config, model)
     found[rate], _ = optimizer.update(grads, optimizer.init(params), params)
   decay = config.weight_decay * params["kernel"]
   np.testing.assert_allclose(
@@ -215,12 +215,16 @@ MUON = {
 }
 
 
+SCALED = "name=muon,depth_scaling=completep,mup_base_depth=1,completep_alpha=0.5"
+
+
 @pytest.mark.slow
 def test_muon_on_eight_devices_is_muon_on_one():
-  """As whole matrices: of shards, the orthogonal factor is another."""
+  """As whole matrices: of shards, the orthogonal factor is another. Its rates are by leaf."""
   cases = {"one": "strategy=ddp", "unrolled": "strategy=ddp,scan=False"}
-  one = eight_devices.trained(1, "decoder", {k: f"{v},name=muon" for k, v in cases.items()})
-  runs = eight_devices.trained(8, "decoder", {k: f"{v},name=muon" for k, v in MUON.items()})
+  cases, sharded = ({k: f"{v},{SCALED}" for k, v in x.items()} for x in (cases, MUON))
+  one = eight_devices.trained(1, "decoder", cases)
+  runs = eight_devices.trained(8, "decoder", sharded)
   bound = 20 * math.log2(16 * 16 * 64) * np.finfo(np.float32).eps
   losses = one["one"]["losses"]
   assert losses[-1] < losses[0] - 1

@@ -15,7 +15,7 @@ from flax import nnx, traverse_util
 
 from configs import base, ladders, presets
 from scaling.commands import import_
-from train import loop, pack, restore, start, step
+from train import loop, pack, restore, start, step, transfer
 from train.evaluate import evaluate
 from train.system import files
 
@@ -198,6 +198,17 @@ def test_what_no_rule_maps_is_refused(parent, child, tmp_path, fields, message):
     loop.train(config, tmp_path)
   assert "\n" not in str(refused.value)
   assert not (tmp_path / "run.json").exists()
+
+
+def test_layers_are_not_added_where_the_depth_scales_all_of_them(tiny):
+  tiny.model.update({"depth_scaling": "completep", "depth": 4})
+  tiny.train.warm_start_rule = "grow"
+  parent = transfer.Parent(Path(), tiny, "", np.arange(3))
+  path, config = "decoder/block/mlp_norm/scale", tiny.copy_and_resolve_references()
+  remedy = transfer._refusal(path, (3, 16), (4, 16), parent, config)
+  assert remedy == "no rule maps it; set model.depth=3"
+  config.model.depth_scaling = "standard"
+  assert not transfer._refusal(path, (3, 16), (4, 16), parent, config)
 
 
 @pytest.mark.parametrize(
