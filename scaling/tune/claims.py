@@ -8,7 +8,6 @@ import numpy as np
 
 from configs.errors import DataError, UsageError
 from scaling.claims.kinds import Claim
-from scaling.claims.prediction import NAME, VERSION
 from scaling.formats import bracket, si
 from scaling.laws.rates import optimum, rules
 from scaling.laws.rates.grid import Grid
@@ -17,12 +16,14 @@ from scaling.sweep import plan
 from scaling.sweep.training import Arm
 from train.system import files
 
+NAME, VERDICT = "tune_prediction.json", "tune_verification.json"
+VERSION = 1  # of both
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the predicted rate, that are trained
 DRAWS = 10_000
 
 
 def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, list]]:
-  """Writes prediction.json, once: claims on the best rate and batch, and on what the law loses.
+  """Writes tune_prediction.json, once: claims on the best rate and batch, and the loss lost.
 
   Returns:
     It, and the grid of rates (multiples of the config's rule) and batches that tests it.
@@ -92,7 +93,7 @@ def loss_lost(law: Optimum, N: float, D: float) -> np.ndarray:
 
 
 def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:
-  """Judges each claim by the held-out cell's own surface; writes verification.json."""
+  """Judges each claim by the held-out cell's own surface; writes tune_verification.json."""
   law, claims = optimum.load(tuned), [Claim(**claim) for claim in sealed["claims"]]
   place = claims[0].at
   measured: dict[str, float] = {}
@@ -123,7 +124,7 @@ def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:
     "version": VERSION, "verdict": verdict, "claims": rows,
     "held": all(row["held"] for row in rows) if measured else None,
   }  # fmt: skip
-  files.write_json(arm.workdir / "verification.json", files.with_digests(result))
+  files.write_json(arm.workdir / VERDICT, files.with_digests(result))
   return result
 
 

@@ -33,7 +33,7 @@ Axes = tuple[list[float], list[int]]
 def tune(
   config: ConfigDict, workdir: Path, display: Display, should_stop: Callable[[], bool], began: float
 ) -> dict:
-  """Runs a tune, or what is left of it; returns the content of verification.json.
+  """Runs a tune, or what is left of it; returns the content of tune_verification.json.
 
   Raises:
     UserError: the config or the folder cannot be used, or the runs determine no law.

@@ -30,9 +30,10 @@ def test_a_tune_is_trained_sealed_judged_resumed_and_used(tmp_path):
   folder = tmp_path / "tune"
   first = isoflop("tune", folder, *FLAGS, *TUNE)
   assert first.returncode == 0, first.stderr
-  kept = {name: (folder / name).read_text() for name in ("tune.json", "prediction.json")}
+  kept = {name: (folder / name).read_text() for name in ("tune.json", "tune_prediction.json")}
   sealed, verdict = (
-    json.loads((folder / name).read_text()) for name in ("prediction.json", "verification.json")
+    json.loads((folder / name).read_text())
+    for name in ("tune_prediction.json", "tune_verification.json")
   )
   assert [claim["what"] for claim in verdict["claims"]] == ["lr", "batch", "loss_lost"]
   trained = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("cells/*/run.json")}

@@ -93,12 +93,12 @@ def read(rule: str) -> tuple[Optimum, str]:
     ConfigError: there is no such file, or it has another hash.
     DataError: it was altered.
   """
-  path, _, expected = rule.partition("#")
-  content = files.read_record(Path(path).expanduser())
-  if content is None:
-    raise ConfigError(f"optim.rule={path}: no such file; `isoflop tune` writes a tune.json")
-  if content["hash"][:16] != (expected or content["hash"][:16]):
-    raise ConfigError(
-      f"optim.rule={rule}: the file has another hash, {content['hash'][:16]}; put the first back"
-    )
-  return load(content), f"{path}#{content['hash'][:16]}"
+  name, _, expected = rule.partition("#")
+  path = Path(name).expanduser().absolute()
+  content = files.read_record(path)
+  if not {"law", "hash"} <= (content or {}).keys():
+    raise ConfigError(f"optim.rule={name}: no tune.json there; `isoflop tune` writes one")
+  digest = content["hash"][:16]
+  if expected not in ("", digest):
+    raise ConfigError(f"optim.rule={rule}: the file's hash is {digest}; put the first file back")
+  return load(content), f"{path}#{digest}"

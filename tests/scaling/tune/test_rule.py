@@ -57,7 +57,7 @@ def test_a_rule_replaces_the_probe_and_a_rate_beside_it_is_refused(config):
 def test_another_rule_of_the_same_name_is_refused(config, tuned, tmp_path):
   assert rule.pinned(config).optim.rule == config.optim.rule
   files.write_json(tmp_path / "tune.json", files.with_digests(tuned | {"runs": 1}))
-  with pytest.raises(ConfigError, match="another hash"):
+  with pytest.raises(ConfigError, match="file's hash is"):
     rule.pinned(config)
 
 
