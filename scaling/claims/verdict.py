@@ -26,8 +26,7 @@ def judge(
 
   The prediction at a budget held where what was sealed of the loss did: the claim on the least loss
   there, if the cells tell it, and that on the loss of the trained cell nearest to N*; of several
-  seeds the mean is judged. A seal of an earlier version may be of a law that is `undetermined`: it
-  has no verdict, whatever was trained.
+  seeds the mean is judged.
   """
   losses = {cell.id: store.outcome(workdir, cell, config.fit.loss) for cell in heldout}
   trained = {
@@ -39,7 +38,6 @@ def judge(
   result = {"version": VERSION, "seal": sealed["sha256"]} | assess(sealed, trained)
   target = config.fit.target_tokens_per_param
   for budget in result["budgets"]:
-    budget["undetermined"] = predictions.undetermined(law, budget["C"])
     if budget["held"] is not None:
       budget["cost_of_target"] = predictions.ratio_cost(law, budget["C"], target)
   result |= conclude(result["budgets"], sealed)
@@ -131,12 +129,10 @@ def conclude(budgets: list[dict[str, Any]], sealed: dict) -> dict[str, Any]:
   """
   for budget in budgets:
     budget["verdict"] = sentence(budget)
-    if budget.get("undetermined"):
-      budget["held"] = None
   told = [budget for budget in budgets if budget["held"] is not None]
   held = [budget for budget in told if budget["held"]]
   verdict = budgets[0]["verdict"]
-  if len(budgets) > 1 or sealed["refused"]:
+  if told and (len(budgets) > 1 or sealed["refused"]):
     far = "No prediction held"
     if held:
       far = (
@@ -148,7 +144,6 @@ def conclude(budgets: list[dict[str, Any]], sealed: dict) -> dict[str, Any]:
   return {
     "held": len(held) == len(told) if told else None,
     "farthest": held[-1]["C"] if held else None,
-    "undetermined": budgets[0].get("undetermined", []),
     "verdict": verdict,
   }
 
@@ -178,8 +173,6 @@ def sentence(budget: dict[str, Any]) -> str:
     seeds = ", ".join(f"{loss:.4f}" for loss in budget["seeds"])
     cell += f" as the mean of {len(budget['seeds'])} seeds, {seeds}"
   at, least = f"at {budget['C']:.2e} FLOPs", budget["least_loss"]
-  if reasons := budget.get("undetermined"):
-    return f"No verdict, as the law is undetermined: {'; '.join(reasons)}. The loss {at}: {cell}."
   held = "held" if budget["held"] else "did NOT hold"
   optimum = (
     "the loss at the optimum cannot be told from the held-out cells"

@@ -56,9 +56,7 @@ def compare_sweeps(record: Record) -> Comparison:
   }
   laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.determined}
   for name, sweep in sweeps.items():
-    sealed = sweep.prediction.get("budgets", ())  # fit.json is of the fitted ones, or earlier
-    C = sealed[0]["C"] if sealed else None
-    if name in laws and (reasons := predictions.undetermined(laws[name], C)):
+    if name in laws and (reasons := predictions.undetermined(laws[name])):  # fit.json may be old
       sweeps[name] = dataclasses.replace(sweep, fit=sweep.fit | {"undetermined": reasons})
       del laws[name]
   budgets = _budgets(sweeps.values())

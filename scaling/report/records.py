@@ -92,11 +92,8 @@ class Record:
 
   @property
   def undetermined(self) -> list[str]:
-    """Why the runs do not determine the law (`laws.undetermined`); [] where they do.
-
-    At their largest budget or, where a prediction of an earlier version was judged, at its own.
-    """
-    return self.fit.get("undetermined") or self.verification.get("undetermined", [])
+    """Why the runs do not determine the law (`laws.undetermined`); [] where they do."""
+    return self.fit.get("undetermined", [])
 
   @property
   def determined(self) -> bool:

@@ -158,9 +158,8 @@ def terminal(workdir: str | Path) -> str:
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
   parts = (sections.optima, sections.heldout, sections.unused)
   tables = _tables(block for part in parts for block in part(record))
-  lines = [record.headline]
-  if len(record.judged) > 1:
-    lines += [verdict["verdict"] for _, verdict in record.judged if verdict]
+  verdicts = (verdict.get("verdict", "") for _, verdict in record.judged)
+  lines = [record.headline, *(text for text in verdicts if text not in record.headline)]
   return "\n\n".join([*lines, *_law_lines(record), *tables, *_answers(record)])
 
 

@@ -28,9 +28,8 @@ def headline(record: Record) -> Iterator[Block]:
 
 def glance(record: Record) -> Iterator[Block]:
   """Yields the verdict on each held-out budget as a table."""
-  budgets = record.judged if record.complete else []
-  for sealed, v in budgets:
-    if len(budgets) > 1:
+  for sealed, v in record.judged if record.complete else ():
+    if v.get("verdict", "") not in record.headline:
       yield v["verdict"]
     if "trained_loss" in v:
       yield _verdict(record, sealed, v)

@@ -154,6 +154,7 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
   synthetic.write_runs(tmp_path, heldout)
   result = verdict.judge(far, tmp_path, law, sealed, heldout)
   assert "1e+04x: not sealed)" in result["verdict"]
+  assert result["budgets"][0]["verdict"] in report.terminal(tmp_path)
   (tmp_path / "prediction.json").unlink()
   shutil.rmtree(tmp_path / "cells")
   far.sweep.heldout_budgets = (1e4, 1e5)

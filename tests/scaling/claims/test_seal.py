@@ -124,17 +124,6 @@ def test_one_held_out_cell_tells_no_optimum(config, tmp_path):
   )
 
 
-def test_an_old_seal_of_an_undetermined_law_has_no_verdict(config, tmp_path):
-  law, sealed, heldout, _ = judged(config, tmp_path)
-  convergence = law.convergence | {"resamples_at_bound": 0.91}
-  law = dataclasses.replace(law, convergence=convergence)
-  result = verdict.judge(config, tmp_path, law, sealed, heldout)
-  assert result["verdict"].startswith("No verdict, as the law is undetermined: in 91% of the resam")
-  stored = records.read(tmp_path)
-  assert not stored.complete
-  assert "held" not in stored.headline
-
-
 def test_held_out_sizes_without_a_parent_are_passed_over_before_the_seal(config, tmp_path):
   config.train.warm_start = f"{tmp_path}/{{size}}"
   for size in (2, 4, 6, 8):
