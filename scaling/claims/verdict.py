@@ -158,7 +158,7 @@ def _outcome(budget: dict[str, Any]) -> str:
 def sentence(budget: dict[str, Any]) -> str:
   """Puts the verdict on a budget in words: each claim under the name of what it is of."""
   if budget["held"] is None:
-    return "No held-out cell trained."
+    return f"No held-out cell trained at {budget['C']:.2e} FLOPs."
 
   def compared(predicted: float, ends: list[float], trained: float) -> str:
     return (
