@@ -50,7 +50,7 @@ def test_a_sweep_is_judged_by_the_loss_on_the_set_that_is_chosen(config, tmp_pat
   main, _, same = sealed[0]["sets"]
   assert main["params"] == same["params"] == sealed[0]["params"]
   held = next(row for row in rows if row["kind"] == "heldout")
-  assert verdict["trained_loss"] == float(held["loss_same"])
+  assert verdict["budgets"][0]["trained_loss"] == float(held["loss_same"])
   assert "## The law of each validation set" in (workdir / "report.md").read_text()
   assert (workdir / "figures" / "validation_sets.pdf").exists()
   assert records.read(workdir).headline in report.terminal(workdir)
