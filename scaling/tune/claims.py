@@ -22,11 +22,10 @@ FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the predicted rate, that are trained
 DRAWS = 10_000
 
 
-def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, list]]:
+def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   """Writes tune_prediction.json, once: claims on the best rate and batch, and the loss lost.
 
-  Returns:
-    It, and the grid of rates (multiples of the config's rule) and batches that tests it.
+  Its `batch_sizes` and `lr_factors` (of the config's rule) are those of the grid that tests it.
 
   Raises:
     DataError: there are too few cells for intervals.
@@ -36,7 +35,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, 
   if sealed := files.read_record(path):
     if sealed["rests_on"] != tuned["rests_on"]:
       raise UsageError(f"{path}: was sealed on other runs; use another workdir")
-    return sealed, (sealed["lr_factors"], sealed["batch_sizes"])
+    return sealed
   size, tokens = at
   plain = plan.probe_cells(arm.config, arm.tokens.vocab_size, size, [1.0], tokens, 1)[0]
   N, each = plain.N, plain.tokens_per_step
@@ -75,7 +74,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> tuple[dict, tuple[list, 
   told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], _short)}" for name in best)
   arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; it loses at most "
                   f"{most:.2%} there")  # fmt: skip
-  return record, (factors, batches)
+  return record
 
 
 def loss_lost(law: Optimum, N: float, D: float) -> np.ndarray:

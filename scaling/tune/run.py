@@ -3,6 +3,7 @@
 Its runs are a sweep's: same folders, workers, retries and resuming.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,8 @@ from train.system import files
 
 MAX_EXTENSIONS = 2  # of a cell whose best rate or batch is at its grid's edge
 
-# The size and tokens of a cell, and the grid of its rates and batches [sequences].
-Place = tuple[int, int]
-Axes = tuple[list[float], list[int]]
+Place = tuple[int, int]  # size and tokens
+Points = set[tuple[int, float]]  # batches [sequences] and multiples of the rule's rate
 
 
 def tune(
@@ -88,7 +88,7 @@ def check_cells(arm: Arm) -> None:
   t = arm.config.tune
   places = [(s, d) for s in t.sizes for d in t.token_counts] + [(t.heldout_size, t.heldout_tokens)]
   for at in places:
-    for cell in plan_grid(arm, at, (t.lr_factors[:1], t.batch_sizes)):
+    for cell in plan_grid(arm, at, {(batch, t.lr_factors[0]) for batch in t.batch_sizes}):
       if cell.steps < plan.MIN_STEPS:
         raise ConfigError(
           f"tune: {cell.id} would train for {cell.steps} steps, {plan.MIN_STEPS} are needed; give "
@@ -113,15 +113,16 @@ def run_phases(arm: Arm) -> dict:
   """Trains the grid, fits it, seals, trains the held-out cell's grid, and judges."""
   t = arm.config.tune
   places = [(size, tokens) for size in t.sizes for tokens in t.token_counts]
-  planned: dict[Place, Axes] = {at: (list(t.lr_factors), list(t.batch_sizes)) for at in places}
-  measured = train_grid(arm, planned, "tune")
+  points = set(itertools.product(t.batch_sizes, t.lr_factors))
+  measured = train_grid(arm, dict.fromkeys(places, points), "tune")
   arm.clock("fit")
   tuned = record.make(measured, t.window, arm.config.fit.level)
   files.write_json(arm.workdir / "tune.json", files.with_digests(tuned))
   for line in filter(None, record.text(tuned).split("\n")):
     arm.display.say(line)
-  sealed, axes = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
-  heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): axes}, "held out")
+  sealed = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
+  points = set(itertools.product(sealed["batch_sizes"], sealed["lr_factors"]))
+  heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): points}, "held out")
   arm.clock("report")
   rates.draw(arm.workdir, tuned, measured)
   result = claims.judge(arm, tuned, sealed, heldout)
@@ -130,28 +131,29 @@ def run_phases(arm: Arm) -> dict:
   return result
 
 
-def train_grid(arm: Arm, planned: dict[Place, Axes], phase: str) -> Grid:
+def train_grid(arm: Arm, planned: dict[Place, Points], phase: str) -> Grid:
   """Trains each place's grid, extends it where its best is at an edge, and returns the runs."""
   for extensions in range(MAX_EXTENSIONS + 1):
-    cells = {at: plan_grid(arm, at, axes) for at, axes in planned.items()}
+    cells = {at: plan_grid(arm, at, points) for at, points in planned.items()}
     train_cells(arm, [cell for some in cells.values() for cell in some], phase)
     measured = read_grid(arm, cells)
     edges = grid.at_edge(measured)
-    if extensions < MAX_EXTENSIONS:
-      planned |= {at: extended(arm, cells[at], planned[at], edges[c])
-                  for c, at in enumerate(sorted(cells)) if c in edges}  # fmt: skip
-    if not edges:
+    if not edges or extensions == MAX_EXTENSIONS:
       break
+    for c, at in enumerate(sorted(planned)):
+      losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells[at]]
+      best = sorted(planned[at])[int(np.argmin(losses)) // arm.config.tune.seeds]
+      planned[at] = planned[at] | beyond(planned[at], best, edges.get(c, []))
   return measured
 
 
-def plan_grid(arm: Arm, at: Place, axes: Axes) -> list[Cell]:
-  """Plans the runs of a place: every rate at every batch."""
-  (size, tokens), (rates, batches) = at, axes
+def plan_grid(arm: Arm, at: Place, points: Points) -> list[Cell]:
+  """Plans the runs of a place: of each batch and rate, in ascending order, by seed."""
+  vocab_size, (size, tokens) = arm.tokens.vocab_size, at
   return [
     cell
-    for batch in batches
-    for cell in plan.probe_cells(arm.config, arm.tokens.vocab_size, size, rates, tokens, batch)
+    for batch, rate in sorted(points)
+    for cell in plan.probe_cells(arm.config, vocab_size, size, [rate], tokens, batch)
   ]
 
 
@@ -169,17 +171,21 @@ def read_grid(arm: Arm, cells: dict[Place, list[Cell]]) -> Grid:
   return grid.make_grid(N, D, loss, {"lr": lr, "batch": batch}, width, varied)
 
 
-def extended(arm: Arm, cells: list[Cell], axes: Axes, edges: list[str]) -> Axes:
-  """Adds to a place's grid the rate or batch beyond its best run; a batch of one has none below."""
-  rates, batches = axes
-  losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells]
-  best = int(np.argmin(losses)) // arm.config.tune.seeds  # rates vary fastest but for seeds
-  rate, batch = rates[best % len(rates)], batches[best // len(rates)]
+def beyond(points: Points, best: tuple[int, float], edges: list[str]) -> Points:
+  """Plans the points beyond the edges of a grid at which its best is, beside the best alone.
+
+  A batch of one sequence has none below.
+  """
+  batches, rates = sorted({batch for batch, _ in points}), sorted({rate for _, rate in points})
+  i, j = batches.index(best[0]), rates.index(best[1])
+  new: Points = set()
   if "lr" in edges:
-    low = rate == rates[0]
-    beyond = rates[0] ** 2 / rates[1] if low else rates[-1] ** 2 / rates[-2]
-    rates = sorted({*rates, beyond})
+    step, k = rates[1] / rates[0], j + 1
+    if best[1] == min(rate for batch, rate in points if batch == best[0]):
+      step, k = 1 / step, j - 1
+    rate = rates[k] if 0 <= k < len(rates) else best[1] * step
+    new |= {(batch, rate) for batch in batches[max(0, i - 1) : i + 2]}
   if "batch" in edges:
-    beyond = batch // 2 if batch == batches[0] else batch * 2
-    batches = sorted({*batches, max(1, beyond)})
-  return rates, batches
+    batch = best[0] // 2 if i == 0 else best[0] * 2
+    new |= {(batch, rate) for rate in rates[max(0, j - 1) : j + 2] if batch}
+  return new

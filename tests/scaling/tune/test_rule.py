@@ -89,3 +89,12 @@ def test_a_tune_that_tells_nothing_is_refused(field, value, words):
   c.tune[field] = value
   with pytest.raises(ConfigError, match=words):
     tune_run.check(c)
+
+
+def test_a_grid_is_extended_beside_its_best_alone():
+  points = {(batch, rate) for batch in (2, 4, 8) for rate in (0.5, 1.0, 2.0)}
+  assert tune_run.beyond(points, (4, 1.0), []) == set()
+  assert tune_run.beyond(points, (4, 2.0), ["lr"]) == {(2, 4.0), (4, 4.0), (8, 4.0)}
+  assert tune_run.beyond(points, (2, 0.5), ["batch"]) == {(1, 0.5), (1, 1.0)}
+  assert tune_run.beyond(points, (8, 1.0), ["batch"]) == {(16, 0.5), (16, 1.0), (16, 2.0)}
+  assert tune_run.beyond({(1, 0.5), (1, 1.0), (1, 2.0)}, (1, 1.0), ["batch"]) == set()
