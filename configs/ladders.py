@@ -105,11 +105,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
     raise ConfigError(
       f"model.rotary_low={m.rotary_low}: must be less than rotary_high={m.rotary_high}"
     )
-  if m.parallel and (m.norm_position != "pre" or m.family == "encoder_decoder"):
-    raise ConfigError(
-      f"model.parallel=True: with norm_position={m.norm_position!r} in an {m.family} there is no "
-      "such block; set it to False"
-    )
   m.kv_heads = m.kv_heads or m.heads
   if m.heads % m.kv_heads:
     raise ConfigError(

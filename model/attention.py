@@ -141,7 +141,8 @@ class Attention(nnx.Module):
     self.heads, self.kv_heads, self.flash = c.heads, c.kv_heads, c.flash
     # Scores that are not scaled are made so by the query's weights (Raffel et al. 2020).
     query_scale = 1.0 if c.scale_attention else 1 / K
-    linear = functools.partial(Linear, c, rngs=rngs, bias=c.attention_biases)
+    biases = {"biases": c.biases or c.attention_biases}
+    linear = functools.partial(Linear, ConfigDict(dict(c) | biases), rngs=rngs)
     self.query = linear(c.width, c.heads * K, scale=query_scale)
     self.key = linear(c.width, c.kv_heads * K)
     self.value = linear(c.width, c.kv_heads * K)

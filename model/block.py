@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from model.attention import Attention, AttentionMask, KeysValues
 from model.layers import MLP, Embedding, Norm, dropout, split_keys
-from model.positions import Rotary, Rotation, relative_bucket, rotary_width, rotation
+from model.positions import Rotation, relative_bucket, rotary_width, rotation
 
 Record = Callable[[str, jax.Array], None]  # is given the name and value of an activation
 OUTPUTS = r"/block/.*/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
@@ -169,13 +169,13 @@ class Stack(nnx.Module):
     self.two_sided = two_sided  # relative positions tell keys after a query apart
     self.causal, self.depth, self.scan, self.remat = causal, depth, c.scan, c.remat
     scaling = (c.rotary_factor, c.rotary_original, c.rotary_low, c.rotary_high)
-    rotary = Rotary(rotary_width(c), c.rotary_base, *scaling)
+    rotary = (rotary_width(c), c.rotary_base, *scaling)
     self.rotary = rotary if c.positions == "rotary" else None
     self.longest = c.relative_distance
 
   def rotation(self, positions_BT: jax.Array):
     """Returns the rotation to these positions; None where positions are not rotary."""
-    return None if self.rotary is None else rotation(positions_BT, self.rotary)
+    return None if self.rotary is None else rotation(positions_BT, *self.rotary)
 
   def bias(self, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array | None:
     """Returns the bias of relative positions, BHTS; None where positions are not relative."""

@@ -25,18 +25,11 @@ class Linear(nnx.Module):
   """y = x W (+ b): kernel (fan_in, fan_out), drawn with variance `scale` / fan_in."""
 
   def __init__(
-    self,
-    c: ConfigDict,
-    fan_in: int,
-    fan_out: int,
-    *,
-    rngs: nnx.Rngs,
-    scale: float = 1.0,
-    bias: bool = False,  # also where the config has no biases
+    self, c: ConfigDict, fan_in: int, fan_out: int, *, rngs: nnx.Rngs, scale: float = 1.0
   ):
     init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
     self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
-    self.bias = nnx.Param(jnp.zeros((fan_out,))) if c.biases or bias else None
+    self.bias = nnx.Param(jnp.zeros((fan_out,))) if c.biases else None
     self.dtype = jnp.dtype(c.dtype)
 
   def __call__(self, x_XD: jax.Array) -> jax.Array:

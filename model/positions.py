@@ -1,7 +1,6 @@
 """Positions: rotary, sinusoidal, and the buckets of relative ones."""
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +9,23 @@ from ml_collections import ConfigDict
 Rotation = tuple[jax.Array, jax.Array]
 
 
-class Rotary(NamedTuple):
-  """Wavelengths of rotary positions, in `width` dimensions: the fields `rotary_*` of the config."""
-
-  width: int
-  base: float
-  factor: float = 1.0
-  original: int = 0
-  low: float = 1.0
-  high: float = 4.0
-
-
-def without_effect(field: str, positions: str) -> bool:
-  """Says whether a field of the config (`rotary_*`, `relative_*`) is that of other positions."""
-  kind = field.partition("_")[0]
-  return kind in ("rotary", "relative") and kind != positions
-
-
 def rotary_width(c: ConfigDict) -> int:
   """Returns how much of a head's width is rotated."""
   return max(2, int(c.head_width * c.rotary_share) // 2 * 2)
 
 
-def rotation(positions_BT: jax.Array, rotary: Rotary) -> Rotation:
-  """Returns (cos, sin) of the rotary angles, each BT1K; the first half of the sines is negated."""
-  rates_J = rotary.base ** -(jnp.arange(rotary.width // 2) * 2 / rotary.width)
-  if rotary.factor != 1:  # of Llama 3 by the turns in the original length; of others everywhere
-    turns_J = rotary.original * rates_J / (2 * math.pi)
-    kept_J = jnp.clip((turns_J - rotary.low) / (rotary.high - rotary.low), 0, 1)
-    rates_J *= kept_J + (1 - kept_J) / rotary.factor
+def rotation(
+  positions_BT: jax.Array, width: int, base: float, factor=1.0, original=0, low=1.0, high=4.0
+) -> Rotation:
+  """Returns (cos, sin) of the rotary angles, each BT1K; the first half of the sines is negated.
+
+  K is `width`; the rest are the fields `rotary_*` of the config.
+  """
+  rates_J = base ** -(jnp.arange(width // 2) * 2 / width)
+  if factor != 1:  # of Llama 3 by the turns in the original length; of others everywhere
+    turns_J = original * rates_J / (2 * math.pi)
+    kept_J = jnp.clip((turns_J - low) / (high - low), 0, 1)
+    rates_J *= kept_J + (1 - kept_J) / factor
   angles_BT1J = (positions_BT[..., None] * rates_J[None, None])[:, :, None]
   cos_BT1J, sin_BT1J = jnp.cos(angles_BT1J), jnp.sin(angles_BT1J)
   return jnp.concatenate([cos_BT1J] * 2, axis=-1), jnp.concatenate([-sin_BT1J, sin_BT1J], axis=-1)

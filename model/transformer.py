@@ -254,6 +254,22 @@ def _scale_width(c: ConfigDict) -> int:
   return c.mup_base_width if c.width_scaling == "mup" else c.width
 
 
+FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "dtype", "weights", "activations"}
+FREE |= {"remat", "scan", "flash", "logits_at_once"}
+
+
+def is_free(field: str, c: ConfigDict) -> bool:
+  """Says whether a field of a model config leaves the function of its weights as it is."""
+  kind = field.partition("_")[0]  # rotary_*, relative_*
+  return (
+    field in FREE
+    or (kind in ("rotary", "relative") and kind != c.positions)
+    or (field == "mup_base_width" and c.width_scaling != "mup")
+    or (field in ("mup_base_depth", "completep_alpha") and c.depth_scaling != "completep")
+    or (field == "attention_biases" and c.biases)
+  )
+
+
 def check_model(model_config: ConfigDict) -> None:
   """Raises ConfigError where a field has a value that it may not have, alone or beside another."""
   base.check_section("model", model_config)

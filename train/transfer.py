@@ -27,14 +27,9 @@ from configs.errors import UsageError
 from model import accounting, sharding
 from model.block import OUTPUTS
 from model.layers import mlp_width
-from model.positions import without_effect
+from model.transformer import is_free
 from train import restore
 from train.objectives import registry
-
-# Fields of config.model that leave the function of the weights as it is, or whose difference the
-# shapes of the weights show.
-FREE = {"ladder", "size", "mlp_ratio", "depth", "encoder_depth", "dropout", "init_std", "dtype"}
-FREE |= {"weights", "activations", "remat", "flash", "logits_at_once", "scan"}
 
 
 class Parent(NamedTuple):
@@ -103,9 +98,7 @@ def _value(model: ConfigDict, name: str) -> Any:
   """Returns a field as far as it decides the function of the weights."""
   if name == "mlp_width":
     return mlp_width(model)
-  free = name in FREE or without_effect(name, model.positions)
-  free |= name == "mup_base_width" and model.width_scaling != "mup"
-  free |= name in ("mup_base_depth", "completep_alpha") and model.depth_scaling != "completep"
+  free = is_free(name, model) or name in ("depth", "encoder_depth")  # which the shapes show
   return None if free else model[name]
 
 

@@ -21,19 +21,19 @@ from configs.errors import DataError, UserError
 from model import accounting
 from model.block import OUTPUTS, depth_ratio
 from model.huggingface import tokenizer_files
-from model.huggingface.architectures import ARCHITECTURES, Architecture, Weight
+from model.huggingface.architectures import ARCHITECTURES, Architecture
 from model.huggingface.fields import MOST, MOST_LAYERS, refuse, token_id, typed
 from model.huggingface.tokenizer_files import TOKENIZER
+from model.huggingface.weights import Weight, of_modules
 from model.layers import mlp_width
-from model.positions import rotary_width, without_effect
+from model.positions import rotary_width
+from model.transformer import is_free
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
 
-# Fields of ours that leave the function of the weights as it is: free in an export.
-FREE = {"ladder", "size", "mlp_ratio", "dropout", "init_std", "mup_base_width"}
-FREE |= {"depth_scaling", "mup_base_depth", "completep_alpha"}  # an export folds it into weights
-FREE |= {"dtype", "weights", "activations", "remat", "scan", "flash", "logits_at_once"}
+# Fields that an export folds into weights.
+FOLDED = ("depth_scaling", "mup_base_depth", "completep_alpha")
 EFFECTIVE = {"mlp_width": mlp_width, "rotary_share": rotary_width}  # what a field comes to
 
 Arrays = dict[str, np.ndarray]
@@ -77,7 +77,7 @@ def import_folder(path: str | Path) -> Imported:
     theirs = _named(architecture, _load(folder))
     model_config, vocab_size, seq_len = _read(architecture, config, theirs)
     shapes = _shapes(model_config, vocab_size, seq_len)
-    weights = list(architecture.weights(model_config))
+    weights = _weights(architecture, model_config, shapes)
     homes = {name for weight in weights for name in _names(weight, shapes)}
     theirs = _without_copies(architecture, theirs, homes)
     params: Arrays = {}
@@ -131,7 +131,7 @@ def export_folder(
     scale = depth_ratio(model_config, len(params[path])) ** -model_config.completep_alpha
     params = {**params, path: scale * params[path]}
   theirs: Arrays = {}
-  for weight in family.weights(model_config):
+  for weight in _weights(family, model_config, shapes):
     theirs |= _give(weight, params, shapes)
   folder.mkdir(parents=True, exist_ok=True)
   token_ids = dict(token_ids or {})
@@ -211,13 +211,11 @@ def _write(
   }
   config |= {theirs: values[ours] for theirs, (ours, _) in architecture.fields.items()}
   config |= {**architecture.only, **architecture.constants, **architecture.write(c)}
-  names = [weight.name for weight in architecture.weights(c)]
+  names = [x.name for x in _weights(architecture, c, _shapes(c, vocab_size, seq_len))]
   understood = _read(architecture, config, names)[0]
   for field, value in understood.items():  # what a reader would make of it
-    free = field in FREE or without_effect(field, c.positions)
-    free |= field == "attention_biases" and c.biases  # which are those of attention, too
     effective = EFFECTIVE.get(field, lambda c, field=field: c[field])
-    if not free and effective(c) != effective(understood):
+    if field not in FOLDED and not is_free(field, c) and effective(c) != effective(understood):
       raise DataError(_misfit(name, field, c[field], value))
   return architecture, config
 
@@ -298,6 +296,11 @@ def _without_copies(architecture: Architecture, theirs: Arrays, homes: set[str])
 def _shapes(model_config: ConfigDict, vocab_size: int, seq_len: int) -> dict[str, tuple[int, ...]]:
   source_len = seq_len if model_config.family == "encoder_decoder" else 0
   return accounting.shapes(model_config, vocab_size, seq_len, source_len)
+
+
+def _weights(architecture: Architecture, c: ConfigDict, shapes: Mapping) -> list[Weight]:
+  heads = c.heads if architecture.by_head else 1
+  return [*of_modules(architecture.modules(c), shapes, architecture.in_first, heads)]
 
 
 def _names(weight: Weight, shapes: Mapping) -> list[str]:

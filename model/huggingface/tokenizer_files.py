@@ -38,13 +38,11 @@ def write(
   }
   if MASK in added.values():
     special["mask_token"] = MASK
-  inputs = ["input_ids", "token_type_ids", "attention_mask"]
-  if not model_config.token_types:  # by others they would be refused, or embedded
-    inputs.remove("token_type_ids")
+  types = ["token_type_ids"] if model_config.token_types else []  # other models embed them as text
   config = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": seq_len,
-    "model_input_names": inputs,
+    "model_input_names": ["input_ids", *types, "attention_mask"],
     "clean_up_tokenization_spaces": False,
     "split_special_tokens": model_config.family == "decoder",  # what spells one out is text
   }

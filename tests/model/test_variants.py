@@ -42,7 +42,7 @@ def test_rotary_positions_are_relative():
 @pytest.mark.parametrize("base", [10_000.0, 500.0])
 def test_rotation_is_a_rotation_by_the_angles_of_the_paper(base):
   x_BTHK = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-  angles = positions.rotation(jnp.array([[5]]), positions.Rotary(4, base))
+  angles = positions.rotation(jnp.array([[5]]), 4, base)
   y = positions.rotate(x_BTHK, angles)[0, 0, 0]
   pairs = np.array([1 + 3j, 2 + 4j]) * np.exp(1j * 5 * np.array([1, base**-0.5]))
   np.testing.assert_allclose(y, [*pairs.real, *pairs.imag], rtol=1e-5)
