@@ -48,6 +48,32 @@ def test_rotation_is_a_rotation_by_the_angles_of_the_paper(base):
   np.testing.assert_allclose(y, [*pairs.real, *pairs.imag], rtol=1e-5)
 
 
+def test_scaled_rotation_stretches_long_wavelengths_alone():
+  def rates(*scaling):
+    cos_K, sin_K = (x[0, 0, 0] for x in positions.rotation(jnp.array([[1]]), 32, 1e4, *scaling))
+    return np.arctan2(sin_K[16:], cos_K[16:])
+
+  plain = rates()
+  np.testing.assert_allclose(rates(8.0), plain / 8, rtol=1e-4)  # linear
+  share = rates(8.0, 256, 1.0, 4.0) / plain
+  wavelengths = 2 * np.pi / plain
+  short, long = wavelengths < 256 / 4, wavelengths > 256
+  assert short.any() and long.any() and not (short | long).all()
+  np.testing.assert_allclose(share[short], 1, rtol=1e-4)
+  np.testing.assert_allclose(share[long], 1 / 8, rtol=1e-4)
+  kept = (256 / wavelengths - 1) / 3  # of those between, smoothly
+  middle = ~(short | long)
+  np.testing.assert_allclose(share[middle], (kept + (1 - kept) / 8)[middle], rtol=1e-3)
+
+
+def test_a_narrow_rotation_leaves_the_rest_of_a_head():
+  x_BTHK = jax.random.normal(jax.random.key(0), (1, 3, 2, 6))
+  narrow = positions.rotation(jnp.arange(3)[None], 4, 100.0)
+  y_BTHK = positions.rotate(x_BTHK, narrow)
+  np.testing.assert_array_equal(y_BTHK[..., 4:], x_BTHK[..., 4:])
+  np.testing.assert_array_equal(y_BTHK[..., :4], positions.rotate(x_BTHK[..., :4], narrow))
+
+
 def test_buckets_of_the_decoder_follow_the_paper():
   """16 single distances, then 16 buckets that grow to 128: the k-th from 16 * 8^(k/16) on.
 

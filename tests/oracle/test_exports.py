@@ -1,6 +1,6 @@
 """What the transformers library and lm-eval do with an exported run is what the run itself does.
 
-pip install torch==2.13.0 transformers lm-eval
+pip install torch==2.13.0 transformers 'lm-eval[hf]'
 python -m pytest tests/oracle
 """
 
