@@ -36,11 +36,7 @@ WIDTHS, DEPTHS = (0.5, 1, 2, 4), (1, 2, 4, 8)  # multiples of the base's
 
 
 def check(config: ConfigDict, workdir: Path, stream: TextIO = sys.stderr) -> dict:
-  """Trains several shapes and seeds; writes coordinates.json (the result) and coordinates.png.
-
-  Raises:
-    UserError: a model cannot be trained so.
-  """
+  """Trains several shapes and seeds; writes coordinates.json (the result) and coordinates.png."""
   config = config.copy_and_resolve_references()
   config.model.scan = True  # compiles as fast at any depth
   width, depth = config.model.mup_base_width, config.model.mup_base_depth
@@ -50,11 +46,11 @@ def check(config: ConfigDict, workdir: Path, stream: TextIO = sys.stderr) -> dic
   }
   distinct = {case.name: case.config for case in itertools.chain(*cases.values())}
   tokens = dataset.prepare(config)
-  for case in distinct.values():
-    check_tokens(case, tokens)
+  base = cases["depth"][0].config
+  check_tokens(base, tokens)
   files.make_folder(workdir)
-  base = record.size_of(cases["depth"][0].config, tokens.vocab_size)
-  lr, moved = optim.base_learning_rate(config.optim, base.n_params), {}
+  n_params = record.size_of(base, tokens.vocab_size).n_params
+  lr, moved = optim.base_learning_rate(config.optim, n_params), {}
   with Display("coordinates", stream) as display:
     for i, (name, case) in enumerate(distinct.items()):
       display.show(f"{i}/{len(distinct)}, {name}, {SEEDS} seeds")
