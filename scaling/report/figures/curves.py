@@ -102,10 +102,11 @@ def collapse(record: Record) -> Figure:
   by_id = {cell["cell"]: cell for cell in cells}
   N, D, C = (column(cells, name) for name in "NDC")
   for name, _, tokens, _, loss in read_curves(record.workdir, [*by_id], N, D, C):
-    level = smooth(tokens, loss, share * tokens[-1])
+    at = share[share * tokens[-1] >= tokens[0]]  # a short run has no point before
+    level = smooth(tokens, loss, at * tokens[-1])
     look = {"lw": 1.4, "ls": "--"} if by_id[name]["kind"] == "heldout" else {"lw": 0.8}
     look |= {"color": shade(by_id[name]["tokens_per_param"]), "gid": by_id[name]["kind"]}
-    axes.plot(share, level / level[-1], **look)
+    axes.plot(at, level / level[-1], **look)
   style.log_axis(axes.xaxis, "share of the run")
   axes.set_ylabel("train loss, over that at the end")
   return figure
