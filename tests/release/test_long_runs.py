@@ -100,11 +100,13 @@ def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kill
 
 def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):
   """Where a run of a pack is done and others are not; what is done is not trained again."""
-  whole = subprocess.run(
-    packed_sweep(corpus, tmp_path / "whole"), capture_output=True, text=True, timeout=900
-  )
+
+  def command(folder):  # a cooldown takes less than the third of a second between saves there
+    return [*packed_sweep(corpus, folder), "--config.train.checkpoint_every_seconds=0.02"]
+
+  whole = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True, timeout=900)
   assert whole.returncode in (0, 2), whole.stderr  # so few runs of so few tokens tell hardly a law
-  process = subprocess.Popen(packed_sweep(corpus, tmp_path / "killed"), stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL)
   running: list[int] = []
   while process.poll() is None:  # one worker: what is running is of the pack of what is done
     running = [
@@ -120,9 +122,7 @@ def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, t
   kept = records(tmp_path / "killed")
   done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*/*/run.json")
           if p.parent.name in kept}  # fmt: skip
-  again = subprocess.run(
-    packed_sweep(corpus, tmp_path / "killed"), capture_output=True, text=True, timeout=900
-  )
+  again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True, timeout=900)
   assert again.returncode == whole.returncode, again.stderr
   free = {"seconds", "times", "first_step", "digests", "hash"}
   a, b = records(tmp_path / "whole"), records(tmp_path / "killed")
