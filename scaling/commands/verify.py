@@ -5,8 +5,8 @@
 
 With --seal it trains nothing: it prints the hash of somebody's seal, and judges each of its claims
 by the runs that answer it. A run answers the claim on a cell whose N and D it has, within
---tolerance. The exit code is 0 where all that these runs tell of held, 1 where something did not,
-and 2 where nothing can be told, or the seal is not as it was sealed.
+--tolerance. The exit code is 0 where the sealed losses held at every budget that these runs tell
+of, 1 where they did not, and 2 where nothing can be told, or the seal is not as it was sealed.
 """
 
 from pathlib import Path

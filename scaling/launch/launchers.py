@@ -1,6 +1,7 @@
 """The launchers, by the name that `config.sweep.launcher` gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,3 +31,23 @@ def command(
 
 
 LAUNCHERS = {"local": local, "command": command}
+
+
+@contextmanager
+def workers(
+  options: ConfigDict, workdir: Path, each_core: bool, display: Display, stop: Stop, *ticks: Tick
+) -> Iterator[Launcher]:
+  """Starts the workers of a sweep, which come up while the text is prepared; ends them after.
+
+  Each of `ticks` is called now and then while they train.
+  """
+
+  def tick() -> None:
+    for each in ticks:
+      each()
+
+  pool = LAUNCHERS[options.launcher](options, workdir, each_core, display, stop, tick)
+  try:
+    yield pool
+  finally:
+    pool.close()

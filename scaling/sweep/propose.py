@@ -131,9 +131,12 @@ def known_sizes(config: ConfigDict, vocab_size: int) -> Sizes:
 
 def presumed(config: ConfigDict, sizes: Sizes, budget: float) -> Size:
   """Returns the rung nearest to the presumed tokens per parameter at a budget [FLOPs]."""
-  ratio = config.fit.target_tokens_per_param
-  off = lambda x: abs(math.log(budget / (x.flops_per_token * ratio * x.n_params)))  # noqa: E731
-  return min(sizes.values(), key=off)
+
+  def distance(size: Size) -> float:
+    tokens = config.fit.target_tokens_per_param * size.n_params
+    return abs(math.log(budget / (size.flops_per_token * tokens)))
+
+  return min(sizes.values(), key=distance)
 
 
 def total(config: ConfigDict, cells: Sequence[Cell], sizes: Sizes, cost: Cost) -> float:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import RunError, UserError
 from scaling.claims import integrity, prediction, seal, verdict
-from scaling.launch.launchers import LAUNCHERS
+from scaling.launch.launchers import workers
 from scaling.laws import fit
 from scaling.laws.tables.read import read_runs
 from scaling.progress import Display
@@ -68,15 +68,9 @@ def sweep(
           display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
     clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
-
-    def tick() -> None:
-      check_place()
-      clock.tick()
-
-    # Workers come up while the text is prepared.
-    start = LAUNCHERS[config.sweep.launcher]
-    pool = start(config.sweep, workdir, each_core, display, should_stop, tick)
-    try:
+    with workers(
+      config.sweep, workdir, each_core, display, should_stop, check_place, clock.tick
+    ) as pool:
       clock("data")
       tokens = {name: dataset.prepare(arm_config) for name, arm_config in configs.items()}
       clock("start")
@@ -95,8 +89,6 @@ def sweep(
       head, _ = open_sweep(config, workdir, next(iter(tokens.values())))
       store.write_sweep(workdir, head, [])
       return run_arms(begun, workdir, display)
-    finally:
-      pool.close()
 
 
 def open_sweep(

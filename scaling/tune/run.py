@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
-from scaling.launch.launchers import LAUNCHERS
+from scaling.launch.launchers import workers
 from scaling.laws.rates import grid, record
 from scaling.laws.rates.grid import Grid
 from scaling.progress import Display
@@ -45,14 +45,9 @@ def tune(
   with files.owned(workdir) as check_place:
     clock = costs.SweepClock(workdir, began)
     each_core = placement.chosen_workers(workdir).each_core
-
-    def tick() -> None:
-      check_place()
-      clock.tick()
-
-    start = LAUNCHERS[config.sweep.launcher]
-    pool = start(config.sweep, workdir, each_core, display, should_stop, tick)
-    try:
+    with workers(
+      config.sweep, workdir, each_core, display, should_stop, check_place, clock.tick
+    ) as pool:
       clock("data")
       tokens = dataset.prepare(config)
       clock("start")
@@ -60,8 +55,6 @@ def tune(
       arm = Arm("", config, workdir, [], "", tokens, head, cells, pool, display, clock)
       check_cells(arm)
       return run_phases(arm)
-    finally:
-      pool.close()
 
 
 def check(config: ConfigDict) -> None:
