@@ -1,16 +1,27 @@
-"""An hour of two CPU cores: `h200.py` at a thousandth of its compute, on Python's own source.
+"""An hour of two CPU cores: `quick.py` tuned, at three times its compute, held out at 3 and 10 times.
 
-  isoflop sweep --config=configs/sweeps/cpu.py --workdir=runs/cpu
-
-Planned, and not yet run: 2.3e14 FLOPs, for which `isoflop plan` says 57 minutes on two cores of an
-AMD EPYC server CPU (2026-11-21), good to a factor of two.
+  isoflop tune  --config=configs/sweeps/cpu.py --workdir=runs/cpu_tune
+  isoflop sweep --config=configs/sweeps/cpu.py --config.optim.rule=runs/cpu_tune/tune.json \
+    --workdir=runs/cpu
 """
 
-from configs.sweeps import h200
+from configs.sweeps import quick
 
 
 def get_config():
-  """Configures seven sizes of 140k to 1.3M parameters, three budgets, and one held out."""
-  c = h200.get_config("0.001")
+  """Configures seven sizes, five isoFLOP budgets, two held out, and the grid of their tune."""
+  c = quick.get_config()
   c.sweep.name = "cpu"
+  c.sweep.sizes = (4, 6, 8, 10, 12, 13, 14)
+  c.sweep.budgets = (4.5e11, 8e11, 1.4e12, 2.5e12, 4.5e12)
+  c.sweep.seed_sizes = (6, 8)
+  c.sweep.seed_budgets = (4.5e11, 8e11)
+  c.sweep.heldout_budgets = (3.0, 10.0)
+  c.sweep.heldout_seeds = 2
+  c.tune.sizes = (4, 7, 10)
+  c.tune.token_counts = (200_000, 500_000, 1_250_000)
+  c.tune.batch_sizes = (2, 4, 8)
+  c.tune.lr_factors = (0.5, 0.75, 1.1, 1.7)
+  c.tune.heldout_size = 12
+  c.tune.heldout_tokens = 2_000_000
   return c
