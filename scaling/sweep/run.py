@@ -29,7 +29,7 @@ from scaling.sweep import (
 from scaling.sweep.plan import Cell
 from scaling.sweep.probe import probe
 from scaling.sweep.training import Arm, place, train_cells
-from scaling.tune.rule import with_lr_rule
+from scaling.tune.rule import told_cost, with_lr_rule
 from train.data import dataset
 from train.system import files
 
@@ -217,6 +217,8 @@ def seal_prediction(arm: Arm, law: fit.Fit, planned: list[Cell]) -> tuple[dict, 
       f"sealed: at {budget['C']:.2e} FLOPs N* = {budget['N']:,.0f}, loss {budget['loss']:.4f} "
       f"[{budget['interval'][0]:.4f}, {budget['interval'][1]:.4f}]"
     )
+    if arm.config.optim.rule:
+      arm.display.say(told_cost(arm.config, budget["N"], budget["D"]))
     for cell, why in budget["passed_over"].items():
       arm.display.say(f"{cell} would be nearer to what was predicted, but cannot be trained: {why}")
   for refused in sealed["refused"]:

@@ -11,7 +11,6 @@ from scaling.claims.kinds import Claim
 from scaling.formats import bracket, si
 from scaling.laws.rates import optimum, rules
 from scaling.laws.rates.grid import Grid
-from scaling.laws.rates.optimum import Optimum
 from scaling.sweep import plan
 from scaling.sweep.training import Arm
 from train.system import files
@@ -19,7 +18,6 @@ from train.system import files
 NAME, VERDICT = "tune_prediction.json", "tune_verification.json"
 VERSION = 1  # of both
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the predicted rate, that are trained
-DRAWS = 10_000
 
 
 def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
@@ -61,7 +59,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   claims = [
     Claim(name, place, best[name], ends[name], level, tuned["rests_on"], names) for name in best
   ]
-  lost = loss_lost(law, N, tokens)
+  lost = law.draw_loss_lost(N, tokens)
   most = float(np.quantile(lost, level))
   claims.append(
     Claim("loss_lost", place, float(np.median(lost)), [0.0, most], level, tuned["rests_on"], names)
@@ -75,20 +73,6 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; it loses at most "
                   f"{most:.2%} there")  # fmt: skip
   return record
-
-
-def loss_lost(law: Optimum, N: float, D: float) -> np.ndarray:
-  """Draws what the law's choice at (N, D) loses, as its optimum is uncertain [DRAWS]."""
-  assert law.covariance is not None
-  k, point, rng = len(law.names), np.array([1.0, np.log(N), np.log(D)]), np.random.default_rng(0)
-  covariance = np.einsum("iajb,a,b->ij", law.covariance.reshape(k, 3, k, 3), point, point)
-  scale = np.sqrt(law.freedom / rng.chisquare(law.freedom, DRAWS))
-  off = rng.multivariate_normal(np.zeros(k), covariance, DRAWS) * scale[:, None]
-  best = law.best(N, D)
-  return np.array(
-    [law.loss_lost(N, D, {n: best[n] * np.exp(x) for n, x in zip(best, row, strict=True)})
-     for row in off]
-  )  # fmt: skip
 
 
 def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
@@ -48,3 +49,15 @@ def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, in
   wanted = law.best(n_params, tokens)["batch"] / each
   batch_size = 2 ** max(0, round(math.log2(wanted)))
   return law.best(n_params, tokens, batch=batch_size * each)["lr"], batch_size
+
+
+def told_cost(config: ConfigDict, n_params: float, tokens: float) -> str:
+  """Says how much loss the choice of `optim.rule` may cost at (N, D), as far as its law knows."""
+  law, name = optimum.read(config.optim.rule)
+  if law.covariance is None:
+    return f"{name} does not say how sure its rates are: it has too few (N, D)"
+  most = np.quantile(law.draw_loss_lost(n_params, tokens), config.fit.level)
+  return (
+    f"rate and batch there cost at most {most:.2%} of the loss ({config.fit.level:.0%}, by the law "
+    "of its tune)"
+  )

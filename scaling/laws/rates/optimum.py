@@ -11,6 +11,8 @@ from scipy import special
 from configs.errors import ConfigError
 from train.system import files
 
+DRAWS = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
@@ -51,6 +53,19 @@ class Optimum:
     off = np.log([factors[name] for name in self.names]) - self.optimum @ [1.0, *point]
     scale = np.exp(np.asarray(self.powers) @ (point - self.centre))
     return float(np.expm1(scale * (off @ self.curvature @ off)))
+
+  def draw_loss_lost(self, N: float, D: float) -> np.ndarray:
+    """Draws what the law's choice at (N, D) loses, as its optimum is uncertain [DRAWS]."""
+    assert self.covariance is not None
+    k, point, rng = len(self.names), np.array([1.0, np.log(N), np.log(D)]), np.random.default_rng(0)
+    covariance = np.einsum("iajb,a,b->ij", self.covariance.reshape(k, 3, k, 3), point, point)
+    scale = np.sqrt(self.freedom / rng.chisquare(self.freedom, DRAWS))
+    off = rng.multivariate_normal(np.zeros(k), covariance, DRAWS) * scale[:, None]
+    best = self.best(N, D)
+    return np.array(
+      [self.loss_lost(N, D, {n: best[n] * np.exp(x) for n, x in zip(best, row, strict=True)})
+       for row in off]
+    )  # fmt: skip
 
   def intervals(self, level: float) -> np.ndarray | None:
     """Computes the interval of each coefficient [2, k, 3]: Student's."""

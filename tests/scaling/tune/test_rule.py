@@ -8,7 +8,7 @@ from configs import base
 from configs.errors import ConfigError
 from scaling.laws.rates import grid, optimum, record
 from scaling.sweep import plan
-from scaling.tune import claims, rule
+from scaling.tune import rule
 from scaling.tune import run as tune_run
 from train.system import files
 
@@ -61,7 +61,7 @@ def test_another_rule_of_the_same_name_is_refused(config, tuned, tmp_path):
     rule.pinned(config)
 
 
-def test_what_a_choice_may_lose_follows_from_curvature_and_covariance(tuned):
+def test_what_a_choice_may_lose_follows_from_curvature_and_covariance(tuned, config):
   law = optimum.load(tuned)
   N, D, k = SIZES[1], 3e6, 2
   point = np.array([1, np.log(N), np.log(D)])
@@ -70,9 +70,10 @@ def test_what_a_choice_may_lose_follows_from_curvature_and_covariance(tuned):
   rng = np.random.default_rng(1)
   squares = rng.standard_normal((100_000, k)) ** 2 @ shares
   expected = squares * law.freedom / rng.chisquare(law.freedom, 100_000)
-  lost = claims.loss_lost(law, N, D)
+  lost = law.draw_loss_lost(N, D)
   for level in (0.5, 0.9):
     assert np.quantile(lost, level) == pytest.approx(np.quantile(expected, level), rel=0.08)
+  assert f"cost at most {np.quantile(lost, 0.9):.2%} of the loss" in rule.told_cost(config, N, D)
 
 
 @pytest.mark.parametrize(
