@@ -1,7 +1,7 @@
 """Quantities and tables as people read them: 90.4k, 2.40e12, 79.6 GiB, aligned columns."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -73,6 +73,11 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
   """Writes what a terminal would obey, as escapes and line ends, in characters it shows."""
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def headed(texts: Mapping[str, str]) -> str:
+  """Puts each text, an arm's for instance, under its name, if that is not ""."""
+  return "\n\n".join(f"{name}\n\n{text}" if name else text for name, text in texts.items())
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

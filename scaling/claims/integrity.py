@@ -12,52 +12,45 @@ from configs.errors import UsageError
 from scaling.claims import prediction
 from scaling.laws.tables import read, runs
 from scaling.sweep import store
-from scaling.sweep.plan import Cell
 from train import record
 from train.system import files
 
 
-def check(workdir: Path) -> list[str]:
+def check(workdir: Path) -> None:
   """Compares the files of a sweep's folder with their digests and with each other.
-
-  Returns:
-    The files that hold no digests, as versions before 0.2 wrote them: they cannot be checked.
 
   Raises:
     DataError: a file was altered, or lacks a part; the message names file and field.
     UsageError: a prediction was sealed on other runs.
   """
   sealed = prediction.read(workdir)
-  unchecked = check_cells(workdir)
+  check_cells(workdir)
   for name in ("fit.json", "verification.json"):
-    if "digests" not in (files.read_record(workdir / name) or {"digests": {}}):
-      unchecked.append(name)
+    files.read_record(workdir / name)
   head = files.read_json(workdir / "sweep.json")
   if head and sealed and (workdir / "cells.csv").exists():
     counting = head["config"]["fit"]
     loss = counting.get("loss", "")
     now = read.read_runs(workdir, "", counting["params"], counting["flops"], loss=loss)
     check_runs(workdir, sealed, now)
-  return unchecked
 
 
-def check_cells(workdir: Path) -> list[str]:
-  """Compares the runs of a sweep, and its table, as `check` does."""
+def check_source(path: Path) -> None:
+  """Compares the runs of a sweep, as `check` does, where a table of runs is a sweep's."""
+  folder = path.parent if path.name == "cells.csv" else path
+  if (folder / "sweep.json").exists():
+    check_cells(folder)
+
+
+def check_cells(workdir: Path) -> None:
+  """Compares the runs of a sweep with their digests, and with cells.csv those done by then."""
   paths = [path for x in ("trunks", "cells") for path in sorted((workdir / x).glob("*/run.json"))]
-  records = {path: record.read(path.parent) or {} for path in paths}
-  there = all((workdir / name).exists() for name in ("sweep.json", "cells.csv"))
-  if there and any("digests" in stored for stored in records.values()):
-    _check_table(workdir, *store.read_sweep(workdir))
-  return [
-    str(path.relative_to(workdir))
-    for path, stored in records.items()
-    if "digests" not in stored and stored.get("status") == "done"
-  ]
-
-
-def _check_table(workdir: Path, head: dict, cells: list[Cell]) -> None:
-  """Compares cells.csv with the records of the runs that were done when it was written."""
+  records = [record.read(path.parent) or {} for path in paths]
   path = workdir / "cells.csv"
+  there = (workdir / "sweep.json").exists() and path.exists()
+  if not there or not any("digests" in stored for stored in records):
+    return
+  head, cells = store.read_sweep(workdir)
   by_id = {cell.id: cell for cell in cells}
   with path.open(newline="") as lines:
     table = csv.DictReader(lines)
@@ -71,10 +64,8 @@ def _check_table(workdir: Path, head: dict, cells: list[Cell]) -> None:
         continue
       for name, value in store.row(workdir, cell, head["config"]["objective"]).items():
         if name in row and name != "seconds" and row[name] != str(value):
-          place = f"row {cell.id}, column {name}"
-          raise files.damaged(
-            path, f"{place}: {row[name]!r}, but its run.json and sweep.json say {str(value)!r}"
-          )
+          fault = f"{row[name]!r}, but its run.json and sweep.json say {str(value)!r}"
+          raise files.damaged(path, f"row {cell.id}, column {name}: {fault}")
 
 
 def rows(fitted: runs.Runs) -> list[dict[str, Any]]:
@@ -91,17 +82,16 @@ def check_runs(workdir: Path, sealed: dict[str, Any], fitted: runs.Runs) -> None
   if sealed["input_hash"] == (input_hash := runs.input_hash(fitted)):
     return
   change = f"hash {sealed['input_hash'][:12]}, now {input_hash[:12]}"
-  now, before = ({row["cell"]: row for row in table} for table in (
-    rows(fitted), sealed.get("runs", []),
-  ))  # fmt: skip
-  for name in before and before | now:
+  tables = rows(fitted), sealed["runs"]
+  now, before = ({row["cell"]: row for row in table} for table in tables)
+  for name in before | now:
     if name not in now:
       change = f"{name} is not among them any more"
     elif name not in before:
       change = f"{name} was not among them"
     elif columns := [key for key in now[name] if now[name][key] != before[name][key]]:
-      key = columns[0]
-      change = f"{key} of {name} was {before[name][key]!r}, is {now[name][key]!r}"
+      was, is_now = (row[name][columns[0]] for row in (before, now))
+      change = f"{columns[0]} of {name} was {was!r}, is {is_now!r}"
     else:
       continue
     break

@@ -13,10 +13,7 @@ The time of a sweep is that of steps that are timed here, on a core of their own
 and --mfu that of a device.
 """
 
-from pathlib import Path
-
 from absl import flags
-from ml_collections import ConfigDict
 
 from configs.bounds import at_least_1, up_to_1
 from configs.errors import UsageError
@@ -37,8 +34,9 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def run(args: flags.FlagValues) -> None:
+  from scaling.formats import headed
   from scaling.laws import questions
-  from scaling.sweep import design
+  from scaling.sweep import adaptive, design
   from scaling.targets import cases, layouts
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
@@ -53,9 +51,11 @@ def run(args: flags.FlagValues) -> None:
   if args.target:
     print(cases.target_report(args.config, args.target, workdir))
   elif args.next and args.runs:
-    print(next_of_runs(args, budget))
+    reading = {"columns": args.columns, "where": args.where, "exclude": args.exclude}
+    print(adaptive.table_of_runs(args.config, args.runs, reading, budget))
   elif workdir and args.next:
-    print(next_table(args.config, workdir, budget))
+    arms = design.split(args.config)
+    print(headed({x: adaptive.table(arms[x], workdir / x, budget) for x in arms}))
   elif cases.is_sweep(args.config):
     print(design.plan_table(args.config, workdir, args.device, args.mfu))
     if args.devices > 1 or args.device_memory:
@@ -64,42 +64,3 @@ def run(args: flags.FlagValues) -> None:
     if args.device:
       raise UsageError("--device: gives the time of a sweep; what one run needs, --target says")
     print(layouts.run_report(args.config, args.devices, args.device_memory))
-
-
-def next_table(config: ConfigDict, workdir: Path, budget: float) -> str:
-  """Makes the table of the cells that would tell most about N_opt at the held-out budget.
-
-  They may cost `budget` together [FLOPs]; 0: as much as the sweep's largest cell.
-  """
-  from scaling.claims import integrity
-  from scaling.laws import fit
-  from scaling.laws.tables import read
-  from scaling.sweep import adaptive, design, store
-  from scaling.tune.rule import with_lr_rule
-
-  if config.sweep.arms:
-    return "\n\n".join(
-      f"{name}\n\n{next_table(arm, workdir / name, budget)}"
-      for name, arm in design.split(config).items()
-    )
-  integrity.check_cells(workdir)
-  head, cells = store.read_sweep(workdir)
-  config = with_lr_rule(config, head.get("lr_rule"))
-  f = config.fit
-  trained = read.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
-  law = fit.fit_runs(trained, f)
-  fitted = [cell for cell in cells if cell.kind == "fit"]
-  return adaptive.table(config, head["corpus"], fitted, law, budget)
-
-
-def next_of_runs(args: flags.FlagValues, budget: float) -> str:
-  """Makes the table of the runs that would tell most, beside those of any table of runs."""
-  from scaling.laws import fit
-  from scaling.laws.tables import read
-  from scaling.sweep import adaptive
-
-  f, s = args.config.fit, args.config.sweep
-  reading = (args.columns, f.params, f.flops, args.where, args.exclude, f.loss)
-  law = fit.fit_runs(read.read_runs(args.runs, *reading), f)
-  C = s.heldout_budgets[-1] * float(law.runs.C.max())
-  return adaptive.table_of_runs(law, C, budget)

@@ -21,7 +21,7 @@ def run(args: flags.FlagValues) -> None:
 
 def runs_table(workdir: Path) -> str:
   """Makes the table of a sweep's cells, or of the runs in a folder and its subfolders."""
-  from scaling.formats import bracket, nats, text_table
+  from scaling.formats import bracket, headed, nats, text_table
   from scaling.report import expected
   from scaling.sweep import store
   from train import record
@@ -30,8 +30,7 @@ def runs_table(workdir: Path) -> str:
   if (workdir / "sweep.json").exists():
     head, cells = store.read_sweep(workdir)
     if arms := head["config"]["sweep"].get("arms"):
-      begun = [name for name in arms if (workdir / name).is_dir()]
-      return "\n\n".join(f"{name}\n\n{runs_table(workdir / name)}" for name in begun)
+      return headed({x: runs_table(workdir / x) for x in arms if (workdir / x).is_dir()})
     for cell in cells:
       stored = store.outcome(workdir, cell)
       for name in ("N", "D", "C", "lr"):
@@ -51,7 +50,8 @@ def runs_table(workdir: Path) -> str:
     columns[f"loss_{name}"] = ".4f"
   for name, stored in records:
     for further, metrics in stored.get("evaluations", {}).items():
-      stored |= {f"loss_{further}": metrics["loss"]} if "loss" in metrics else {}
+      if "loss" in metrics:
+        stored[f"loss_{further}"] = metrics["loss"]
     if "N" in stored:  # else it failed before it began
       stored["D/N"] = stored["D"] / stored["N"]
     status = stored["status"] + (f": {stored['error']}" if stored["status"] == "failed" else "")

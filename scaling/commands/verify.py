@@ -59,9 +59,7 @@ def check_seal(args: flags.FlagValues) -> None:
     raise UsageError(f"--seal={path}: no such file")
   print(f"{path} is as it was sealed, on {sealed['n_runs']} runs\nsha256:{sealed['sha256']}")
   source = Path(args.runs or path.parent).expanduser()
-  folder = source.parent if source.name == "cells.csv" else source
-  if (folder / "sweep.json").exists():
-    integrity.check_cells(folder)
+  integrity.check_source(source)
   runs = read.read_runs(
     source, args.columns, where=args.where, exclude=args.exclude, kinds=("fit", "heldout"),
     **sealed.get("counting", {}),

@@ -7,31 +7,25 @@ round is written down before it trains, so that a sweep that was stopped goes on
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UsageError
 from model import accounting
+from scaling.claims import integrity
 from scaling.formats import flops, si, text_table
 from scaling.laws import fit, next_run
 from scaling.laws.intervals import predictions
-from scaling.laws.tables import runs
-from scaling.sweep import plan
+from scaling.laws.tables import read, runs
+from scaling.sweep import plan, store
 from scaling.sweep.plan import Cell
+from scaling.tune.rule import with_lr_rule
 from train.system import files
 
 VERSION = 1  # of adaptive.json
 MOST_RUNS = 8  # that are proposed beside those of a table
-
-
-class Proposal(NamedTuple):
-  """A cell that is proposed."""
-
-  cell: Cell  # alone, of no trunk
-  shrink: float  # SD of log N_opt at the target once it and those before it are trained, over now's
-  reason: str
 
 
 def propose(
@@ -41,11 +35,12 @@ def propose(
   vocab_size: int,
   train_tokens: int,
   budget: float,
-) -> list[Proposal]:
-  """Proposes the cells that would shrink the interval of N_opt most, at the farthest budget.
+) -> list[tuple[Cell, float, str]]:
+  """Proposes the cells for a `budget` [FLOPs] that shrink the interval of N_opt most.
 
-  That is the farthest held-out one. As `next_run.propose` does, within a `budget` [FLOPs]; `law` is
-  the fit to the `cells` that there are.
+  It is N_opt at the farthest held-out budget; `law` is the fit to the `cells` that there are. Each
+  comes with the width of that interval in log N, once it and those before it are trained, over what
+  it is now, and with the reason (`next_run.propose`).
   """
   options = plan.next_cells(config, vocab_size, cells, train_tokens)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
@@ -54,15 +49,11 @@ def propose(
   )
   C = plan.heldout_budgets(config, cells)[-1]
   chosen = next_run.propose(law, C, n, d, isoflop, cost, budget)
-  return [Proposal(options[i], shrink, reason) for i, shrink, reason in chosen]
+  return [(options[i], shrink, reason) for i, shrink, reason in chosen]
 
 
 def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
-  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend.
-
-  Raises:
-    UserError: there is nothing to spend, or the prediction is sealed.
-  """
+  """Writes down, where `adapt`, that a sweep has adaptive rounds and how much they may spend."""
   if not adapt:
     return
   allowed, stored = config.sweep.adaptive_flops, _read(workdir)
@@ -103,17 +94,16 @@ def next_round(
     return []
   for budget in (left / 2, left):
     if proposals := propose(config, cells, law, vocab_size, train_tokens, budget):
-      record["rounds"].append(
-        {
-          "input_hash": runs.input_hash(law.runs),
-          "target": plan.heldout_budgets(config, cells)[-1],
-          "cells": [dataclasses.asdict(proposal.cell) for proposal in proposals],
-          "shrink": [proposal.shrink for proposal in proposals],
-          "reasons": [proposal.reason for proposal in proposals],
-        }
-      )
+      chosen, shrink, reasons = map(list, zip(*proposals, strict=True))
+      record["rounds"].append({
+        "input_hash": runs.input_hash(law.runs),
+        "target": plan.heldout_budgets(config, cells)[-1],
+        "cells": [dataclasses.asdict(cell) for cell in chosen],
+        "shrink": shrink,
+        "reasons": reasons,
+      })  # fmt: skip
       files.write_json(workdir / "adaptive.json", files.with_digests(record))
-      return [proposal.cell for proposal in proposals]
+      return chosen
   return []
 
 
@@ -122,33 +112,38 @@ def _read(workdir: Path) -> dict[str, Any]:
   return files.read_record(workdir / "adaptive.json") or empty
 
 
-def table(
-  config: ConfigDict, corpus: dict, cells: Sequence[Cell], law: fit.Fit, budget: float
-) -> str:
-  """Makes the table of proposed cells and of what they would tell.
+def table(config: ConfigDict, workdir: Path, budget: float) -> str:
+  """Makes the table of the cells that would tell most, beside those of the sweep in a folder.
 
-  A budget of 0 is what the sweep's largest cell cost.
+  They may cost `budget` together [FLOPs]; 0: as much as the sweep's largest cell.
   """
+  integrity.check_cells(workdir)
+  head, stored = store.read_sweep(workdir)
+  config = with_lr_rule(config, head.get("lr_rule"))
+  f, corpus = config.fit, head["corpus"]
+  trained = read.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
+  law = fit.fit_runs(trained, f)
+  cells = [cell for cell in stored if cell.kind == "fit"]
   budget = budget or max(cell.C for cell in cells)
   proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
   rows = [
-    (cell.id, cell.params(config.fit.params), cell.D, cell.C, shrink, why)
-    for cell, shrink, why in proposals
+    (cell.id, cell.params(f.params), cell.D, cell.C, shrink, why) for cell, shrink, why in proposals
   ]
   return text(law, plan.heldout_budgets(config, cells)[-1], rows, budget)
 
 
-def table_of_runs(law: fit.Fit, C: float, budget: float) -> str:
-  """Makes the table of runs proposed beside those of any table, for N_opt at C FLOPs.
+def table_of_runs(config: ConfigDict, path: str, reading: dict[str, Any], budget: float) -> str:
+  """Makes the table of runs that would tell most, beside those of any table of runs.
 
-  A budget of 0 is what the largest run cost.
-
-  Raises:
-    UnidentifiableError: the runs tell too little for a choice.
+  They may cost `budget` together [FLOPs]; 0: as much as the largest run.
   """
+  f = config.fit
+  table_runs = read.read_runs(path, params=f.params, flops=f.flops, loss=f.loss, **reading)
+  law = fit.fit_runs(table_runs, f)
   if law.unbounded:
     raise runs.UnidentifiableError(f"plan: undetermined: {predictions.undetermined(law)[0]}")
-  budget = budget or float(law.runs.C.max())
+  largest = float(law.runs.C.max())
+  C, budget = config.sweep.heldout_budgets[-1] * largest, budget or largest
   n, d, cost = next_run.candidates(law, budget)
   chosen = next_run.propose(law, C, n, d, cost, cost, budget, MOST_RUNS)
   rows = [
@@ -164,17 +159,16 @@ def text(law: fit.Fit, C: float, rows: Sequence[tuple], budget: float) -> str:
   low, high = target["N_opt_interval"]
   reasons = predictions.undetermined(law, C)
   value = f"{si(target['N_opt'])} [{si(low)}, {si(high)}]"
-  value = f"undetermined ({reasons[0]})" if reasons else value
+  if reasons:
+    value = f"undetermined ({reasons[0]})"
   at = f"N_opt at {flops(C)} FLOPs is {value}"
   if not rows:
     return f"{at}; no run can be had for {flops(budget)} FLOPs: raise --next_flops"
   columns = ("cell", "N", "D", "C [FLOPs]", "width of log N_opt", "reason")
+  cells = [(name, si(n), si(d), flops(c), f"{x:.3f}", why) for name, n, d, c, x, why in rows]
   spent = sum(row[3] for row in rows)
   return (
     f"{at}; its interval in log N would shrink to {rows[-1][4]:.0%} of what it is, for "
     f"{flops(spent)} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days:\n\n"
-    + text_table(
-      columns,
-      [(name, si(n), si(d), flops(c), f"{width:.3f}", why) for name, n, d, c, width, why in rows],
-    )
+    f"{text_table(columns, cells)}"
   )

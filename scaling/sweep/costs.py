@@ -82,11 +82,10 @@ def split(
 ) -> dict[str, float]:
   """Splits the wall time of the sweep's process into parts that add up to it [s].
 
-  In the part `run`, w workers work side by side for a wall time W, which makes w W worker-seconds:
-  a second of one worker is charged as 1/w of a second of wall time. What the runs' records do not
-  account for is `idle`: workers that wait, and runs that were killed or failed. A record without
-  `times`, and what its `times` leave out of its `seconds`, is `unsplit`. `worker_seconds` are of
-  all workers, in the part `run`.
+  In the part `run`, in which all workers together work for `worker_seconds`, a second of one of w
+  workers is charged as 1/w of a second. What the runs' records do not account for is `idle`:
+  workers that wait, and runs that were killed or failed. What a record's `times` leave out of its
+  `seconds` is `unsplit`.
   """
   parts = dict.fromkeys(PARTS, 0.0) | {k: v for k, v in wall.items() if k != "run"}
   run = wall.get("run", 0.0)

@@ -20,7 +20,7 @@ from configs import base
 from configs.errors import ConfigError, UserError
 from model import accounting
 from scaling.claims import prediction
-from scaling.formats import DASH, duration, text_table
+from scaling.formats import DASH, duration, headed, text_table
 from scaling.sweep import checks, plan, step_time
 from scaling.tune import rule
 from train import aot, record
@@ -32,7 +32,6 @@ from train.system import files, process
 TIME_INTERVAL = 0.7, 2.0
 SECONDS_PER_RUN = 1.0  # restoring, evaluating, saving
 SECONDS_PER_SHAPE = 6.0  # compiling, once per size
-
 
 FOLDERS = ("cells", "trunks", "figures", "preflight")  # of a sweep
 
@@ -57,9 +56,6 @@ def split(config: ConfigDict) -> dict[str, ConfigDict]:
   """Makes the config of each arm, by its name: `config`, with the fields that the arm sets.
 
   An arm that sets the objective has the family of models that this trains, unless it sets one.
-
-  Raises:
-    ConfigError: an arm cannot be used, or is like another.
   """
   arms = config.sweep.arms
   if not arms:
@@ -134,9 +130,6 @@ def designs(config: ConfigDict, workdir: Path | None) -> Iterator[tuple[str, Des
 
   Held-out cells are at the fit's N* if the folder has a sealed prediction, else at the middle size,
   as their sizes are known only after the fit.
-
-  Raises:
-    UserError: a sweep cannot be run.
   """
   for name, arm_config in split(config).items():
     yield name, _design(arm_config, workdir and workdir / name)
@@ -171,19 +164,7 @@ def plan_table(config: ConfigDict, workdir: Path | None, device: str, mfu: float
 
   Their time is that of steps that are timed here, or those of a device at a share of its peak.
   """
-  return "\n\n".join(
-    (f"{name}\n\n" if name else "") + _design_table(design, device, mfu)
-    for name, design in designs(config, workdir)
-  )
-
-
-def _step_time(design: Design, device: str, mfu: float) -> step_time.StepTime | None:
-  if device:
-    return step_time.of_device(device, mfu, design.config.model.dtype)
-  sized = {cell.flops_per_token * cell.tokens_per_step: cell for cell in design.cells}
-  return step_time.measure(
-    {flops: plan.run_config(design.config, cell) for flops, cell in sized.items()}
-  )
+  return headed({x: _design_table(arm, device, mfu) for x, arm in designs(config, workdir)})
 
 
 def workers_of(config: ConfigDict) -> int:
@@ -193,8 +174,14 @@ def workers_of(config: ConfigDict) -> int:
 
 def _design_table(design: Design, device: str, mfu: float) -> str:
   config, tokens, cells = design.config, design.tokens, design.cells
-  workers = 1 if device and not config.sweep.workers else workers_of(config)
-  of_step = _step_time(design, device, mfu)
+  of_step: step_time.StepTime | None
+  if device:
+    workers = config.sweep.workers or 1
+    of_step = step_time.of_device(device, mfu, config.model.dtype)
+  else:
+    workers = workers_of(config)
+    sized = {cell.flops_per_token * cell.tokens_per_step: cell for cell in cells}
+    of_step = step_time.measure({x: plan.run_config(config, cell) for x, cell in sized.items()})
   columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   rows = []
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
@@ -205,29 +192,28 @@ def _design_table(design: Design, device: str, mfu: float) -> str:
       steps = cell.flops_spent / step_flops
       seconds = steps * of_step.seconds(step_flops) + SECONDS_PER_RUN
     total_seconds += seconds / workers
-    sized = plan.at_size(config, cell.size)
-    sized.sharding.update(base.get_config().sharding)  # whole, on one device
-    held = aot.device_bytes(sized, tokens.vocab_size)
-    rows.append(
-      (
-        cell.id,
-        str(cell.width),
-        str(cell.depth),
-        *(f"{cell.groups[name]:,}" for name in ("total", "embedding", "body", "head")),
-        f"{cell.N:,}",
-        f"{cell.D:,}",
-        f"{cell.steps:,}",
-        f"{cell.C:.3e}",
-        f"{cell.C_6nd:.3e}",
-        f"{cell.flops_spent:.3e}",
-        f"{cell.D / cell.N:.1f}",
-        f"{cell.D / tokens.train_token_count:.3f}",
-        f"{cell.lr:.2e}",
-        f"{held['total'] / 2**20:.0f} MiB",
-        duration(seconds) if of_step else DASH,
-      )
-    )
-  alone, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
+    alone = plan.at_size(config, cell.size)
+    alone.sharding.update(base.get_config().sharding)  # whole, on one device
+    held = aot.device_bytes(alone, tokens.vocab_size)["total"]
+    groups = [cell.groups[name] for name in ("total", "embedding", "body", "head")]
+    rows.append((
+      cell.id, str(cell.width), str(cell.depth),
+      *(f"{count:,}" for count in (*groups, cell.N, cell.D, cell.steps)),
+      *(f"{flops:.3e}" for flops in (cell.C, cell.C_6nd, cell.flops_spent)),
+      f"{cell.D / cell.N:.1f}", f"{cell.D / tokens.train_token_count:.3f}", f"{cell.lr:.2e}",
+      f"{held / 2**20:.0f} MiB", duration(seconds) if of_step else DASH,
+    ))  # fmt: skip
+  each, spent = sum(cell.C for cell in cells), sum(cell.flops_spent for cell in cells)
+  time = (
+    f"no estimate of time: steps here have more than {step_time.MOST_FLOPS:.0e} FLOPs; name a "
+    "device, as --device=h100 --mfu=0.4"
+  )
+  if of_step:
+    ends = ", ".join(duration(factor * total_seconds) for factor in TIME_INTERVAL)
+    where = f"on {device} at {mfu:.0%} of its peak" if device else "on a machine that is idle"
+    time = f"about {duration(total_seconds)} [{ends}] with {workers} worker(s) {where}"
+    if of_step.busy > 1.3:
+      time += f"; {duration(of_step.busy * total_seconds)} if it stays as busy as it is now"
   lines = [
     text_table(columns.split(), rows),
     "",
@@ -235,24 +221,9 @@ def _design_table(design: Design, device: str, mfu: float) -> str:
     f"{len(design.heldout_cells)} held-out cells on "
     f"{tokens.train_token_count:,} training tokens of {config.data.source}",
     f"to spend: {spent:.3e} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days "
-    f"(each alone: {alone:.3e} FLOPs; trunks are shared)",
-    _time_line(of_step, total_seconds, workers, device, mfu),
+    f"(each alone: {each:.3e} FLOPs; trunks are shared)",
+    time,
   ]
   if not design.sealed:
     lines.append("the held-out cells are placed at the middle size until a fit says where N* is")
   return "\n".join(lines)
-
-
-def _time_line(
-  of_step: step_time.StepTime | None, seconds: float, workers: int, device: str, mfu: float
-) -> str:
-  if not of_step:
-    return (
-      f"no estimate of time: steps here have more than {step_time.MOST_FLOPS:.0e} FLOPs; name a "
-      "device, as --device=h100 --mfu=0.4"
-    )
-  ends = ", ".join(duration(factor * seconds) for factor in TIME_INTERVAL)
-  where = f"on {device} at {mfu:.0%} of its peak" if device else "on a machine that is idle"
-  busy = of_step.busy
-  now = f"; {duration(busy * seconds)} if it stays as busy as it is now" if busy > 1.3 else ""
-  return f"about {duration(seconds)} [{ends}] with {workers} worker(s) {where}{now}"

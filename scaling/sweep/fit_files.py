@@ -52,25 +52,19 @@ def write_fit(
   Args:
     workdir: the folder to write to; a sweep's, if `path` is "".
     options: `config.fit`.
-    path: a table of runs, or another sweep's folder: see `laws.read_runs`.
+    path: a table of runs, or another sweep's folder; this and the next three are `read_runs`'.
     columns: names that differ.
     where: conditions that every run meets.
     exclude: conditions that no run meets.
     questions: about the law, to be answered in fit.json.
     compare_forms: whether other forms are held against it, by held-out error; up to a minute.
-
-  Raises:
-    UserError: the runs cannot be read, were altered or do not identify the law, or a question has
-      no answer.
   """
   if path and (workdir / "sweep.json").exists():
     raise UsageError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")
   if not path:
-    store.read_sweep(workdir)
+    store.read_sweep(workdir)  # or it says that there is none
   source = path or workdir
-  folder = Path(source).parent if Path(source).name == "cells.csv" else Path(source)
-  if (folder / "sweep.json").exists():
-    integrity.check_cells(folder)
+  integrity.check_source(Path(source))
   reading: dict[str, Any] = {"columns": columns, "where": list(where), "exclude": list(exclude)}
   counting: dict[str, Any] = {"params": options.params, "flops": options.flops}
   runs = read_runs(source, **reading, **counting, loss=options.loss)
@@ -142,9 +136,8 @@ def fit_sets(
 ) -> list[dict[str, Any]]:
   """Fits the law to the loss on each validation set of a table; [] where there is only one.
 
-  Returns:
-    A row of each: set, and C, the largest budget; what fit.json has of a law, and `optimum` at C;
-    or the reason why there is none.
+  Each row has its set; what fit.json has of a law, and the optimum at C, the largest budget; or the
+  reason why there is none.
   """
   names, C = validation_sets(source), float(law.runs.C.max())
   rows = []

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import ConfigError, UsageError, UserError
 from scaling.laws import chinchilla, fit, questions, solve
-from scaling.laws.chinchilla import Chinchilla, Compute
+from scaling.laws.chinchilla import Chinchilla
 from scaling.laws.fitted import problem_of
 from scaling.laws.intervals import predictions
 from scaling.laws.tables.runs import Runs, make_runs
@@ -77,11 +77,7 @@ def parse_compute(text: str) -> tuple[float, float]:
 def propose(
   config: ConfigDict, tokens: TokenData, compute: float, cost: Cost, display: Display
 ) -> Proposal:
-  """Proposes a sweep of what trains as `config` does, for a compute in the unit of `cost`.
-
-  Raises:
-    ConfigError: no design can be trained for so much, or on so little text.
-  """
+  """Proposes a sweep of what trains as `config` does, for a compute in the unit of `cost`."""
   sizes = known_sizes(config, tokens.vocab_size)
   shapes = list(itertools.product(BUDGETS, SPANS, SIZES, REACHES))
   candidates: list[tuple[float, ConfigDict, list[Cell]]] = []
@@ -111,7 +107,7 @@ def propose(
       candidate,
       cells,
       total(candidate, cells, sizes, cost),
-      farthest(candidate, cells),
+      plan.heldout_budgets(candidate, cells)[-1],
       error,
       *expected_intervals(candidate, cells),
       max(cell.D for cell in cells) / tokens.train_token_count,
@@ -147,8 +143,7 @@ def total(config: ConfigDict, cells: Sequence[Cell], sizes: Sizes, cost: Cost) -
     flops = sizes[size].flops_per_token
     step = flops * sizes[size].tokens_per_step
     runs += [(flops * s.probe_tokens, step)] * len(s.probe_factors)
-  for multiple in s.heldout_budgets:
-    budget = multiple * plan.largest_flops(config, cells)
+  for budget in plan.heldout_budgets(config, cells):
     held_out = presumed(config, sizes, budget)
     step = held_out.flops_per_token * held_out.tokens_per_step
     runs += [(budget, step)] * (len(s.heldout_sizes) * s.heldout_seeds)
@@ -234,17 +229,12 @@ def designed(
   return c
 
 
-def farthest(config: ConfigDict, cells: Sequence[Cell]) -> float:
-  """Returns the farthest held-out budget [FLOPs]."""
-  return max(config.sweep.heldout_budgets) * plan.largest_flops(config, cells)
-
-
 # --------------------------------------------------------------------------------------- simulation
 
 
 def laws(config: ConfigDict, cells: Sequence[Cell], count: int) -> Iterator[Law]:
   """Draws laws from the prior, each with the generator of its runs' scatter."""
-  C = farthest(config, cells)
+  C = plan.heldout_budgets(config, cells)[-1]
   per_token = chinchilla.estimate_compute(*_arrays(cells, config.fit.params))
   for i in range(count):
     rng = np.random.default_rng((i, 22))
@@ -283,25 +273,21 @@ def _arrays(cells: Sequence[Cell], convention: str) -> tuple[np.ndarray, ...]:
 
 def expected_error(config: ConfigDict, cells: Sequence[Cell]) -> float:
   """Returns the root mean square error of log N* at the farthest held-out budget."""
-  C, squares = farthest(config, cells), []
+  C, squares = plan.heldout_budgets(config, cells)[-1], []
   for law in laws(config, cells, LAWS):
     runs = simulated(config, cells, law)
     problem = problem_of(runs, config.fit)
     best = solve.search(problem, problem.huber(config.fit.delta))[1]
     fitted = Chinchilla(**problem.natural(best.theta[0]))
     compute = chinchilla.estimate_compute(runs.N, runs.D, runs.C)
-    error = _log_optimum(fitted, C, compute) - _log_optimum(law[0], C, compute)
-    squares.append(min(abs(error), WORST) ** 2)
+    N, truth = (float(chinchilla.optimum(each, C, compute).N) for each in (fitted, law[0]))
+    squares.append(min(abs(math.log(N) - math.log(truth)), WORST) ** 2)
   return math.sqrt(np.mean(squares))
-
-
-def _log_optimum(law: Chinchilla, C: float, compute: Compute) -> float:
-  return float(np.log(chinchilla.optimum(law, C, compute).N))
 
 
 def expected_intervals(config: ConfigDict, cells: Sequence[Cell]) -> tuple[float, float, float]:
   """Fits simulated sweeps as a sweep does; returns the `factor`, `loss` and `undetermined`."""
-  C, options = farthest(config, cells), config.fit.copy_and_resolve_references()
+  C, options = plan.heldout_budgets(config, cells)[-1], config.fit.copy_and_resolve_references()
   options.bootstraps = BOOTSTRAPS
   factors, losses = [], []
   for law in laws(config, cells, FITTED):

@@ -16,16 +16,7 @@ from scaling.laws import fit
 from scaling.laws.tables.read import read_runs
 from scaling.progress import Display
 from scaling.report import report
-from scaling.sweep import (
-  adaptive,
-  checks,
-  costs,
-  design,
-  fit_files,
-  placement,
-  plan,
-  store,
-)
+from scaling.sweep import adaptive, checks, costs, design, fit_files, placement, plan, store
 from scaling.sweep.plan import Cell
 from scaling.sweep.probe import probe
 from scaling.sweep.training import Arm, place, train_cells
@@ -49,11 +40,8 @@ def sweep(
   is when the command began, by `time.perf_counter`; None: now.
 
   Raises:
-    UserError: the config or the folder cannot be used, and nothing was spent; or the runs that
-      were trained determine no law.
-    KeyboardInterrupt: `should_stop` is True.
-    RunError: runs failed, which the next start tries again, or no probe trained.
-    WorkerError: a run failed by a bug.
+    UserError: nothing was spent; or the runs that were trained determine no law.
+    RunError, WorkerError: runs failed, which the next start tries again; the latter by a bug.
   """
   configs = design.split(config)
   for name, arm_config in configs.items():
@@ -64,8 +52,7 @@ def sweep(
   with files.owned(workdir) as check_place:
     for name in configs:
       with design.of_arm(name):
-        if unchecked := integrity.check(workdir / name):
-          display.say(f"written without digests, so not checked: {', '.join(unchecked)}")
+        integrity.check(workdir / name)
     clock = costs.SweepClock(workdir / next(iter(configs)), began)
     each_core = placement.chosen_workers(workdir).each_core
     with workers(
@@ -94,11 +81,7 @@ def sweep(
 def open_sweep(
   config: ConfigDict, workdir: Path, tokens: dataset.TokenData
 ) -> tuple[dict, list[Cell]]:
-  """Returns the head of sweep.json and the cells planned so far: the folder's, or of a new sweep.
-
-  Raises:
-    UsageError: the folder holds another sweep.
-  """
+  """Returns the head of sweep.json and the cells planned so far: the folder's, or new ones."""
   new = store.new_head(config, tokens)
   stored = files.read_record(workdir / "sweep.json")
   if stored is None:
@@ -194,8 +177,7 @@ def train_and_fit(arm: Arm, planned: list[Cell]) -> fit.Fit:
     law = fit_law(arm)
   a, b = law.law.exponents(law.runs.C.max())
   params = ", ".join(f"{name} = {value:.3g}" for name, value in law.params.items())
-  formula = law.law.form.formula
-  arm.display.say(f"L = {formula}, {params}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}")
+  arm.display.say(f"L = {law.law.form.formula}, {params}; N_opt ~ C^{a:.2f}, D_opt ~ C^{b:.2f}")
   return law
 
 
@@ -234,10 +216,8 @@ def write_report(arm: Arm) -> None:
   """Draws the figures, closes the accounts, and writes the report."""
   arm.clock("report")
   report.draw(arm.workdir)
-  runs = [
-    run for run in store.with_trunks(arm.cells) if not store.folder(arm.workdir, run).is_symlink()
-  ]
-  seconds = arm.clock.finish(store.outcome(arm.workdir, run) for run in runs)
-  arm.head["seconds"] = round(seconds, 1)
+  runs = store.with_trunks(arm.cells)
+  own = [run for run in runs if not store.folder(arm.workdir, run).is_symlink()]
+  arm.head["seconds"] = round(arm.clock.finish(store.outcome(arm.workdir, run) for run in own), 1)
   store.write_sweep(arm.workdir, arm.head, arm.cells)
   report.write(arm.workdir, redraw=False)

@@ -73,22 +73,18 @@ def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
     **{name: getattr(cell, name) for name in OF_CELL},
     **{name: result.get(name, "") for name in OF_RECORD},
   }
-  return {name: values[name] for name in COLUMNS} | {
+  further = {
     f"{metric}_{name}": value
     for name, metrics in result.get("evaluations", {}).items()
     for metric, value in metrics.items()
     if metric != "eval_tokens"
   }
+  return {name: values[name] for name in COLUMNS} | further
 
 
-def rows(workdir: Path, cells: Iterable[Cell], objective: str) -> list[dict[str, Any]]:
-  """Makes the rows of cells.csv."""
-  return [row(workdir, cell, objective) for cell in cells]
-
-
-def write_table(workdir: Path, table: list[dict[str, Any]]) -> None:
+def write_table(workdir: Path, cells: Iterable[Cell], objective: str) -> None:
   """Writes cells.csv."""
-  text = io.StringIO()
+  text, table = io.StringIO(), [row(workdir, cell, objective) for cell in cells]
   columns = list(dict.fromkeys([*COLUMNS, *(name for row in table for name in row)]))
   writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
   writer.writeheader()
@@ -129,11 +125,7 @@ def write_sweep(workdir: Path, head: dict, cells: Iterable[Cell]) -> None:
 
 
 def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
-  """Reads sweep.json: its head, and the cells.
-
-  Raises:
-    UserError: the folder holds no sweep, or sweep.json is not as it was written.
-  """
+  """Reads sweep.json: its head, and the cells."""
   head = files.read_record(workdir / "sweep.json")
   if head is None:
     raise UsageError(f"workdir={workdir}: no sweep.json there; `isoflop sweep` makes one")
@@ -148,11 +140,7 @@ def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
 
 
 def new_cells(workdir: Path, stored: Iterable[Cell], planned: Iterable[Cell]) -> list[Cell]:
-  """Returns the planned cells that are not stored yet.
-
-  Raises:
-    UsageError: a stored cell has the name of a planned one and differs from it.
-  """
+  """Returns the planned cells that are not stored yet; none may differ from one that is."""
   by_id = {cell.id: cell for cell in stored}
   new = []
   for cell in planned:

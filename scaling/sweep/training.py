@@ -77,12 +77,7 @@ def place(arm: Arm, cells: Sequence[Cell]) -> None:
 
 
 def train_cells(arm: Arm, cells: Sequence[Cell], phase: str) -> None:
-  """Trains what is left of these cells, and of their trunks; updates sweep.json and cells.csv.
-
-  Raises:
-    KeyboardInterrupt: the user stopped it; running cells have saved their state.
-    RunError, ConfigError, WorkerError: runs failed (see `check_failures`).
-  """
+  """Trains what is left of these cells, and of their trunks; updates sweep.json and cells.csv."""
   place(arm, cells)
   arm.clock("records")
   arm.cells += store.new_cells(arm.workdir, arm.cells, cells)
@@ -92,10 +87,8 @@ def train_cells(arm: Arm, cells: Sequence[Cell], phase: str) -> None:
     cells = [cell for cell in cells if cell.id not in excluded]
   shared = link_shared(arm, cells)
   flops = sum(cell.flops_spent for cell in cells)
-  arm.display.say(
-    f"{phase}: {len(cells)} cells, {flops:.2e} FLOPs"
-    + (f"; {shared} of them are those of another arm" if shared else "")
-  )
+  of_others = f"; {shared} of them are those of another arm" if shared else ""
+  arm.display.say(f"{phase}: {len(cells)} cells, {flops:.2e} FLOPs{of_others}")
   tasks = make_tasks(arm, cells)
   arm.clock("run", len(arm.pool))
   try:
@@ -103,8 +96,7 @@ def train_cells(arm: Arm, cells: Sequence[Cell], phase: str) -> None:
   finally:
     arm.clock("records")
     settle_diverged(arm.workdir, cells)
-    table = store.rows(arm.workdir, arm.cells, arm.config.objective)
-    store.write_table(arm.workdir, table)
+    store.write_table(arm.workdir, arm.cells, arm.config.objective)
   for name, failure in failures.items():
     arm.display.say(f"FAILED {name}: {failure.error}")
   for name in check_failures(arm.workdir, cells, failures):
@@ -204,9 +196,7 @@ def check_failures(
   `failures` are those of this start, by the id of the run.
 
   Raises:
-    WorkerError: others failed, or all did, and one of them by a bug.
-    ConfigError: others failed, and their config or data is why.
-    RunError: others failed.
+    WorkerError, ConfigError, RunError: others failed; by a bug, by their config or data, otherwise.
   """
   records = failed(workdir, cells)
   pending = [name for name, record in records.items() if record.get("failures", 1) < MAX_FAILURES]
@@ -214,7 +204,7 @@ def check_failures(
     raise_bug(failures)
   if not pending:
     return list(records)
-  names = ", ".join(pending[:3]) + (f" and {len(pending) - 3} more" if len(pending) > 3 else "")
+  names = ", ".join(pending[:3]) + f" and {len(pending) - 3} more" * (len(pending) > 3)
   count = f"{len(pending)} of its runs failed ({names})"
   reasons = [failure.message for failure in failures.values()]
   if reasons and all(failure.kind == "user" for failure in failures.values()):

@@ -8,6 +8,7 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from configs import base
+from scaling.formats import headed
 from scaling.launch.queue import power_of_two
 from scaling.sweep import plan
 from scaling.sweep.design import designs, split
@@ -23,13 +24,12 @@ def is_sweep(config: ConfigDict) -> bool:
 
 def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
   """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by arm."""
-  texts = []
+  texts = {}
   for name, arm in split(config).items():
     sizes = sorted({*arm.sweep.probe_sizes, *arm.sweep.sizes})
     configs = {size: plan.at_size(arm, size) for size in sizes}
-    heading = f"{name}\n\n" if name else ""
-    texts.append(heading + layouts.sizes_report(configs, devices, device_memory))
-  return "\n\n".join(texts)
+    texts[name] = layouts.sizes_report(configs, devices, device_memory)
+  return headed(texts)
 
 
 def target_report(

@@ -157,7 +157,7 @@ def sweep_work(workdir, config):
   synthetic.write_runs(workdir, cells)
   head = {"name": "synthetic", "config": record.plain(config), "config_diff": {}}
   timed("write sweep.json", store.write_sweep, workdir, head, cells)
-  tabulate = lambda: store.write_table(workdir, store.rows(workdir, cells, "clm"))  # noqa: E731
+  tabulate = lambda: store.write_table(workdir, cells, "clm")  # noqa: E731
   timed("run.json to cells.csv", tabulate)
   table = timed("read cells.csv", runs.read_runs, workdir)
   timed("fit", fit.fit_runs, table, config.fit)

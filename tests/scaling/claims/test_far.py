@@ -50,7 +50,7 @@ def sealed_sweep(config, tmp_path_factory):
 
 def tabulate(config, folder, cells):
   store.write_sweep(folder, {"config": record.plain(config)}, cells)
-  store.write_table(folder, store.rows(folder, cells, "clm"))
+  store.write_table(folder, cells, "clm")
 
 
 def fitted(config, folder):

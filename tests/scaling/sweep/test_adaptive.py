@@ -232,12 +232,14 @@ def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
   assert edges
   assert all(side == 1 for _, _, side in edges)
   found = adaptive.propose(config, cells, law, 257, 10**9, 3e12)
-  first = [p for p in found if "at its largest N" in p.reason]
-  assert found[: len(first)] == first
-  assert [p.cell.size for p in first] == [9, 9]  # at the least budget it would be too short
-  np.testing.assert_allclose([p.cell.budget for p in first], [C for C, *_ in edges[-2:]], rtol=0.02)
-  assert sum(p.cell.C for p in found) <= 3e12
-  shrinks = [p.shrink for p in found]
+  first = [cell for cell, _, reason in found if "at its largest N" in reason]
+  assert [cell for cell, *_ in found[: len(first)]] == first
+  assert [cell.size for cell in first] == [9, 9]  # at the least budget it would be too short
+  np.testing.assert_allclose(
+    [cell.budget for cell in first], [C for C, *_ in edges[-2:]], rtol=0.02
+  )
+  assert sum(cell.C for cell, *_ in found) <= 3e12
+  shrinks = [shrink for _, shrink, _ in found]
   assert shrinks == sorted(shrinks, reverse=True)
 
 
@@ -323,8 +325,8 @@ def test_plan_next_prints_the_proposals(config, tmp_path, capsys):
   law = laws.fit_runs(read.read_runs(tmp_path), config.fit)
   found = adaptive.propose(config, cells, law, 257, 10**9, 1e12)
   listed = [line.split()[0] for line in output.out.splitlines() if line.startswith("fit_s")]
-  assert listed == [p.cell.id for p in found]
-  assert f"shrink to {found[-1].shrink:.0%}" in output.out
+  assert listed == [cell.id for cell, *_ in found]
+  assert f"shrink to {found[-1][1]:.0%}" in output.out
   assert sorted(path.name for path in tmp_path.iterdir()) == before
   main.main(["plan", "--next", f"--workdir={tmp_path}", "--next_flops=1e3"])
   assert "raise --next_flops" in capsys.readouterr().out

@@ -118,11 +118,11 @@ def test_a_tuple_given_twice_is_refused_by_the_command(config, capsys):
 def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, params):
   config.fit.flops, config.fit.params = "6nd", params
   cells = plan.design_cells(config, 257)
-  rows = [
-    store.row(tmp_path, cell, "clm") | {"status": "done", "loss": 3.0 + 1e5 / cell.D}
-    for cell in cells
-  ]
-  store.write_table(tmp_path, rows)
+  for cell in cells:
+    folder = store.folder(tmp_path, cell)
+    folder.mkdir(parents=True)
+    files.write_json(folder / "run.json", {"status": "done", "loss": 3.0 + 1e5 / cell.D})
+  store.write_table(tmp_path, cells, "clm")
   table = read.read_runs(tmp_path / "cells.csv", params=params, flops="6nd")
   budgets = {cell.id: cell.budget for cell in cells}
   for name, spent in zip(table.ids, table.C, strict=True):

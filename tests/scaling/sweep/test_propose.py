@@ -52,7 +52,7 @@ def test_design_costs_what_may_be_spent_and_brackets_the_presumed_optima(sizes):
 
 def test_laws_have_the_presumed_optimum_at_the_farthest_budget(sizes):
   config, cells = scaled(sizes, 3, 5.0, 5, 2.0)
-  C = propose.farthest(config, cells)
+  C = plan.heldout_budgets(config, cells)[-1]
   arrays = np.array([(cell.N, cell.D, cell.C) for cell in cells]).T
   compute = chinchilla.estimate_compute(*arrays)
   best = [chinchilla.optimum(law, C, compute) for law, _ in propose.laws(config, cells, 200)]

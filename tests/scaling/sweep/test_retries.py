@@ -44,7 +44,8 @@ def record(workdir, name):
 
 
 def rows(workdir):
-  return {row["cell"]: row for row in store.rows(workdir, store.read_sweep(workdir)[1], "clm")}
+  cells = store.read_sweep(workdir)[1]
+  return {cell.id: store.row(workdir, cell, "clm") for cell in cells}
 
 
 @pytest.mark.smoke
