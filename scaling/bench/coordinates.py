@@ -6,10 +6,8 @@ All shapes train at one rate, that of the base shape: the rule in N has no part 
 """
 
 import itertools
-import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import matplotlib
@@ -35,7 +33,7 @@ STEPS, SEEDS = 4, 3
 WIDTHS, DEPTHS = (0.5, 1, 2, 4), (1, 2, 4, 8)  # multiples of the base's
 
 
-def check(config: ConfigDict, workdir: Path, stream: TextIO = sys.stderr) -> dict:
+def check(config: ConfigDict, workdir: Path) -> dict:
   """Trains several shapes and seeds; writes coordinates.json (the result) and coordinates.png."""
   config = config.copy_and_resolve_references()
   config.model.scan = True  # compiles as fast at any depth
@@ -51,7 +49,7 @@ def check(config: ConfigDict, workdir: Path, stream: TextIO = sys.stderr) -> dic
   files.make_folder(workdir)
   n_params = record.size_of(base, tokens.vocab_size).n_params
   lr, moved = optim.base_learning_rate(config.optim, n_params), {}
-  with Display("coordinates", stream) as display:
+  with Display("coordinates") as display:
     for i, (name, case) in enumerate(distinct.items()):
       display.show(f"{i}/{len(distinct)}, {name}, {SEEDS} seeds")
       moved[name] = changes(case, tokens, lr)

@@ -14,11 +14,10 @@ import itertools
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -50,9 +49,6 @@ class Case(NamedTuple):
   config: ConfigDict  # resolved; it trains for one step
 
 
-# --------------------------------------------------------------------------------- what is measured
-
-
 def cases(
   config: ConfigDict,
   sizes: str = "",
@@ -65,9 +61,6 @@ def cases(
 
   `vary` has changes, FIELD=VALUE, that are measured beside each. Heads are 32 wide unless named; a
   family that is not the config's trains its first objective.
-
-  Raises:
-    UserError: a name is unknown, a case comes twice, or a model cannot be trained so.
   """
   made: list[Case] = []
   for size, family, dtype, change in itertools.product(
@@ -81,7 +74,11 @@ def cases(
     if family != c.model.family:
       presets.set_family(c, family)
     if change:
-      _set_field(c, change)
+      field, _, value = change.partition("=")
+      try:
+        base.set_field(c, field, value)
+      except ConfigError as error:
+        raise UsageError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
     c = ladders.resolve(c)
     record.check_config(c)
     length = registry.lengths(c).text
@@ -116,37 +113,19 @@ def _shape(size: str) -> dict[str, int]:
   return {"width": width, "depth": depth, "heads": heads or max(1, width // HEAD_WIDTH)} | derived
 
 
-def _set_field(config: ConfigDict, change: str) -> None:
-  field, _, value = change.partition("=")
-  try:
-    base.set_field(config, field, value)
-  except ConfigError as error:
-    raise UsageError(f"vary={change!r}: not a FIELD=VALUE of the config ({error})") from None
-
-
-# ---------------------------------------------------------------------------------------- measuring
-
-
-def bench(
-  cases: Sequence[Case], workdir: Path, rounds: int = 20, stream: TextIO = sys.stderr
-) -> dict[str, Any]:
+def bench(cases: Sequence[Case], workdir: Path, rounds: int) -> dict[str, Any]:
   """Measures cases and the peak; returns the record, which is also `workdir/bench.json`.
 
   All cases are on the device at once.
-
-  Raises:
-    UserError: there is no round, or a case cannot be trained here.
   """
-  if rounds < 1:
-    raise UsageError(f"rounds={rounds}: must be at least 1; 20 give a steady median")
   corpora = [dataset.prepare(case.config) for case in cases]
   for case, tokens in zip(cases, corpora, strict=True):
     check_tokens(case.config, tokens)
   files.make_folder(workdir)
-  head = machine()
+  head = machine()  # its load is that of before
   turns: dict[str, Callable[[], Any]] = {}
   facts = {}
-  with Display("bench", stream) as display:
+  with Display("bench") as display:
     for case, tokens in zip(cases, corpora, strict=True):
       display.show(f"compiling {case.name}")
       turns[case.name], facts[case.name] = training(case.config, tokens)
@@ -154,7 +133,6 @@ def bench(
     products = {f"{dtype} {side}": (dtype, side) for dtype in DTYPES for side in sides}
     turns |= {name: product(side, dtype) for name, (dtype, side) in products.items()}
     results = round_robin(turns, rounds, display)
-
   rates = [
     {"dtype": dtype, "side": side, "flops_per_second": max(results[name]), "turns": results[name]}
     for name, (dtype, side) in products.items()
@@ -242,25 +220,15 @@ def table(result: dict[str, Any]) -> str:
   rows = []
   for row in result["cases"]:
     low, high = 1e3 * row["step_seconds_min"], 1e3 * row["step_seconds_max"]
-    rows.append(
-      (
-        row["case"],
-        f"{row['N']:,}",
-        f"{row['tokens_per_step']:,}",
-        f"{row['compile_seconds']:.1f} s",
-        f"{1e3 * row['dispatch_seconds']:.2f} ms",
-        f"{1e3 * row['step_seconds']:.1f} ms",
-        f"{low:.1f}-{high:.1f}",
-        f"{row['input_share']:.1%}",
-        f"{row['tokens_per_second']:,.0f}",
-        f"{row['flops_per_second']:.3g}",
-        f"{row['peak_fraction']:.1%}",
-        f"{row['paired_fraction']:.1%}",
-        f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
-        f"{row['ratio']:.2f}",
-        gib(row["compiled_bytes"]),
-      )
-    )
+    rows.append((
+      row["case"], f"{row['N']:,}", f"{row['tokens_per_step']:,}",
+      f"{row['compile_seconds']:.1f} s", f"{1e3 * row['dispatch_seconds']:.2f} ms",
+      f"{1e3 * row['step_seconds']:.1f} ms", f"{low:.1f}-{high:.1f}", f"{row['input_share']:.1%}",
+      f"{row['tokens_per_second']:,.0f}", f"{row['flops_per_second']:.3g}",
+      f"{row['peak_fraction']:.1%}", f"{row['paired_fraction']:.1%}",
+      f"{row['nominal_fraction']:.1%}" if row["nominal_fraction"] else "?",
+      f"{row['ratio']:.2f}", gib(row["compiled_bytes"]),
+    ))  # fmt: skip
   m = result["machine"]
   peaks = ", ".join(f"{d} {rate:.3g}" for d, rate in result["peak_flops_per_second"].items())
   lines = [

@@ -41,9 +41,6 @@ def training(
 
   Returns what takes a turn, of so many steps (0: as many as take `TURN_SECONDS`), and the case's
   shape, size, FLOPs, compile time and memory.
-
-  Raises:
-    UserError: it does not fit, or there is not enough text for it.
   """
   check_tokens(config, tokens)
   program(config, tokens.vocab_size)  # and the imports of the first batch: not the compiler's time
@@ -99,10 +96,10 @@ def training(
 
 
 def product(side: int, dtype: str) -> Callable[[], float]:
-  """Compiles a square product on each device, `ops.matmul`, with a float32 result.
+  """Compiles a square product on each device; returns what takes a turn, for its rate [FLOP/s].
 
-  Returns what takes a turn and returns its rate, all devices together [FLOP/s]. A turn is about as
-  long as one of training: a processor can be faster for milliseconds than in any step.
+  A turn is about as long as one of training: a processor can be faster for milliseconds than in any
+  step. The rate is that of all devices together.
   """
   devices = len(jax.devices())
   mesh = jax.make_mesh((devices,), ("device",), axis_types=(AxisType.Auto,))

@@ -60,10 +60,6 @@ def minimum(trained: Sequence[Trained]) -> Trained | None:
   return {"N": N, "D": D, "tokens_per_param": D / N, "trained_loss": loss}
 
 
-def _predict_loss(law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
-  return predictions.predict_loss(law, at["N"], at["D"])
-
-
 def _judge_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
   if not trained:
     return Judgement(None, None)
@@ -112,7 +108,10 @@ def _inside(claim: Claim, measured: float) -> Judgement:
 
 
 KINDS = {
-  "loss": Kind("cell", _predict_loss, _judge_loss),  # nats per token, of one run
+  # nats per token, of one run
+  "loss": Kind(
+    "cell", lambda law, at: predictions.predict_loss(law, at["N"], at["D"]), _judge_loss
+  ),
   "least_loss": Kind("budget", _predict_least_loss, _judge_least_loss),  # of a run at the optimum
   "N_opt": Kind("budget", partial(_predict_place, "N_opt"), partial(_judge_place, "N")),
   "D_opt": Kind("budget", partial(_predict_place, "D_opt"), partial(_judge_place, "D")),

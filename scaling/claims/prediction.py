@@ -25,9 +25,6 @@ def read(source: Path) -> dict[str, Any] | None:
   Beside the claims each of its `budgets` has what they say by name: N, D, tokens_per_param and loss
   at the optimum, each with its interval, and `cells`, a row per held-out run. `cells` are those of
   all budgets, and `sha256` is the hash of the file. Version 2 has one budget.
-
-  Raises:
-    DataError: it is not as it was sealed, or of another version.
   """
   path = source if source.is_file() else source / NAME
   record = files.read_json(path)

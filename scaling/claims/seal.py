@@ -24,13 +24,9 @@ def seal(
 ) -> tuple[dict, list[plan.Cell]]:
   """Writes prediction.json, once, and returns it with the held-out cells that will test it.
 
-  It is of all held-out budgets whose optimum the law determines, and which can be trained.
-  A prediction that is already sealed stays, and is returned with its own cells, as long as the runs
-  that it was fitted on are the same.
-
-  Raises:
-    UserError: a prediction was sealed on other runs or is damaged, these runs determine no optimum,
-      or too few cells could test this one.
+  It is of all held-out budgets whose optimum the law determines, and which can be trained; of none,
+  it is refused. A prediction that is already sealed stays, and is returned with its own cells, as
+  long as the runs that it was fitted on are the same.
   """
   if sealed := prediction.read(workdir):
     integrity.check_runs(workdir, sealed, law.runs)

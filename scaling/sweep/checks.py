@@ -1,15 +1,13 @@
-"""Refuses a sweep that cannot be run, would waste compute, or is not the one in its folder."""
+"""Refuses a sweep that cannot be run, or would waste compute."""
 
 import itertools
 import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base, ladders
-from configs.errors import ConfigError, UsageError, UserError
+from configs.errors import ConfigError, UserError
 from model import sharding
 from scaling.laws import fit
 from scaling.laws.forms import FORMS
@@ -19,17 +17,6 @@ from train import record, transfer
 from train.data.dataset import TokenData
 from train.evaluate import open_sets
 from train.system import process
-
-FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
-  "fit.form", "fit.response", "fit.E", "fit.delta", "fit.bootstraps", "fit.level",
-  "fit.resampling", "fit.seed",
-  "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
-  "sweep.launcher", "sweep.command",
-  "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
-  "tune.",
-)  # fmt: skip
-
-OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta")  # fields that make one
 
 
 def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
@@ -179,41 +166,6 @@ def check_sweep_fields(config: ConfigDict) -> None:
       f"optim.lr={config.optim.lr}: a sweep with probes takes its learning rates from them; "
       "leave it at 0, or set sweep.probe_sizes=() to train every size at this rate"
     )
-
-
-def check_same_sweep(
-  workdir: Path, stored: dict[str, Any], config: ConfigDict, tokens: TokenData
-) -> None:
-  """Raises UsageError where the folder's sweep.json (`stored`) is of another sweep."""
-  defaults = record.defaults()
-  old = defaults | record.flat(base.renamed(stored["config"]))
-  new = defaults | record.flat(record.plain(config))
-  is_sealed = (workdir / "prediction.json").exists()
-  if bool(stored["config"].get("sweep", {}).get("arms")) != bool(config.sweep.arms):
-    raise UsageError(
-      f"workdir={workdir}: holds a sweep {'without' if config.sweep.arms else 'of several'} arms; "
-      "name another workdir"
-    )
-  for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
-    if not name.startswith(FREE) or (is_sealed and name in OTHER_LAW):
-      raise UsageError(
-        f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
-        f"asked {new.get(name)!r}; name another workdir"
-      )
-  for key, what in (
-    ("fingerprint", f"another text (data.source={config.data.source!r}"),
-    ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
-  ):
-    if stored["corpus"][key] != getattr(tokens, key):
-      raise UsageError(
-        f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
-      )
-  for name, further in open_sets(config, tokens).items():
-    if stored["corpus"].get("evaluate", {}).get(name) != further.tokens.fingerprint:
-      raise UsageError(
-        f"workdir={workdir}: holds a sweep evaluated on another text (data.evaluate.{name} has "
-        "changed since); name another workdir"
-      )
 
 
 def _axis(config: ConfigDict) -> str:

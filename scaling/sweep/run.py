@@ -68,33 +68,21 @@ def sweep(
           siblings = [workdir / other for other in configs if other != name]
           begun[name] = Arm(
             name, arm_config, workdir, siblings, programs[name], tokens[name],
-            *open_sweep(arm_config, workdir / name, tokens[name]), pool, display, clock,
+            *store.open_sweep(arm_config, workdir / name, tokens[name]), pool, display, clock,
           )  # fmt: skip
           check(begun[name], adapt)
       if not config.sweep.arms:
         return run_phases(begun[""])
-      head, _ = open_sweep(config, workdir, next(iter(tokens.values())))
+      head, _ = store.open_sweep(config, workdir, next(iter(tokens.values())))
       store.write_sweep(workdir, head, [])
       return run_arms(begun, workdir, display)
-
-
-def open_sweep(
-  config: ConfigDict, workdir: Path, tokens: dataset.TokenData
-) -> tuple[dict, list[Cell]]:
-  """Returns the head of sweep.json and the cells planned so far: the folder's, or new ones."""
-  new = store.new_head(config, tokens)
-  stored = files.read_record(workdir / "sweep.json")
-  if stored is None:
-    checks.check_parents(config, tokens)
-    return new, []
-  checks.check_same_sweep(workdir, stored, config, tokens)
-  head, cells = store.read_sweep(workdir)
-  return head | {key: new[key] for key in ("config", "config_diff")}, cells
 
 
 def check(arm: Arm, adapt: bool) -> None:
   """Raises UserError where an arm cannot be run or would waste compute; notes if it may adapt."""
   checks.check_sweep(arm.config, arm.tokens)
+  if not arm.cells:
+    checks.check_parents(arm.config, arm.tokens)
   if not arm.sealed:
     for budget in checks.check_heldout(arm.config, arm.tokens):
       arm.display.say(

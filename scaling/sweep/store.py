@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import UsageError
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell, Trunk
@@ -36,6 +37,16 @@ COLUMNS = [
 OF_CELL = ("kind", "size", "width", "depth", "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
            "D_predicted")  # fmt: skip
 OF_RECORD = ("loss", "loss_stderr", "bits_per_byte", "seconds")
+
+FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
+  "fit.form", "fit.response", "fit.E", "fit.delta", "fit.bootstraps", "fit.level",
+  "fit.resampling", "fit.seed",
+  "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
+  "sweep.launcher", "sweep.command",
+  "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
+  "tune.",
+)  # fmt: skip
+OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta")  # fields that make one
 
 
 def folder(workdir: Path, run: Cell | Trunk) -> Path:
@@ -137,6 +148,54 @@ def read_sweep(workdir: Path) -> tuple[dict, list[Cell]]:
   for name in ("cells", "digests", "hash"):
     head.pop(name, None)
   return head, cells
+
+
+def open_sweep(
+  config: ConfigDict, workdir: Path, tokens: TokenData
+) -> tuple[dict[str, Any], list[Cell]]:
+  """Returns the head of sweep.json and the cells planned so far: the folder's, or new ones."""
+  new = new_head(config, tokens)
+  stored = files.read_record(workdir / "sweep.json")
+  if stored is None:
+    return new, []
+  check_same_sweep(workdir, stored, config, tokens)
+  head, cells = read_sweep(workdir)
+  return head | {key: new[key] for key in ("config", "config_diff")}, cells
+
+
+def check_same_sweep(
+  workdir: Path, stored: dict[str, Any], config: ConfigDict, tokens: TokenData
+) -> None:
+  """Raises UsageError where the folder's sweep.json (`stored`) is of another sweep."""
+  defaults = record.defaults()
+  old = defaults | record.flat(base.renamed(stored["config"]))
+  new = defaults | record.flat(record.plain(config))
+  is_sealed = (workdir / "prediction.json").exists()
+  if bool(stored["config"].get("sweep", {}).get("arms")) != bool(config.sweep.arms):
+    raise UsageError(
+      f"workdir={workdir}: holds a sweep {'without' if config.sweep.arms else 'of several'} arms; "
+      "name another workdir"
+    )
+  for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+    if not name.startswith(FREE) or (is_sealed and name in OTHER_LAW):
+      raise UsageError(
+        f"workdir={workdir}: holds a {'sealed ' * is_sealed}sweep with {name}={old.get(name)!r}, "
+        f"asked {new.get(name)!r}; name another workdir"
+      )
+  for key, what in (
+    ("fingerprint", f"another text (data.source={config.data.source!r}"),
+    ("tokenizer_hash", f"other tokens (data.tokenizer={config.data.tokenizer!r}"),
+  ):
+    if stored["corpus"][key] != getattr(tokens, key):
+      raise UsageError(
+        f"workdir={workdir}: holds a sweep on {what} has changed since); name another workdir"
+      )
+  for name, further in open_sets(config, tokens).items():
+    if stored["corpus"].get("evaluate", {}).get(name) != further.tokens.fingerprint:
+      raise UsageError(
+        f"workdir={workdir}: holds a sweep evaluated on another text (data.evaluate.{name} has "
+        "changed since); name another workdir"
+      )
 
 
 def new_cells(workdir: Path, stored: Iterable[Cell], planned: Iterable[Cell]) -> list[Cell]:

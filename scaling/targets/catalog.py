@@ -144,13 +144,10 @@ def parse(name: str) -> Target:
   chip = CHIPS[kind]
   axes = 2 if chip.gpu or chip.wrap == 16 else 3
   least = 1 if chip.gpu else axes
-  if size and not (
-    re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) and least <= 1 + size.count("x") <= axes
-  ):
-    like = (
-      f"{kind}:8, or {kind}:2x8 for two hosts" if chip.gpu else f"{kind}:{'x'.join('224'[-axes:])}"
-    )
-    raise UsageError(f"target={name!r}: write {like}")
+  known = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size)
+  if size and not (known and least <= 1 + size.count("x") <= axes):
+    gpus, slices = f"{kind}:8, or {kind}:2x8 for two hosts", f"{kind}:{'x'.join('224'[-axes:])}"
+    raise UsageError(f"target={name!r}: write {gpus if chip.gpu else slices}")
   dims = [int(n) for n in size.split("x")] if size else []
   return Target(name, chip, tuple([1] * (axes - len(dims)) + dims))
 
@@ -166,11 +163,7 @@ def check_installed(target: Target) -> None:
 
 
 def devices(target: Target) -> list[Any]:
-  """Describes a target to XLA; returns its `jax.Device`s, to compile programs for.
-
-  Raises:
-    UsageError: the packages that describe it are missing, or they have no such topology.
-  """
+  """Describes a target to XLA; returns its `jax.Device`s, to compile programs for."""
   import jax
   from jax.experimental import topologies
 
@@ -189,10 +182,9 @@ def devices(target: Target) -> list[Any]:
         **one_device,
       )
     else:
-      chip = target.chip
-      text = DESCRIPTION.format(**chip.gpu)
+      gpu, text = target.chip.gpu, DESCRIPTION.format(**target.chip.gpu)
       topology = topologies.get_topology_desc(
-        chip.gpu["name"], "cuda", target_config=text, topology=f"1x{shape}"
+        gpu["name"], "cuda", target_config=text, topology=f"1x{shape}"
       )
   except jax.errors.JaxRuntimeError as error:
     raise UsageError(f"target={target.name!r}: XLA does not describe it ({error})") from None

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent import futures
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from scaling.formats import duration
 from scaling.launch import child
+from scaling.progress import Display
 from scaling.targets import catalog, executed, roofline
 from train.system import process
 
@@ -35,23 +35,14 @@ class Task(NamedTuple):
   programs: Sequence[str] = PROGRAMS
 
 
-def compile_all(tasks: Sequence[Task], stream: TextIO = sys.stderr) -> list[dict]:
-  """Compiles tasks and returns their rows, in the tasks' order: one for each program.
-
-  The stream receives progress, where it takes longer than 2 s, and what a process that failed
-  printed.
-  """
-  began, done = time.monotonic(), 0
-  with futures.ThreadPoolExecutor(len(process.cores())) as pool:
-    results = [pool.submit(_in_process, task, stream) for task in tasks]
+def compile_all(tasks: Sequence[Task]) -> list[dict]:
+  """Compiles tasks and returns their rows, in the tasks' order: one for each program."""
+  with futures.ThreadPoolExecutor(len(process.cores())) as pool, Display("compiling") as display:
+    results = [pool.submit(_in_process, task) for task in tasks]
     pending = {*results}
     while pending:
       _, pending = futures.wait(pending, TELL_SECONDS, futures.FIRST_COMPLETED)
-      finished = len(tasks) - len(pending)
-      if pending and (stream.isatty() or finished > done):
-        done, passed = finished, duration(time.monotonic() - began)
-        end = "\r\033[K" if stream.isatty() else "\n"
-        print(f"compiling: {done}/{len(tasks)}, {passed}", end=end, file=stream, flush=True)
+      display.show(f"{len(tasks) - len(pending)} of {len(tasks)}")
   return [row for future in results for row in future.result()]
 
 
@@ -64,7 +55,7 @@ def environment(target: catalog.Target) -> dict[str, str]:
   return variables
 
 
-def _in_process(task: Task, stream: TextIO) -> list[dict]:
+def _in_process(task: Task) -> list[dict]:
   """A task's rows, from a process of its own: a compiler that fails may end it."""
   finished = subprocess.run(
     child.command("scaling.targets.compiled"),
@@ -75,7 +66,7 @@ def _in_process(task: Task, stream: TextIO) -> list[dict]:
   )
   if finished.returncode == 0:
     return json.loads(finished.stdout.splitlines()[-1])
-  print(finished.stderr, end="", file=stream, flush=True)
+  print(finished.stderr, end="", file=sys.stderr, flush=True)
   last = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
   head = {"case": task.case, "error": f"the compiler ended: {last[:300]}"}
   return [head | {"program": name} for name in task.programs]

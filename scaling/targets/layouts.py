@@ -59,13 +59,7 @@ def parse_bytes(size: str) -> int:
 
 
 def resolve(config: ConfigDict, devices: int) -> ConfigDict:
-  """Resolves a config, and checks that it can be trained on so many devices.
-
-  Raises:
-    UsageError: it is not consistent, or its batch does not divide among the devices.
-  """
-  if devices < 1:
-    raise UsageError(f"devices={devices}: must be at least 1")
+  """Resolves a config, and checks that it can be trained on so many devices."""
   config = ladders.resolve(config)
   transformer.check_model(config.model)
   registry.check_objective(config)
@@ -86,7 +80,10 @@ def device_bytes(config: ConfigDict, devices: int) -> dict[str, int]:
 def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   """Reports what one run costs, what each device holds by strategy, and what fits."""
   config, limit = resolve(config, devices), parse_bytes(device_memory)
-  size = record.size_of(config, tokenizer.size(config.data.tokenizer))
+  text_vocab = tokenizer.size(config.data.tokenizer)
+  size, lengths = record.size_of(config, text_vocab), registry.lengths(config)
+  vocab_size = registry.vocab_size(config, text_vocab)
+  shapes = accounting.shapes(config.model, vocab_size, lengths.target, lengths.source)
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
   layout, m = config.sharding, config.model
   configured = (layout.strategy.replace("fsdp", "zero3"), layout.shard_factor)
@@ -95,43 +92,37 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     changed = _with_layout(config, strategy, factor, layout.microbatches)
     shards = sharding.mesh_shape(changed.sharding, devices)[1] if strategy != "ddp" else 1
     mark = "*" * ((strategy, factor) == configured)
-    cells = _cells(device_bytes(changed, devices), limit)
-    rows.append((strategy + mark, str(shards), str(layout.microbatches), *cells))
+    head = [strategy + mark, str(shards), str(layout.microbatches)]
+    rows.append((head, device_bytes(changed, devices)))
   lines = [
     f"{size.groups['total']:,} parameters ({groups}); N = {size.n_params:,} (body + head)",
     f"D = {size.tokens:,} tokens = {size.tokens / size.n_params:.1f} N, "
     f"{size.steps:,} steps of {size.tokens_per_step:,}",
     f"C = {size.flops:.3e} FLOPs = {accounting.petaflop_s_days(size.flops):,.4g} petaflop/s-days "
     f"(6ND: {6.0 * size.n_params * size.tokens:.3e})",
-    optim.describe(config, _shapes(config)),
+    optim.describe(config, shapes),
     "",
     f"bytes per device (of {devices}), remat={m.remat}, dtype={m.dtype}, weights={m.weights} "
     "(*: as configured)",
-    text_table(["strategy", "shards", "microbatches", *_columns(limit)], rows),
+    _table(["strategy", "shards", "microbatches"], rows, limit),
     LEGEND,
   ]
   return "\n".join(lines + (["", *advise(config, devices, limit)] if limit else []))
 
 
-def _shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-  lengths = registry.lengths(config)
-  vocab_size = registry.vocab_size(config, tokenizer.size(config.data.tokenizer))
-  return accounting.shapes(config.model, vocab_size, lengths.target, lengths.source)
-
-
 def sizes_report(configs: Mapping[int, ConfigDict], devices: int, device_memory: str) -> str:
   """Reports what each device holds by size of a sweep, and what fits where a size does not."""
   limit = parse_bytes(device_memory)
-  rows, advice = list[list[str]](), list[str]()
+  rows, advice = [], list[str]()
   for size, config in configs.items():
     config = resolve(config, devices)
     n_params = record.size_of(config, tokenizer.size(config.data.tokenizer)).n_params
     bytes_ = device_bytes(config, devices)
-    rows.append([str(size), f"{n_params:,}", *_cells(bytes_, limit)])
+    rows.append(([str(size), f"{n_params:,}"], bytes_))
     if limit and not _fits(bytes_, limit):
       advice += ["", f"size {size}:", *advise(config, devices, limit)]
   heading = f"bytes per device (of {devices}), sharding.strategy={config.sharding.strategy}"
-  return "\n".join([heading, text_table(["size", "N", *_columns(limit)], rows), *advice])
+  return "\n".join([heading, _table(["size", "N"], rows, limit), *advice])
 
 
 def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:
@@ -143,9 +134,8 @@ def advise(config: ConfigDict, devices: int, limit: int) -> list[str]:
   lines = [f"nothing fits {room}; it would with"]
   m = config.model
   for remedy in REMEDIES:
-    if all(m[field] == value for field, value in remedy.items()) or (
-      remedy == {"remat": "dots"} and m.remat == "full"
-    ):
+    has_less = remedy == {"remat": "dots"} and m.remat == "full"
+    if has_less or all(m[field] == value for field, value in remedy.items()):
       continue
     changed = config.copy_and_resolve_references()
     changed.model.update(remedy)
@@ -205,11 +195,10 @@ def _fits(bytes_: dict[str, int], limit: int) -> bool:
   return bytes_["total"] <= (1 - FREE) * limit
 
 
-def _columns(limit: int) -> list[str]:
-  return [*PARTS, *(["fits"] if limit else [])]
-
-
-def _cells(bytes_: dict[str, int], limit: int) -> list[str]:
-  """Formats the columns `_columns`: each part of the bytes, and whether they fit."""
-  fits = ["yes" if _fits(bytes_, limit) else "no"] if limit else []
-  return [gib(bytes_[part]) for part in PARTS] + fits
+def _table(head: list[str], rows: list[tuple[list[str], dict[str, int]]], limit: int) -> str:
+  """Makes a table of rows and their bytes, by part, and of whether they fit a limit, if any."""
+  cells = []
+  for first, bytes_ in rows:
+    fits = ["yes" if _fits(bytes_, limit) else "no"] if limit else []
+    cells.append([*first, *(gib(bytes_[part]) for part in PARTS), *fits])
+  return text_table([*head, *PARTS, *(["fits"] if limit else [])], cells)

@@ -1,19 +1,23 @@
-"""The report of `isoflop plan --target`: what each program needs of devices that are not here."""
+"""What `isoflop plan` reports of devices that are not here, for a run or each size of a sweep."""
 
 import importlib.metadata
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from scaling.formats import duration, gib, si, text_table
+from configs import base
+from scaling.formats import duration, gib, headed, si, text_table
 from scaling.launch.child import MEMORY_FLAG, MEMORY_SHARE
-from scaling.targets import compiled, layouts
+from scaling.launch.queue import power_of_two
+from scaling.sweep import plan
+from scaling.sweep.design import designs, split
+from scaling.targets import catalog, compiled, layouts
 from scaling.targets.catalog import Target
 from train import record
+from train.data import tokenizer
 from train.system import files
 
 SHOWN = 5  # of the slowest instructions
@@ -43,10 +47,47 @@ class Case(NamedTuple):
   slots: int = 1  # runs that are trained together
 
 
-def report(
-  cases: Sequence[Case], target: Target, workdir: Path | None, stream: TextIO = sys.stderr
-) -> str:
-  """Compiles the programs of all cases and returns the tables; a workdir gets plan.json."""
+def is_sweep(config: ConfigDict) -> bool:
+  """Tells whether a config means a sweep: it changes something in `config.sweep`."""
+  return config.sweep.to_dict() != base.get_config().sweep.to_dict()
+
+
+def sweep_memory(config: ConfigDict, devices: int, device_memory: str) -> str:
+  """Reports what each device holds by size of a sweep (`layouts.sizes_report`), by arm."""
+  texts = {}
+  for name, arm in split(config).items():
+    sizes = sorted({*arm.sweep.probe_sizes, *arm.sweep.sizes})
+    configs = {size: plan.at_size(arm, size) for size in sizes}
+    texts[name] = layouts.sizes_report(configs, devices, device_memory)
+  return headed(texts)
+
+
+def plan_cases(config: ConfigDict, workdir: Path | None, target: Target) -> Iterator[Case]:
+  """Yields what is compiled: the programs of a run, or of each size of a sweep."""
+  if not is_sweep(config):
+    config = layouts.resolve(config, target.devices)
+    vocab_size = tokenizer.size(config.data.tokenizer)
+    total, every = record.size_of(config, vocab_size).steps, config.train.eval_every_steps
+    yield Case("run", config, vocab_size, total, 1 + (total // every if every else 0))
+    return
+  for arm, design in designs(config, workdir):
+    slots = power_of_two(config.sweep.pack) if config.sweep.pack and target.devices == 1 else 1
+    for size in sorted({cell.size for cell in design.cells}):
+      of_size = [cell for cell in design.cells if cell.size == size]
+      steps = sum(c.flops_spent / (c.flops_per_token * c.tokens_per_step) for c in of_size)
+      sized = layouts.resolve(plan.at_size(design.config, size), target.devices)
+      name = f"{arm} size {size}".strip()
+      yield Case(name, sized, design.tokens.vocab_size, steps, len(of_size), slots)
+
+
+def target_report(config: ConfigDict, name: str, workdir: Path | None) -> str:
+  """Compiles a run's or a sweep's programs for a target and reports what each needs.
+
+  The workdir (the sweep's, if it has begun) gets all figures in its plan.json.
+  """
+  target = catalog.parse(name)
+  catalog.check_installed(target)
+  cases = [*plan_cases(config, workdir, target)]
   if workdir:
     files.make_folder(workdir)
   groups = (("step",), ("evaluate", "init")) if len(cases) == 1 else (compiled.PROGRAMS,)
@@ -55,22 +96,34 @@ def report(
     for c in cases
     for programs in groups
   ]
-  rows = compiled.compile_all(tasks, stream)
+  rows = compiled.compile_all(tasks)
   by_case = {case.name: [row for row in rows if row["case"] == case.name] for case in cases}
   for case in cases:
     step = next(row for row in by_case[case.name] if row["program"] == "step")
     for row in by_case[case.name]:
       row |= _figures(case, target, row, step)
   hours = _hours(cases, rows)
+  chip = target.chip
   if workdir:
-    chip = target.chip._asdict() | {"name": target.name, "devices": target.devices}
-    head = {"target": chip, "jax": importlib.metadata.version("jax"), "hours": hours}
+    described = chip._asdict() | {"name": target.name, "devices": target.devices}
+    head = {"target": described, "jax": importlib.metadata.version("jax"), "hours": hours}
     files.write_json(workdir / "plan.json", head | {"programs": rows})
-  lines = [_target_line(target), _table(rows), *_collective_lines(rows)]
+  lines = [
+    f"{target.name}: {target.devices} x {chip.kind}, {gib(chip.memory)}, "
+    f"{si(chip.peaks['bfloat16'])}FLOP/s bfloat16, {si(chip.hbm)}B/s; "
+    f"{'each link' if target.tpu else 'NVLink'} {si(chip.link)}B/s",
+    _table(rows),
+    *_collective_lines(rows),
+  ]
   for case in cases:
     lines += _problem_lines(case, target, by_case[case.name])
   if len(cases) == 1 and "slowest" in rows[0]:
-    lines += _slowest_lines(rows[0])
+    lines.append("slowest instructions of a step:")
+    for one in rows[0]["slowest"][:SHOWN]:
+      share = f"{one['seconds'] / rows[0]['seconds']:4.1%}"
+      lines.append(
+        f"  {share} {one['times']} x {one['name']} ({one['bound']}): {one['source'][-80:]}"
+      )
   if hours is not None:
     packs = "" if all(c.slots == 1 for c in cases) else f" in packs of {cases[0].slots}"
     lines.append(
@@ -120,14 +173,6 @@ def _hours(cases: Sequence[Case], rows: list[dict]) -> float | None:
   return total / 3600
 
 
-def _target_line(target: Target) -> str:
-  chip, links = target.chip, "each link" if target.tpu else "NVLink"
-  return (
-    f"{target.name}: {target.devices} x {chip.kind}, {gib(chip.memory)}, "
-    f"{si(chip.peaks['bfloat16'])}FLOP/s bfloat16, {si(chip.hbm)}B/s; {links} {si(chip.link)}B/s"
-  )
-
-
 def _table(rows: list[dict]) -> str:
   lines: list[tuple[str, ...]] = []
   for row in rows:
@@ -135,18 +180,15 @@ def _table(rows: list[dict]) -> str:
     if "error" in row:
       lines.append((label, row["fits"]))
       continue
-    alone = row["seconds_alone"]
-    lines.append(
-      (
-        *(label, row["fits"], gib(row["held"]), gib(row["arguments"]), gib(row["temporaries"])),
-        *(f"{row['flops']:.3g}", gib(row["bytes"])),
-        gib(sum(sent["bytes"] for sent in row["collectives"].values())),
-        *(_ms(alone[part]) for part in ("total", "products", "memory", "waiting")),
-        f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "",
-        f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
-        f"{row['compile_seconds']:.0f} s",
-      )
-    )
+    alone, sent = row["seconds_alone"], row["collectives"].values()
+    lines.append((
+      *(label, row["fits"], gib(row["held"]), gib(row["arguments"]), gib(row["temporaries"])),
+      *(f"{row['flops']:.3g}", gib(row["bytes"]), gib(sum(of_kind["bytes"] for of_kind in sent))),
+      *(_ms(alone[part]) for part in ("total", "products", "memory", "waiting")),
+      f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "",
+      f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "",
+      f"{row['compile_seconds']:.0f} s",
+    ))  # fmt: skip
   return text_table(COLUMNS.split(), lines)
 
 
@@ -174,13 +216,6 @@ def _problem_lines(case: Case, target: Target, rows: list[dict]) -> Iterator[str
     limit = int(memory * min(1.0, predicted / needed))
     for line in layouts.advise(case.config, target.devices, limit):
       yield f"{case.name}: {line}"
-
-
-def _slowest_lines(step: dict) -> Iterator[str]:
-  yield "slowest instructions of a step:"
-  for one in step["slowest"][:SHOWN]:
-    share = one["seconds"] / step["seconds"]
-    yield f"  {share:4.1%} {one['times']} x {one['name']} ({one['bound']}): {one['source'][-80:]}"
 
 
 def _ms(seconds: float) -> str:

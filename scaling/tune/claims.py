@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.errors import DataError, UsageError
 from scaling.claims.kinds import Claim
-from scaling.formats import bracket, si
+from scaling.formats import bracket, ratio, si
 from scaling.laws.rates import optimum, rules
 from scaling.laws.rates.grid import Grid
 from scaling.sweep import plan
@@ -24,10 +24,6 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   """Writes tune_prediction.json, once: claims on the best rate and batch, and the loss lost.
 
   Its `batch_sizes` and `lr_factors` (of the config's rule) are those of the grid that tests it.
-
-  Raises:
-    DataError: there are too few cells for intervals.
-    UsageError: a prediction was sealed on other runs, or its test is trained already.
   """
   law, level, path = optimum.load(tuned), arm.config.fit.level, arm.workdir / NAME
   if sealed := files.read_record(path):
@@ -69,7 +65,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
     "rests_on": tuned["rests_on"], "lr_factors": factors, "batch_sizes": batches,
   }  # fmt: skip
   files.write_json(path, files.with_digests(record))
-  told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], _short)}" for name in best)
+  told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], ratio)}" for name in best)
   arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; it loses at most "
                   f"{most:.2%} there")  # fmt: skip
   return record
@@ -80,28 +76,23 @@ def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:
   law, claims = optimum.load(tuned), [Claim(**claim) for claim in sealed["claims"]]
   place = claims[0].at
   measured: dict[str, float] = {}
+  why = ""
   try:
     own = rules.Judge(heldout, 0, arm.config.tune.window)
+    measured = own.best | {"loss_lost": own.lost(law.best(**place))}
   except DataError as error:
     why = f"Its own runs do not say where its optimum is ({error})."
-  else:
-    measured = own.best | {"loss_lost": own.lost(law.best(**place))}
-    why = ""
   rows: list[dict[str, Any]] = []
   for claim in claims:
     value = measured.get(claim.what)
     low, high = claim.interval
     held = None if value is None else low <= value <= high
     rows.append(dataclasses.asdict(claim) | {"measured": value, "held": held})
-  told = [
-    f"{row['what']} {row['predicted']:.3g} {bracket(row['interval'], _short)}"
-    + (
-      f", trained {row['measured']:.3g}: {'inside' if row['held'] else 'OUTSIDE'}"
-      if measured
-      else ""
-    )
-    for row in rows
-  ]
+  told = []
+  for row in rows:
+    told.append(f"{row['what']} {row['predicted']:.3g} {bracket(row['interval'], ratio)}")
+    if measured:
+      told[-1] += f", trained {row['measured']:.3g}: {'inside' if row['held'] else 'OUTSIDE'}"
   verdict = f"At N = {si(place['N'])}, D = {si(place['D'])}: {'; '.join(told)}. {why}".strip()
   result = {
     "version": VERSION, "verdict": verdict, "claims": rows,
@@ -109,7 +100,3 @@ def judge(arm: Arm, tuned: dict, sealed: dict, heldout: Grid) -> dict:
   }  # fmt: skip
   files.write_json(arm.workdir / VERDICT, files.with_digests(result))
   return result
-
-
-def _short(value: float) -> str:
-  return f"{value:.3g}"

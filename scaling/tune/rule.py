@@ -21,11 +21,7 @@ def with_lr_rule(config: ConfigDict, rule: dict | None) -> ConfigDict:
 
 
 def pinned(config: ConfigDict) -> ConfigDict:
-  """Writes the hash of `optim.rule` behind it; a sweep that has a rule has no probe.
-
-  Raises:
-    UserError: the rule cannot be read, or a rate is given, too.
-  """
+  """Writes the hash of `optim.rule` behind it; a sweep that has a rule has no probe."""
   if not config.optim.rule:
     return config
   if config.optim.lr:

@@ -17,7 +17,7 @@ from scaling.laws.rates import grid, record
 from scaling.laws.rates.grid import Grid
 from scaling.progress import Display
 from scaling.report.figures import rates
-from scaling.sweep import checks, costs, placement, plan, store
+from scaling.sweep import costs, placement, plan, store
 from scaling.sweep.plan import Cell
 from scaling.sweep.training import OVER, Arm, train_cells
 from scaling.tune import claims
@@ -33,13 +33,7 @@ Points = set[tuple[int, float]]  # batches [sequences] and multiples of the rule
 def tune(
   config: ConfigDict, workdir: Path, display: Display, should_stop: Callable[[], bool], began: float
 ) -> dict:
-  """Runs a tune, or what is left of it; returns the content of tune_verification.json.
-
-  Raises:
-    UserError: the config or the folder cannot be used, or the runs determine no law.
-    KeyboardInterrupt: `should_stop` is True.
-    RunError, WorkerError: as in a sweep.
-  """
+  """Runs a tune, or what is left of it, as a sweep; returns tune_verification.json."""
   check(config)
   files.make_folder(workdir)
   with files.owned(workdir) as check_place:
@@ -51,8 +45,8 @@ def tune(
       clock("data")
       tokens = dataset.prepare(config)
       clock("start")
-      head, cells = open_tune(config, workdir, tokens)
-      arm = Arm("", config, workdir, [], "", tokens, head, cells, pool, display, clock)
+      opened = store.open_sweep(config, workdir, tokens)
+      arm = Arm("", config, workdir, [], "", tokens, *opened, pool, display, clock)
       check_cells(arm)
       return run_phases(arm)
 
@@ -89,17 +83,6 @@ def check_cells(arm: Arm) -> None:
         )
       if reason := plan.refusal(arm.config, cell, *arm.corpus):
         raise ConfigError(f"{reason} ({cell.id})")
-
-
-def open_tune(
-  config: ConfigDict, workdir: Path, tokens: dataset.TokenData
-) -> tuple[dict, list[Cell]]:
-  """Returns the head of sweep.json and the cells planned so far, as of a sweep."""
-  stored = files.read_record(workdir / "sweep.json")
-  if stored is None:
-    return store.new_head(config, tokens), []
-  checks.check_same_sweep(workdir, stored, config, tokens)
-  return store.read_sweep(workdir)
 
 
 def run_phases(arm: Arm) -> dict:

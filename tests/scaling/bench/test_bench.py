@@ -30,7 +30,7 @@ def measured(config, tmp_path_factory):
   """What a small grid gives, and the folder it is in."""
   folder = tmp_path_factory.mktemp("bench") / "new"
   grid = steps.cases(config, "16/1,32/1/2", "decoder", "float32,bfloat16", 300)
-  return steps.bench(grid[:3], folder, rounds=3, stream=io.StringIO()), folder
+  return steps.bench(grid[:3], folder, rounds=3), folder
 
 
 def test_a_grid_is_every_combination_and_changes_no_more(config):

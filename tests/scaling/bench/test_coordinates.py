@@ -1,7 +1,5 @@
 """`isoflop bench --coordinates`: its slopes, its files, and what they say of a parametrisation."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -41,7 +39,7 @@ def tiny(**model):
 def test_depth_moves_the_residual_stream_unless_completep_scales_it(tmp_path):
   """With real training of models of 3 to 24 layers."""
   scaled = tiny(width_scaling="mup", depth_scaling="completep")
-  result = coordinates.check(scaled, tmp_path, io.StringIO())
+  result = coordinates.check(scaled, tmp_path)
   for kind in ("attention", "mlp", "residual", "logits"):
     assert abs(result["slopes"]["depth"][kind][0]) < 0.25, kind
   stored = files.read_json(tmp_path / "coordinates.json")

@@ -9,7 +9,6 @@ from configs import base
 from scaling import main
 from scaling.laws.tables import read
 from scaling.sweep import checks, plan, store
-from scaling.sweep import run as sweeps
 from train import record
 from train.data import dataset
 from train.system import files
@@ -138,7 +137,7 @@ def test_6nd_is_planned_with_the_parameters_that_are_fitted(config, tmp_path, pa
 def begun(tiny, tmp_path):
   """The config and the text of a begun sweep, and its folder."""
   tokens = dataset.prepare(tiny)
-  store.write_sweep(tmp_path, *sweeps.open_sweep(tiny, tmp_path, tokens))
+  store.write_sweep(tmp_path, *store.open_sweep(tiny, tmp_path, tokens))
   return tiny, tokens, tmp_path
 
 
@@ -153,7 +152,7 @@ def begun(tiny, tmp_path):
 def test_how_it_is_fitted_and_how_often_text_may_repeat_can_change(begun, name, value):
   config, tokens, workdir = begun
   config.update_from_flattened_dict({name: value})
-  head, _ = sweeps.open_sweep(config, workdir, tokens)
+  head, _ = store.open_sweep(config, workdir, tokens)
   assert head["config_diff"][name] == value  # of which the report says how to reproduce it
 
 
@@ -162,24 +161,24 @@ def test_what_its_cells_are_counted_by_stays(begun, name, value):
   config, tokens, workdir = begun
   config.update_from_flattened_dict({name: value})
   with pytest.raises(ValueError, match=f"holds a sweep with {name}=.*, asked '{value}'"):
-    sweeps.open_sweep(config, workdir, tokens)
+    store.open_sweep(config, workdir, tokens)
 
 
 def test_its_tokens_stay(begun):
   config, tokens, workdir = begun
   tokens = dataclasses.replace(tokens, tokenizer_hash="0" * 64)
   with pytest.raises(ValueError, match="on other tokens .data.tokenizer='bytes' has changed"):
-    sweeps.open_sweep(config, workdir, tokens)
+    store.open_sweep(config, workdir, tokens)
 
 
 def test_the_law_of_a_sealed_sweep_stays(begun):
   config, tokens, workdir = begun
   (workdir / "prediction.json").write_text("{}")
   config.fit.level = 0.8
-  sweeps.open_sweep(config, workdir, tokens)
+  store.open_sweep(config, workdir, tokens)
   config.fit.delta = 0.5
   with pytest.raises(ValueError, match="holds a sealed sweep with fit.delta=0.001, asked 0.5"):
-    sweeps.open_sweep(config, workdir, tokens)
+    store.open_sweep(config, workdir, tokens)
 
 
 def test_a_begun_sweep_is_read_under_the_new_name_of_a_field(begun):
@@ -189,12 +188,12 @@ def test_a_begun_sweep_is_read_under_the_new_name_of_a_field(begun):
   del sweep["heldout_budgets"], sweep["heldout_seeds"]
   sweep |= {"heldout_factor": config.sweep.heldout_budgets[0], "heldout_budget": 0.0}
   files.write_json(workdir / "sweep.json", files.with_digests(stored))
-  assert sweeps.open_sweep(config, workdir, tokens)[0]["config"] == record.plain(config)
+  assert store.open_sweep(config, workdir, tokens)[0]["config"] == record.plain(config)
   sweep["heldout_factor"] = 5.0
   assert base.from_json(stored["config"]).sweep.heldout_budgets == (5.0,)
   files.write_json(workdir / "sweep.json", files.with_digests(stored))
   with pytest.raises(ValueError, match=r"sweep with sweep.heldout_budgets=\[5.0\], asked \[3.0\]"):
-    sweeps.open_sweep(config, workdir, tokens)
+    store.open_sweep(config, workdir, tokens)
   sweep["heldout_budget"] = 1e12
   with pytest.raises(ValueError, match="stored config is of another version .*heldout_budget"):
     base.from_json(stored["config"])
@@ -209,7 +208,7 @@ def test_a_begun_sweep_takes_other_memory_options_and_no_other_model(begun):
   ):
     changed = config.copy_and_resolve_references()
     changed[section][field] = value
-    assert sweeps.open_sweep(changed, workdir, tokens)[0]["config"][section][field] == value
+    assert store.open_sweep(changed, workdir, tokens)[0]["config"][section][field] == value
   config.model.norm = "layer"
   with pytest.raises(ValueError, match="holds a sweep with model.norm='rms', asked 'layer'"):
-    sweeps.open_sweep(config, workdir, tokens)
+    store.open_sweep(config, workdir, tokens)

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base, ladders, large
 from scaling import main
-from scaling.targets import cases, layouts
+from scaling.targets import layouts, report
 
 ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
@@ -134,14 +134,14 @@ def test_without_a_memory_nothing_is_said_about_what_fits(capsys):
 
 def test_a_sweep_has_a_row_for_each_size():
   c = base.get_config()
-  assert not cases.is_sweep(c)
+  assert not report.is_sweep(c)
   c.sweep.sizes, c.sweep.probe_sizes = (2, 9), (5,)
   c.data.batch_size = c.train.eval_batch_size = 64
-  assert cases.is_sweep(c)
-  text = cases.sweep_memory(c, 64, "80GiB")
+  assert report.is_sweep(c)
+  text = report.sweep_memory(c, 64, "80GiB")
   rows = [line.split() for line in text.splitlines() if line.endswith("yes")]
   assert [row[0] for row in rows] == ["2", "5", "9"]
-  text = cases.sweep_memory(c, 64, "2MiB")
+  text = report.sweep_memory(c, 64, "2MiB")
   assert "size 9:" in text
 
 

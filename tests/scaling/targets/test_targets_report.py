@@ -1,6 +1,5 @@
 """`isoflop plan --target`: what is refused before compiling, and what is made of rows."""
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from configs import base, large
 from scaling import main
 from scaling.sweep.design import designs
-from scaling.targets import cases, catalog, compiled, layouts
+from scaling.targets import catalog, compiled, layouts, report
 from train import record
 
 LARGE = Path(large.__file__)
@@ -28,7 +27,7 @@ def compiler(monkeypatch):
   """Stands in for the compiler: keeps the tasks, and answers with rows of a second each."""
   seen, answers = [], {}
 
-  def compile_all(tasks, stream):
+  def compile_all(tasks):
     seen.extend(tasks)
     needs = {"arguments": 4 * GIB, "temporaries": 2 * GIB, "outputs": 4 * GIB, "donated": 4 * GIB}
     needs |= {"held": 6 * GIB, "flops": 1e12, "bytes": 1e9, "collectives": {}, "slowest": []}
@@ -125,13 +124,13 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   config.sweep.sizes, config.sweep.budgets = (0, 1, 2), (2e9, 4e9)
   config.sweep.probe_sizes, config.data.max_epochs = (0,), 1000.0
   config.optim.warmup_tokens = 0
-  cases.target_report(config, "h100", None, io.StringIO())
+  report.target_report(config, "h100", None)
   ((_, design),) = designs(config, None)
   cells = design.cells
   assert [task.case for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
-  planned = [*cases.plan_cases(config, None, catalog.parse("h100"))]
+  planned = [*report.plan_cases(config, None, catalog.parse("h100"))]
   assert sum(case.evaluations for case in planned) == len(cells)
   spent = sum(cell.flops_spent for cell in cells)
   flops = {cell.size: cell.flops_per_token * cell.tokens_per_step for cell in cells}
@@ -142,7 +141,7 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
 def test_a_compiler_that_dies_is_a_row(monkeypatch):
   monkeypatch.setattr(sys, "executable", "/bin/false")
   task = compiled.Task("run", base.get_config().to_dict(), 257, "h100", programs=["step"])
-  (row,) = compiled.compile_all([task], io.StringIO())
+  (row,) = compiled.compile_all([task])
   assert "the compiler ended: exit code 1" in row["error"]
 
 
