@@ -1,7 +1,7 @@
 r"""An hour of two CPU cores: `quick.py` tuned, on three times its compute, held out at 3 and 10x.
 
   isoflop tune  --config=configs/sweeps/cpu.py --workdir=runs/cpu_tune
-  isoflop sweep --config=configs/sweeps/cpu.py --config.optim.rule=runs/cpu_tune/tune.json \
+  isoflop sweep --config=configs/sweeps/cpu.py --config.optim.rule=runs/cpu_tune/tune_all.json \
     --workdir=runs/cpu
 
 `isoflop plan` says 34 minutes for the sweep on two idle cores of an AMD EPYC (Zen 5); its tune

@@ -5,9 +5,10 @@
 
 --runs is a table with several rates (and batches) at each of several (N, D); a run whose loss is
 missing or not finite has diverged. Without it, the grid of config.tune is trained; the optimum of a
-held-out (N, D) is sealed, its grid is trained, and the verdict said. Both write tune.json and
-figures to --workdir, and print the optimum and what the law and published rules lose at held-out
-cells. A sweep takes rates and batches from a tune.json as --config.optim.rule=runs/tune/tune.json.
+held-out (N, D) is sealed, its grid is trained, the verdict said, and tune_all.json written: the law
+of all these runs. Both write tune.json and figures to --workdir, and print the optimum and what the
+law and published rules lose at held-out cells. A sweep takes rates and batches from either file, as
+--config.optim.rule=runs/tune/tune_all.json.
 """
 
 from absl import flags

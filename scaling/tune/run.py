@@ -1,6 +1,7 @@
 """Runs a tune: plan, train, extend, fit, seal the optimum of a held-out (N, D), train it, judge.
 
-Its runs are a sweep's: same folders, workers, retries and resuming.
+Its runs are a sweep's: same folders, workers, retries and resuming. Once the verdict is said, the
+law is fitted again with the held-out runs among the others: it reaches farthest.
 """
 
 import itertools
@@ -24,6 +25,7 @@ from scaling.tune import claims
 from train.data import dataset
 from train.system import files
 
+ALL = "tune_all.json"
 MAX_EXTENSIONS = 2  # of a cell whose best rate or batch is at its grid's edge
 
 Place = tuple[int, int]  # size and tokens
@@ -90,7 +92,8 @@ def run_phases(arm: Arm) -> dict:
   t = arm.config.tune
   places = [(size, tokens) for size in t.sizes for tokens in t.token_counts]
   points = set(itertools.product(t.batch_sizes, t.lr_factors))
-  measured = train_grid(arm, dict.fromkeys(places, points), "tune")
+  cells = train_grid(arm, dict.fromkeys(places, points), "tune")
+  measured = read_grid(arm, cells)
   arm.clock("fit")
   tuned = record.make(measured, t.window, arm.config.fit.level)
   files.write_json(arm.workdir / "tune.json", files.with_digests(tuned))
@@ -99,28 +102,31 @@ def run_phases(arm: Arm) -> dict:
   sealed = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
   points = set(itertools.product(sealed["batch_sizes"], sealed["lr_factors"]))
   heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): points}, "held out")
+  arm.clock("fit")
+  full = record.make(read_grid(arm, cells | heldout), t.window, arm.config.fit.level)
+  files.write_json(arm.workdir / ALL, files.with_digests(full))
   arm.clock("report")
   rates.draw(arm.workdir, tuned, measured)
-  result = claims.judge(arm, tuned, sealed, heldout)
+  result = claims.judge(arm, tuned, sealed, read_grid(arm, heldout))
+  arm.display.say(f"the law of all these runs, for optim.rule: {arm.workdir / ALL}")
   arm.head["seconds"] = round(arm.clock.finish(store.outcome(arm.workdir, c) for c in arm.cells), 1)
   store.write_sweep(arm.workdir, arm.head, arm.cells)
   return result
 
 
-def train_grid(arm: Arm, planned: dict[Place, Points], phase: str) -> Grid:
-  """Trains each place's grid, extends it where its best is at an edge, and returns the runs."""
+def train_grid(arm: Arm, planned: dict[Place, Points], phase: str) -> dict[Place, list[Cell]]:
+  """Trains each place's grid, extends it where its best is at an edge, and returns its cells."""
   for extensions in range(MAX_EXTENSIONS + 1):
     cells = {at: plan_grid(arm, at, points) for at, points in planned.items()}
     train_cells(arm, [cell for some in cells.values() for cell in some], phase)
-    measured = read_grid(arm, cells)
-    edges = grid.at_edge(measured)
+    edges = grid.at_edge(read_grid(arm, cells))
     if not edges or extensions == MAX_EXTENSIONS:
       break
     for c, at in enumerate(sorted(planned)):
       losses = [store.outcome(arm.workdir, cell).get("loss", math.inf) for cell in cells[at]]
       best = sorted(planned[at])[int(np.argmin(losses)) // arm.config.tune.seeds]
       planned[at] = planned[at] | beyond(planned[at], best, edges.get(c, []))
-  return measured
+  return cells
 
 
 def plan_grid(arm: Arm, at: Place, points: Points) -> list[Cell]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 from scaling.launch import child
+from scaling.tune.run import ALL
 
 FLAGS = [
   "--config=configs/sweeps/smoke.py", "--config.data.markov_tokens=2000000",
@@ -30,7 +31,7 @@ def test_a_tune_is_trained_sealed_judged_resumed_and_used(tmp_path):
   folder = tmp_path / "tune"
   first = isoflop("tune", folder, *FLAGS, *TUNE)
   assert first.returncode == 0, first.stderr
-  kept = {name: (folder / name).read_text() for name in ("tune.json", "tune_prediction.json")}
+  kept = {name: (folder / name).read_text() for name in ("tune.json", "tune_prediction.json", ALL)}
   sealed, verdict = (
     json.loads((folder / name).read_text())
     for name in ("tune_prediction.json", "tune_verification.json")
@@ -46,10 +47,13 @@ def test_a_tune_is_trained_sealed_judged_resumed_and_used(tmp_path):
   for name, written in trained.items():
     assert (folder / "cells" / name / "run.json").stat().st_mtime_ns == written
 
-  rule = f"--config.optim.rule={folder / 'tune.json'}"
+  law, of_all = (json.loads(kept[name]) for name in ("tune.json", ALL))
+  assert of_all["runs"] == law["runs"] + len(sealed["claims"][0]["tested_by"])
+  assert len(of_all["cells"]) == len(law["cells"]) + 1
+  rule = f"--config.optim.rule={folder / ALL}"
   swept = isoflop("sweep", tmp_path / "sweep", *FLAGS, *SWEEP, rule)
   head = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-  digest = json.loads(kept["tune.json"])["hash"][:16]
+  digest = of_all["hash"][:16]
   assert head["config"]["optim"]["rule"].endswith(digest), swept.stderr
   runs = list((tmp_path / "sweep").glob("cells/fit_*/run.json"))
   assert len(runs) == 9
