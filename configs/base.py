@@ -110,6 +110,7 @@ DATA: dict[str, Any] = {
   "tokenizer": "bytes",  # bytes | bpe:SIZE (trained on the training split) | file:PATH (a run's)
   "cache": "",  # folder for prepared corpora; "": $ISOFLOP_CACHE, else ~/.cache/isoflop
   "validation_percent": percent(5.0),  # documents held out, by a hash; of few, up to twice [%]
+  "validation_seed": seed(0),  # which: 0 by that hash, others by another
   "seq_len": at_least_1(128),  # T [tokens]; span, ul2: the length of the encoder's inputs
   "batch_size": at_least_1(8),  # sequences per step, over all hosts
   "isolate_documents": True,  # attention stays inside a document; False: it crosses boundaries

@@ -89,7 +89,8 @@ def prepare(config: ConfigDict) -> TokenData:
   tokenizers.size(name)  # refuses a wrong name before the source is read
   corpus = sources.open_source(config)
   check_tokenizer(name, corpus)
-  options = (FORMAT, corpus.fingerprint, config.data.validation_percent)
+  seed = config.data.validation_seed
+  options = [FORMAT, corpus.fingerprint, config.data.validation_percent, *([seed] if seed else [])]
   fingerprint = hashlib.sha256(json.dumps(options).encode()).hexdigest()
   kind = corpus.name.partition(":")[0]
   folder = process.cache_folder(config.data.cache).absolute() / f"{kind}-{fingerprint[:16]}"
@@ -124,7 +125,9 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
     documents = path.parent / DOCUMENTS
     if not intact(documents):
       with complete(documents) as partial:
-        hold_out = functools.partial(splits.hold_out, corpus.name, data.validation_percent)
+        hold_out = functools.partial(
+          splits.hold_out, corpus.name, data.validation_percent, seed=data.validation_seed
+        )
         splits.build(corpus, partial, hold_out)
         overlap = measure_overlap(corpus.name, partial, partial)
         (partial / OVERLAP).write_text(json.dumps(overlap))

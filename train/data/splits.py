@@ -2,9 +2,9 @@
 
 A document is in `validation` when its SHA-256, and that of each of its near copies, is among the
 lowest `data.validation_percent`: adding documents moves only their near copies, and a document with
-many of these is training text. Of a small corpus the lowest 64 are held out, as long as that is at
-most twice the share. Exact duplicates are dropped. TFDS orders documents by a hash of their key,
-here the content again.
+many of these is training text. `data.validation_seed` chooses by another hash. Of a small corpus
+the lowest 64 are held out, as long as that is at most twice the share. Exact duplicates are
+dropped. TFDS orders documents by a hash of their key, here the content again.
 """
 
 import contextlib
@@ -24,18 +24,25 @@ Split = Callable[[dict[bytes, np.ndarray]], dict[str, set[bytes]]]
 HELD_OUT = 64  # documents that an evaluation should rest on, if it can
 
 
-def hold_out(name: str, percent: float, sketches: dict[bytes, np.ndarray]) -> dict[str, set[bytes]]:
+def hold_out(
+  name: str, percent: float, sketches: dict[bytes, np.ndarray], seed: int = 0
+) -> dict[str, set[bytes]]:
   """Splits a corpus into train and validation, by the digests of its documents.
 
   Args:
     name: of the source, for messages.
     percent: of the documents that are held out.
     sketches: of the documents (`duplicates.sketch`), by digest.
+    seed: 0: in the order of the digests; else of their hashes with the seed.
 
   Raises:
     ConfigError: there are fewer than two documents.
   """
-  digests, n = sorted(sketches), len(sketches)
+
+  def rank(digest: bytes) -> bytes:
+    return hashlib.sha256(b"%d" % seed + digest).digest() if seed else digest
+
+  digests, n = sorted(sketches, key=rank), len(sketches)
   if n < 2:
     raise ConfigError(
       f"data.source={name!r}: too small; {n} different document(s) of at least "
@@ -48,7 +55,7 @@ def hold_out(name: str, percent: float, sketches: dict[bytes, np.ndarray]) -> di
   highest_G = np.zeros(group_X.max() + 1, int)
   np.maximum.at(highest_G, group_X, np.arange(n))
   threshold = round(percent / 100 * 2**64)
-  count = sum(int.from_bytes(digests[i][:8], "big") < threshold for i in highest_G)
+  count = sum(int.from_bytes(rank(digests[i])[:8], "big") < threshold for i in highest_G)
   count = max(count, min(HELD_OUT, int(2 * percent / 100 * n)), 1)
   held_out_G = np.argsort(highest_G)[: min(count, len(highest_G) - 1)]
   held_out = {digests[i] for i in np.flatnonzero(np.isin(group_X, held_out_G))}

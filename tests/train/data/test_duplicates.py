@@ -71,6 +71,9 @@ def test_a_small_corpus_holds_out_enough_documents_to_judge_by():
   corpus = sketches([text(20) for _ in range(700)])
   held_out = splits.hold_out("text:x", 5.0, corpus)["validation"]
   assert held_out == set(sorted(corpus)[:64])
+  other = splits.hold_out("text:x", 5.0, corpus, seed=1)["validation"]
+  assert len(other) == 64
+  assert len(other & held_out) < 20  # 6 are expected by chance
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
