@@ -94,7 +94,7 @@ def param_groups(
 
 
 def n_params(groups: dict[str, int], convention: str) -> int:
-  """Returns N as one of CONVENTIONS counts it; ConfigError: there is no such convention."""
+  """Returns N as one of CONVENTIONS counts it."""
   base.FIT["params"].check("fit.params", convention)
   return sum(groups[name] for name in CONVENTIONS[convention])
 

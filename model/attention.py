@@ -70,11 +70,10 @@ def attend(
   dtype: DTypeLike,
   use_flash: bool = True,
 ) -> jax.Array:
-  """Returns softmax(scale q k + bias) v, y_BTHK in the dtype of q.
+  """Returns softmax(scale q k + bias) v, y_BTHK in the dtype of q; `dtype` is the operands'.
 
-  On a CPU by `ops.attention`. Elsewhere by flash attention where that serves (`model.flash`), which
-  never stores the weights, or by XLA's. Each of the G heads of keys serves H / G heads of queries
-  (Ainslie et al. 2023). `dtype` is that of the products' operands; the softmax is float32.
+  On a CPU by `ops.attention`, elsewhere by flash attention where that serves (`model.flash`), or by
+  XLA's. Each of the G heads of keys serves H / G heads of queries (Ainslie et al. 2023).
   """
   platform, result_dtype = ops.platform(), q_BTHK.dtype
   if platform == "cpu":

@@ -62,11 +62,8 @@ def attend(
   """Returns softmax(scale q k) v by a kernel, over heads that a tensor axis may divide."""
   call = functools.partial(KERNELS[kernel], scale=scale, causal=causal)
   if segments is not None:
-    segments_BT, segments_BS = segments
-    segments = (
-      jnp.broadcast_to(segments_BT, q_BTHK.shape[:2]),
-      jnp.broadcast_to(segments_BS, k_BSGK.shape[:2]),
-    )
+    rows = q_BTHK.shape[:2], k_BSGK.shape[:2]
+    segments = jnp.broadcast_to(segments[0], rows[0]), jnp.broadcast_to(segments[1], rows[1])
   if ops.tensor_axis():  # the compiler cannot divide a kernel, not even among one device
     heads = P(None, None, "tensor")
     ids = P() if segments is None else (P(), P())

@@ -26,7 +26,6 @@ from model.layers import GATED, mlp_width
 # before its derivative.
 REPEATED = {"relu": 2, "gelu": 4, "gelu_exact": 6, "geglu": 7, "swiglu": 7}
 
-
 TREES = ("params", "gradients", "optimizer")
 
 
@@ -55,12 +54,11 @@ def device_bytes(
     vocab_size: V, special tokens included.
     seq_len: T [tokens].
     source_len: S of an encoder-decoder, else 0 [tokens].
-    arrays: of each trained parameter, by path, the float32 arrays of its shape that the optimizer
-      keeps, and that an update makes beside them (`train.optim.arrays`).
+    arrays: of each trained parameter, by path: see `train.optim.arrays`.
     devices: their number.
-    fused: attention never stores its weights (cuDNN's flash attention; see `attention.attend`), and
-      products take bfloat16 operands as they are. Counted, and not yet measured on a GPU. False: as
-      on a CPU, where the total is within 10 % of what XLA assigns (`tests/model/test_memory.py`).
+    fused: attention never stores its weights (flash attention), and products take bfloat16 operands
+      as they are: counted, and not yet measured on a GPU. False: as on a CPU, where the total is
+      within 10 % of what XLA assigns (`tests/model/test_memory.py`).
 
   Returns:
     weights: as `sharding.strategy` keeps them.
@@ -70,9 +68,6 @@ def device_bytes(
       the room that it shares with the logits.
     logits: those of a chunk (`train.objectives.losses`), with the loss and their gradient.
     passing: what the peak needs beyond these, to gather weights and to reduce gradients.
-
-  Raises:
-    UserError: the devices do not divide as `sharding` asks, or the lengths do not fit the family.
   """
   c, strategy = config.model, config.sharding.strategy
   mesh = sharding.mesh_shape(config.sharding, devices)

@@ -77,10 +77,6 @@ def generate(
 
   Returns:
     the new tokens_BN, `stop_token` where the row has ended, and lengths_B without it.
-
-  Raises:
-    UsageError: an option is out of range, or prompt and new tokens are longer than the model's
-      context; before any compute.
   """
   prompts_BP, lengths_B = np.asarray(prompts_BP, np.int32), np.asarray(lengths_B, np.int32)
   check_options(max_new_tokens, temperature, top_k, top_p)
@@ -91,8 +87,10 @@ def generate(
   graphdef, params = nnx.split(model)
   options = np.float32(temperature), np.int32(top_k), np.float32(top_p)
   prompts, stop = (prompts_BP, lengths_B, source), np.int32(stop_token)
-  static = max_new_tokens, bidirectional
-  tokens_BN = np.asarray(_generate(graphdef, params, prompts, key, options, stop, *static))
+  tokens_BN = _generate(
+    graphdef, params, prompts, key, options, stop, max_new_tokens, bidirectional
+  )
+  tokens_BN = np.asarray(tokens_BN)
   return tokens_BN, np.sum(tokens_BN != stop_token, axis=1)
 
 
@@ -196,9 +194,6 @@ def fill_mask(
   """Finds the `top` most probable tokens of each mask, given all that is not masked.
 
   The mask is never an answer itself; `context` is as in `generate`, segment 0 is padding.
-
-  Raises:
-    UsageError: there is no mask, or the text is longer than the model's context.
   """
   tokens_BT = np.asarray(tokens_BT, np.int32)
   check_tokens(model, tokens_BT)

@@ -67,11 +67,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-  """Returns the sizes of `AXES` for a number of devices.
-
-  Raises:
-    ConfigError: the strategy is unknown, or the devices do not divide as asked.
-  """
+  """Returns the sizes of `AXES`; ConfigError: so many devices do not divide as asked."""
   base.check_section("sharding", config)
   if config.tensor < 1 or devices % config.tensor:
     raise ConfigError(
@@ -167,17 +163,13 @@ class Layout:
 
     return jax.tree.map(one, self.ndims, self.dims, self.tensor_dims)
 
-  @property
-  def reduces_each_microbatch(self) -> bool:
-    """Whether gradients are summed over devices after each microbatch, not after the last."""
-    return "gradients" in self.sharded
-
   def place(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
     """Returns a batch from this host's rows of it (arrays whose first axis is the batch's)."""
+    if (lies := self.batch) is None:
+      return rows
     if jax.process_count() == 1:
-      # On a CPU the compiled functions read them where they are; elsewhere they are on their way.
-      return rows if self.platform == "cpu" else jax.device_put(rows, self.batch)
-    return {name: jax.make_array_from_process_local_data(self.batch, x) for name, x in rows.items()}
+      return jax.device_put(rows, lies)
+    return {name: jax.make_array_from_process_local_data(lies, x) for name, x in rows.items()}
 
   @property
   def platform(self) -> str:
@@ -185,9 +177,13 @@ class Layout:
     return self.mesh.devices.flat[0].platform
 
   @property
-  def batch(self) -> NamedSharding:
-    """The sharding of a batch: its rows over all devices that share it."""
-    return NamedSharding(self.mesh, P(BATCH))
+  def batch(self) -> NamedSharding | None:
+    """The sharding of a batch, its rows over all devices that share it; None: it stays the host's.
+
+    On a CPU the compiled functions read it where it is.
+    """
+    in_place = self.platform == "cpu" and jax.process_count() == 1
+    return None if in_place else NamedSharding(self.mesh, P(BATCH))
 
   @property
   def replicated(self) -> NamedSharding:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.errors import ConfigError
 from model import ops
 from model.attention import AttentionMask, segment_mask
@@ -124,31 +123,27 @@ class Transformer(nnx.Module):
       tokens_BT: token ids, int32 in [0, V).
       segments_BT: document of each token; attention stays inside. None: all are segment 1.
       positions_BT: position of each token in its document. None: 0 ... T - 1.
-      prefix_BT: True for tokens that a decoder's whole segment sees, also those before (a prefix
-        LM). None: it is causal.
+      prefix_BT: True for tokens that all of a decoder's segment sees (a prefix LM). None: causal.
       token_types_BT: segment type of each token, where the model has them. None: all 0.
       source: what the encoder of an encoder-decoder reads.
       keys_B: of the dropout, one for each row. None: there is none.
-      right_padded: segments only tell padding, at the end of each row (see `AttentionMask`); those
-        of the source, too.
+      right_padded: segments only tell padding, at the end of each row; those of the source, too.
     """
     keys = split_keys(keys_B, 2)
     stack = self.decoder or self.encoder
     assert stack is not None
-    memory_BSD, cross_mask = None, None
-    if source is not None:
-      memory_BSD = self.encode(source, keys[0], right_padded)
-      cross_mask = segment_mask(False, segments_BT, source.segments_BS, right_padded)
     mask = segment_mask(stack.causal, segments_BT, segments_BT, right_padded)
     if prefix_BT is not None and stack.causal:
       causal_1TS = jnp.tril(jnp.ones((1, *tokens_BT.shape[1:] * 2), bool))
       seen_BTS = causal_1TS | prefix_BT[:, None, :]
       mask_BTS = seen_BTS if mask.mask_BTS is None else seen_BTS & mask.mask_BTS
       mask = mask._replace(causal=False, mask_BTS=mask_BTS)
-    context = self._context(stack, tokens_BT, positions_BT, mask)
-    context = context._replace(cross_mask=cross_mask, memory_BSD=memory_BSD)
-    x_BTD = self._embed(stack, tokens_BT, positions_BT, token_types_BT)
-    return self._run(stack, x_BTD, context, keys[1])
+    context = Context(mask)
+    if source is not None:
+      memory_BSD = self.encode(source, keys[0], right_padded)
+      cross_mask = segment_mask(False, segments_BT, source.segments_BS, right_padded)
+      context = context._replace(cross_mask=cross_mask, memory_BSD=memory_BSD)
+    return self._run(stack, tokens_BT, positions_BT, token_types_BT, context, keys[1])
 
   def encode(
     self, source: Source, keys_B: jax.Array | None = None, right_padded: bool = False
@@ -156,14 +151,19 @@ class Transformer(nnx.Module):
     """Returns the encoder's output memory_BSD."""
     tokens_BS, segments_BS, positions_BS = source
     assert self.encoder is not None
-    mask = segment_mask(False, segments_BS, segments_BS, right_padded)
-    context = self._context(self.encoder, tokens_BS, positions_BS, mask)
-    x_BSD = self._embed(self.encoder, tokens_BS, positions_BS)
-    return self._run(self.encoder, x_BSD, context, keys_B)
+    context = Context(segment_mask(False, segments_BS, segments_BS, right_padded))
+    return self._run(self.encoder, tokens_BS, positions_BS, None, context, keys_B)
 
-  def _run(
-    self, stack: Stack, x_BTD: jax.Array, context: Context, keys_B: jax.Array | None
-  ) -> jax.Array:
+  def _run(self, stack, tokens_BT, positions_BT, token_types_BT, context, keys_B) -> jax.Array:
+    """Runs a stack over whole sequences."""
+    index_1T = jnp.arange(tokens_BT.shape[1])[None]
+    if positions_BT is None:
+      positions_BT = jnp.broadcast_to(index_1T, tokens_BT.shape)
+    x_BTD = self._embed(stack, tokens_BT, positions_BT, token_types_BT)
+    # Inside a document distances in the window are those of positions: one bias serves all rows.
+    mask = context.mask._replace(bias_BHTS=stack.bias(index_1T, index_1T))
+    rotation = stack.rotation(positions_BT)
+    context = context._replace(mask=mask, rotation=rotation, record=stack.record)
     if keys_B is None:
       return stack(x_BTD, context)[0]
     keys_LB = split_keys(keys_B, stack.depth + 1)
@@ -214,28 +214,10 @@ class Transformer(nnx.Module):
     assert cache is not None
     return self.head(x_BTD, self.embedding.table[...]), state._replace(cache=cache)
 
-  def _context(
-    self, stack: Stack, tokens_BT: jax.Array, positions_BT: jax.Array | None, mask: AttentionMask
-  ) -> Context:
-    index_1T = jnp.arange(tokens_BT.shape[1])[None]
-    # Inside a document distances in the window are those of positions: one bias serves all rows.
-    mask = mask._replace(bias_BHTS=stack.bias(index_1T, index_1T))
-    rotation = stack.rotation(index_1T if positions_BT is None else positions_BT)
-    return Context(mask, rotation, record=stack.record)
-
-  def _embed(
-    self,
-    stack: Stack,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array | None,
-    token_types_BT: jax.Array | None = None,
-  ) -> jax.Array:
+  def _embed(self, stack, tokens_BT, positions_BT, token_types_BT=None) -> jax.Array:
     x_BTD = self.embedding(tokens_BT) * self.scale
-    T = tokens_BT.shape[1]
-    if positions_BT is None:
-      positions_BT = jnp.broadcast_to(jnp.arange(T)[None], tokens_BT.shape)
     if stack.positions is not None:
-      longest = stack.positions.table.shape[0]
+      T, longest = tokens_BT.shape[1], stack.positions.table.shape[0]
       if longest < T:
         raise ConfigError(f"data.seq_len={T}: the model was built with {longest} learned positions")
       x_BTD += stack.positions(positions_BT)
@@ -271,8 +253,7 @@ def is_free(field: str, c: ConfigDict) -> bool:
 
 
 def check_model(model_config: ConfigDict) -> None:
-  """Raises ConfigError where a field has a value that it may not have, alone or beside another."""
-  base.check_section("model", model_config)
+  """Raises ConfigError where a field has a value that it may not have beside another."""
   for field in ("weights", "activations"):
     if model_config[field] == "bfloat16" and model_config.dtype != "bfloat16":
       raise ConfigError(
@@ -301,17 +282,13 @@ def build(
     model_config: `config.model`, resolved (`configs.ladders.resolve`).
     vocab_size: V, special ids included.
     seq_len: T, the longest sequence of a decoder, or of a lone encoder [tokens].
-    rngs: the source of randomness; the weights are a function of its seed only.
+    rngs: the source of randomness.
     source_len: S, the longest sequence of an encoder-decoder's encoder [tokens].
-    gather: by stack ("encoder", "decoder"), all-gathers the parameters of one block, of which each
-      device holds a shard, right before they are used; None: every device holds all of them.
+    gather: by stack ("encoder", "decoder"), all-gathers one block's parameters right before their
+      use, where each device holds a shard of them.
     prefix: a decoder's tokens may see later ones (`prefix_BT`): relative positions tell them apart.
-
-  Raises:
-    ConfigError: see `check_model`.
   """
   check_model(model_config)
-  lengths = {"seq_len": seq_len, "source_len": source_len}
   return Transformer(
-    model_config, vocab_size, **lengths, rngs=rngs, gather=gather or {}, prefix=prefix
+    model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather or {}, prefix=prefix
   )

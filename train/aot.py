@@ -25,15 +25,9 @@ _LR, _SEED = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.u
 
 
 def lowered(
-  config: ConfigDict,
-  vocab_size: int,
-  devices: Sequence[jax.Device] | None = None,
-  slots: int = 1,
+  config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None, slots: int = 1
 ) -> dict[str, jax.stages.Lowered]:
-  """Lowers what a run executes: "init", "step" (of `slots` runs together) and "evaluate".
-
-  The arguments are those of `train.step.program`.
-  """
+  """Lowers what `step.program` makes: "init", "step" (of `slots` runs together) and "evaluate"."""
   functions = program(config, vocab_size, devices)
   return {
     "init": functions.init.lower(_SEED),
@@ -52,19 +46,19 @@ def compile_ahead(config: ConfigDict, slots: int) -> None:
 def _lower_step(
   functions: Program, config: ConfigDict, vocab_size: int, slots: int = 1
 ) -> jax.stages.Lowered:
-  rows, lies = config.data.batch_size, functions.batch_sharding if slots == 1 else None
+  rows, lies = config.data.batch_size, functions.setup.layout.batch if slots == 1 else None
   arguments = functions.state, abstract_batch(config, vocab_size, rows, lies), _LR, _SEED
   if slots == 1:
     return functions.step.lower(*arguments)
   state, *rest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), arguments)
-  lies = functions.state.step.sharding  # a pack has one device, and all of it there
-  state = jax.tree.map(lambda x: x.update(sharding=lies), state)
+  there = functions.state.step.sharding  # a pack has one device, and all of it there
+  state = jax.tree.map(lambda x: x.update(sharding=there), state)
   return functions.pack_step.lower(state, *rest)
 
 
 def _lower_evaluate(functions: Program, config: ConfigDict, vocab_size: int) -> jax.stages.Lowered:
   rows = config.train.eval_batch_size
-  batch = abstract_batch(config, vocab_size, rows, functions.batch_sharding)
+  batch = abstract_batch(config, vocab_size, rows, functions.setup.layout.batch)
   return functions.evaluate.lower(all_params(functions.state), batch)
 
 
@@ -103,17 +97,14 @@ class Needs(NamedTuple):
 def fit_to_devices(
   config: ConfigDict, vocab_size: int, sharing: int = 1, near: float = 0.0
 ) -> tuple[ConfigDict, Needs | None]:
-  """Halves microbatches until a run fits, with the batch as it is; returns its config and needs.
+  """Halves microbatches until a resolved config's run fits; returns that config and its needs.
 
   Args:
-    config: resolved; with `sharding.halve_microbatches` off they stay.
+    config: with `sharding.halve_microbatches` off the microbatches stay.
     vocab_size: V of the tokenizer.
     sharing: as in `available`.
     near: share of the memory below which the arithmetic is believed: nothing is compiled, and
       instead of the needs there is None.
-
-  Raises:
-    ConfigError: it does not fit.
   """
   predicted = device_bytes(config, vocab_size, len(jax.devices()))["total"]
   if predicted < near * available(config, sharing):
@@ -139,11 +130,7 @@ def fit_to_devices(
 
 
 def record_needs(config: ConfigDict, folder: Path, sharing: int) -> dict:
-  """Finds out whether a run fits; returns the record, which is also `folder/fits.json`.
-
-  Raises:
-    ConfigError: it does not fit.
-  """
+  """Finds out whether a run fits; returns the record, which is also `folder/fits.json`."""
   config = ladders.resolve(config)
   fitted, need = fit_to_devices(config, dataset.prepare(config).vocab_size, sharing)
   assert need is not None
@@ -172,10 +159,7 @@ def needs(config: ConfigDict, vocab_size: int, sharing: int = 1) -> Needs:
 
 
 def available(config: ConfigDict, sharing: int = 1) -> int:
-  """Returns what a run may use of one device [bytes].
-
-  `sharing` processes share this machine's memory, where the devices are its CPU.
-  """
+  """Returns what a run may use of one device [bytes]; `sharing` processes share a CPU's memory."""
   if config.sharding.device_memory:
     return int(config.sharding.device_memory)
   devices = jax.local_devices()
@@ -196,10 +180,7 @@ def machine_memory() -> int:
 def device_bytes(
   config: ConfigDict, vocab_size: int, devices: int = 1, fused: bool = False
 ) -> dict[str, int]:
-  """Predicts what each device of a resolved config's run holds: see `memory.device_bytes`.
-
-  `vocab_size` is the tokenizer's.
-  """
+  """Predicts what each device holds (`memory.device_bytes`); `vocab_size` is the tokenizer's."""
   lengths = registry.lengths(config)
   shape = registry.vocab_size(config, vocab_size), lengths.target, lengths.source
   shapes = accounting.shapes(config.model, *shape)

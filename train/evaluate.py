@@ -13,13 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UserError
-from train.data import evaluation
-from train.data.batches import (
-  check_predictions,
-  eval_token_count,
-  validation_batches,
-  validation_documents,
-)
+from train.data import batches, evaluation
 from train.data.dataset import TokenData
 from train.objectives import registry
 from train.objectives.losses import LOSS
@@ -39,11 +33,11 @@ def losses(program: Program, state: TrainState, tokens: TokenData, config: Confi
   params, parts, n_bytes = all_params(state), [], 0
   bytes_V = np.zeros(registry.vocab_size(config, tokens.vocab_size), int)
   bytes_V[: tokens.vocab_size] = tokens.token_bytes_V
-  for batch in validation_batches(tokens, config, jax.process_index(), jax.process_count()):
+  for batch in batches.validation_batches(tokens, config, jax.process_index(), jax.process_count()):
     parts.append(program.evaluate(params, program.place(batch)))
     n_bytes += int(np.sum(bytes_V[batch["targets_BT"]] * batch["weights_BT"]))  # of this host
   sums: Sums = {}
-  documents_S = validation_documents(tokens, config)  # whose sequences are alike
+  documents_S = batches.validation_documents(tokens, config)  # whose sequences are alike
   for name in parts[0]:
     of_S = np.concatenate([np.asarray(p[name], np.float64) for p in parts], axis=1)
     sum_D, weight_D = (np.bincount(documents_S, x_S) for x_S in of_S)
@@ -78,8 +72,8 @@ def open_sets(config: ConfigDict, tokens: TokenData) -> dict[str, EvaluationSet]
       if evaluator not in EVALUATORS:
         raise ConfigError(f"no evaluator {evaluator!r}; choose one of {', '.join(EVALUATORS)}")
       sets[name] = EvaluationSet(EVALUATORS[evaluator], evaluation.open_set(config, tokens, source))
-      eval_token_count(sets[name].tokens, config)
-      check_predictions(sets[name].tokens, config, train=False)
+      batches.eval_token_count(sets[name].tokens, config)
+      batches.check_predictions(sets[name].tokens, config, train=False)
     except UserError as error:
       raise ConfigError(f"data.evaluate.{name}={value!r}: {error}") from error
   return sets

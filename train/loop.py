@@ -42,14 +42,10 @@ def train(
   A record that is done is returned as it is; else the run starts where `train.start` says.
 
   Args:
-    config: as `configs.base.get_config()`; width, depth and heads may be left to the ladder.
+    config: unresolved: width, depth and heads may be left to the ladder.
     workdir: the run's folder: run.json, metrics.jsonl, checkpoints/.
-    should_stop: called at every step; True saves the state and ends the run.
+    should_stop: called at every step; True saves the state and ends the run (`Interrupted`).
     report: receives the progress, at most every half second.
-
-  Raises:
-    UserError: the config cannot be trained; nothing was spent.
-    Interrupted: `should_stop` returned True; the state is saved.
   """
   with Run(config, workdir, should_stop, report) as run:
     if run.ended:
@@ -66,14 +62,7 @@ def train(
 class Run:
   """One run. `train` drives it; `train.pack` drives several, with the same calls."""
 
-  def __init__(
-    self,
-    config: ConfigDict,
-    workdir: str | Path,
-    should_stop: Callable[[], bool],
-    report: Callable[[dict], None],
-    slots: int = 1,
-  ):
+  def __init__(self, config: ConfigDict, workdir: str | Path, should_stop, report, slots: int = 1):
     """Takes what `train` takes, and the number of slots in which runs are trained together."""
     self.config = config
     self.workdir = Path(workdir)
@@ -91,12 +80,12 @@ class Run:
       self._index, self._count = jax.process_index(), jax.process_count()
       self._folder = self.workdir / "processes" / str(self._index) if self._index else self.workdir
       begun = self._folder.is_dir()
-      if begun:  # it may be in use; a config that is refused leaves no new folder
-        self._still_there = exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
-      self._check()
-      if not begun:
+      if not begun:  # a config that is refused leaves no new folder
+        self._check()
         files.make_folder(self._folder)
-        self._still_there = exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
+      self._still_there = exits.enter_context(files.owned(self._folder, wait_seconds=5.0))
+      if begun:  # it may have been in use
+        self._check()
       stored = record.read(self.workdir)
       distributed.barrier("start")
       if stored and "N" in stored:  # a run that failed before it began has nothing yet
@@ -127,7 +116,7 @@ class Run:
     head["data"]["evaluate"] = {name: x.tokens.fingerprint for name, x in self._sets.items()}
     head["data"]["evaluate_overlap"] = {name: x.tokens.overlap for name, x in self._sets.items()}
     self.record = head | {"devices": jax.device_count(), "pack": self._slots}
-    self._seed, self._last_step = np.uint32(self.config.seed), self.record["steps"]
+    self._last_step = self.record["steps"]
 
   def start(self) -> TrainState:
     """Chooses the state to go on from, and places the first batch."""
@@ -147,8 +136,8 @@ class Run:
       path = self._folder / "metrics.jsonl"
       self._metrics = Metrics(path, self._first_step, self._last_step, self._columns)
       self._exits.callback(self._metrics.close)
-      place = self._index, self._count
-      self._batches = batches.train_batches(self._tokens, self.config, self._first_step, *place)
+      at = self._first_step, self._index, self._count
+      self._batches = batches.train_batches(self._tokens, self.config, *at)
       self.place_batch()
       self._began = self._saved = self._reported = time.perf_counter()
     return begun.state
@@ -168,17 +157,12 @@ class Run:
 
   def inputs(self) -> Inputs:
     """Returns what the next step takes."""
-    return self._batch, np.float32(self._lr_of(self._done)), self._seed
+    return self._batch, np.float32(self._lr_of(self._done)), np.uint32(self.config.seed)
 
   def after(self, metrics: dict, state: StateOf) -> None:
     """Does what is due after a step: logs the interval before, evaluates, saves, stops.
 
-    Args:
-      metrics: of the step, still on the device.
-      state: gives the state after it.
-
-    Raises:
-      Interrupted: the run was asked to stop; its state is saved.
+    The step's metrics are still on the device; `state` gives the state after it.
     """
     self._done += 1
     done, options = self._done, self.config.train
@@ -203,10 +187,9 @@ class Run:
       self._save(state())
       self._saved = now
     if now - self._reported > PROGRESS_SECONDS and self._metrics.loss is not None:
-      steps, left = done - self._first_step, self._last_step - done
-      seconds_left = (now - self._began) / steps * left
-      progress = {"step": done, "steps": self._last_step, "loss": self._metrics.loss}
-      self._report(progress | {"seconds_left": seconds_left})
+      seconds_each = (now - self._began) / (done - self._first_step)
+      left = {"seconds_left": seconds_each * (self._last_step - done)}
+      self._report({"step": done, "steps": self._last_step, "loss": self._metrics.loss} | left)
       self._reported = now
     if stop:
       raise Interrupted(f"stopped at step {done} of {self._last_step}")
@@ -225,9 +208,8 @@ class Run:
         with self.clock("checkpoint"):
           self._checkpoints.wait()
     times = self.clock.times()
-    seconds = round(sum(times.values()), 3)
-    result |= {"first_step": self._first_step, "seconds": seconds, "times": times}
-    self.record = files.with_digests(self.record | result)
+    result |= {"first_step": self._first_step, "seconds": round(sum(times.values()), 3)}
+    self.record = files.with_digests(self.record | result | {"times": times})
     files.write_json(self._folder / "run.json", self.record)
     self._running = False
     return self.record
@@ -236,12 +218,6 @@ class Run:
     """Leaves the folder; a run that fails has its error in run.json."""
     if isinstance(error, Exception) and not isinstance(error, Interrupted):
       if self._running:
-        first_line = (str(error).splitlines() or [""])[0]
-        failed = {
-          "status": "failed",
-          "error": f"{type(error).__name__}: {first_line}",
-          "traceback": "".join(traceback.format_exception(error)),
-        }
         try:
           self._still_there()
         except RunError as gone:  # which is why there was an error
@@ -249,6 +225,9 @@ class Run:
           with suppress(Exception):
             self._exits.close()
           raise
+        first_line = (str(error).splitlines() or [""])[0]
+        failed = {"status": "failed", "error": f"{type(error).__name__}: {first_line}"}
+        failed["traceback"] = "".join(traceback.format_exception(error))
         with suppress(OSError):  # as where the disk is full
           files.write_json(self._folder / "run.json", self.record | failed)
       distributed.end_if_one_of_several(error)
@@ -258,10 +237,8 @@ class Run:
     self.close(error)
 
   def _lr_of(self, step: int) -> float:
-    size = self._size
-    return optim.learning_rate(
-      self.config.optim, self.record["lr"], step, size.steps, size.tokens_per_step
-    )
+    base, size = self.record["lr"], self._size
+    return optim.learning_rate(self.config.optim, base, step, size.steps, size.tokens_per_step)
 
   def _columns(self, step: int) -> dict:
     """Returns what a row of metrics.jsonl says beside what was measured."""

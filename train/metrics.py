@@ -29,13 +29,9 @@ class Metrics:
   def __init__(
     self, path: Path, first_step: int, last_step: int, describe: Callable[[int], dict[str, Any]]
   ):
-    """Opens a file; drops the rows that will be made again.
+    """Opens metrics.jsonl; drops the rows that will be made again.
 
-    Args:
-      path: metrics.jsonl.
-      first_step: steps done before the first interval.
-      last_step: after which the run is evaluated once more.
-      describe: steps done -> the other columns of their row.
+    `describe` gives the other columns of a row, by the steps done.
     """
     rows = [row for row in files.read_rows(path) if row["step"] <= first_step]
     rows = [row for row in rows if row["step"] < last_step or "eval_loss" not in row]

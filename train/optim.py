@@ -48,35 +48,18 @@ def learning_rate(
   """
   warmup = max(1, math.ceil(optim.warmup_tokens / tokens_per_step))
   lr = base * min(1.0, (step + 1) / warmup)
-  decay = SCHEDULES[optim.schedule]
-  if decay is None:
+  if optim.schedule == "constant":
     return lr
-  final = optim.final_lr_fraction
-  return lr * (final + (1 - final) * decay(optim, step, steps))
-
-
-def _cosine(_: ConfigDict, step: int, steps: int) -> float:
-  return 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _wsd(optim: ConfigDict, step: int, steps: int) -> float:
-  start = cooldown_start(optim, steps)
-  return 1 - math.sqrt(max(0, step - start) / (steps - start))
-
-
-SCHEDULES: dict[str, Callable[[ConfigDict, int, int], float] | None] = {
-  "constant": None,
-  "cosine": _cosine,
-  "wsd": _wsd,
-}
+  if optim.schedule == "cosine":
+    decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+  else:
+    start = cooldown_start(optim, steps)
+    decay = 1 - math.sqrt(max(0, step - start) / (steps - start))
+  return lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * decay)
 
 
 def trainable(patterns: Sequence[str], paths: Collection[str]) -> set[str]:
-  """Returns those of all parameters' paths that `patterns` (`train.trainable`) match whole.
-
-  Raises:
-    ConfigError: a pattern matches none of them, or there is no pattern.
-  """
+  """Returns those of all parameters' paths that `patterns` (`train.trainable`) match whole."""
   trained = set[str]()
   for pattern in patterns:
     try:
@@ -97,11 +80,9 @@ def trainable(patterns: Sequence[str], paths: Collection[str]) -> set[str]:
 def arrays(
   optim: FrozenConfigDict, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, int]]:
-  """Counts float32 arrays of a trained parameter's shape, by its path.
+  """Counts the float32 arrays of a trained parameter's shape, by its path: kept, and made.
 
-  Returns:
-    how many the optimizer keeps, and how many an update makes beside them (where it needs whole
-    matrices: what goes in, and what comes out).
+  An optimizer that needs whole matrices makes two in an update: what goes in, and what comes out.
   """
   params = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
   state = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer(optim).init, params))
@@ -110,10 +91,8 @@ def arrays(
 
 
 def parameter_of(state_path: tuple) -> str:
-  """Returns the path of the parameter that an optimizer's array belongs to; "": to none.
-
-  A parameter's path is nested dicts' keys; optax's states are named tuples around them.
-  """
+  """Returns the path of the parameter that an optimizer's array belongs to; "": to none."""
+  # A parameter's path is nested dicts' keys; optax's states are named tuples around them.
   keys = itertools.takewhile(lambda key: hasattr(key, "key"), reversed(state_path))
   return "/".join(str(key.key) for key in reversed([*keys]))
 
@@ -195,8 +174,7 @@ def optimizer(
   """Makes the direction of `optim.name`; an update is `params - learning_rate * direction`.
 
   Weight decay is decoupled from the gradient and masked to matrices (Loshchilov and Hutter 2019);
-  `matrix_rate` of a resolved `model` multiplies their step, not their decay; None: a model that is
-  not scaled. `on_whole` applies a function to the array of each layer.
+  `matrix_rate` of `model` (resolved; None: not scaled) multiplies their step, not their decay.
   """
   rule = OPTIMIZERS[optim.name]
   direction = rule.moments(optim)

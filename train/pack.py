@@ -67,20 +67,19 @@ def train(
   say: Callable[[str], None] = lambda text: None,
   slots: int = 0,
 ) -> None:
-  """Trains runs together, each as `loop.train` would.
+  """Trains runs of one program together, each as `loop.train` would.
 
   Those for which the device has not enough memory go on from their checkpoints in half the slots,
   the first half of them before the second; what does not fit in a single slot has failed.
 
   Args:
-    runs: config and folder of each; of one program (see `train.step.program`).
+    runs: config and folder of each.
     should_stop: called at every step; True saves all states and ends all runs.
     report: receives the number of a run and its progress.
     ended: receives the number of a run that has ended, and its record or what `loop.train` raises.
-      The others go on.
     say: receives a line when memory does not suffice.
-    slots: a power of two, not below the number of runs; 0: the smallest. A run that is interrupted
-      has the same bits as one that is not if it goes on in as many.
+    slots: a power of two, not below the number of runs; 0: the smallest. An interrupted run has the
+      bits of one that is not, if it goes on in as many.
   """
   pending = [(list(range(len(runs))), slots or width(len(runs)))]
   while pending:
@@ -122,7 +121,7 @@ class PackedRuns:
       return
     with self._guard([*states], nullcontext()):
       stack = Slots(self._program, states, self._slots)
-    del states
+    del states  # a second copy
     for i in [*self._runs]:
       self._finish_if_over(i, stack)
     while self._runs:
@@ -178,10 +177,7 @@ class PackedRuns:
 
 
 def rate(
-  config: ConfigDict,
-  slots: int,
-  seconds: float,
-  clock: Callable[[], float] = time.perf_counter,
+  config: ConfigDict, slots: int, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
   """Measures the steps that `slots` runs of an unresolved config together take in a second.
 

@@ -114,8 +114,7 @@ def check_run(config: ConfigDict, tokens: dataset.TokenData) -> None:
 def read(folder: Path) -> dict[str, Any] | None:
   """Reads the run.json of a folder; None where there is none.
 
-  Raises:
-    DataError: it is not as it was written, or its loss is not the last of metrics.jsonl.
+  DataError: it is not as it was written, or its loss is not the last of metrics.jsonl.
   """
   path = folder / "run.json"
   record = files.read_json(path)
@@ -134,22 +133,22 @@ def read(folder: Path) -> dict[str, Any] | None:
 def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) -> dict:
   """Describes a run by all that makes it what it is: the head of run.json."""
   size = size_of(config, tokens.vocab_size)
-  steps = min(config.train.stop_at_step or size.steps, size.steps)
-  n_tokens = steps * size.tokens_per_step
+  scheduled = size.steps
+  size = dataclasses.replace(size, steps=min(config.train.stop_at_step or scheduled, scheduled))
   return describe_model(config, size) | {
-    "D": n_tokens,
-    "D_predicted": round(size.predicted_per_token * n_tokens),
-    "C": size.flops_per_token * n_tokens,
-    "C_6nd": 6.0 * size.n_params * n_tokens,
-    "steps": steps,
-    "scheduled_steps": size.steps,
+    "D": size.tokens,
+    "D_predicted": round(size.predicted),
+    "C": size.flops,
+    "C_6nd": 6.0 * size.n_params * size.tokens,
+    "steps": size.steps,
+    "scheduled_steps": scheduled,
     "data": {
       "source": config.data.source,
       "fingerprint": tokens.fingerprint,
       "tokenizer": tokens.tokenizer_hash,
       "vocab_size": tokens.vocab_size,
       "train_tokens": tokens.train_token_count,
-      "epochs": n_tokens / tokens.train_token_count,
+      "epochs": size.tokens / tokens.train_token_count,
       "overlap": tokens.overlap,
       "largest_document": largest_share(tokens, config),
     },

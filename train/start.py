@@ -22,17 +22,9 @@ class Start(NamedTuple):
 
 
 def start(config: ConfigDict, checkpoints: Checkpoints, program: Program, head: dict) -> Start:
-  """Chooses where to go on from: the first of these that there is.
+  """Chooses where a run goes on from: the first of these that there is.
 
-  Args:
-    config: the run's, resolved.
-    checkpoints: its own, beside which its run.json is.
-    program: its own.
-    head: `record.describe` of it.
-
-  Raises:
-    UserError: `train.branch_from` cannot be the trunk of this run, or `train.warm_start` its
-      parent.
+  `head` is `record.describe` of the run; its run.json is beside its `checkpoints`.
   """
   stored = record.read(checkpoints.folder.parent) or {}
   parent = stored.get("warm_start")
@@ -51,11 +43,7 @@ def resume(checkpoints: Checkpoints, program: Program, parent: dict | None) -> S
 
 
 def branch(config: ConfigDict, program: Program, head: dict) -> Start | None:
-  """Restores the checkpoint of `train.branch_from` at the step where this run's cooldown begins.
-
-  Raises:
-    UserError: it is of another run, or has no sound checkpoint at that step.
-  """
+  """Restores the checkpoint of `train.branch_from` at the step where this run's cooldown begins."""
   if not config.train.branch_from:
     return None
   folder = Path(config.train.branch_from)
@@ -85,9 +73,7 @@ def warm_start(
 ) -> Start | None:
   """Takes the newest weights of the run of `train.warm_start`, and nothing else of it.
 
-  Raises:
-    UserError: they cannot be taken, or are others than those that this run, which has not saved
-      since, started from `before`.
+  A run that has started from some `before`, and not saved since, starts from the same again.
   """
   if not config.train.warm_start:
     return None

@@ -140,7 +140,6 @@ class Program(NamedTuple):
   gradients: Any  # (params, batch) -> trainable's gradients, summed over the batch, as laid out
   evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
-  batch_sharding: Any  # of a batch that is placed; None: it stays the host's
 
 
 # ----------------------------------------------------------------- the functions that are compiled
@@ -203,7 +202,8 @@ def sum_gradients(
     (grads, sums), _ = jax.lax.scan(
       lambda total, part: (jax.tree.map(jnp.add, total, apart(one(*part))), None), zero, parts
     )
-  grads = grads if layout.reduces_each_microbatch else layout.reduce_grads(grads)
+  if "gradients" not in layout.sharded:  # else each microbatch has reduced its own
+    grads = layout.reduce_grads(grads)
   return layout.all_reduce(grads, "replica"), layout.all_reduce(sums, *sharding.BATCH)
 
 
@@ -213,8 +213,9 @@ def microbatch_gradients(
   """Returns gradients and the loss's entries, summed over this device's rows."""
   differentiate = jax.value_and_grad(loss_sum, has_aux=True)
   (_, sums), grads = differentiate(trainable, frozen, setup, batch, keys_B)
-  layout = setup.trained
-  return (layout.reduce_grads(grads) if layout.reduces_each_microbatch else grads), sums
+  if "gradients" in setup.trained.sharded:
+    grads = setup.trained.reduce_grads(grads)
+  return grads, sums
 
 
 def loss_sum(
@@ -263,9 +264,6 @@ def program(
 
   `vocab_size` is the tokenizer's. `devices` may be absent from this machine
   (`scaling.targets.catalog`); None: all that it has.
-
-  Raises:
-    UserError: the devices do not divide as `config.sharding` asks.
   """
   return _program(
     Setup(
@@ -293,7 +291,6 @@ def _program(setup: Setup) -> Program:
   step = on_devices(setup, train_step, (specs, rows, P(), P()), (specs, P()))
   gradients = on_devices(setup, _gradients, (params, rows), setup.trained.specs("gradients"))
   evaluated = on_devices(setup, evaluate, (params, rows), rows)
-  read_in_place = layout.platform == "cpu" and jax.process_count() == 1  # see Layout.place
   jit = partial(jax.jit, compiler_options=OPTIONS.get(layout.platform))
   return Program(
     setup=setup,
@@ -311,7 +308,6 @@ def _program(setup: Setup) -> Program:
     gradients=jit(gradients),
     evaluate=jit(evaluated, out_shardings=layout.replicated),
     place=layout.place,
-    batch_sharding=None if read_in_place else layout.batch,
   )
 
 
@@ -356,5 +352,5 @@ def state_layout(
   opt_state = jax.tree_util.tree_map_with_path(
     lambda path, _: by_path.get(optim.parameter_of(path), scalar), state.opt_state
   )
-  trainable, frozen = setup.split(lies(setup.layout, "params"))
-  return TrainState(scalar, trainable, frozen, optimizer if setup.mixed else (), opt_state)
+  master = optimizer if setup.mixed else ()
+  return TrainState(scalar, *setup.split(lies(setup.layout, "params")), master, opt_state)

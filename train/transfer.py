@@ -42,25 +42,17 @@ class Parent(NamedTuple):
 
 
 def find(config: ConfigDict, data: dict) -> Parent:
-  """Finds the run of `train.warm_start`, in which {size} stands for model.size.
+  """Finds the run of `train.warm_start`, in which {size} stands for model.size, and checks it.
 
-  Args:
-    config: of the run that starts, resolved.
-    data: the hash of its tokenizer, and `vocab_size`, of its tokens: as in run.json; without the
-      hash it is not compared.
-
-  Raises:
-    UserError: there is no such run, it has other tokens, or no rule maps its model to this one.
+  `data` is what run.json says of the tokens of the run that starts: `vocab_size`, and the hash of
+  the `tokenizer`, which without one is not compared.
   """
   path = config.train.warm_start.replace("{size}", str(config.model.size))
   where = f"train.warm_start={path}"
   folder, record = restore.find(path, where)
   theirs = record["data"]
-  same = theirs["tokenizer"] in (
-    data.get("tokenizer", theirs["tokenizer"]),
-    "",
-  )  # "": an import that came without one
-  if not same or theirs["vocab_size"] != data["vocab_size"]:
+  hashes = "", data.get("tokenizer", theirs["tokenizer"])  # "": an import that came without one
+  if theirs["tokenizer"] not in hashes or theirs["vocab_size"] != data["vocab_size"]:
     raise UsageError(
       f"{where}: has other tokens, of {theirs['vocab_size']:,} ids, than data.tokenizer="
       f"{config.data.tokenizer!r}, of {data['vocab_size']:,}; {_tokenizer_remedy(folder, record)}"

@@ -23,40 +23,24 @@ T5_ACTIVATIONS = PLAIN | {"geglu": ("gated-gelu", "gated-gelu_new"), "swiglu": (
 
 
 class Architecture(NamedTuple):
-  """One model class of the transformers library.
+  """One model class of the transformers library."""
 
-  Attributes:
-    preset: the preset (`configs/presets.py`) whose switches hold where the config has none.
-    model_type: as in config.json.
-    class_name: the class with the head, as in config.json's `architectures`.
-    prefix: what names start with; checkpoints of the class without a head lack it.
-    fields: their config's fields: ours, and the value that holds where there is none.
-    activations: their activation functions, by ours.
-    only: their fields that must have this value, or be absent.
-    constants: their fields with the value to write.
-    modules: the modules that a model config asks for: see `weights.py`.
-    copies: names of weights that may be there again: the weight that they must equal.
-    in_first: kernels in layers are (fan in, fan out).
-    by_head: a fused projection holds query, key and value head by head.
-    ignored: the last parts of names of no use here: buffers, and heads for other purposes.
-    read: changes our fields (given: their config, ours so far, their weights' names).
-    write: the fields of theirs that `fields` does not give.
-  """
-
-  preset: str
-  model_type: str
-  class_name: str
-  prefix: str
-  fields: dict[str, tuple[str, Any]]
-  activations: Mapping[str, tuple[str, ...]]
-  only: Mapping[str, Any]
-  constants: dict[str, Any]
-  modules: Callable[[ConfigDict], weights.Modules]
-  copies: Mapping[str, str]
-  in_first: bool = False
-  by_head: bool = False
-  ignored: tuple[str, ...] = ()
+  preset: str  # of `configs/presets.py`, whose switches hold where the config has none
+  model_type: str  # as in config.json
+  class_name: str  # the class with the head, as in config.json's `architectures`
+  prefix: str  # what names start with; checkpoints of the class without a head lack it
+  fields: dict[str, tuple[str, Any]]  # their config's: ours, and the value where there is none
+  activations: Mapping[str, tuple[str, ...]]  # theirs, by ours
+  only: Mapping[str, Any]  # their fields that must have this value, or be absent
+  constants: dict[str, Any]  # their fields with the value to write
+  modules: Callable[[ConfigDict], weights.Modules]  # that a model config asks for
+  copies: Mapping[str, str]  # weights that may be there again, and the one that they must equal
+  in_first: bool = False  # kernels in layers are (fan in, fan out)
+  by_head: bool = False  # a fused projection holds query, key and value head by head
+  ignored: tuple[str, ...] = ()  # ends of names of no use here: buffers, heads for other purposes
+  # Changes our fields, given their config, ours so far, and their weights' names.
   read: Callable[[Mapping, dict, Collection[str]], None] = lambda theirs, ours, names: None
+  # The fields of theirs that `fields` does not give.
   write: Callable[[ConfigDict], dict] = lambda model_config: {}
 
 
@@ -156,11 +140,7 @@ ARCHITECTURES = {
       "hidden_dropout_prob": ("dropout", 0.0),
     },
     activations=PLAIN,
-    only={
-      "position_embedding_type": "absolute",
-      "is_decoder": False,
-      "add_cross_attention": False,
-    },
+    only={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     constants={"attention_probs_dropout_prob": 0.0},
     modules=lambda c: weights.BERT,
     copies={

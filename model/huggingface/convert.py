@@ -40,36 +40,20 @@ Arrays = dict[str, np.ndarray]
 
 
 class Imported(NamedTuple):
-  """What a folder holds.
+  """What a folder holds."""
 
-  Attributes:
-    model_config: resolved, as `transformer.build` wants it.
-    params: float32 arrays by path, such as "decoder/block/mlp/up/kernel".
-    vocab_size: V.
-    seq_len: T, the longest sequence [tokens].
-    tokenizer_json: the text of tokenizer.json; None: there is none.
-    model_type: as in config.json; "bert without a head", whose embedding serves as one.
-    start: id that a decoder reads first; None: the config names none.
-    stop: id that ends a text, likewise.
-  """
-
-  model_config: ConfigDict
-  params: Arrays
-  vocab_size: int
-  seq_len: int
-  tokenizer_json: str | None
-  model_type: str
-  start: int | None
-  stop: int | None
+  model_config: ConfigDict  # resolved
+  params: Arrays  # float32 arrays by path, such as "decoder/block/mlp/up/kernel"
+  vocab_size: int  # V
+  seq_len: int  # T, the longest sequence [tokens]
+  tokenizer_json: str | None  # the text of tokenizer.json; None: there is none
+  model_type: str  # as in config.json; "bert without a head", whose embedding serves as one
+  start: int | None  # id that a decoder reads first; None: the config names none
+  stop: int | None  # id that ends a text, likewise
 
 
 def import_folder(path: str | Path) -> Imported:
-  """Reads a folder that `save_pretrained` of the transformers library wrote.
-
-  Raises:
-    UserError: a file is missing or damaged, the config has a feature that our model lacks, a
-      weight has no home, a home no weight, or a weight the wrong shape.
-  """
+  """Reads a folder that `save_pretrained` of the transformers library wrote."""
   folder = Path(path)
   try:
     config = _json(folder / CONFIG)
@@ -116,10 +100,6 @@ def export_folder(
 
   The model config is resolved, V has the special ids, and `token_ids` are further fields of
   config.json and generation_config.json, such as {"eos_token_id": 256}.
-
-  Raises:
-    UserError: the folder has something in it, the architecture lacks what the model has (the
-      message names the field), or the parameters are not those of the config.
   """
   folder = Path(path)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -155,14 +135,7 @@ def _find(config: Mapping) -> Architecture:
 def _read(
   architecture: Architecture, config: Mapping, names: Collection[str]
 ) -> tuple[ConfigDict, int, int]:
-  """Translates a config.json, which comes with the weights of those names.
-
-  Returns:
-    The resolved model config, V, and T (the longest sequence [tokens]).
-
-  Raises:
-    UserError: a field is missing, or has a value that our model cannot express.
-  """
+  """Translates a config.json, which comes with the weights of those names: model config, V, T."""
   for field, value in {"quantization_config": None, **architecture.only}.items():
     refuse(field, config.get(field, value), value)
   ours = {}
@@ -187,14 +160,7 @@ def _read(
 def _write(
   name: str, model_config: ConfigDict, vocab_size: int, seq_len: int
 ) -> tuple[Architecture, dict]:
-  """Translates a model config of ours: the reverse of `_read`.
-
-  Returns:
-    The architecture, and the content of its config.json.
-
-  Raises:
-    UserError: there is no such architecture, or it lacks something that the model has; by field.
-  """
+  """Translates a model config of ours, the reverse of `_read`: architecture, config.json."""
   if name not in ARCHITECTURES:
     raise DataError(f"architecture {name!r}: unknown; choose one of {', '.join(ARCHITECTURES)}")
   architecture, c = ARCHITECTURES[name], model_config

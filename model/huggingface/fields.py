@@ -13,11 +13,7 @@ MOST_LAYERS = 2**12
 
 
 def typed(theirs: Mapping, field: str, kind: type, default: Any, most: int = MOST) -> Any:
-  """Reads a field of theirs; the default where it is absent or null.
-
-  Raises:
-    ConfigError: it is REQUIRED, of another kind, or a count or number that cannot be meant.
-  """
+  """Reads a field of theirs, of a kind, within bounds; the default where it is absent or null."""
   value = theirs.get(field)
   if value is None and default is REQUIRED:
     raise ConfigError(f"{field}: missing; a config.json of this model_type names it")
@@ -36,11 +32,7 @@ def typed(theirs: Mapping, field: str, kind: type, default: Any, most: int = MOS
 
 
 def token_id(theirs: Mapping, field: str, vocab_size: int) -> int | None:
-  """Reads a token id, of several the first; None where there is none.
-
-  Raises:
-    ConfigError: it is no id of the vocabulary.
-  """
+  """Reads a token id, of several the first; None where there is none."""
   value = theirs.get(field)
   ids = value if isinstance(value, list) else [value]
   for index in ids:

@@ -17,11 +17,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write(
-  folder: Path,
-  tokenizer_json: str,
-  token_ids: Mapping[str, int],
-  model_config: ConfigDict,
-  seq_len: int,
+  folder: Path, tokenizer_json: str, token_ids: Mapping[str, int], c: ConfigDict, seq_len: int
 ) -> None:
   """Writes tokenizer.json, and a tokenizer_config.json that names its special tokens.
 
@@ -38,12 +34,12 @@ def write(
   }
   if MASK in added.values():
     special["mask_token"] = MASK
-  types = ["token_type_ids"] if model_config.token_types else []  # other models embed them as text
+  types = ["token_type_ids"] if c.token_types else []  # other models embed them as text
   config = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": seq_len,
     "model_input_names": ["input_ids", *types, "attention_mask"],
     "clean_up_tokenization_spaces": False,
-    "split_special_tokens": model_config.family == "decoder",  # what spells one out is text
+    "split_special_tokens": c.family == "decoder",  # what spells one out is text
   }
   write_json(folder / "tokenizer_config.json", config | special)

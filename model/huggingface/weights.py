@@ -12,19 +12,12 @@ Modules = dict[str, tuple[str, ...]]  # theirs: ours
 
 
 class Weight(NamedTuple):
-  """One weight of theirs, or one per layer: the paths are of a stack of blocks then.
+  """One weight of theirs, or one per layer: the paths are of a stack of blocks then."""
 
-  Attributes:
-    name: theirs; {} stands for the layer.
-    paths: ours; where there are several, theirs holds them side by side (last axis).
-    transposed: theirs is (fan out, fan in).
-    heads: theirs holds several paths side by side in each of so many heads.
-  """
-
-  name: str
-  paths: tuple[str, ...]
-  transposed: bool
-  heads: int
+  name: str  # theirs; {} stands for the layer
+  paths: tuple[str, ...]  # ours; of several, theirs holds them side by side (last axis)
+  transposed: bool  # theirs is (fan out, fan in)
+  heads: int  # theirs holds several paths side by side in each of so many heads
 
 
 def of_modules(

@@ -22,12 +22,7 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie evenly in [0, 1)
 
 
 def check_tokens(config: ConfigDict, data: TokenData) -> None:
-  """Refuses a run that its data cannot feed.
-
-  Raises:
-    ConfigError: a sequence is longer than the training split, nothing is left to evaluate, or D
-      repeats the data more than `data.max_epochs` times.
-  """
+  """Raises ConfigError where the data cannot feed a run."""
   text, count = registry.lengths(config).text, data.train_token_count
   if not 0 < text <= count:
     raise ConfigError(
@@ -45,11 +40,7 @@ def check_tokens(config: ConfigDict, data: TokenData) -> None:
 
 
 def check_predictions(data: TokenData, config: ConfigDict, train: bool = True) -> None:
-  """Refuses a run, or the evaluation of a set, in which nothing is predicted.
-
-  Raises:
-    DataError: all weights are 0; of the training text in the first thousand steps.
-  """
+  """Raises DataError where nothing is predicted: evaluated, or trained in the first 1000 steps."""
   parts = {"evaluated": validation_batches(data, config)}
   if train:
     parts["trained"] = itertools.islice(train_batches(data, config), 1000)
@@ -73,9 +64,6 @@ def train_batches(
 
   The stream is cut into windows, one a sequence, which are shuffled anew in each epoch. Process i
   of n gets rows [i B/n, (i+1) B/n) of what the objective makes of a step's B windows.
-
-  Raises:
-    ConfigError: n does not divide B.
   """
   batch_size = config.data.batch_size
   rows = _rows("data.batch_size", batch_size, process_index, process_count)
@@ -178,11 +166,7 @@ def _excerpts(data: TokenData, limit: int) -> np.ndarray:
 
 
 def eval_token_count(data: TokenData, config: ConfigDict) -> int:
-  """Returns the most tokens of text that are evaluated: `train.eval_tokens`, or all there are.
-
-  Raises:
-    ConfigError: the objective evaluates whole windows, and they are not enough for one.
-  """
+  """Returns the most tokens of text that are evaluated: `train.eval_tokens`, or all there are."""
   count = min(config.train.eval_tokens, data.validation_token_count)
   if not registry.OBJECTIVES[config.objective].whole_windows:
     return count
@@ -223,11 +207,7 @@ def _windows(data: TokenData, stream: np.ndarray, config: ConfigDict, tokens: in
 
 
 def _batch(
-  windows: Windows,
-  windows_B: np.ndarray,
-  config: ConfigDict,
-  vocab_size: int,
-  chance: tuple[int, int, int],
+  windows: Windows, windows_B, config, vocab_size: int, chance: tuple[int, int, int]
 ) -> Batch:
   """Makes the objective's batch of windows, by number; those beyond the last have no text.
 

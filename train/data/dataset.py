@@ -81,9 +81,6 @@ def prepare(config: ConfigDict) -> TokenData:
   """Opens the tokens of `config.data`, which are made first where the cache does not have them.
 
   Any number of processes may call this at once: one prepares, the others wait for it.
-
-  Raises:
-    ConfigError: the source, the tokenizer or the cache cannot be used.
   """
   name = config.data.tokenizer
   tokenizers.size(name)  # refuses a wrong name before the source is read
@@ -148,13 +145,9 @@ def _prepare(path: Path, corpus: sources.Corpus, fingerprint: str, data: ConfigD
         "overlap": json.loads((documents / OVERLAP).read_text()),
       }
       for split in SPLITS:
-        sidecar[f"{split}_documents"] = tokenise(
-          splits.read(documents, split),
-          tokenizer,
-          sidecar["dtype"],
-          partial / f"{split}.bin",
-          corpus.pairs,
-        )
+        text, stream = splits.read(documents, split), partial / f"{split}.bin"
+        count = tokenise(text, tokenizer, sidecar["dtype"], stream, corpus.pairs)
+        sidecar[f"{split}_documents"] = count
       (partial / SIDECAR).write_text(json.dumps(sidecar))
 
 
@@ -172,11 +165,7 @@ def measure_overlap(name: str, training: Path, held_out: Path) -> float:
 
 
 def tokenise(
-  documents: Iterator[bytes],
-  tokenizer: tokenizers.Tokenizer,
-  dtype: str,
-  path: Path,
-  pairs: bool,
+  documents: Iterator[bytes], tokenizer: tokenizers.Tokenizer, dtype: str, path: Path, pairs: bool
 ) -> int:
   """Writes one stream; returns its number of documents."""
   eos = np.array([tokenizer.eos], dtype)

@@ -23,14 +23,7 @@ STREAM = "validation.bin"
 
 
 def open_set(config: ConfigDict, tokens: TokenData, source: str) -> TokenData:
-  """Opens a source as a validation set beside a run's corpus; tokenises it first, once.
-
-  Returns:
-    The corpus, with the set as its validation stream.
-
-  Raises:
-    UserError: the source cannot be used, or all of it is in the training split.
-  """
+  """Opens a source as the validation stream of a run's corpus; tokenises it first, once."""
   config = config.copy_and_resolve_references()
   config.data.source = source
   corpus = sources.open_source(config)

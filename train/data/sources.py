@@ -47,9 +47,8 @@ class Corpus(NamedTuple):
 def open_source(config: ConfigDict) -> Corpus:
   """Opens `config.data.source`.
 
-  Raises:
-    UserError: the source is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a
-      row without its field) raises when the documents are first read.
+  UserError: it is unknown, missing or empty. Text that cannot be read (invalid UTF-8, a row without
+  its field) raises when the documents are first read.
   """
   kind, _, argument = config.data.source.partition(":")
   prompts = config.data.prompt_field
@@ -103,11 +102,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path, digest: str) -> bytes:
-  """Reads a file that has a SHA-256: what is prepared from it is kept under its fingerprint.
-
-  Returns:
-    the content, decompressed.
-  """
+  """Reads and decompresses a file that has a SHA-256, by which what it gives is kept."""
   content = path.read_bytes()
   _check_unchanged(path, hashlib.sha256(content).hexdigest(), digest)
   if (codec := COMPRESSED.get(path.suffix.lower())) is None:

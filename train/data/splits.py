@@ -27,16 +27,9 @@ HELD_OUT = 64  # documents that an evaluation should rest on, if it can
 def hold_out(
   name: str, percent: float, sketches: dict[bytes, np.ndarray], seed: int = 0
 ) -> dict[str, set[bytes]]:
-  """Splits a corpus into train and validation, by the digests of its documents.
+  """Splits a corpus into train and validation; `sketches` are its documents' by digest.
 
-  Args:
-    name: of the source, for messages.
-    percent: of the documents that are held out.
-    sketches: of the documents (`duplicates.sketch`), by digest.
-    seed: 0: in the order of the digests; else of their hashes with the seed.
-
-  Raises:
-    ConfigError: there are fewer than two documents.
+  `seed` 0 takes them in the order of their digests, another in that of hashes with the seed.
   """
 
   def rank(digest: bytes) -> bytes:
@@ -63,11 +56,7 @@ def hold_out(
 
 
 def build(corpus: sources.Corpus, folder: Path, split: Split) -> None:
-  """Writes a corpus as a TFDS dataset (array_record), split by the sketches of its documents.
-
-  Raises:
-    UserError: it cannot be split, or the source changed meanwhile.
-  """
+  """Writes a corpus as a TFDS dataset (array_record), split by the sketches of its documents."""
 
   def digests() -> Iterator[tuple[bytes, bytes]]:
     for document in corpus.documents():

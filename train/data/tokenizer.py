@@ -52,11 +52,7 @@ class Tokenizer:
 
 
 def size(name: str) -> int:
-  """Returns the vocabulary size of a `data.tokenizer`.
-
-  Raises:
-    ConfigError: the tokenizer is unknown or too small for every text.
-  """
+  """Returns the vocabulary size of a `data.tokenizer`; ConfigError: it is unknown or too small."""
   kind, _, number = name.partition(":")
   if name == "bytes":
     return SMALLEST
@@ -74,11 +70,7 @@ def size(name: str) -> int:
 
 
 def train(name: str, documents: Iterator[bytes]) -> Tokenizer:
-  """Makes the tokenizer `name`; BPE is trained on the documents.
-
-  Raises:
-    ConfigError: the name is not valid, or the documents have too few different words for BPE.
-  """
+  """Makes the tokenizer `name`; BPE is trained on the documents."""
   vocab_size = size(name)
   if name == "bytes":
     return _bytes()
@@ -139,11 +131,7 @@ def _bytes() -> Tokenizer:
 
 
 def _bpe(name: str, serialized: str) -> Tokenizer:
-  """Reads a byte-level BPE; the first id after those of text is eos, whatever it is called.
-
-  Raises:
-    ConfigError: it is of another kind.
-  """
+  """Reads a byte-level BPE; the first id after those of text is eos, whatever it is called."""
   import tokenizers
 
   try:

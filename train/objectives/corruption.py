@@ -52,8 +52,7 @@ def mask_tokens(
     random_share: the share that becomes one of 0 to V - 2, so never a special token.
     vocab_size: V of the tokenizer.
 
-  Returns:
-    inputs_BT, and chosen_BT: True where a token is predicted.
+  Returns: inputs_BT, and chosen_BT, True where a token is predicted.
   """
   T = tokens_BT.shape[1]
   place_BT, fate_BT, extra_B = uniform_BU[:, :T], uniform_BU[:, T:-1], uniform_BU[:, -1]
@@ -117,10 +116,7 @@ def corrupt_spans(
 
   The text is cut into as many kept as hidden pieces, in turn and starting with a kept one, their
   lengths drawn by `composition`. A single span lies anywhere, as where UL2 rolls its masks. The
-  sentinel of span i is `sentinel - i`. U >= N - 2.
-
-  Returns:
-    inputs_BS and targets_BT, of the lengths of `span_lengths`.
+  sentinel of span i is `sentinel - i`. U >= N - 2. Returns inputs_BS and targets_BT.
   """
   B, N = text_BN.shape
   noise, spans = span_counts(N, density, span_length)
@@ -148,19 +144,12 @@ def corrupt_spans(
 
 
 def cut_suffix(
-  text_BN: np.ndarray,
-  uniform_B: np.ndarray,
-  shortest: int,
-  longest: int,
-  sentinel: int,
-  eos: int,
+  text_BN: np.ndarray, uniform_B: np.ndarray, shortest: int, longest: int, sentinel: int, eos: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Cuts off the end of a text: kept s0 eos, suffix: s0 suffix eos; eos fills both up.
 
-  Every length of a suffix from `shortest` to `longest` [tokens] is equally likely.
-
-  Returns:
-    inputs and targets, each (B, N + 2), and the length of each suffix [B].
+  Every length of a suffix from `shortest` to `longest` [tokens] is equally likely. Inputs and
+  targets are (B, N + 2); the third result is the length of each suffix.
   """
   N = text_BN.shape[1]
   suffix_B = shortest + (uniform_B * (longest - shortest + 1)).astype(int)

@@ -62,20 +62,13 @@ def _is_target(targets_X: jax.Array, logits_XV: jax.Array) -> jax.Array:
 
 
 def chunked_cross_entropy(
-  x_ND: jax.Array,
-  kernel_DV: jax.Array,
-  bias_V: jax.Array | None,
-  targets_N: jax.Array,
-  dtype: jnp.dtype,
-  num_chunks: int,
+  x_ND: jax.Array, kernel_DV: jax.Array, bias_V, targets_N: jax.Array, dtype, num_chunks: int
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `cross_entropy` of the logits x W + b, one chunk of the tokens at a time.
 
   The backward pass computes the logits of each chunk again instead of keeping them, and sums the
   gradients of W and b over chunks in float32: a third more products of the head, for 1/num_chunks
-  of the memory of its logits.
-
-  x, W and b are what `transformer.Head.operands` returns; `num_chunks` need not divide N.
+  of the memory of its logits. `num_chunks` need not divide N.
   """
   N, D = x_ND.shape
   x_ND = x_ND.astype(jnp.float32)  # and so its gradient
@@ -127,11 +120,7 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def language_model_loss(
-  model: Transformer,
-  batch: Batch,
-  keys_B: jax.Array | None,
-  segments: str,
-  coefficients: Mapping[str, float],
+  model: Transformer, batch: Batch, keys_B, segments: str, coefficients: Mapping[str, float]
 ) -> Entries:
   """Computes the cross-entropy of every target, and the z-loss where it has a coefficient.
 
@@ -149,12 +138,8 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes nll_BT [nats], and log_z_BT, the log of the softmax's denominator.
 
-  Args:
-    model: its `logits_at_once` decides whether the cross-entropy is chunked.
-    batch: see `train.objectives.registry`; positions with `weights_BT` 0 are to be ignored.
-    segments: what attention stays inside of: "documents", "text" (only padding is hidden, which
-      ends a row), or "" (everything is one segment).
-    keys_B: of the dropout; None: there is none.
+  `segments` says what attention stays inside of: "documents", "text" (only padding is hidden, which
+  ends a row), or "" (everything is one segment).
   """
   read = {name: x for name, x in batch.items() if segments or "segments" not in name}
   source = None
