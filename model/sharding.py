@@ -22,7 +22,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.errors import ConfigError
 from model import ops
 
@@ -68,7 +67,6 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   """Returns the sizes of `AXES`; ConfigError: so many devices do not divide as asked."""
-  base.check_section("sharding", config)
   if config.tensor < 1 or devices % config.tensor:
     raise ConfigError(
       f"sharding.tensor={config.tensor}: must divide the {devices} devices; "

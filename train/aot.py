@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from configs.errors import ConfigError
-from model import accounting, memory, sharding
+from model import memory, sharding
 from train import optim
 from train.data import dataset
 from train.objectives import registry
@@ -181,11 +181,10 @@ def device_bytes(
   config: ConfigDict, vocab_size: int, devices: int = 1, fused: bool = False
 ) -> dict[str, int]:
   """Predicts what each device holds (`memory.device_bytes`); `vocab_size` is the tokenizer's."""
-  lengths = registry.lengths(config)
-  shape = registry.vocab_size(config, vocab_size), lengths.target, lengths.source
-  shapes = accounting.shapes(config.model, *shape)
+  shapes = registry.shapes(config, vocab_size)
   trained = optim.trainable(config.train.trainable, shapes)
   arrays = optim.arrays(config.optim, {path: shapes[path] for path in trained})
+  shape = registry.model_shape(config, vocab_size)
   return memory.device_bytes(config, *shape, arrays, devices, fused)
 
 

@@ -57,18 +57,15 @@ class Size:
 
 def size_of(config: ConfigDict, vocab_size: int) -> Size:
   """Counts parameters, steps and FLOPs; `vocab_size` is the tokenizer's."""
-  lengths = registry.lengths(config)
-  vocab_size = registry.vocab_size(config, vocab_size)
-  shape = (config.model, vocab_size, lengths.target, lengths.source)
-  tokens_per_step = registry.tokens_per_step(config)
-  shapes = accounting.shapes(*shape)
+  lengths, tokens_per_step = registry.lengths(config), registry.tokens_per_step(config)
+  shape, shapes = registry.model_shape(config, vocab_size), registry.shapes(config, vocab_size)
   trained = optim.trainable(config.train.trainable, shapes)
   return Size(
-    groups=accounting.param_groups(*shape),
+    groups=accounting.param_groups(config.model, *shape),
     trained=sum(math.prod(shapes[path]) for path in trained),
     steps=max(1, round(config.train.tokens / tokens_per_step)),
     tokens_per_step=tokens_per_step,
-    flops_per_token=accounting.train_flops_per_sequence(*shape) / lengths.text,
+    flops_per_token=accounting.train_flops_per_sequence(config.model, *shape) / lengths.text,
     predicted_per_token=lengths.predicted / lengths.text,
   )
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from configs import base, ladders
 from configs.errors import UsageError
-from model import accounting, sharding
+from model import sharding
 from model.block import OUTPUTS
 from model.layers import mlp_width
 from model.transformer import is_free
@@ -75,7 +75,7 @@ def _check_model(parent: Parent, config: ConfigDict, vocab_size: int) -> None:
   old, new = parent.config.model, config.model
   differ = [name for name in new if _value(old, name) != _value(new, name)]
   fields = ", ".join(f"model.{name}={_value(old, name)!r}" for name in differ)
-  there, here = _shapes(parent.config, vocab_size), _shapes(config, vocab_size)
+  there, here = (registry.shapes(c, vocab_size) for c in (parent.config, config))
   for path in sorted(there.keys() & here.keys()):
     if remedy := _refusal(path, there[path], here[path], parent, config):
       raise UsageError(
@@ -92,12 +92,6 @@ def _value(model: ConfigDict, name: str) -> Any:
     return mlp_width(model)
   free = is_free(name, model) or name in ("depth", "encoder_depth")  # which the shapes show
   return None if free else model[name]
-
-
-def _shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
-  lengths = registry.lengths(config)
-  vocab_size = registry.vocab_size(config, vocab_size)
-  return accounting.shapes(config.model, vocab_size, lengths.target, lengths.source)
 
 
 def _refusal(

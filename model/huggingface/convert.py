@@ -69,7 +69,6 @@ def import_folder(path: str | Path) -> Imported:
       params |= _take(weight, theirs, shapes)
     if theirs:
       raise DataError(f"weight {min(theirs)}: has no home in this {architecture.model_type}")
-    _check_params(params, shapes)
     text = _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
     start = (
       token_id(config, f"{name}_token_id", vocab_size) for name in ("decoder_start", "bos", "pad")
@@ -106,7 +105,6 @@ def export_folder(
     raise DataError(f"{folder}: exists; an export wants a new folder")
   family, config = _write(architecture, model_config, vocab_size, seq_len)
   shapes = _shapes(model_config, vocab_size, seq_len)
-  _check_params(params, shapes)
   for path in filter(re.compile(OUTPUTS).search, params):  # [L, ...]
     scale = depth_ratio(model_config, len(params[path])) ** -model_config.completep_alpha
     params = {**params, path: scale * params[path]}
@@ -315,15 +313,3 @@ def _give(weight: Weight, params: Mapping[str, np.ndarray], shapes: Mapping) -> 
     layers = [layer.T for layer in layers]
   arrays = map(np.ascontiguousarray, layers)  # safetensors writes memory as it lies
   return dict(zip(_names(weight, shapes), arrays, strict=True))
-
-
-def _check_params(params: Mapping[str, np.ndarray], shapes: Mapping) -> None:
-  for path in sorted(params.keys() | shapes.keys()):
-    if path not in params:
-      raise DataError(f"parameter {path}: missing; the config asks for it")
-    if path not in shapes:
-      raise DataError(f"parameter {path}: the config does not ask for it")
-    if params[path].shape != shapes[path]:
-      raise DataError(
-        f"parameter {path}: shape {params[path].shape}; the config asks for {shapes[path]}"
-      )

@@ -81,9 +81,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
   """Reports what one run costs, what each device holds by strategy, and what fits."""
   config, limit = resolve(config, devices), parse_bytes(device_memory)
   text_vocab = tokenizer.size(config.data.tokenizer)
-  size, lengths = record.size_of(config, text_vocab), registry.lengths(config)
-  vocab_size = registry.vocab_size(config, text_vocab)
-  shapes = accounting.shapes(config.model, vocab_size, lengths.target, lengths.source)
+  size, shapes = record.size_of(config, text_vocab), registry.shapes(config, text_vocab)
   groups = ", ".join(f"{name} {size.groups[name]:,}" for name in accounting.GROUPS)
   layout, m = config.sharding, config.model
   configured = (layout.strategy.replace("fsdp", "zero3"), layout.shard_factor)

@@ -194,13 +194,8 @@ def test_lengths_that_do_not_fit_the_family_are_refused():
     ),
     ({"positions": "relative", "relative_distance": 16}, "model.relative_buckets=32: must be at"),
     ({"size": 99}, "model.size=99: ladder 'small' has 0 to 26"),
-    ({"ladder": "huge"}, "model.ladder='huge': unknown; choose one of"),
   ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, line):
   with pytest.raises(ValueError, match=f"^{line}"):
     model_config(**changes)
-
-
-def test_petaflop_s_days():
-  assert accounting.petaflop_s_days(86_400e15) == 1.0

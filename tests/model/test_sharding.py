@@ -202,7 +202,6 @@ def test_the_mesh_uses_every_device(fields, shape):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"strategy": "zero4"}, "unknown; choose one of ddp"),
     ({"tensor": 3}, r"sharding.tensor=3: must divide the 8 devices; one of \[1, 2, 4, 8\]"),
     ({"strategy": "hybrid"}, r"sharding.shard_factor=0: .* one of \[1, 2, 4, 8\]"),
     ({"strategy": "hybrid", "shard_factor": 3}, r"shard_factor=3: must divide the 8 devices"),

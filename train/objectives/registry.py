@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError
+from model import accounting
 from train.objectives import corruption, spans
 from train.objectives.objective import Batch, Lengths, Objective, positions
 
@@ -142,6 +143,17 @@ def special_ids(config: ConfigDict, tokenizer_vocab_size: int) -> dict[str, int]
 def vocab_size(config: ConfigDict, tokenizer_vocab_size: int) -> int:
   """Returns the model's whole vocabulary: the tokenizer's, and the objective's special ids."""
   return tokenizer_vocab_size + len(specials(config))
+
+
+def shapes(config: ConfigDict, tokenizer_vocab_size: int) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every parameter of a resolved config's model, by its path."""
+  return accounting.shapes(config.model, *model_shape(config, tokenizer_vocab_size))
+
+
+def model_shape(config: ConfigDict, tokenizer_vocab_size: int) -> tuple[int, int, int]:
+  """Returns V, T and S of the model, as `model.accounting` takes them."""
+  _, source, target, _ = lengths(config)
+  return vocab_size(config, tokenizer_vocab_size), target, source
 
 
 def segments(config: ConfigDict) -> str:
