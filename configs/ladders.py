@@ -71,14 +71,10 @@ def rungs(ladder: str) -> dict[int, Rung]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Returns a copy of a config whose model has its shape filled in.
+  """Returns a checked copy of a config whose model has its shape filled in.
 
   Width, depth and heads come from the ladder; then the width of a head, the heads of keys and
   values, and the depth of an encoder-decoder's encoder from those.
-
-  Raises:
-    ConfigError: the size is not on the ladder, a number is out of its bounds, or the heads, buckets
-      or positions do not fit.
   """
   base.check_fields(config)
   config = config.copy_and_resolve_references()

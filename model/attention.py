@@ -19,21 +19,13 @@ KeysValues = tuple[jax.Array, jax.Array]  # each BSGK
 
 
 class AttentionMask(NamedTuple):
-  """What the queries of an attention see.
+  """What the queries of an attention see, as far as all of these allow."""
 
-  Attributes:
-    causal: a query sees no later key.
-    mask_BTS: True where a query may see a key, as far as the other fields allow; None: everywhere.
-    bias_BHTS: added to the scores; its B may be 1. None: nothing.
-    segments: of queries, BT, and of keys, BS: a query sees the keys of its own. None: all are one.
-    right_padded: segments only tell padding: they are 1, and then 0 to the end of the row.
-  """
-
-  causal: bool
-  mask_BTS: jax.Array | None = None
-  bias_BHTS: jax.Array | None = None
-  segments: flash.Segments | None = None
-  right_padded: bool = False
+  causal: bool  # a query sees no later key
+  mask_BTS: jax.Array | None = None  # True where a query may see a key; None: everywhere
+  bias_BHTS: jax.Array | None = None  # added to the scores; its B may be 1
+  segments: flash.Segments | None = None  # a query sees the keys of its own; None: all are one
+  right_padded: bool = False  # segments only tell padding: 1, and then 0 to the end of the row
 
   def dense(self) -> "AttentionMask":
     """Returns the same with the segments in `mask_BTS`."""

@@ -22,23 +22,14 @@ def ignore(_name: str, _x_BTD: jax.Array) -> None:
 
 
 class Context(NamedTuple):
-  """What all blocks of a stack share.
+  """What all blocks of a stack share."""
 
-  Attributes:
-    mask: what a token sees of its own sequence.
-    rotation: of its queries and keys; None: positions are not rotary.
-    cross_mask: what it sees of the encoder's output; None: there is no encoder.
-    memory_BSD: the encoder's output; None where the cache holds its keys and values.
-    slots_BT: where in the cache these tokens belong; None: there is no cache.
-    record: of each activation that `isoflop bench --coordinates` compares.
-  """
-
-  mask: AttentionMask
-  rotation: Rotation | None = None
-  cross_mask: AttentionMask | None = None
-  memory_BSD: jax.Array | None = None
-  slots_BT: jax.Array | None = None
-  record: Record = ignore
+  mask: AttentionMask  # what a token sees of its own sequence
+  rotation: Rotation | None = None  # of its queries and keys; None: positions are not rotary
+  cross_mask: AttentionMask | None = None  # what it sees of the encoder's output, if there is one
+  memory_BSD: jax.Array | None = None  # that output; None: the cache holds its keys and values
+  slots_BT: jax.Array | None = None  # where in the cache these tokens belong; None: there is none
+  record: Record = ignore  # of each activation that `isoflop bench --coordinates` compares
 
 
 class Cache(NamedTuple):

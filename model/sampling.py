@@ -80,7 +80,10 @@ def generate(
   """
   prompts_BP, lengths_B = np.asarray(prompts_BP, np.int32), np.asarray(lengths_B, np.int32)
   check_options(max_new_tokens, temperature, top_k, top_p)
-  _check_prompts(model, prompts_BP, lengths_B)
+  B, P = prompts_BP.shape
+  if lengths_B.shape != (B,) or lengths_B.min() < 1 or lengths_B.max() > P:
+    raise UsageError(f"lengths={lengths_B.tolist()}: one of 1 to {P} for each of {B} prompts")
+  check_tokens(model, prompts_BP[np.arange(P)[None] < lengths_B[:, None]])
   longest = int(lengths_B.max())
   check_length(model.decoder, longest, context, max_new_tokens)
   prompts_BP = prompts_BP[:, :longest]
@@ -138,13 +141,6 @@ def check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: fl
     raise UsageError(f"top_p={top_p}: a probability above 0 and up to 1 (all tokens)")
 
 
-def _check_prompts(model: Transformer, prompts_BP: np.ndarray, lengths_B: np.ndarray) -> None:
-  B, P = prompts_BP.shape
-  if lengths_B.shape != (B,) or lengths_B.min() < 1 or lengths_B.max() > P:
-    raise UsageError(f"lengths={lengths_B.tolist()}: one of 1 to {P} for each of {B} prompts")
-  check_tokens(model, prompts_BP[np.arange(P)[None] < lengths_B[:, None]])
-
-
 def check_length(stack: Stack | None, length: int, context: int, max_new_tokens: int = 0) -> None:
   """Raises UsageError where a prompt, and what is added to it, is longer than T, the context."""
   assert stack is not None
@@ -176,10 +172,10 @@ def check_tokens(model: Transformer, tokens: np.ndarray) -> None:
 class Blanks(NamedTuple):
   """The masked positions of a batch, in reading order, with their most probable tokens."""
 
-  rows_X: np.ndarray  # noqa: N815
-  positions_X: np.ndarray  # noqa: N815
-  tokens_XK: np.ndarray  # noqa: N815 -- the most probable first
-  probs_XK: np.ndarray  # noqa: N815
+  rows_X: np.ndarray
+  positions_X: np.ndarray
+  tokens_XK: np.ndarray  # the most probable first
+  probs_XK: np.ndarray
 
 
 def fill_mask(

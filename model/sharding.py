@@ -125,21 +125,13 @@ def logical_axes(path: Any, ndim: int) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the parameters, and the trees of their shape, lie on a mesh.
+  """Where the parameters, and the trees of their shape, lie on a mesh."""
 
-  Attributes:
-    mesh: of the axes `AXES`.
-    sharded: the trees that lie in shards: of "params", "gradients", "optimizer".
-    ndims: per parameter, the number of its dimensions.
-    dims: per parameter, the dimension that `shard` divides; -1: none does.
-    tensor_dims: likewise for `tensor`.
-  """
-
-  mesh: Mesh
-  sharded: tuple[str, ...]
-  ndims: Any
-  dims: Any
-  tensor_dims: Any
+  mesh: Mesh  # of the axes `AXES`
+  sharded: tuple[str, ...]  # the trees that lie in shards: of "params", "gradients", "optimizer"
+  ndims: Any  # per parameter, the number of its dimensions
+  dims: Any  # per parameter, the dimension that `shard` divides; -1: none does
+  tensor_dims: Any  # likewise for `tensor`
 
   def shardings(self, tree: str) -> Any:
     """Returns the NamedShardings of a tree, `tensor` included."""

@@ -30,16 +30,6 @@ from train.objectives.objective import Lengths, Objective
 # that one program serves every rate and schedule.
 STATIC_OPTIM = ("name", "b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")
 
-# By backend. On a CPU the random draws take as long to compile as half a training step; at LLVM's
-# first level half of that, with the same bits.
-INIT_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
-
-# Of the other programs. Before 0.11 jax's XLA finds no tiles for a Triton product of an odd number
-# of rows, such as span's targets, and gives up.
-OPTIONS: dict[str, dict] = (
-  {"gpu": {"xla_gpu_enable_triton_gemm": False}} if jax.__version_info__ < (0, 11) else {}
-)
-
 
 class TrainState(NamedTuple):
   """All that a step changes."""
@@ -124,22 +114,6 @@ class Setup:
   def mixed(self) -> bool:
     """Whether the optimizer updates a float32 copy of the weights."""
     return self.model.weights != "float32"
-
-
-class Program(NamedTuple):
-  """The compiled functions of one setup."""
-
-  setup: Setup
-  state: TrainState  # shapes, types and shardings of the state
-  init: Any  # seed -> TrainState
-  init_from: Any  # the model's weights -> TrainState at step 0
-  step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
-  pack_step: Any  # the same for W runs: arguments [W, ...] -> (states, W metrics)
-  stack: Any  # W states -> states [W, ...]
-  take: Any  # (states [W, ...], slot) -> TrainState
-  gradients: Any  # (params, batch) -> trainable's gradients, summed over the batch, as laid out
-  evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
-  place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
 
 
 # ----------------------------------------------------------------- the functions that are compiled
@@ -255,6 +229,33 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
 
 
 # ------------------------------------------------------------------------------- their compilation
+
+
+# By backend. On a CPU the random draws take as long to compile as half a training step; at LLVM's
+# first level half of that, with the same bits.
+INIT_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
+
+# Of the other programs. Before 0.11 jax's XLA finds no tiles for a Triton product of an odd number
+# of rows, such as span's targets, and gives up.
+OPTIONS: dict[str, dict] = (
+  {"gpu": {"xla_gpu_enable_triton_gemm": False}} if jax.__version_info__ < (0, 11) else {}
+)
+
+
+class Program(NamedTuple):
+  """The compiled functions of one setup."""
+
+  setup: Setup
+  state: TrainState  # shapes, types and shardings of the state
+  init: Any  # seed -> TrainState
+  init_from: Any  # the model's weights -> TrainState at step 0
+  step: Any  # (state, batch, lr, seed of the dropout) -> (state, metrics); the state is donated
+  pack_step: Any  # the same for W runs: arguments [W, ...] -> (states, W metrics)
+  stack: Any  # W states -> states [W, ...]
+  take: Any  # (states [W, ...], slot) -> TrainState
+  gradients: Any  # (params, batch) -> trainable's gradients, summed over the batch, as laid out
+  evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
+  place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
 
 
 def program(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from model.huggingface import switches, weights
+from model.huggingface import fields, weights
 from model.huggingface.fields import REQUIRED
 
 # Their activations, by ours; the first of several is the one that is written.
@@ -102,8 +102,8 @@ ARCHITECTURES = {
     modules=lambda c: weights.LLAMA,
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=("rotary_emb.inv_freq",),
-    read=switches.read_llama,
-    write=switches.write_llama,
+    read=fields.read_llama,
+    write=fields.write_llama,
   ),
   "gpt_neox": Architecture(
     preset="gpt_neox",
@@ -124,8 +124,8 @@ ARCHITECTURES = {
     by_head=True,
     copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
-    read=switches.read_rotary,
-    write=switches.write_gpt_neox,
+    read=fields.read_rotary,
+    write=fields.write_gpt_neox,
   ),
   "bert": Architecture(
     preset="bert",
@@ -154,7 +154,7 @@ ARCHITECTURES = {
       "cls.seq_relationship.weight",
       "cls.seq_relationship.bias",
     ),
-    read=switches.read_bert,
+    read=fields.read_bert,
   ),
   "t5": Architecture(
     preset="t5",
@@ -186,8 +186,8 @@ ARCHITECTURES = {
       "lm_head.weight": "shared.weight",
     },
     ignored=("EncDecAttention.relative_attention_bias.weight",),
-    read=switches.read_t5,
-    write=switches.write_t5,
+    read=fields.read_t5,
+    write=fields.write_t5,
   ),
 }
 ARCHITECTURES["t5_v1_1"] = ARCHITECTURES["t5"]  # one class, told apart by its config
@@ -200,8 +200,8 @@ ARCHITECTURES["mistral"] = _llama._replace(
   fields={field: ours for field, ours in _mistral.items() if field != "attention_bias"},
   only={},
   constants=NO_IDS | {"sliding_window": None},
-  read=switches.read_window,
-  write=switches.write_rotary,
+  read=fields.read_window,
+  write=fields.write_rotary,
 )
 ARCHITECTURES["qwen3"] = ARCHITECTURES["mistral"]._replace(
   preset="decoder",

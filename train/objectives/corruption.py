@@ -39,20 +39,12 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Hides int(rate n + u) of a sequence's n real tokens, at places drawn without replacement.
 
-  Some become [MASK] (id V), some a random token, and the rest stay as they are; all are predicted.
+  Of these `mask_share` become [MASK] (id V), `random_share` a random token, and the rest stay.
   Devlin et al. 2018 (arXiv:1810.04805), section 3.1; drawn anew each time a text is seen: Liu et
   al. 2019 (arXiv:1907.11692), section 4.1.
 
-  Args:
-    tokens_BT: the text.
-    real_BT: True where a token may be chosen.
-    uniform_BU: U = 2 T + 1.
-    rate: share of the real tokens that is predicted.
-    mask_share: of those, the share that becomes [MASK].
-    random_share: the share that becomes one of 0 to V - 2, so never a special token.
-    vocab_size: V of the tokenizer.
-
-  Returns: inputs_BT, and chosen_BT, True where a token is predicted.
+  A random token is one of 0 to V - 2, so never a special one. `real_BT` is True where a token may
+  be chosen; U = 2 T + 1; the second result is True where a token is predicted.
   """
   T = tokens_BT.shape[1]
   place_BT, fate_BT, extra_B = uniform_BU[:, :T], uniform_BU[:, T:-1], uniform_BU[:, -1]

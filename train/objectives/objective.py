@@ -21,33 +21,24 @@ class Lengths(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """One row of the table.
+  """One row of the table."""
 
-  Attributes:
-    batch: (text_BN1, valid_BN, uniform_BU, config, tokenizer's V) -> Batch, where `text_BN1` is N
-      tokens and the one after them, and `valid_BN` False where there is no text left.
-    lengths: config -> Lengths.
-    draws: text tokens N -> random numbers for a sequence, U.
-    specials: config -> names of the ids beyond the tokenizer's, in their order.
-    pads: some of what attention could see is padding.
-    whole_windows: a window that validation text does not fill is left out.
-    pairs: a window is a pair, prompt and completion; `data.prompt_field` names where prompts are.
-    template: how a text ($A) is written for the model to go on from, or to fill in.
-    loss: (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
-      `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
-    coefficients: config -> those of the auxiliary entries that are minimised, too: of their sums
-      over the weight of `loss`. An entry whose coefficient is 0 need not be computed.
-  """
-
+  # (text_BN1, valid_BN, uniform_BU, config, tokenizer's V) -> Batch, where `text_BN1` is N tokens
+  # and the one after them, and `valid_BN` False where there is no text left.
   batch: Callable[[np.ndarray, np.ndarray, np.ndarray, ConfigDict, int], Batch]
   lengths: Callable[[ConfigDict], Lengths]
-  draws: Callable[[int], int] = lambda text: 0
+  draws: Callable[[int], int] = lambda text: 0  # text tokens N -> random numbers of a sequence, U
+  # Names of the ids beyond the tokenizer's, in their order.
   specials: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
-  pads: bool = False
-  whole_windows: bool = False
-  pairs: bool = False
-  template: str = "{eos} $A"
+  pads: bool = False  # some of what attention could see is padding
+  whole_windows: bool = False  # a window that validation text does not fill is left out
+  pairs: bool = False  # a window is a prompt (`data.prompt_field` names where) and its completion
+  template: str = "{eos} $A"  # how a text ($A) is written for the model to go on from, or fill in
+  # (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
+  # `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
   loss: Callable[..., losses.Entries] = losses.language_model_loss
+  # Of the auxiliary entries that are minimised, too: of their sums over the weight of `loss`. An
+  # entry whose coefficient is 0 need not be computed.
   coefficients: Callable[[ConfigDict], dict[str, float]] = lambda config: {
     "z_loss": config.optim.z_loss
   }
