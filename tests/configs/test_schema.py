@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from model import accounting, sharding
 from model.layers import ACTIVATIONS
 from scaling.laws.intervals import bootstrap
-from train import record
+from train import optim, record
 from train.objectives import registry
 
 pytestmark = pytest.mark.smoke
@@ -52,6 +52,7 @@ def test_allowed_names_are_those_that_are_implemented():
   assert choices("", "objective") == registry.OBJECTIVES.keys()
   assert choices("model", "ladder") == ladders.LADDERS.keys()
   assert choices("model", "mlp") == ACTIVATIONS.keys()
+  assert choices("optim", "name") == optim.OPTIMIZERS.keys()
   assert choices("sharding", "strategy") == sharding.STRATEGIES.keys()
   assert choices("fit", "params") == accounting.CONVENTIONS.keys()
   assert choices("fit", "resampling") == set(bootstrap.RESAMPLINGS)

@@ -193,6 +193,10 @@ def test_lengths_that_do_not_fit_the_family_are_refused():
       "model.relative_buckets=2: must be at least",
     ),
     ({"positions": "relative", "relative_distance": 16}, "model.relative_buckets=32: must be at"),
+    (
+      {"width": 15, "head_width": 4, "heads": 3, "positions": "sinusoidal"},
+      "model.width=15: sinus",
+    ),
     ({"size": 99}, "model.size=99: ladder 'small' has 0 to 26"),
   ],
 )

@@ -90,13 +90,6 @@ def held(config, devices=1, vocab_size=32_000):
   return device_bytes(config, vocab_size, seq_len, devices=devices), total
 
 
-def test_one_billion_parameters_in_float32_take_sixteen_bytes_each():
-  found, n = held(large_run("1b"))
-  assert n == pytest.approx(1e9, rel=0.05)
-  parts = {part: found[part] / n for part in ("weights", "gradients", "optimizer")}
-  assert parts == {"weights": 4, "gradients": 4, "optimizer": 8}
-
-
 @pytest.mark.parametrize(
   ("strategy", "factor", "shares"),
   [
@@ -158,17 +151,6 @@ def test_activations_by_hand():
   found = device_bytes(config, 1000, 16)
   assert found["logits"] == 3 * (2 * 4 * 16 * 1000 + 3 * 4 * 16 * 8)
   assert found["activations"] == 3 * (5 * 4 * 16 * 8 + 20 * 16)  # a block's work fits in the logits
-
-
-@pytest.mark.parametrize("vary", ["batch_size", "depth", "seq_len"])
-def test_more_of_anything_takes_more(vary):
-  totals = []
-  for factor in (1, 2, 4):
-    config = large_run("1b")
-    section = config.model if vary == "depth" else config.data
-    section[vary] *= factor
-    totals.append(held(config)[0]["activations"])
-  assert totals[2] > 1.9 * totals[1] > 3.6 * totals[0] / 1.1
 
 
 def test_remat_and_microbatches_save():

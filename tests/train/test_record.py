@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from configs import base, ladders
+from configs import base
 from train import checkpoint, loop, optim, step
 from train.data import dataset
 from train.system import files
@@ -148,10 +148,3 @@ def test_a_value_that_is_not_allowed_is_named_before_the_text_is_read(field, val
   with pytest.raises(ValueError, match=rf"^{field}=.*: (must|unknown)") as refused:
     loop.train(config, "/nonexistent")
   assert "\n" not in str(refused.value)
-
-
-def test_sinusoidal_positions_need_an_even_width(tiny):
-  tiny.model.update({"width": 15, "depth": 1, "heads": 3, "head_width": 4})
-  tiny.model.positions = "sinusoidal"
-  with pytest.raises(ValueError, match="model.width=15: sinusoidal"):
-    ladders.resolve(tiny)

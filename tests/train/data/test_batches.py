@@ -18,7 +18,7 @@ from train.data.batches import (
   validation_batches,
   validation_documents,
 )
-from train.objectives import corruption, registry
+from train.objectives import registry
 
 
 def write_pairs(folder, texts):
@@ -291,17 +291,6 @@ def test_excerpts_lie_all_over_their_documents(prepare):
   )
   low, middle, high = np.histogram(seen, 3, (1, 1000))[0] / len(seen)
   assert min(low, middle, high) > 0.2
-
-
-def test_sentinels_follow_the_ids_of_text(prepare):
-  """Bits per byte divide by the bytes of the predicted text: special ids have none."""
-  config, data = prepare("span")
-  (batch, *_) = validation_batches(data, config)
-  targets = batch["targets_BT"][batch["weights_BT"] == 1]
-  noise, spans = corruption.span_counts(registry.lengths(config).text, 0.15, 3.0)
-  sequences = int(batch["weights_BT"].any(axis=1).sum())
-  assert (targets >= data.vocab_size).sum() == sequences * spans
-  assert len(targets) == sequences * (noise + spans + 1)
 
 
 def test_a_run_that_its_data_cannot_feed_is_refused(prepare):
