@@ -339,8 +339,10 @@ def renamed(tree: dict) -> dict:
   return tree | sections
 
 
-def from_json(tree: dict) -> ConfigDict:
+def from_json(tree: dict, where: str = "the stored config") -> ConfigDict:
   """Reads the config that a run or a sweep has stored, under today's schema.
+
+  `where` names the run or the file.
 
   Raises:
     UsageError: a field of it is not in the schema, or has another type there.
@@ -357,7 +359,7 @@ def from_json(tree: dict) -> ConfigDict:
   except (AttributeError, KeyError, TypeError) as error:
     reason = str(error.args[0]).partition(" and cannot be")[0]  # the rest lists the whole schema
     raise UsageError(
-      f"the stored config is of another version of isoflop ({reason}); use the one that wrote it"
+      f"{where}: is of another version of isoflop ({reason}); use the one that wrote it"
     ) from None
   return config
 

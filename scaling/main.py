@@ -159,7 +159,7 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
       "one, as in --config.fit.delta=1e-2"
     )
   if head:
-    return base.from_json(head["config"])
+    return base.from_json(head["config"], str(head.path))
   path, *argument = values.config.split(":", 1)
   file = Path(path) if named else ROOT / path
   if not file.is_file():

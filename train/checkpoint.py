@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,8 +97,7 @@ class Checkpoints:
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
     self.folder = Path(folder).absolute()
-    if read_only:
-      absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns that it is
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs what it raises, and that it reads
     kept = [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
     options = ocp.CheckpointManagerOptions(
       preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
@@ -127,8 +127,22 @@ class Checkpoints:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(parts), checksums=ocp.args.JsonSave(_checksums(parts))
     )
-    if not self._manager.save(step, args=args, force=True):
-      raise OSError(f"{self.folder}: step {step} was not saved; later steps: {self.steps()}")
+    with self._saving():
+      if not self._manager.save(step, args=args, force=True):
+        raise OSError(f"step {step} was not saved; later steps: {self.steps()}")
+
+  @contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Makes one error of what orbax and its storage raise on a full disk, or in a moved folder."""
+    try:
+      yield
+    except Exception as error:
+      refused = any(code in str(error) for code in ("NOT_FOUND", *_OF_THE_MACHINE[:2]))
+      if isinstance(error, OSError) or (isinstance(error, ValueError) and refused):
+        raise RunError(
+          f"{self.folder}: a save failed, and the one before it stays: {str(error).splitlines()[0]}"
+        ) from error
+      raise
 
   def restore(self, step: int, like: Any) -> Any:
     """Returns the state of `step`; `like` gives its shapes and types, and where each array lies.
@@ -215,11 +229,12 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when everything that was saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self.wait()
-    self._manager.close()
+    with self._saving():  # which it waits for
+      self._manager.close()

@@ -78,7 +78,7 @@ def restore(path: str) -> Restored:
     UserError: there is no run, no sound checkpoint, or no tokenizer.
   """
   folder, stored = find(path, where := f"checkpoint={path}")
-  config = ladders.resolve(base.from_json(stored["config"]))
+  config = ladders.resolve(base.from_json(stored["config"], where))
   config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = stored["data"]["vocab_size"], stored.get("imported")
   functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])

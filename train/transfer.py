@@ -57,7 +57,7 @@ def find(config: ConfigDict, data: dict) -> Parent:
       f"{where}: has other tokens, of {theirs['vocab_size']:,} ids, than data.tokenizer="
       f"{config.data.tokenizer!r}, of {data['vocab_size']:,}; {_tokenizer_remedy(folder, record)}"
     )
-  old = ladders.resolve(base.from_json(record["config"]))
+  old = ladders.resolve(base.from_json(record["config"], where))
   ids, old_ids = (registry.special_ids(c, data["vocab_size"]) for c in (config, old))
   special_rows = [old_ids.get(name, -1) for name in ids]
   parent = Parent(folder, old, where, np.array([*range(data["vocab_size"]), *special_rows]))

@@ -41,7 +41,8 @@ def run(args: flags.FlagValues) -> None:
   if args.runs:
     raise UsageError("--runs: a sweep has its runs; name the --seal that these shall test")
   workdir = workdir_of(args)
-  config = base.from_json(store.read_sweep(workdir)[0]["config"])
+  stored = store.read_sweep(workdir)[0]["config"]
+  config = base.from_json(stored, f"{workdir}/sweep.json")
   should_stop = process.StopSignal().install()
   with Display(config.sweep.name) as display:
     sweep_run.sweep(config, workdir, display, should_stop, began=process.BEGAN)

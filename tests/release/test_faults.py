@@ -1,12 +1,24 @@
-"""Faults by the hundred: files of a sweep that were damaged, and a disk that is full."""
+"""Faults by the hundred: files of a sweep that were damaged, full disks, and long service."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
+from pathlib import Path
+from statistics import median
 
 import pytest
 from test_integrity import damaged_files_are_named, judged  # noqa: F401 -- a fixture
+from test_kills import Tree, commands, left_behind, numbers, undisturbed  # noqa: F401 -- a fixture
+
+from configs import ladders
+from scaling.launch import child
+from scaling.launch.local import Pool
+from scaling.launch.queue import Task
+from scaling.progress import Display
+
+CELLS = int(os.environ.get("CELLS", "500"))
 
 
 @pytest.fixture
@@ -19,6 +31,82 @@ def small_disk(tmp_path):
     pytest.skip("cannot mount a small file system here")
   yield folder
   subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder, what):
+  subprocess.run(["mount", "-o", f"remount,{what}", str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.parametrize(
+  ("kind", "limits"),
+  [
+    ("train", [f"nr_inodes={n}" for n in (15, 25, 35, 45, 55, 65, 75, 85)]),
+    ("train", ["size=100k", "size=400k", "size=3m", "size=60m"]),
+    ("sweep", [f"nr_inodes={n}" for n in (30, 60, 120, 240)]),
+    ("sweep", ["size=400k", "size=60m"]),
+  ],
+  ids=["train, inodes", "train, bytes", "sweep, inodes", "sweep, bytes"],
+)
+def test_a_full_disk_ends_training_in_a_line_and_loses_nothing(
+  undisturbed,  # noqa: F811
+  corpus,
+  small_disk,
+  tmp_path,
+  kind,
+  limits,
+):
+  _, whole, codes = undisturbed(kind)
+  for i, limit in enumerate(limits):
+    remount(small_disk, f"size=1g,{limit}" if "size" not in limit else limit)
+    tree = Tree(commands(kind, small_disk, corpus), tmp_path / str(i))
+    (code,) = tree.end(silent=False)
+    said = (tmp_path / str(i)).read_text()
+    assert code in (1, 2), (limit, said)
+    assert f'File "{child.ROOT}' not in said, said  # orbax's threads print some of their own
+    line = said.splitlines()[-1]
+    assert line.startswith("isoflop: "), said
+    assert str(small_disk) in line
+    assert "No space left on device" in line or "MiB free" in line, line
+  remount(small_disk, "size=1g,nr_inodes=100000")
+  assert Tree(commands(kind, small_disk, corpus), tmp_path / "last").end() == codes
+  assert numbers(small_disk / "run") == whole
+  assert not left_behind(small_disk)
+
+
+def test_a_worker_that_trains_500_small_cells_needs_no_more_at_the_end(make_tiny, tmp_path):
+  """Its memory and its open files, by the medians of the second and the last quarter."""
+  config = make_tiny()
+  config.train.tokens, config.optim.warmup_tokens = 4 * 4 * 32, 128
+  config.train.keep_steps = (2,)
+  tasks = []
+  for seed in range(CELLS):
+    config.seed = seed
+    resolved = ladders.resolve(config).to_dict()
+    tasks.append(Task(str(seed), tmp_path / str(seed), resolved, 1.0, shape=0))
+  measured = []
+
+  class Meter(Display):
+    def ended(self, name, outcome, loss):
+      assert outcome == "done", name
+      proc = Path(f"/proc/{pool.workers[0].process.pid}")
+      pages = int((proc / "statm").read_text().split()[1])
+      measured.append((pages * os.sysconf("SC_PAGESIZE") / 2**20, len(os.listdir(proc / "fd"))))
+
+  pool = Pool(tmp_path, 1, Meter("", io.StringIO()), lambda: False)
+  try:
+    assert not pool.run(tasks)
+  finally:
+    pool.close()
+  quarter = CELLS // 4
+  before, after = (
+    [median(column) for column in zip(*part, strict=True)]
+    for part in (measured[quarter : 2 * quarter], measured[-quarter:])
+  )
+  print(f"quarters of {CELLS} cells [MiB, open files]: second {before}, last {after}")
+  print("every tenth:", [f"{mib:.0f}/{count}" for mib, count in measured[:: CELLS // 10]])
+  assert after[0] < 1.02 * before[0]
+  assert after[1] <= before[1]
 
 
 def test_damaged_files_are_named(judged, tmp_path):  # noqa: F811

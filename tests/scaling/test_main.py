@@ -173,7 +173,8 @@ def test_a_config_of_another_version_is_one_line(workdir, isoflop, verb, stored,
   code, _, err = isoflop(*verb.split(), f"--workdir={workdir}")
   assert code == 2
   assert len(err.splitlines()) == 1
-  assert f"the stored config is of another version of isoflop ({message}" in err
+  file = workdir / "sweep.json"
+  assert f"{file}: is of another version of isoflop ({message}" in err
 
 
 def test_a_stopped_bench_does_not_say_that_it_continues(monkeypatch, tmp_path, isoflop):

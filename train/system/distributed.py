@@ -159,7 +159,7 @@ def end_if_one_of_several(error: Exception) -> None:
   if jax.process_count() == 1:
     return
   first_line = (str(error).splitlines() or [type(error).__name__])[0]
-  of_this_host = isinstance(error, OSError)
+  of_this_host = isinstance(error, (OSError, RunError))
   message = first_line if of_this_host else f"{LOST} ({first_line})"
   print(f"isoflop: {message}", file=sys.stderr, flush=True)
   os._exit(1 if of_this_host else _LOST_CODE)

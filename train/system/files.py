@@ -43,17 +43,17 @@ class Stored(dict):
   def __init__(self, pairs: Iterable[tuple[str, Any]], path: Path | None = None):
     """Takes in the object's pairs, and the file they stand in; None: of a copy."""
     super().__init__(pairs)
-    self._path = path
+    self.path = path
 
   def __missing__(self, key: str) -> Any:
     """Raises DataError; `get` and `in` do not come here."""
-    if not self._path:
+    if not self.path:
       raise KeyError(key)
-    raise damaged(self._path, f"{key} is missing")
+    raise damaged(self.path, f"{key} is missing")
 
   def __or__(self, other: Mapping) -> "Stored":
     """Merges as dicts do; what is missing still is of the file."""
-    return Stored({**self, **other}.items(), self._path)
+    return Stored({**self, **other}.items(), self.path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -195,7 +195,7 @@ def test_a_begun_sweep_is_read_under_the_new_name_of_a_field(begun):
   with pytest.raises(ValueError, match=r"sweep with sweep.heldout_budgets=\[5.0\], asked \[3.0\]"):
     store.open_sweep(config, workdir, tokens)
   sweep["heldout_budget"] = 1e12
-  with pytest.raises(ValueError, match="stored config is of another version .*heldout_budget"):
+  with pytest.raises(ValueError, match="stored config: is of another version .*heldout_budget"):
     base.from_json(stored["config"])
 
 
