@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import test_distributed
-import test_pack
 import test_sweep
 import written
 
@@ -42,7 +41,6 @@ MOMENTS = {
   "train": ["", "checkpoints/*tmp*", "checkpoints/*", "metrics.jsonl", "run.json"],
   "processes": ["", "checkpoints/*tmp*", "checkpoints/*", "processes/1/metrics.jsonl"],
   "sweep": ["", "*/*/checkpoints/*tmp*", "trunks/*/metrics.jsonl", "cells/*/metrics.jsonl"],
-  "packed": ["", "*/*/checkpoints/*tmp*", "cells/*/metrics.jsonl"],
   "sealed": ["", ".*.[0-9]*", "fit.json", "prediction.json", "verification.json", "figures/*"],
 }
 
@@ -51,8 +49,6 @@ def commands(kind, folder, corpus):
   """Returns the commands of a run in FOLDER/run, with a cache of its text beside it."""
   source = [f"--config.data.source=text:{corpus}", f"--config.data.cache={folder}/cache"]
   workdir = f"--workdir={folder}/run"
-  if kind == "packed":
-    return [["sweep", *test_pack.SWEEP, *source, *OFTEN, workdir]]
   if kind in ("sweep", "sealed"):
     flags = ["--config=configs/base.py", *source, *test_sweep.FLAGS]
     if kind == "sweep":
@@ -147,7 +143,8 @@ def strike(kind, folder, tree, rng):
   alive, number = tree.alive(), rng.choice((signal.SIGKILL, signal.SIGTERM))
   if tree.over():
     return None, True
-  victims = rng.choice((tree.first, tree.first[:1], [rng.choice(alive)], alive))
+  others = [pid for pid in alive if pid not in tree.first] or tree.first
+  victims = rng.choice((tree.first[:1], [rng.choice(others)], [rng.choice(others)], alive))
   sweep, whole = kind not in ("train", "processes"), bool(set(victims) & set(tree.first))
   if sweep and not whole and number == signal.SIGKILL:  # a run that fails twice is given up
     records = (files.read_json(path) for path in folder.glob("*/*/run.json"))
@@ -195,7 +192,7 @@ def undisturbed(cache, corpus, tmp_path_factory):
         written.give_losses(folder / "run")
         shutil.copytree(folder / "run", folder / "before")
       codes = Tree(commands(kind, folder, corpus), folder / "errors").end()
-      assert set(codes) <= ({0, 2} if kind in ("sweep", "packed") else {0})
+      assert set(codes) <= ({0, 2} if kind == "sweep" else {0})
       assert {"cells.csv", "run.json"} & set(os.listdir(folder / "run"))
       done[kind] = folder, numbers(folder / "run"), codes
     return done[kind]

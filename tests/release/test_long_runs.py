@@ -11,10 +11,8 @@ import test_floors
 import test_memory
 import test_precision
 import test_sharding
-import test_sweep
 from test_distributed import one, uninterrupted  # noqa: F401 -- fixtures
 from test_pack import packed_sweep, records
-from test_sweep import calm, flags, swept  # noqa: F401 -- fixtures
 
 MORE = (
   "encoder strategy=zero2 width=192 depth=6 heads=6 batch_size=64 V=1000 remat=dots",
@@ -91,11 +89,6 @@ def test_four_processes_train_the_same_losses(one, corpus, tmp_path):  # noqa: F
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_peer_is_given_up_in_half_a_minute(uninterrupted, tmp_path, victim):  # noqa: F811
   test_distributed.kill_one_and_go_on(*uninterrupted, tmp_path, victim, lives_on=30)
-
-
-@pytest.mark.parametrize(("seed", "kills"), [(0, 3), (1, 3)])
-def test_killed_anywhere_gives_the_same_table(swept, flags, tmp_path, seed, kills):  # noqa: F811
-  test_sweep.kill_anywhere(swept, flags, tmp_path, seed, kills)
 
 
 def test_a_packed_sweep_that_is_killed_has_the_bits_of_one_that_is_not(corpus, tmp_path):
