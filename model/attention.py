@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax import Array
 from ml_collections import ConfigDict
 
 from model import flash, ops
@@ -15,15 +15,15 @@ from model.positions import Rotation, rotate
 
 HALVED_FROM = 128  # queries from which on a CPU leaves out what a causal first half does not see
 
-KeysValues = tuple[jax.Array, jax.Array]  # each BSGK
+KeysValues = tuple[Array, Array]  # each BSGK
 
 
 class AttentionMask(NamedTuple):
   """What the queries of an attention see, as far as all of these allow."""
 
   causal: bool  # a query sees no later key
-  mask_BTS: jax.Array | None = None  # True where a query may see a key; None: everywhere
-  bias_BHTS: jax.Array | None = None  # added to the scores; its B may be 1
+  mask_BTS: Array | None = None  # True where a query may see a key; None: everywhere
+  bias_BHTS: Array | None = None  # added to the scores; its B may be 1
   segments: flash.Segments | None = None  # a query sees the keys of its own; None: all are one
   right_padded: bool = False  # segments only tell padding: 1, and then 0 to the end of the row
 
@@ -39,7 +39,7 @@ class AttentionMask(NamedTuple):
 
 
 def segment_mask(
-  causal: bool, queries_BT: jax.Array | None, keys_BS: jax.Array | None, right_padded: bool
+  causal: bool, queries_BT: Array | None, keys_BS: Array | None, right_padded: bool
 ) -> AttentionMask:
   """Returns the mask of these segments.
 
@@ -54,14 +54,8 @@ def segment_mask(
 
 
 def attend(
-  q_BTHK: jax.Array,
-  k_BSGK: jax.Array,
-  v_BSGK: jax.Array,
-  mask: AttentionMask,
-  scale: float,
-  dtype: DTypeLike,
-  use_flash: bool = True,
-) -> jax.Array:
+  q_BTHK, k_BSGK, v_BSGK, mask: AttentionMask, scale: float, dtype, use_flash: bool = True
+) -> Array:
   """Returns softmax(scale q k + bias) v, y_BTHK in the dtype of q; `dtype` is the operands'.
 
   On a CPU by `ops.attention`, elsewhere by flash attention where that serves (`model.flash`), or by
@@ -89,7 +83,7 @@ def attend(
   return y_BTHK.astype(result_dtype)
 
 
-def _attend_on_cpu(q_BTHK, k_BSGK, v_BSGK, mask, scale, dtype) -> jax.Array:
+def _attend_on_cpu(q_BTHK, k_BSGK, v_BSGK, mask, scale, dtype) -> Array:
   """Attends by `ops.attention`, where it is causal in two halves of the queries.
 
   The first half sees no key of the second, a quarter of the products: 16 to 30 % of attention's
@@ -143,7 +137,7 @@ class Attention(nnx.Module):
     power = 1.0 if c.width_scaling == "mup" else 0.5  # mup: q and k align, their product grows as K
     self.scale = K**-power if c.scale_attention else 1.0
 
-  def keys_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> KeysValues:
+  def keys_values(self, x_BSD: Array, rotation: Rotation | None = None) -> KeysValues:
     """Returns the keys and values of a sequence, the keys rotated to their positions."""
     k_BSGK, v_BSGK = (
       f(x_BSD).reshape(*x_BSD.shape[:2], self.kv_heads, -1) for f in (self.key, self.value)
@@ -154,11 +148,11 @@ class Attention(nnx.Module):
 
   def __call__(
     self,
-    x_BTD: jax.Array,
+    x_BTD: Array,
     keys_values: KeysValues,
     mask: AttentionMask,
     rotation: Rotation | None = None,
-  ) -> jax.Array:
+  ) -> Array:
     """Returns y_BTD; `rotation` is that of the queries."""
     q_BTHK = self.query(x_BTD).reshape(*x_BTD.shape[:2], self.heads, -1)
     if self.query_norm is not None:

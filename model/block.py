@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from ml_collections import ConfigDict
 
 from model.attention import Attention, AttentionMask, KeysValues
 from model.layers import MLP, Embedding, Norm, dropout, split_keys
 from model.positions import Rotation, relative_bucket, rotary_width, rotation
 
-Record = Callable[[str, jax.Array], None]  # is given the name and value of an activation
+Record = Callable[[str, Array], None]  # is given the name and value of an activation
 OUTPUTS = r"/block/.*/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
 
 
-def ignore(_name: str, _x_BTD: jax.Array) -> None:
+def ignore(_name: str, _x_BTD: Array) -> None:
   """Records nothing."""
 
 
@@ -27,8 +28,8 @@ class Context(NamedTuple):
   mask: AttentionMask  # what a token sees of its own sequence
   rotation: Rotation | None = None  # of its queries and keys; None: positions are not rotary
   cross_mask: AttentionMask | None = None  # what it sees of the encoder's output, if there is one
-  memory_BSD: jax.Array | None = None  # that output; None: the cache holds its keys and values
-  slots_BT: jax.Array | None = None  # where in the cache these tokens belong; None: there is none
+  memory_BSD: Array | None = None  # that output; None: the cache holds its keys and values
+  slots_BT: Array | None = None  # where in the cache these tokens belong; None: there is none
   record: Record = ignore  # of each activation that `isoflop bench --coordinates` compares
 
 
@@ -61,8 +62,8 @@ class Block(nnx.Module):
     self.scale = depth_ratio(c, depth) ** -c.completep_alpha  # Dey et al. 2025, table 1
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, cache: Cache | None, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, Cache | None]:
+    self, x_BTD: Array, context: Context, cache: Cache | None, keys_B: Array | None
+  ) -> tuple[Array, Cache | None]:
     """Returns the next residual stream, and the cache (None: there is none) with these tokens."""
     keys = split_keys(keys_B, 3)
     block_input_BTD = x_BTD
@@ -93,17 +94,15 @@ class Block(nnx.Module):
     context.record("mlp", y_BTD)
     return self._add(x_BTD, y_BTD, self.mlp_norm, keys[2]), cache
 
-  def _input(self, x_BTD: jax.Array, norm: Norm) -> jax.Array:
+  def _input(self, x_BTD: Array, norm: Norm) -> Array:
     return x_BTD if self.post else norm(x_BTD)
 
-  def _add(
-    self, x_BTD: jax.Array, y_BTD: jax.Array, norm: Norm, keys_B: jax.Array | None
-  ) -> jax.Array:
+  def _add(self, x_BTD: Array, y_BTD: Array, norm: Norm, keys_B: Array | None) -> Array:
     x_BTD = x_BTD + self.scale * dropout(y_BTD, self.dropout, keys_B)
     return norm(x_BTD) if self.post else x_BTD
 
 
-def _write(cached: KeysValues, new: KeysValues, slots_BT: jax.Array | None) -> KeysValues:
+def _write(cached: KeysValues, new: KeysValues, slots_BT: Array | None) -> KeysValues:
   """Returns the cached keys and values with new ones in their slots."""
   row_B1 = jnp.arange(new[0].shape[0])[:, None]
   (k_BSGK, v_BSGK), (k_BTGK, v_BTGK) = cached, new
@@ -164,11 +163,11 @@ class Stack(nnx.Module):
     self.rotary = rotary if c.positions == "rotary" else None
     self.longest = c.relative_distance
 
-  def rotation(self, positions_BT: jax.Array):
+  def rotation(self, positions_BT: Array):
     """Returns the rotation to these positions; None where positions are not rotary."""
     return None if self.rotary is None else rotation(positions_BT, *self.rotary)
 
-  def bias(self, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array | None:
+  def bias(self, queries_BT: Array, keys_BS: Array) -> Array | None:
     """Returns the bias of relative positions, BHTS; None where positions are not relative."""
     if self.relative is None:
       return None
@@ -178,12 +177,8 @@ class Stack(nnx.Module):
     return jnp.moveaxis(self.relative(bucket_BTS), -1, 1)
 
   def __call__(
-    self,
-    x_BTD: jax.Array,
-    context: Context,
-    cache: Cache | None = None,
-    keys_LB: jax.Array | None = None,
-  ) -> tuple[jax.Array, Cache | None]:
+    self, x_BTD: Array, context: Context, cache: Cache | None = None, keys_LB: Array | None = None
+  ) -> tuple[Array, Cache | None]:
     """Returns the output y_BTD, and the cache with these tokens in it."""
     graphdef, state_L = nnx.split(self.block)
 
@@ -205,7 +200,7 @@ class Stack(nnx.Module):
     self.record("residual", x_BTD)
     return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache
 
-  def cross_keys_values(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def cross_keys_values(self, memory_BSD: Array) -> tuple[Array, Array]:
     """Returns the keys and values of the encoder's output, each LBSGK."""
     graphdef, params_L = nnx.split(self.block)
     return jax.vmap(

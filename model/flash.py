@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -22,13 +23,13 @@ from model import ops
 
 BLOCK = 128  # queries and keys of a Pallas kernel's block: lengths are padded to whole ones
 
-Segments = tuple[jax.Array, jax.Array]  # BT, BS: a query sees the keys of its own
+Segments = tuple[Array, Array]  # BT, BS: a query sees the keys of its own
 
 
 def choose(
   platform: str,
-  q_shape: tuple[int, ...],
-  k_shape: tuple[int, ...],
+  q_shape: tuple,
+  k_shape: tuple,
   dtype: DTypeLike,
   segments: bool,
   right_padded: bool,
@@ -51,14 +52,8 @@ def choose(
 
 
 def attend(
-  kernel: str,
-  q_BTHK: jax.Array,
-  k_BSGK: jax.Array,
-  v_BSGK: jax.Array,
-  scale: float,
-  causal: bool,
-  segments: Segments | None,
-) -> jax.Array:
+  kernel: str, q_BTHK, k_BSGK, v_BSGK, scale: float, causal: bool, segments: Segments | None
+) -> Array:
   """Returns softmax(scale q k) v by a kernel, over heads that a tensor axis may divide."""
   call = functools.partial(KERNELS[kernel], scale=scale, causal=causal)
   if segments is not None:
@@ -128,12 +123,12 @@ def _splash(q_BTHK, k_BSGK, v_BSGK, segments, *, scale, causal, interpret=False)
   return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)[:, :T]
 
 
-def _padded(x_BT: jax.Array, multiple: int) -> jax.Array:
+def _padded(x_BT: Array, multiple: int) -> Array:
   """Returns x with zeros behind its T, up to a multiple; there segments are those of padding."""
   return jnp.pad(x_BT, ((0, 0), (0, -x_BT.shape[1] % multiple)) + ((0, 0),) * (x_BT.ndim - 2))
 
 
-KERNELS: dict[str, Callable[..., jax.Array]] = {
+KERNELS: dict[str, Callable[..., Array]] = {
   "cudnn": _cudnn,
   "triton": _triton,
   "splash": _splash,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
@@ -44,8 +45,8 @@ def tensor_axis() -> int:
 
 
 def plain_matmul(
-  x_ND: jax.Array, w_DF: jax.Array, dtype: DTypeLike, result_dtype: DTypeLike = jnp.float32
-) -> jax.Array:
+  x_ND: Array, w_DF: Array, dtype: DTypeLike, result_dtype: DTypeLike = jnp.float32
+) -> Array:
   """Returns x @ w: operands in `dtype`, sums in float32, the result in `result_dtype`."""
   return _dot(x_ND, w_DF, ((1,), (0,)), dtype, result_dtype)
 
@@ -82,7 +83,7 @@ def _matmul_backward(dtype, result_dtype, residuals, dy_NF):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def transpose(x_XTK: jax.Array) -> jax.Array:
+def transpose(x_XTK: Array) -> Array:
   """Returns x_XKT, copied where a product is faster when its left operand's rows are contiguous.
 
   XLA's CPU backend has its fast bfloat16 products, and its fast batched ones, only for such rows:
@@ -99,7 +100,7 @@ def transpose(x_XTK: jax.Array) -> jax.Array:
 # ---- Norms
 
 
-def plain_norm(x_XD: jax.Array, scale_1D: jax.Array, center: bool, eps: float) -> jax.Array:
+def plain_norm(x_XD: Array, scale_1D: Array, center: bool, eps: float) -> Array:
   """Returns the RMS norm of the last axis, or with `center` the layer norm, times the gain."""
   z_XD = x_XD.astype(jnp.float32)
   z_XD -= jnp.mean(z_XD, axis=-1, keepdims=True) if center else 0.0
@@ -141,7 +142,7 @@ norm.defvjp(_norm_forward, _norm_backward)
 # ---- Attention
 
 
-def plain_attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) -> jax.Array:
+def plain_attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) -> Array:
   """Returns softmax(scale q k + bias) v, y_BHTK in float32; operands of products are in `dtype`.
 
   The mask is True where a query sees a key (None: everywhere); the bias' B may be 1.
@@ -158,7 +159,7 @@ def plain_attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) 
 # K numbers, not over S. The backward pass keeps them as the products read them: with a float32 copy
 # besides, a step takes up to 8 % longer.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) -> jax.Array:
+def attention(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype) -> Array:
   """Computes `plain_attention`."""
   return _attention_forward(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_BHTS, scale, dtype)[0]
 
@@ -194,11 +195,11 @@ def _attention_backward(scale, dtype, residuals, dy_BHTK):
   return dq_BHTK, dk_BHSK, dv_BHSK, None, dbias_BHTS
 
 
-def _einsum(spec: str, x: jax.Array, y: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _einsum(spec: str, x: Array, y: Array, dtype: DTypeLike) -> Array:
   return jnp.einsum(spec, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _wide_einsum(x_BHTK: jax.Array, y_BHTS: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _wide_einsum(x_BHTK: Array, y_BHTS: Array, dtype: DTypeLike) -> Array:
   """Returns y^T x, z_BHSK, computed as x^T y, the wide way round: see `_matmul_backward`."""
   z_BHKS = _einsum("BHKT,BHTS->BHKS", transpose(x_BHTK.astype(dtype)), y_BHTS, dtype)
   return jax.lax.optimization_barrier(z_BHKS).swapaxes(-1, -2)
@@ -216,7 +217,7 @@ REFERENCES: dict[Callable, Callable] = {
 # ---- The rest of the model
 
 
-def recompute(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def recompute(f: Callable[..., Array]) -> Callable[..., Array]:
   """Returns f, which saves only its arguments and recomputes itself in the backward pass.
 
   Unlike `jax.checkpoint` it does so under any policy of a checkpoint around it, too.
@@ -226,7 +227,7 @@ def recompute(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return g
 
 
-def logits(x_ND: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None, dtype) -> jax.Array:
+def logits(x_ND: Array, kernel_DV: Array, bias_V: Array | None, dtype) -> Array:
   """Returns logits_NV in float32 of what `Head.operands` returns."""
   logits_NV = matmul(x_ND, kernel_DV, dtype)
   return logits_NV if bias_V is None else logits_NV + bias_V[None]

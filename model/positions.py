@@ -2,11 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 from ml_collections import ConfigDict
 
-Rotation = tuple[jax.Array, jax.Array]
+Rotation = tuple[Array, Array]
 
 
 def rotary_width(c: ConfigDict) -> int:
@@ -15,7 +15,7 @@ def rotary_width(c: ConfigDict) -> int:
 
 
 def rotation(
-  positions_BT: jax.Array, width: int, base: float, factor=1.0, original=0, low=1.0, high=4.0
+  positions_BT: Array, width: int, base: float, factor=1.0, original=0, low=1.0, high=4.0
 ) -> Rotation:
   """Returns (cos, sin) of the rotary angles, each BT1K; the first half of the sines is negated.
 
@@ -31,7 +31,7 @@ def rotation(
   return jnp.concatenate([cos_BT1J] * 2, axis=-1), jnp.concatenate([-sin_BT1J, sin_BT1J], axis=-1)
 
 
-def rotate(x_BTHK: jax.Array, rotation: Rotation) -> jax.Array:
+def rotate(x_BTHK: Array, rotation: Rotation) -> Array:
   """Rotates the pairs (i, i + K/2) of each head by angles proportional to the position.
 
   Of a rotation that is narrower than the head, K is its width, and the rest stays as it is.
@@ -47,13 +47,13 @@ def rotate(x_BTHK: jax.Array, rotation: Rotation) -> jax.Array:
   return jnp.concatenate([y_BTHK, rest], axis=-1) if rest.size else y_BTHK
 
 
-def relative_bucket(distance: jax.Array, buckets: int, longest: int, causal: bool) -> jax.Array:
+def relative_bucket(distance: Array, buckets: int, longest: int, causal: bool) -> Array:
   """Returns the bucket of key position - query position (Raffel et al. 2020, arXiv:1910.10683).
 
   Half of the buckets are single distances, the other half grow logarithmically up to `longest`.
   Without causality keys after the query have the upper half of all buckets.
   """
-  side: jax.Array | int = 0
+  side: Array | int = 0
   if causal:
     distance = jnp.maximum(-distance, 0)
   else:
@@ -66,7 +66,7 @@ def relative_bucket(distance: jax.Array, buckets: int, longest: int, causal: boo
   return side + jnp.where(distance < single, distance, grown)
 
 
-def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
+def sinusoids(positions_BT: Array, width: int) -> Array:
   """Returns the position vectors of Vaswani et al. 2017 (arXiv:1706.03762), BTD: sines, cosines."""
   rates_J = 10_000.0 ** -(jnp.arange(width // 2) * 2 / width)
   angles_BTJ = positions_BT[..., None] * rates_J[None, None]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from configs.errors import UsageError
 from model.transformer import Source, Stack, Transformer
@@ -20,8 +21,8 @@ NO_STOP = -1  # a stop token that is never drawn
 
 
 def filter_logits(
-  logits_XV: jax.Array, temperature: jax.Array | float, top_k: jax.Array | int, top_p: Any
-) -> jax.Array:
+  logits_XV: Array, temperature: Array | float, top_k: Array | int, top_p: Any
+) -> Array:
   """Sets to -inf the logits of tokens that are never drawn, and divides the rest.
 
   First the temperature (0: only the most probable token is left), then top-k (0: all), then top-p
@@ -44,7 +45,7 @@ def filter_logits(
   return jnp.where(rank_XV < count_X1, logits_XV, -jnp.inf)
 
 
-def draw(logits_BV: jax.Array, positions_B: jax.Array, key: jax.Array) -> jax.Array:
+def draw(logits_BV: Array, positions_B: Array, key: Array) -> Array:
   """Draws a token_B per row; the randomness is a function of (key, row, position) only."""
 
   def one(logits_V, row, position):
@@ -59,7 +60,7 @@ def generate(
   prompts_BP: np.ndarray,
   lengths_B: Sequence[int] | np.ndarray,
   max_new_tokens: int,
-  key: jax.Array,
+  key: Array,
   *,
   context: int,
   temperature: float = 1.0,

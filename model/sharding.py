@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -153,7 +154,7 @@ class Layout:
 
     return jax.tree.map(one, self.ndims, self.dims, self.tensor_dims)
 
-  def place(self, rows: dict[str, Any]) -> dict[str, jax.Array]:
+  def place(self, rows: dict[str, Any]) -> dict[str, Array]:
     """Returns a batch from this host's rows of it (arrays whose first axis is the batch's)."""
     if (lies := self.batch) is None:
       return rows
@@ -194,7 +195,7 @@ class Layout:
     if "params" not in self.sharded:
       return params
 
-    def gather(path: Any, w: jax.Array, dim: int) -> jax.Array:
+    def gather(path: Any, w: Array, dim: int) -> Array:
       return w if "block" in jax.tree_util.keystr(path) else all_gather(w, dim)
 
     return jax.tree_util.tree_map_with_path(gather, params, self.dims)
@@ -223,7 +224,7 @@ class Layout:
     # Where parameters lie in shards, the derivative of `all_gather` has reduced their gradients.
     reduced = "params" in self.sharded
 
-    def reduce(g: jax.Array, dim: int) -> jax.Array:
+    def reduce(g: Array, dim: int) -> Array:
       if dim < 0:
         return self.all_reduce(g, "shard")
       return g if reduced else reduce_scatter(g, dim)
@@ -236,13 +237,13 @@ class Layout:
       return tree
     return jax.tree.map(self._slice, tree, self.dims)
 
-  def _slice(self, w: jax.Array, dim: int) -> jax.Array:
+  def _slice(self, w: Array, dim: int) -> Array:
     if dim < 0:
       return w
     size = w.shape[dim] // self.mesh.shape["shard"]
     return jax.lax.dynamic_slice_in_dim(w, jax.lax.axis_index("shard") * size, size, dim)
 
-  def on_whole(self, function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+  def on_whole(self, function: Callable[[Array], Array], tree: Any) -> Any:
     """Applies a function to the whole array of each layer, in a tree of parameters of blocks.
 
     They lie as the optimizer's: a layer is all-gathered where it is in shards; each device computes
@@ -251,7 +252,7 @@ class Layout:
     """
     dims = dict(jax.tree_util.tree_leaves_with_path(self.dims))
 
-    def apply(path: Any, x: jax.Array) -> jax.Array:
+    def apply(path: Any, x: Array) -> Array:
       dim = dims[path] - 1 if "optimizer" in self.sharded else -1
       return jax.lax.map(lambda w: self._slice(function(all_gather(w, dim)), dim), x)
 
@@ -266,7 +267,7 @@ class Layout:
       return params
     return jax.tree.map(all_gather, params, self.dims)
 
-  def square_sum(self, grads: Any) -> jax.Array:
+  def square_sum(self, grads: Any) -> Array:
     """Returns the sum of squares over the whole model of gradients in local shards."""
     leaves, dims = jax.tree.leaves(grads), jax.tree.leaves(self.dims)
     sums = [(jnp.sum(jnp.square(g)), d) for g, d in zip(leaves, dims, strict=True)]
@@ -305,12 +306,12 @@ def make_layout(config: ConfigDict, params: Any, mesh: Mesh) -> Layout:
 # ---- Collectives over `shard` ----
 
 
-def _gather(w: jax.Array, dim: int) -> jax.Array:
+def _gather(w: Array, dim: int) -> Array:
   """Returns a parameter from its shards along `dim`; -1: it is not in shards."""
   return w if dim < 0 else jax.lax.all_gather(w, "shard", axis=dim, tiled=True)
 
 
-def reduce_scatter(g: jax.Array, dim: int) -> jax.Array:
+def reduce_scatter(g: Array, dim: int) -> Array:
   """Returns this device's shard along `dim` of an array's sum over `shard`."""
   parts = jax.lax.psum_scatter(_summable(g), "shard", scatter_dimension=dim, tiled=True)
   return parts.astype(g.dtype)
@@ -329,7 +330,7 @@ def _gather_block(dims: Any, params: Any) -> Any:
   return jax.tree.map(lambda w, d: all_gather(w, d - 1) if d >= 0 else w, params, dims)
 
 
-def _sum_over_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _sum_over_processes(x_N: Array, axes: tuple[str, ...]) -> Array:
   """Sums over mesh axes, between processes on CPUs.
 
   Two devices swap theirs, four do so twice; all of them get the same bits. For 115,000 numbers
@@ -344,6 +345,6 @@ def _sum_over_processes(x_N: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return x_N
 
 
-def _summable(x: jax.Array) -> jax.Array:
+def _summable(x: Array) -> Array:
   """Returns x in a type that the devices can add up: XLA's CPU backend adds no bfloat16."""
   return x.astype(jnp.float32) if ops.platform() == "cpu" else x

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
@@ -20,16 +20,16 @@ from model.positions import sinusoids
 class Source(NamedTuple):
   """What the encoder of an encoder-decoder reads; segments and positions as in `Transformer`."""
 
-  tokens_BS: jax.Array
-  segments_BS: jax.Array | None = None
-  positions_BS: jax.Array | None = None
+  tokens_BS: Array
+  segments_BS: Array | None = None
+  positions_BS: Array | None = None
 
 
 class DecoderState(NamedTuple):
   """What a decoder has read, of its own sequence and of the encoder's."""
 
   cache: Cache  # with a leading L
-  source_mask_BS: jax.Array | None  # the encoder's tokens that may be seen; None: all
+  source_mask_BS: Array | None  # the encoder's tokens that may be seen; None: all
 
 
 class Head(nnx.Module):
@@ -48,14 +48,12 @@ class Head(nnx.Module):
       self.scale *= _scale_width(c) / c.width
     self.dtype = jnp.dtype(c.dtype)
 
-  def __call__(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+  def __call__(self, x_BTD: Array, table_VD: Array) -> Array:
     """Returns logits_BTV in float32; `table_VD` is the embedding, used where it is tied."""
     logits_NV = ops.logits(*self.operands(x_BTD, table_VD), self.dtype)
     return logits_NV.reshape(*x_BTD.shape[:-1], -1)
 
-  def operands(
-    self, x_BTD: jax.Array, table_VD: jax.Array
-  ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  def operands(self, x_BTD: Array, table_VD: Array) -> tuple[Array, Array, Array | None]:
     """Returns x_ND, kernel_DV and bias_V (or None), which `ops.logits` makes the logits of."""
     if self.transform is not None and self.norm is not None:
       x_BTD = self.norm(self.activation(self.transform(x_BTD)))
@@ -101,22 +99,22 @@ class Transformer(nnx.Module):
     self.sinusoidal, self.dropout = c.positions == "sinusoidal", c.dropout
     self.logits_at_once, self.activations = c.logits_at_once, jnp.dtype(c.activations)
 
-  def __call__(self, *inputs: Any, **options: Any) -> jax.Array:
+  def __call__(self, *inputs: Any, **options: Any) -> Array:
     """Returns logits_BTV in float32; takes what `hidden` takes."""
     return self.head(self.hidden(*inputs, **options), self.embedding.table[...])
 
   def hidden(
     self,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array | None = None,
-    positions_BT: jax.Array | None = None,
+    tokens_BT: Array,
+    segments_BT: Array | None = None,
+    positions_BT: Array | None = None,
     *,
-    prefix_BT: jax.Array | None = None,
-    token_types_BT: jax.Array | None = None,
+    prefix_BT: Array | None = None,
+    token_types_BT: Array | None = None,
     source: Source | None = None,
-    keys_B: jax.Array | None = None,
+    keys_B: Array | None = None,
     right_padded: bool = False,
-  ) -> jax.Array:
+  ) -> Array:
     """Returns what the head reads, x_BTD.
 
     Args:
@@ -146,15 +144,15 @@ class Transformer(nnx.Module):
     return self._run(stack, tokens_BT, positions_BT, token_types_BT, context, keys[1])
 
   def encode(
-    self, source: Source, keys_B: jax.Array | None = None, right_padded: bool = False
-  ) -> jax.Array:
+    self, source: Source, keys_B: Array | None = None, right_padded: bool = False
+  ) -> Array:
     """Returns the encoder's output memory_BSD."""
     tokens_BS, segments_BS, positions_BS = source
     assert self.encoder is not None
     context = Context(segment_mask(False, segments_BS, segments_BS, right_padded))
     return self._run(self.encoder, tokens_BS, positions_BS, None, context, keys_B)
 
-  def _run(self, stack, tokens_BT, positions_BT, token_types_BT, context, keys_B) -> jax.Array:
+  def _run(self, stack, tokens_BT, positions_BT, token_types_BT, context, keys_B) -> Array:
     """Runs a stack over whole sequences."""
     index_1T = jnp.arange(tokens_BT.shape[1])[None]
     if positions_BT is None:
@@ -187,12 +185,8 @@ class Transformer(nnx.Module):
     return DecoderState(Cache((empty, empty), memory), mask_BS)
 
   def extend(
-    self,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    state: DecoderState,
-    last_seen_BT: jax.Array | None = None,
-  ) -> tuple[jax.Array, DecoderState]:
+    self, tokens_BT: Array, positions_BT: Array, state: DecoderState, last_seen_BT=None
+  ) -> tuple[Array, DecoderState]:
     """Reads more tokens: returns their logits_BTV, and the state with them in it.
 
     A token at position p is written to slot p of its row, and sees the slots 0 ... p, or those up
@@ -214,7 +208,7 @@ class Transformer(nnx.Module):
     assert cache is not None
     return self.head(x_BTD, self.embedding.table[...]), state._replace(cache=cache)
 
-  def _embed(self, stack, tokens_BT, positions_BT, token_types_BT=None) -> jax.Array:
+  def _embed(self, stack, tokens_BT, positions_BT, token_types_BT=None) -> Array:
     x_BTD = self.embedding(tokens_BT) * self.scale
     if stack.positions is not None:
       T, longest = tokens_BT.shape[1], stack.positions.table.shape[0]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, traverse_util
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -34,7 +35,7 @@ STATIC_OPTIM = ("name", "b1", "b2", "eps", "momentum", "weight_decay", "clip_nor
 class TrainState(NamedTuple):
   """All that a step changes."""
 
-  step: jax.Array  # updates done, int32 scalar
+  step: Array  # updates done, int32 scalar
   trainable: Any  # nested dicts of weights, in `model.weights`
   frozen: Any  # likewise, those that no step changes
   master: Any  # trainable in float32, which the optimizer updates; (): they are float32
@@ -119,7 +120,7 @@ class Setup:
 # ----------------------------------------------------------------- the functions that are compiled
 
 
-def init(setup: Setup, seed: jax.Array) -> TrainState:
+def init(setup: Setup, seed: Array) -> TrainState:
   """Draws the initial weights."""
   return init_from(setup, nnx.to_pure_dict(nnx.state(setup.build(seed))))
 
@@ -133,7 +134,7 @@ def init_from(setup: Setup, params: Any) -> TrainState:
 
 
 def train_step(
-  setup: Setup, state: TrainState, batch: Batch, lr: jax.Array, seed: jax.Array
+  setup: Setup, state: TrainState, batch: Batch, lr: Array, seed: Array
 ) -> tuple[TrainState, dict]:
   """Updates the state by one batch."""
   layout, rows = setup.trained, batch["inputs_BT"].shape[0]
@@ -154,9 +155,7 @@ def train_step(
   return TrainState(state.step + 1, trainable, state.frozen, master, opt_state), metrics
 
 
-def sum_gradients(
-  setup: Setup, trainable: Any, frozen: Any, batch: Batch, keys_B: jax.Array | None = None
-) -> tuple[Any, Sums]:
+def sum_gradients(setup: Setup, trainable, frozen, batch: Batch, keys_B=None) -> tuple[Any, Sums]:
   """Sums gradients (as they are laid out) and the loss's entries over the whole batch.
 
   Gradients have the weights' dtype, as a device sends them; over microbatches they are summed in
@@ -181,9 +180,7 @@ def sum_gradients(
   return layout.all_reduce(grads, "replica"), layout.all_reduce(sums, *sharding.BATCH)
 
 
-def microbatch_gradients(
-  setup: Setup, trainable: Any, frozen: Any, batch: Batch, keys_B: jax.Array | None
-) -> tuple[Any, Sums]:
+def microbatch_gradients(setup: Setup, trainable, frozen, batch: Batch, keys_B) -> tuple[Any, Sums]:
   """Returns gradients and the loss's entries, summed over this device's rows."""
   differentiate = jax.value_and_grad(loss_sum, has_aux=True)
   (_, sums), grads = differentiate(trainable, frozen, setup, batch, keys_B)
@@ -192,9 +189,7 @@ def microbatch_gradients(
   return grads, sums
 
 
-def loss_sum(
-  trainable: Any, frozen: Any, setup: Setup, batch: Batch, keys_B: jax.Array | None
-) -> tuple[jax.Array, Sums]:
+def loss_sum(trainable, frozen, setup: Setup, batch: Batch, keys_B) -> tuple[Array, Sums]:
   """Returns what is minimised, and the sums of the loss's entries."""
   sums = losses.sums(entries(setup, merge(trainable, frozen), batch, keys_B))
   minimised, _ = sums[LOSS]
@@ -208,15 +203,13 @@ def evaluate(setup: Setup, params: Any, batch: Batch) -> Sums:
   return losses.sequence_sums(entries(setup, params, batch))
 
 
-def entries(
-  setup: Setup, params: Any, batch: Batch, keys_B: jax.Array | None = None
-) -> losses.Entries:
+def entries(setup: Setup, params, batch: Batch, keys_B=None) -> losses.Entries:
   """Computes the entries of the objective's loss."""
   model = nnx.merge(setup.graphdef, setup.layout.gather_outside_blocks(params))
   return setup.objective.loss(model, batch, keys_B, setup.segments, setup.coefficients)
 
 
-def dropout_keys(seed: jax.Array, step: jax.Array, rows: int) -> jax.Array:
+def dropout_keys(seed: Array, step: Array, rows: int) -> Array:
   """Returns keys_B by (seed, step, row of the whole batch)."""
   row_B = jax.lax.axis_index(sharding.BATCH) * rows + jnp.arange(rows)
   key = jax.random.fold_in(jax.random.key(seed), step)
@@ -313,7 +306,7 @@ def _program(setup: Setup) -> Program:
 
 
 def pack_step(
-  step: Callable, states: TrainState, batches: Batch, lr_W: jax.Array, seed_W: jax.Array
+  step: Callable, states: TrainState, batches: Batch, lr_W: Array, seed_W: Array
 ) -> tuple[TrainState, list[dict]]:
   """Updates the states of W runs, each by its batch."""
   states, metrics = jax.vmap(step)(states, batches, lr_W, seed_W)

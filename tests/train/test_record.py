@@ -11,13 +11,13 @@ from train.data import dataset
 from train.system import files
 
 
-@pytest.fixture
-def done(make_tiny, tmp_path):
+@pytest.fixture(scope="module")
+def done(make_tiny, tmp_path_factory):
   """A config and the folder in which it was trained."""
-  config = make_tiny()
+  config, folder = make_tiny(), tmp_path_factory.mktemp("runs") / "done"
   config.train.tokens, config.model.dtype = 10 * 128, "bfloat16"
-  loop.train(config, tmp_path / "done")
-  return config, tmp_path / "done"
+  loop.train(config, folder)
+  return config, folder
 
 
 OTHERS = {
@@ -39,7 +39,7 @@ OTHERS = {
 
 def test_a_folder_of_another_run_is_refused(done):
   """Finished, or to be gone on with: by the field that differs; what is there stays."""
-  config, folder = done
+  config, folder = done[0].copy_and_resolve_references(), done[1]
   stored = files.read_json(folder / "run.json")
   kept = sorted((folder / "checkpoints").rglob("*"))
   for status in ("done", "running"):

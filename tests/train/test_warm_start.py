@@ -17,6 +17,7 @@ from configs import base, ladders, presets
 from scaling.commands import import_
 from train import loop, pack, restore, start, step, transfer
 from train.evaluate import evaluate
+from train.record import plain
 from train.system import files
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpt2"
@@ -222,9 +223,16 @@ def test_layers_are_not_added_where_the_depth_scales_all_of_them(tiny):
     ),
   ],
 )
-def test_objectives_that_do_not_fit_are_refused(parent, child, tmp_path, before, after, message):
+def test_objectives_that_do_not_fit_are_refused(
+  make_tiny, parent, child, tmp_path, before, after, message
+):
+  """By what the parent's record says: its weights are not read."""
+  folder = shutil.copytree(parent("clm"), tmp_path / "parent")
+  stored = files.read_json(folder / "run.json")
+  stored["config"] = plain(with_objective(make_tiny(), before))
+  files.write_json(folder / "run.json", files.with_digests(stored))
   with pytest.raises(ValueError, match=f"^train.warm_start=.*{message}"):
-    loop.train(child(parent(before), after), tmp_path)
+    loop.train(child(folder, after), tmp_path / "child")
 
 
 def test_a_stopped_child_goes_on_bit_for_bit_without_its_parent(parent, child, tmp_path):

@@ -29,9 +29,9 @@ def uniform(seed: int, split: int, first: int, rows: int, count: int) -> np.ndar
 
 
 def mask_tokens(
-  tokens_BT: np.ndarray,
-  real_BT: np.ndarray,
-  uniform_BU: np.ndarray,
+  tokens_BT,
+  real_BT,
+  uniform_BU,
   rate: float,
   mask_share: float,
   random_share: float,
@@ -97,12 +97,7 @@ def composition(uniform_BM: np.ndarray, parts: int) -> np.ndarray:
 
 
 def corrupt_spans(
-  text_BN: np.ndarray,
-  uniform_BU: np.ndarray,
-  density: float,
-  span_length: float,
-  sentinel: int,
-  eos: int,
+  text_BN, uniform_BU, density: float, span_length: float, sentinel: int, eos: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cuts spans out of a text: kept k0 s0 k1 s1 ... eos, hidden s0 h0 s1 h1 ... eos.
 

@@ -10,27 +10,26 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from model import ops
 from model.transformer import Head, Source, Transformer
 
-Batch = Mapping[str, jax.Array]
-Entries = dict[str, tuple[jax.Array, jax.Array]]  # (value, weight) of each BT, or of each B
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # (sum, weight)
+Batch = Mapping[str, Array]
+Entries = dict[str, tuple[Array, Array]]  # (value, weight) of each BT, or of each B
+Sums = dict[str, tuple[Array, Array]]  # (sum, weight)
 
 LOSS = "loss"  # the entry that is minimised [nats per predicted token]
 
 
-def cross_entropy(logits_XV: jax.Array, targets_X: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(logits_XV: Array, targets_X: Array) -> tuple[Array, Array]:
   """Computes -log softmax(logits)[target] at each position [nats], and log Z."""
   log_z_X = jax.nn.logsumexp(logits_XV, axis=-1)
   target_logits_X = jnp.sum(jnp.where(_is_target(targets_X, logits_XV), logits_XV, 0.0), axis=-1)
   return log_z_X - target_logits_X, log_z_X
 
 
-def cross_entropy_in_one_pass(
-  logits_XV: jax.Array, targets_X: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def cross_entropy_in_one_pass(logits_XV: Array, targets_X: Array) -> tuple[Array, Array]:
   """Computes `cross_entropy` with one read of the logits; it has no derivative.
 
   The maximum, the sum of exponentials relative to it, and the target's logit are one reduction
@@ -55,15 +54,15 @@ def cross_entropy_in_one_pass(
   return log_z_X - target_logits_X, log_z_X
 
 
-def _is_target(targets_X: jax.Array, logits_XV: jax.Array) -> jax.Array:
+def _is_target(targets_X: Array, logits_XV: Array) -> Array:
   """Compares each id with the target, XV: a gather's gradient would be a scatter, slow on a CPU."""
   shape = logits_XV.shape
   return targets_X[..., None] == jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
 
 
 def chunked_cross_entropy(
-  x_ND: jax.Array, kernel_DV: jax.Array, bias_V, targets_N: jax.Array, dtype, num_chunks: int
-) -> tuple[jax.Array, jax.Array]:
+  x_ND: Array, kernel_DV: Array, bias_V, targets_N: Array, dtype, num_chunks: int
+) -> tuple[Array, Array]:
   """Computes `cross_entropy` of the logits x W + b, one chunk of the tokens at a time.
 
   The backward pass computes the logits of each chunk again instead of keeping them, and sums the
@@ -134,8 +133,8 @@ def language_model_loss(
 
 
 def token_losses(
-  model: Transformer, batch: Batch, segments: str, keys_B: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+  model: Transformer, batch: Batch, segments: str, keys_B: Array | None = None
+) -> tuple[Array, Array]:
   """Computes nll_BT [nats], and log_z_BT, the log of the softmax's denominator.
 
   `segments` says what attention stays inside of: "documents", "text" (only padding is hidden, which
@@ -160,8 +159,8 @@ def token_losses(
 
 
 def head_losses(
-  head: Head, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, logits_at_once: int
-) -> tuple[jax.Array, jax.Array]:
+  head: Head, x_BTD: Array, table_VD: Array, targets_BT: Array, logits_at_once: int
+) -> tuple[Array, Array]:
   """Computes nll_BT and log_z_BT of the head's logits, at most `logits_at_once` at a time."""
   num_chunks = ops.loss_chunks(targets_BT.size, table_VD.shape[0], logits_at_once)
   if num_chunks == 1:
@@ -179,7 +178,7 @@ def sums(entries: Entries) -> Sums:
 def sequence_sums(entries: Entries) -> Sums:
   """Sums entries over the positions of each sequence: sum_B and weight_B."""
 
-  def sum_B(x: jax.Array) -> jax.Array:
+  def sum_B(x: Array) -> Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
   return {name: (sum_B(x * weight), sum_B(weight)) for name, (x, weight) in entries.items()}
