@@ -113,6 +113,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     )
   if m.positions == "sinusoidal" and m.width % 2:
     raise ConfigError(f"model.width={m.width}: sinusoidal positions need an even one")
+  for field in ("weights", "activations"):
+    if m[field] == "bfloat16" and m.dtype != "bfloat16":
+      raise ConfigError(
+        f"model.{field}='bfloat16': with model.dtype={m.dtype!r} products gain nothing by it; set "
+        f"model.dtype='bfloat16', or leave model.{field} in float32"
+      )
+  if m.depth_scaling != "standard" and m.norm_position == "post":
+    raise ConfigError(
+      f"model.depth_scaling={m.depth_scaling!r}: is stated for pre-norm blocks; set "
+      "model.norm_position='pre', or model.depth_scaling='standard'"
+    )
   if m.family == "encoder_decoder":
     m.encoder_depth = m.encoder_depth or m.depth
   return config

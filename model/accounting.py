@@ -74,7 +74,7 @@ def _shapes(
   model_config: FrozenConfigDict, vocab_size: int, seq_len: int, source_len: int
 ) -> dict[str, tuple[int, ...]]:
   def build() -> transformer.Transformer:
-    return transformer.build(model_config, vocab_size, seq_len, nnx.Rngs(0), source_len)
+    return transformer.Transformer(model_config, vocab_size, seq_len, nnx.Rngs(0), source_len)
 
   params = nnx.state(nnx.eval_shape(build), nnx.Param)
   return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(params)}

@@ -184,7 +184,7 @@ class Layout:
   # ---- What a step does with them, on each device ----
 
   def block_gathers(self) -> dict[str, Callable[[Any], Any]]:
-    """Returns by stack what all-gathers one block's parameters (see `transformer.build`)."""
+    """Returns by stack what all-gathers one block's parameters (see `Transformer`)."""
     if "params" not in self.sharded or self.mesh.shape["shard"] == 1:
       return {}
     stacks = [name for name in ("encoder", "decoder") if name in self.dims]

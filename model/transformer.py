@@ -1,4 +1,4 @@
-"""The transformer: embedding, a stack of Blocks or two, head. `build` makes one from a config."""
+"""The transformer: embedding, a stack of Blocks or two, head."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -70,12 +70,23 @@ class Transformer(nnx.Module):
     c: ConfigDict,
     vocab_size: int,
     seq_len: int,
-    source_len: int,
-    *,
     rngs: nnx.Rngs,
-    gather: Mapping[str, Callable[[Any], Any]],
-    prefix: bool,
+    source_len: int = 0,
+    gather: Mapping[str, Callable[[Any], Any]] | None = None,
+    prefix: bool = False,
   ):
+    """Draws the weights.
+
+    Args:
+      c: `config.model`, resolved (`configs.ladders.resolve`).
+      vocab_size: V, special ids included.
+      seq_len: T, the longest sequence of a decoder, or of a lone encoder [tokens].
+      rngs: the source of randomness.
+      source_len: S, the longest sequence of an encoder-decoder's encoder [tokens].
+      gather: by stack ("encoder", "decoder"), all-gathers one block's parameters right before their
+        use, where each device holds a shard of them.
+      prefix: a decoder's tokens may see later ones (`prefix_BT`): relative positions tell which.
+    """
     # A tied embedding is a linear layer too: beyond 1/sqrt(fan_in), the first logits would be huge.
     linear = c.tied and not c.scale_logits
     std = min(c.init_std, _scale_width(c) ** -0.5) if linear else c.init_std
@@ -87,7 +98,7 @@ class Transformer(nnx.Module):
     both = c.family == "encoder_decoder"
 
     def stack(name: str, depth: int, length: int) -> Stack:
-      causal, shards = name == "decoder", gather.get(name)
+      causal, shards = name == "decoder", (gather or {}).get(name)
       kind = {"causal": causal, "two_sided": prefix or not causal, "cross": causal and both}
       return Stack(c, depth, length, **kind, std=std, rngs=rngs, gather=shards)
 
@@ -243,46 +254,4 @@ def is_free(field: str, c: ConfigDict) -> bool:
     or (field == "mup_base_width" and c.width_scaling != "mup")
     or (field in ("mup_base_depth", "completep_alpha") and c.depth_scaling != "completep")
     or (field == "attention_biases" and c.biases)
-  )
-
-
-def check_model(model_config: ConfigDict) -> None:
-  """Raises ConfigError where a field has a value that it may not have beside another."""
-  for field in ("weights", "activations"):
-    if model_config[field] == "bfloat16" and model_config.dtype != "bfloat16":
-      raise ConfigError(
-        f"model.{field}='bfloat16': with model.dtype={model_config.dtype!r} products gain nothing "
-        f"by it; set model.dtype='bfloat16', or leave model.{field} in float32"
-      )
-  if model_config.depth_scaling != "standard" and model_config.norm_position == "post":
-    raise ConfigError(
-      f"model.depth_scaling={model_config.depth_scaling!r}: is stated for pre-norm blocks; set "
-      "model.norm_position='pre', or model.depth_scaling='standard'"
-    )
-
-
-def build(
-  model_config: ConfigDict,
-  vocab_size: int,
-  seq_len: int,
-  rngs: nnx.Rngs,
-  source_len: int = 0,
-  gather: Mapping[str, Callable[[Any], Any]] | None = None,
-  prefix: bool = False,
-) -> Transformer:
-  """Builds a freshly initialised transformer.
-
-  Args:
-    model_config: `config.model`, resolved (`configs.ladders.resolve`).
-    vocab_size: V, special ids included.
-    seq_len: T, the longest sequence of a decoder, or of a lone encoder [tokens].
-    rngs: the source of randomness.
-    source_len: S, the longest sequence of an encoder-decoder's encoder [tokens].
-    gather: by stack ("encoder", "decoder"), all-gathers one block's parameters right before their
-      use, where each device holds a shard of them.
-    prefix: a decoder's tokens may see later ones (`prefix_BT`): relative positions tell them apart.
-  """
-  check_model(model_config)
-  return Transformer(
-    model_config, vocab_size, seq_len, source_len, rngs=rngs, gather=gather or {}, prefix=prefix
   )

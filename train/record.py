@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError, UsageError
-from model import accounting, transformer
+from model import accounting
 from train import optim
 from train.data import dataset
 from train.data.batches import check_tokens, largest_share
@@ -72,7 +72,6 @@ def size_of(config: ConfigDict, vocab_size: int) -> Size:
 
 def check_config(config: ConfigDict) -> None:
   """Raises UserError where a resolved config cannot be trained, whatever the text."""
-  transformer.check_model(config.model)
   registry.check_objective(config)
   if config.train.branch_from and config.optim.schedule != "wsd":
     raise ConfigError(

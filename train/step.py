@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from model import sharding, transformer
+from model import sharding
 from model.sharding import Layout
 from model.transformer import Transformer
 from train import optim
@@ -68,13 +68,13 @@ class Setup:
   coefficients: FrozenConfigDict  # see `Objective`
   lengths: Lengths
   segments: str  # see `losses.token_losses`
-  prefix: bool  # see `transformer.build`
+  prefix: bool  # see `Transformer`
   devices: tuple[jax.Device, ...]
 
   def build(self, seed: Any, gather: Any = None) -> Transformer:
-    """Builds the model with weights drawn from a seed; see `transformer.build`."""
+    """Builds the model with weights drawn from a seed; see `Transformer`."""
     lengths, rngs = self.lengths, nnx.Rngs(jax.random.key(seed))
-    return transformer.build(
+    return Transformer(
       self.model, self.vocab_size, lengths.target, rngs, lengths.source, gather, self.prefix
     )
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import ladders
 from configs.errors import UsageError
-from model import accounting, sharding, transformer
+from model import accounting, sharding
 from scaling.formats import gib, text_table
 from train import aot, optim, record
 from train.data import tokenizer
@@ -61,7 +61,6 @@ def parse_bytes(size: str) -> int:
 def resolve(config: ConfigDict, devices: int) -> ConfigDict:
   """Resolves a config, and checks that it can be trained on so many devices."""
   config = ladders.resolve(config)
-  transformer.check_model(config.model)
   registry.check_objective(config)
   sharding.check_batches(config, devices)
   return config

@@ -43,7 +43,7 @@ def model(imported):
   """Returns (graphdef, params) of the converted model."""
   c, seq_len = imported.model_config, imported.seq_len
   source_len = seq_len if c.family == "encoder_decoder" else 0
-  build = functools.partial(transformer.build, c, imported.vocab_size, seq_len)
+  build = functools.partial(transformer.Transformer, c, imported.vocab_size, seq_len)
   graphdef, params = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0), source_len)))
   by_path = {tuple(path.split("/")): jnp.asarray(w) for path, w in imported.params.items()}
   nnx.replace_by_pure_dict(params, nnx.traversals.unflatten_mapping(by_path))

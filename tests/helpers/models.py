@@ -39,7 +39,7 @@ def model_config(**changes):
 def build(seed=0, prefix=False, **changes):
   config = model_config(**changes)
   source_len = S if config.family == "encoder_decoder" else 0
-  return transformer.build(config, V, T, nnx.Rngs(seed), source_len, prefix=prefix)
+  return transformer.Transformer(config, V, T, nnx.Rngs(seed), source_len, prefix=prefix)
 
 
 def built(seed=0, **changes):

@@ -232,7 +232,7 @@ def sampler(config, vocab_size: int, devices):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=lies)
 
   def build():
-    return transformer.build(config.model, V, lengths.target, nnx.Rngs(0), lengths.source)
+    return transformer.Transformer(config.model, V, lengths.target, nnx.Rngs(0), lengths.source)
 
   graphdef, params = nnx.split(nnx.eval_shape(build))
   params = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), params)

@@ -45,7 +45,7 @@ def lengths(config, seq_len=T, source_len=S):
 def abstract(config, seq_len=T, source_len=0):
   """(graphdef, parameters) of a model that is never allocated."""
   return nnx.split(
-    nnx.eval_shape(lambda: transformer.build(config, V, seq_len, nnx.Rngs(0), source_len))
+    nnx.eval_shape(lambda: transformer.Transformer(config, V, seq_len, nnx.Rngs(0), source_len))
   )
 
 

@@ -51,7 +51,7 @@ def _made(vocab_size, switches):
   c = ladders.resolve(c)
 
   def build():
-    return transformer.build(c.model, vocab_size, T, nnx.Rngs(0), source_len=S)
+    return transformer.Transformer(c.model, vocab_size, T, nnx.Rngs(0), source_len=S)
 
   graphdef, params = nnx.split(nnx.eval_shape(build))
   rng = np.random.default_rng(0)

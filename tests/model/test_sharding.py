@@ -169,7 +169,7 @@ def test_every_parameter_has_its_row_in_the_table(family):
   changes = {"biases": True, "norm": "layer", "positions": "relative", "head_bias": True}
   c.model.update({"family": family, "head_transform": True, "token_types": 2} | changes)
   config = ladders.resolve(c).model
-  state = nnx.state(nnx.eval_shape(lambda: transformer.build(config, 64, 8, nnx.Rngs(0), 8)))
+  state = nnx.state(nnx.eval_shape(lambda: transformer.Transformer(config, 64, 8, nnx.Rngs(0), 8)))
   for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state)):
     axes = sharding.logical_axes(path, leaf.ndim)
     name = jax.tree_util.keystr(path)

@@ -234,7 +234,7 @@ def test_every_place_has_dropout_of_its_own():
   config = model_config(
     family="encoder_decoder", biases=True, dropout=0.5, scan=True, positions="none"
   )
-  graphdef, params = nnx.split(transformer.build(config, 16, T, nnx.Rngs(0), S))
+  graphdef, params = nnx.split(transformer.Transformer(config, 16, T, nnx.Rngs(0), S))
   params = jax.tree.map(jnp.zeros_like, params)  # also the gains, so that layers give their biases
   params["embedding"]["table"][...] += 1
   params["head"]["kernel"][...] += jnp.eye(16)
