@@ -68,11 +68,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
   """Returns the sizes of `AXES`; ConfigError: so many devices do not divide as asked."""
-  if config.tensor < 1 or devices % config.tensor:
-    raise ConfigError(
-      f"sharding.tensor={config.tensor}: must divide the {devices} devices; "
-      f"one of {divisors(devices)}"
-    )
+  _check_divides("tensor", config.tensor, devices, "devices")
   data = devices // config.tensor
   if config.strategy != "hybrid":
     if config.shard_factor not in (0, data):
@@ -81,11 +77,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
         "devices; leave it at 0, or choose sharding.strategy='hybrid'"
       )
     return 1, data, config.tensor
-  if config.shard_factor < 1 or data % config.shard_factor:
-    raise ConfigError(
-      f"sharding.shard_factor={config.shard_factor}: must divide the {data} devices that share a "
-      f"batch; one of {divisors(data)}"
-    )
+  _check_divides("shard_factor", config.shard_factor, data, "devices that share a batch")
   return data // config.shard_factor, config.shard_factor, config.tensor
 
 
@@ -95,11 +87,8 @@ def check_batches(config: ConfigDict, devices: int, local_devices: int = 0) -> N
   `local_devices` is how many each process has; 0: there is one process.
   """
   replicas, shards, tensor = mesh_shape(config.sharding, devices)
-  if local_devices % tensor:
-    raise ConfigError(
-      f"sharding.tensor={tensor}: must divide the {local_devices} devices of each process, which "
-      f"reads the batch for its own; one of {divisors(local_devices)}"
-    )
+  of_process = "devices of each process, which reads the batch for its own"
+  _check_divides("tensor", tensor, local_devices, of_process)
   parts, microbatches = replicas * shards, config.sharding.microbatches
   for field, rows, multiple in (
     ("data.batch_size", config.data.batch_size, parts * microbatches),
@@ -110,6 +99,11 @@ def check_batches(config: ConfigDict, devices: int, local_devices: int = 0) -> N
         f"{field}={rows}: must be a multiple of {multiple} ({parts} devices share a batch, "
         f"sharding.microbatches={microbatches}); {multiple * -(-rows // multiple)} would do"
       )
+
+
+def _check_divides(field: str, value: int, n: int, what: str) -> None:
+  if value < 1 or n % value:
+    raise ConfigError(f"sharding.{field}={value}: must divide the {n} {what}; one of {divisors(n)}")
 
 
 def divisors(n: int) -> list[int]:

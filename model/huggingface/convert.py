@@ -20,21 +20,21 @@ from configs import ladders, presets
 from configs.errors import DataError, UserError
 from model import accounting
 from model.block import OUTPUTS, depth_ratio
-from model.huggingface import tokenizer_files
 from model.huggingface.architectures import ARCHITECTURES, Architecture
 from model.huggingface.fields import MOST, MOST_LAYERS, refuse, token_id, typed
-from model.huggingface.tokenizer_files import TOKENIZER
 from model.huggingface.weights import Weight, of_modules
 from model.layers import mlp_width
 from model.positions import rotary_width
 from model.transformer import is_free
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = f"{WEIGHTS}.index.json"  # which of several files holds a weight
 
 # Fields that an export folds into weights.
 FOLDED = ("depth_scaling", "mup_base_depth", "completep_alpha")
 EFFECTIVE = {"mlp_width": mlp_width, "rotary_share": rotary_width}  # what a field comes to
+
+MASK = "[MASK]"
 
 Arrays = dict[str, np.ndarray]
 
@@ -114,12 +114,46 @@ def export_folder(
   folder.mkdir(parents=True, exist_ok=True)
   token_ids = dict(token_ids or {})
   config |= token_ids
-  tokenizer_files.write_json(folder / CONFIG, config)
+  _write_json(folder / CONFIG, config)
   save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
   if model_config.family != "encoder":
-    tokenizer_files.write_json(folder / "generation_config.json", token_ids)
+    _write_json(folder / "generation_config.json", token_ids)
   if tokenizer_json is not None:
-    tokenizer_files.write(folder, tokenizer_json, token_ids, model_config, seq_len)
+    _write_tokenizer(folder, tokenizer_json, token_ids, model_config, seq_len)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a file of the library."""
+  path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tokenizer(
+  folder: Path, tokenizer_json: str, token_ids: Mapping[str, int], c: ConfigDict, seq_len: int
+) -> None:
+  """Writes tokenizer.json, and a tokenizer_config.json that names its special tokens.
+
+  Without that the library has no token to pad with or to mask, guesses a class by the model's type
+  (which then refuses the file), and takes sequences of any length.
+  """
+  (folder / TOKENIZER).write_text(tokenizer_json)
+  tokens = json.loads(tokenizer_json).get("added_tokens", [])
+  added = {token["id"]: token["content"] for token in tokens}
+  special = {
+    f"{kind}_token": added[token_ids[f"{kind}_token_id"]]
+    for kind in ("bos", "eos", "pad")
+    if token_ids.get(f"{kind}_token_id") in added
+  }
+  if MASK in added.values():
+    special["mask_token"] = MASK
+  types = ["token_type_ids"] if c.token_types else []  # other models embed them as text
+  config = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": seq_len,
+    "model_input_names": ["input_ids", *types, "attention_mask"],
+    "clean_up_tokenization_spaces": False,
+    "split_special_tokens": c.family == "decoder",  # what spells one out is text
+  }
+  _write_json(folder / "tokenizer_config.json", config | special)
 
 
 def _find(config: Mapping) -> Architecture:
