@@ -38,10 +38,12 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     json.loads((workdir / f"{file}.json").read_text()) for file in ("fit", "verification", "costs")
   )
   sealed = prediction.read(workdir)
+  rule = Path(json.loads((workdir / "sweep.json").read_text())["config"]["optim"]["rule"])
+  flag = f" --config.optim.rule=runs/{name}_tune/{rule.name.partition('#')[0]}" if rule.name else ""
   unquoted = ("claims", "cells", "runs", "digests")
   budgets = [{key: x[key] for key in x if key not in unquoted} for x in sealed["budgets"]]
   record = {
-    "command": f"isoflop sweep --config=configs/sweeps/{name}.py --workdir=runs/{name}",
+    "command": f"isoflop sweep --config=configs/sweeps/{name}.py{flag} --workdir=runs/{name}",
     "date": str(datetime.date.today()),
     "machine": machine,
     "versions": f"Python {platform.python_version()}, jax {metadata.version('jax')}",
