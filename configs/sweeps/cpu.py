@@ -31,6 +31,7 @@ def get_config():
   c.sweep.budgets = (4.5e11, 8e11, 1.4e12, 2.5e12, 4.5e12)
   c.sweep.seed_sizes = (6, 8)
   c.sweep.seed_budgets = (4.5e11, 8e11)
+  c.sweep.seeds = 3
   c.sweep.heldout_budgets = (3.0, 10.0)
   c.sweep.heldout_seeds = 2
   c.tune.sizes = (4, 7, 10)

@@ -48,11 +48,12 @@ def get_config():
   }
   c.model.positions = "relative"
   c.data.batch_size = 4
+  c.optim.lr_ref, c.optim.lr_exponent = 9e-3, -1 / 3  # quick's are tuned, for clm alone
   c.corruption.sentinels = 16
   c.sweep.sizes = (1, 2, 3, 5, 7, 8)
   c.sweep.budgets = (2.5e11, 4.3e11, 7.4e11, 1.27e12)
   c.sweep.min_tokens_per_param = 4.0
   c.sweep.max_tokens_per_param = 200.0
-  c.sweep.seed_budgets = (2.5e11,)
+  c.sweep.seed_sizes, c.sweep.seed_budgets, c.sweep.seeds = (5, 7), (2.5e11,), 3
   c.sweep.probe_tokens = 500_000
   return c

@@ -27,4 +27,6 @@ def get_config():
     "adamw": {"optim": {"name": "adamw"}},
     "muon": {"optim": {"name": "muon"}},
   }
+  c.sweep.seed_sizes, c.sweep.seed_budgets, c.sweep.seeds = (5, 7), (3e11,), 3
+  c.optim.lr_ref, c.optim.lr_exponent = 9e-3, -1 / 3  # quick's are tuned, for AdamW alone
   return c
