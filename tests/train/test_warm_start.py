@@ -364,7 +364,7 @@ def test_an_import_is_trained_on_with_the_tokenizer_that_it_came_with(
 
 def test_a_sweep_starts_each_size_from_a_parent_of_it(isoflop, corpus, tmp_path):
   argv = ("--config=configs/base.py", "--config.sweep.sizes=(0,1)", "--config.sweep.probe_sizes=()")
-  argv += ("--config.sweep.budgets=(8e9,1.6e10)", "--config.optim.warmup_tokens=0")
+  argv += ("--config.sweep.budgets=(8e9,1.2e10,1.6e10)", "--config.optim.warmup_tokens=0")
   argv += (f"--config.data.source=text:{corpus}", "--config.data.max_epochs=100")
   start = f"--config.train.warm_start={tmp_path}/parents/{{size}}"
   code, _, err = isoflop("sweep", f"--workdir={tmp_path / 'sweep'}", *argv, start)
