@@ -1,6 +1,6 @@
 """Counts how often the quick sweep's prediction holds: other seeds, other splits, other texts.
 
-  python tests/release/repeats.py runs/repeats docs/records/quick_repeats.json \
+  python docs/repeats.py runs/repeats docs/records/quick_repeats.json \
     --texts=python_stdlib,text:~/books --seeds=1,2,3
 
 Every text is swept with every seed, which is also that of the split. What is finished is not run
@@ -48,7 +48,7 @@ def main():
       held += inside
       print(*cells, sep="\t", flush=True)
   record = {
-    "command": "python tests/release/repeats.py runs/repeats docs/records/quick_repeats.json",
+    "command": "python docs/repeats.py runs/repeats docs/records/quick_repeats.json",
     "date": str(datetime.date.today()),
     "machine": args.machine,
     "columns": COLUMNS,
