@@ -25,7 +25,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def main():
+def main() -> None:
+  """Runs the sweeps that are missing, and writes the record of all that were asked for."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("workdir", type=Path)
   parser.add_argument("record", type=Path)
@@ -33,7 +34,7 @@ def main():
   parser.add_argument("--seeds", default="1,2,3")
   parser.add_argument("--machine", default=platform.machine())
   args = parser.parse_args()
-  rows, held = [], 0
+  rows, held = list[list[str]](), 0
   for text in args.texts.split(","):
     for seed in map(int, args.seeds.split(",")):
       folder = args.workdir / f"{re.sub('[^a-z0-9]+', '_', text.lower())}_{seed}"
@@ -58,9 +59,11 @@ def main():
   print(f"{held} of {len(rows)} predictions of the loss at the optimum held")
 
 
-def read(text, seed, folder):
+def read(text: str, seed: int, folder: Path) -> tuple[list[str], bool]:
   """Reads the row of a finished sweep, and whether its loss at the optimum was inside."""
-  (budget,) = prediction.read(folder)["budgets"]
+  sealed = prediction.read(folder)
+  assert sealed is not None
+  (budget,) = sealed["budgets"]
   verification, costs = (
     json.loads((folder / f"{name}.json").read_text()) for name in ("verification", "costs")
   )
@@ -69,7 +72,7 @@ def read(text, seed, folder):
   cells = verification["cells"]
   minimum = {True: "yes", False: "no", None: "outside what was trained"}
   row = [
-    text, seed, f"{budget['loss']:.3f} [{low:.3f}, {high:.3f}]", f"{result['trained_loss']:.3f}",
+    text, str(seed), f"{budget['loss']:.3f} [{low:.3f}, {high:.3f}]", f"{result['trained_loss']:.3f}",
     f"{result['relative_error']:+.1%}", f"{sum(c['inside'] for c in cells)} of {len(cells)}",
     f"{budget['N'] / 1e3:.0f}k [{least / 1e3:.0f}k, {most / 1e3:.0f}k]",
     minimum[result["minimum_where_predicted"]], duration(seconds := sum(costs["parts"].values())),
