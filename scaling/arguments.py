@@ -25,11 +25,7 @@ RUNS: tuple[Flag, ...] = (  # which runs are read, and how: `scaling.laws.tables
 
 
 def workdir_of(args: flags.FlagValues, exists: bool = False) -> Path:
-  """Returns --workdir as a path.
-
-  Raises:
-    UsageError: it is missing, or should exist and does not.
-  """
+  """Returns --workdir as a path."""
   if not args.workdir:
     raise UsageError("--workdir is missing; name a folder, --workdir=runs/quick for instance")
   path = Path(args.workdir).expanduser().absolute()

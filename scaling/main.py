@@ -60,7 +60,7 @@ COMMANDS: dict[str, ModuleType] = {
 }
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 ROOT = Path(__file__).parents[1]
-RENAMED = {"fixed_E": "it is fit.E, as in --config.fit.E=1.6"}  # fields of earlier versions
+RENAMED = {"fixed_E": "it is fit.E, as in --config.fit.E=1.6"}  # fields of the version before
 PRINT_CONFIG: Flag = ("print_config", False, "Prints the resolved config and what it changes.")
 DEFINE: dict[type, Callable] = {
   bool: flags.DEFINE_bool,
@@ -83,22 +83,21 @@ def overview() -> str:
 
 def explain(verb: str) -> str:
   """Returns a verb's help: its docstring, and its flags."""
-  rows = sorted(flags_of(COMMANDS[verb]), key=lambda row: row[0])
-  lines = [f"  --{name}: {text} (default: {default_of(x)!r})" for name, x, text in rows]
+  rows = sorted(flags_of(COMMANDS[verb]))
+  lines = [f"  --{name}: {text} (default: {default!r})" for name, default, _, text in rows]
   return "\n".join([f"isoflop {verb}: {COMMANDS[verb].__doc__}", *lines])
 
 
-def default_of(default: Any) -> Any:
-  """Returns a flag's default, of one with bounds too."""
-  return default.default if isinstance(default, Field) else default
-
-
-def flags_of(command: ModuleType) -> list[Flag]:
-  """Returns a command's flags, --config and --print_config among them if it takes a config."""
-  if not hasattr(command, "CONFIG"):
-    return [*command.FLAGS]
+def flags_of(command: ModuleType) -> list[tuple[str, Any, Field | None, str]]:
+  """Returns a command's flags: name, default, bounds, help; --config, too, if it takes one."""
   text = "Config file; --config.FIELD=VALUE overrides one of its fields."
-  return [*command.FLAGS, ("config", command.CONFIG, text), PRINT_CONFIG]
+  rows: list[Flag] = [*command.FLAGS]
+  if hasattr(command, "CONFIG"):
+    rows += [("config", command.CONFIG, text), PRINT_CONFIG]
+  return [
+    (name, x.default, x, text) if isinstance(x, Field) else (name, x, None, text)
+    for name, x, text in rows
+  ]
 
 
 def parse(verb: str, argv: list[str]) -> flags.FlagValues:
@@ -106,9 +105,8 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
   values, overrides = flags.FlagValues(), flags.FlagValues()
   values.set_gnu_getopt(True)  # reads on behind the value of a flag that it does not know
   known = flags_of(COMMANDS[verb])
-  for name, default, text in known:
-    define = DEFINE[type(default_of(default))]
-    define(name, default_of(default), text, flag_values=values)
+  for name, default, _, text in known:
+    DEFINE[type(default)](name, default, text, flag_values=values)
   try:
     rest = values(["isoflop", *argv], known_only=True)[1:]  # fields of the config, or mistakes
     if "config" in values:
@@ -125,9 +123,9 @@ def parse(verb: str, argv: list[str]) -> flags.FlagValues:
     raise UsageError(one_line(error)) from None
   if rest:
     raise UsageError(f"{rest[0]!r} is not a flag; flags look like --workdir=DIR")
-  for name, field, _ in known:
-    if isinstance(field, Field):
-      field.check(f"--{name}", values[name].value)
+  for name, _, bounds, _ in known:
+    if bounds:
+      bounds.check(f"--{name}", values[name].value)
   if "config" in values:
     values.config = overrides.config
     base.check_fields(values.config)
@@ -142,15 +140,16 @@ def first_config(verb: str, values: flags.FlagValues) -> ConfigDict:
   """
   from train.system import files
 
-  of_sweep = (
-    "workdir" in values and values.workdir and (verb == "fit" or ("next" in values and values.next))
+  workdir, runs, asks_next = (
+    name in values and values[name].value for name in ("workdir", "runs", "next")
   )
-  head = of_sweep and files.read_record(Path(values.workdir).expanduser() / "sweep.json")
-  named = values["config"].present
-  runs = Path(values.runs).expanduser() if "runs" in values and values.runs else None
+  head, named = None, values["config"].present
+  if workdir and (verb == "fit" or asks_next):
+    head = files.read_record(Path(workdir).expanduser() / "sweep.json")
   if runs and not (head or named):
-    folder = runs.parent if runs.name == "cells.csv" else runs
-    head = files.read_record(folder / "sweep.json") if folder.is_dir() else None
+    path = Path(runs).expanduser()
+    folder = path.parent if path.name == "cells.csv" else path
+    head = files.read_record(folder / "sweep.json")
     if not head:
       return base.get_config()
   if head and named:

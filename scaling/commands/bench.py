@@ -24,7 +24,7 @@ FLAGS: tuple[Flag, ...] = (
   (
     "tokens",
     at_least_0(0),
-    "Of text in a step, rounded down to whole sequences; 0: the config's batch.",
+    "Of a step's text, at most, in whole sequences; 0: the config's batch.",
   ),
   ("vary", [], "FIELD=VALUE to measure beside, as model.flash=False; may come several times."),
   ("coordinates", False, "Measures how far activations move, and nothing else."),

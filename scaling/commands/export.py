@@ -33,12 +33,9 @@ def run(args: flags.FlagValues) -> None:
 
   from model.huggingface import convert
 
-  ids = {
-    "bos_token_id": run.start,
-    "eos_token_id": run.stop,
-    "decoder_start_token_id": run.start if run.model.encoder and run.model.decoder else None,
-    "pad_token_id": run.start,
-  }
+  ids = {"bos_token_id": run.start, "eos_token_id": run.stop, "pad_token_id": run.start}
+  if run.model.encoder and run.model.decoder:
+    ids["decoder_start_token_id"] = run.start
   params = nnx.to_pure_dict(nnx.state(run.model))
   convert.export_folder(
     Path(args.output).expanduser(),

@@ -21,16 +21,8 @@ FLAGS: tuple[Flag, ...] = (
   ("by", "", "A column, as dataset: fits the runs of each of its values by themselves."),
   ("target_flops", "", "Asks for the best model of this compute: 1e21, or 0.5PFs-days."),
   ("target_loss", at_least_0(0.0), "Asks for the least compute that reaches this loss."),
-  (
-    "inference_tokens",
-    at_least_0(0.0),
-    "Asks for the cheapest model that will serve so many tokens.",
-  ),
-  (
-    "max_tokens",
-    at_least_0(0.0),
-    "Asks for the best model if there are only so many unique tokens.",
-  ),
+  ("inference_tokens", at_least_0(0.0), "Asks for the cheapest model to serve so many tokens."),
+  ("max_tokens", at_least_0(0.0), "Asks for the best model of only so many unique tokens."),
   ("predict", [], "Asks for the loss of one run, as N=7e9,D=4e12; may be given several times."),
   ("compare_forms", False, "Compares the law with other forms by held-out error: a minute."),
 )
@@ -44,13 +36,9 @@ def run(args: flags.FlagValues) -> None:
   from scaling.sweep import fit_files
   from train.system import files
 
-  target_flops = questions.parse_flops(args.target_flops)
+  flops, runs = questions.parse_flops(args.target_flops), map(questions.parse_run, args.predict)
   targets = questions.Questions(
-    target_flops,
-    args.target_loss,
-    args.inference_tokens,
-    args.max_tokens,
-    tuple(map(questions.parse_run, args.predict)),
+    flops, args.target_loss, args.inference_tokens, args.max_tokens, tuple(runs)
   )
   workdir, reading = workdir_of(args), (args.runs, args.columns, args.where, args.exclude)
   how: tuple[Any, ...] = (args.config.fit, *reading, targets, args.compare_forms)

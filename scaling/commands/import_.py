@@ -70,11 +70,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
       "tokenizer": json_text and hashlib.sha256(json_text.encode()).hexdigest(),
       "vocab_size": vocab_size,
     },
-    "imported": {
-      "model_type": imported.model_type,
-      "start": imported.start,
-      "stop": imported.stop,
-    },
+    "imported": {name: getattr(imported, name) for name in ("model_type", "start", "stop")},
     "status": "imported",
   }
   files.make_folder(workdir)

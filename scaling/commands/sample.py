@@ -79,15 +79,12 @@ def fill_masks(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
   mask = token_id(tokenizer, registry.MASK)
   rows = [tokenizer.encode(prompt).ids for prompt in args.prompt]
   for prompt, row in zip(args.prompt, rows, strict=True):
-    check_blanks(prompt, mask in row, registry.MASK)
+    if mask not in row:
+      raise UsageError(f"prompt {prompt!r}: has no blank; this model fills in {registry.MASK}")
   tokens_BT, real_BT = pad(rows)
+  segments_BT, top = real_BT.astype(np.int32), args.top_k or CANDIDATES
   blanks = sampling.fill_mask(
-    run.model,
-    tokens_BT,
-    mask,
-    context=run.context,
-    top=args.top_k or CANDIDATES,
-    segments_BT=real_BT.astype(np.int32),
+    run.model, tokens_BT, mask, context=run.context, top=top, segments_BT=segments_BT
   )
   tokens_BT[blanks.rows_X, blanks.positions_X] = blanks.tokens_XK[:, 0]
   texts = []
@@ -95,10 +92,10 @@ def fill_masks(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
     lines = [tokenizer.decode(tokens_BT[i, : len(row)].tolist())]
     for x in np.flatnonzero(blanks.rows_X == i):
       candidates = zip(blanks.tokens_XK[x].tolist(), blanks.probs_XK[x].tolist(), strict=True)
-      named = (
+      named = [
         f"{tokenizer.decode([t]) or tokenizer.id_to_token(t)!r} {p:.3f}" for t, p in candidates
-      )
-      lines.append(f"  blank {len(lines)}: " + ", ".join(named))
+      ]
+      lines.append(f"  blank {len(lines)}: {', '.join(named)}")
     texts.append("\n".join(lines))
   return texts
 
@@ -113,8 +110,8 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
   rows = []
   for prompt in args.prompt:
-    check_blanks(prompt, BLANK.search(prompt) is not None, "<0>, <1>, ...")
-    numbers = [int(number) for number in BLANK.findall(prompt)]
+    if not (numbers := [int(number) for number in BLANK.findall(prompt)]):
+      raise UsageError(f"prompt {prompt!r}: has no blank; this model fills in <0>, <1>, ...")
     if numbers != list(range(len(numbers))):
       raise UsageError(f"prompt {prompt!r}: its blanks are {numbers}; number them 0, 1, 2, ...")
     row = tokenizer.encode(BLANK.sub(lambda match: sentinel(int(match[1])), prompt)).ids
@@ -191,8 +188,3 @@ def pad(rows: list[list[int]]) -> "tuple[np.ndarray, np.ndarray]":
   tokens_BT = np.zeros(real_BT.shape, np.int32)
   tokens_BT[real_BT] = np.concatenate([np.array(row, np.int32) for row in rows])
   return tokens_BT, real_BT
-
-
-def check_blanks(prompt: str, has_blank: bool, blank: str) -> None:
-  if not has_blank:
-    raise UsageError(f"prompt {prompt!r}: has no blank; this model fills in {blank}")

@@ -7,8 +7,8 @@ interval is not stored.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -35,19 +35,14 @@ VERIFICATION_KEYS = (
 )  # fmt: skip
 
 
-class Comparison(NamedTuple):
-  """The sweeps of the arms, by name."""
-
-  sweeps: dict[str, Record]  # empty where a sweep has not begun
-  laws: dict[str, fit.Fit]  # of the sweeps that are fitted
-  numbers: dict[str, Any]  # the content of comparison.json
-
-
-def compare_sweeps(record: Record) -> Comparison:
+def compare_sweeps(
+  record: Record,
+) -> tuple[dict[str, Record], dict[str, fit.Fit], dict[str, Any]]:
   """Reads the sweeps in a folder of several arms, and compares their laws.
 
-  Raises:
-    UserError: a file in one of their folders is broken.
+  Returns:
+    The sweeps by name, empty where one has not begun; the laws of those that are fitted; and the
+    content of comparison.json.
   """
   folders = {name: record.workdir / name for name in record.arms}
   sweeps = {
@@ -59,7 +54,11 @@ def compare_sweeps(record: Record) -> Comparison:
     if name in laws and (reasons := predictions.undetermined(laws[name])):  # fit.json may be old
       sweeps[name] = dataclasses.replace(sweep, fit=sweep.fit | {"undetermined": reasons})
       del laws[name]
-  budgets = _budgets(sweeps.values())
+  every = set[float]()  # held-out budgets included
+  for sweep in sweeps.values():
+    every |= set(sweep.config.get("sweep", {}).get("budgets", ()))
+    every |= {budget["C"] for budget in sweep.prediction.get("budgets", ())}
+  budgets = sorted(every)
   numbers = {
     "version": VERSION,
     "arms": list(sweeps),
@@ -84,7 +83,7 @@ def compare_sweeps(record: Record) -> Comparison:
       for gain in _gains((of, law), (to, reference), C)
     ],
   }
-  return Comparison(sweeps, laws, numbers)
+  return sweeps, laws, numbers
 
 
 def _fit_again(record: Record) -> fit.Fit:
@@ -95,15 +94,6 @@ def _fit_again(record: Record) -> fit.Fit:
   options.update({name: stored[name] for name in OPTIONS if name in stored})
   options.E = stored.get("known_E", "")
   return fit.fit_runs(trained, options)
-
-
-def _budgets(sweeps: Iterable[Record]) -> list[float]:
-  """Collects every budget of a sweep, held-out ones included [FLOPs]."""
-  budgets = set()
-  for sweep in sweeps:
-    budgets |= set(sweep.config.get("sweep", {}).get("budgets", ()))
-    budgets |= {budget["C"] for budget in sweep.prediction.get("budgets", ())}
-  return sorted(budgets)
 
 
 def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:

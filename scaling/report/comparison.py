@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from scaling.formats import bracket, duration, flops, nats, number, ratio, si, yes_no
-from scaling.report.records import Record, outside, parameters
+from scaling.report.records import Record, outside, side_by_side
 from scaling.report.render import Block, Table
 
 Sweeps = Mapping[str, Record]  # by arm
@@ -28,7 +28,7 @@ def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   C = flops(numbers["budgets"][-1])
   text = f"At {C} FLOPs the optimum is, in text tokens per parameter, {', '.join(ratios)}."
   complete = {name: s.verification for name, s in sweeps.items() if s.complete}
-  held = [name for name, verdict in complete.items() if verdict.get("held", verdict.get("inside"))]
+  held = [name for name, verdict in complete.items() if verdict["held"]]
   missed = [name for name in complete if name not in held]
   verdicts = [f"held for {', '.join(held)}"] if held else []
   verdicts += [f"did NOT hold for {', '.join(missed)}"] if missed else []
@@ -41,32 +41,29 @@ def summary(sweeps: Sweeps, numbers: Numbers) -> str:
   ]
   if elsewhere:
     text += f" The minimum does NOT lie where it was predicted for {', '.join(elsewhere)}."
-  return text + "".join(_gain_sentence(*rows) for rows in _gains(numbers, numbers["budgets"][-1]))
+  for gain, compute in _gains(numbers, numbers["budgets"][-1]):
+    text += (
+      f" There the gain of {gain['of']} over {gain['to']} is {nats(gain['value'])} "
+      f"{bracket(gain['interval'])} nats; {gain['to']} reaches that loss at "
+      f"{ratio(compute['value'])} {bracket(compute['interval'], ratio)} times the compute (by the "
+      "laws' resamples: not sealed, and without the error of their form)."
+    )
+  return text
 
 
 def _gains(numbers: Numbers, C: float) -> list[tuple[Numbers, Numbers]]:
   """Returns the gains at a compute, in loss and in compute, of pairs whose losses compare."""
   at = [row for row in numbers["differences"] if row["C"] == C]
-  return list(
-    zip(
-      *([row for row in at if row["quantity"] == name] for name in ("gain", "compute")), strict=True
-    )
-  )
-
-
-def _gain_sentence(gain: Numbers, compute: Numbers) -> str:
-  return (
-    f" There the gain of {gain['of']} over {gain['to']} is {nats(gain['value'])} "
-    f"{bracket(gain['interval'])} nats; {gain['to']} reaches that loss at "
-    f"{ratio(compute['value'])} {bracket(compute['interval'], ratio)} times the compute (by the "
-    "laws' resamples: not sealed, and without the error of their form)."
-  )
+  gains, computes = ([x for x in at if x["quantity"] == name] for name in ("gain", "compute"))
+  return list(zip(gains, computes, strict=True))
 
 
 def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
   """Yields the sections of the comparison, in the order of its report."""
   fitted = {name: sweep for name, sweep in sweeps.items() if sweep.determined}
-  yield from _pending(sweeps)
+  if pending := [sweep for sweep in sweeps.values() if not sweep.complete]:
+    yield f"**Incomplete.** {len(pending)} of {len(sweeps)} sweeps have no verdict yet:"
+    yield Table(("sweep", "so far"), [(sweep.title, sweep.headline) for sweep in pending])
   if fitted:
     yield from _optima(fitted, numbers)
     yield from _laws(fitted, numbers)
@@ -74,13 +71,6 @@ def sections(sweeps: Sweeps, numbers: Numbers) -> Iterator[Block]:
   yield from _differences(numbers["differences"])
   yield from _verdicts(sweeps)
   yield from _costs(sweeps)
-
-
-def _pending(sweeps: Sweeps) -> Iterator[Block]:
-  pending = [sweep for sweep in sweeps.values() if not sweep.complete]
-  if pending:
-    yield f"**Incomplete.** {len(pending)} of {len(sweeps)} sweeps have no verdict yet:"
-    yield Table(("sweep", "so far"), [(sweep.title, sweep.headline) for sweep in pending])
 
 
 def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
@@ -103,10 +93,7 @@ def _optima(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
 
 def _laws(fitted: Sweeps, numbers: Numbers) -> Iterator[Block]:
   yield "## The laws"
-  rows: list[tuple[str, ...]] = []
-  for cells in zip(*(parameters(sweep.fit) for sweep in fitted.values()), strict=True):
-    name = cells[0][0]
-    rows.append((name, *(text for _, *pair in cells for text in pair)))
+  rows = side_by_side(sweep.fit for sweep in fitted.values())
   C, summaries = flops(numbers["budgets"][-1]), [numbers["sweeps"][name] for name in fitted]
   per_token = (summary["optimum"][-1]["flops_per_param_and_token"] for summary in summaries)
   predicted = (summary["predicted_per_token"] for summary in summaries)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
-from scaling.report.records import ESTIMATORS, Record, named, outside, parameters
+from scaling.report.records import ESTIMATORS, Record, named, outside, side_by_side
 from scaling.report.render import Block, Table
 
 QUESTIONS = {
@@ -53,12 +53,11 @@ def estimators(record: Record) -> Iterator[Block]:
   yield Table(("estimator", "a", "", "b", "", "N_opt", "", "D_opt", "", ""), rows)
   by_name = {row["estimator"]: row for row in stored["rows"]}
   for d in stored["disagreement"]:
-    if d["intervals_overlap"] is not False:
-      continue
-    below, above = (by_name[name][d["quantity"]] for name in d["apart"])
-    gap = f"{above - below:.3f}" if d["quantity"] in "ab" else f"a factor {above / below:.2f}"
-    low, high = (ESTIMATORS[name] for name in d["apart"])
-    yield f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap."
+    if d["intervals_overlap"] is False:
+      below, above = (by_name[name][d["quantity"]] for name in d["apart"])
+      gap = f"{above - below:.3f}" if d["quantity"] in "ab" else f"a factor {above / below:.2f}"
+      low, high = (ESTIMATORS[name] for name in d["apart"])
+      yield f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap."
 
 
 def certainty(record: Record) -> Iterator[Block]:
@@ -111,8 +110,7 @@ def _side_by_side(sets: list[dict[str, Any]], intro: str, what: str) -> Iterator
     yield f"{intro} Optima at {flops(laws[0]['C'])} FLOPs."
     columns = ("", *(text for row in laws for text in (f"`{row['name']}`", "")))
     rows: list[tuple[str, ...]] = [("runs", *(t for r in laws for t in (str(r["n_runs"]), "")))]
-    for cells in zip(*map(parameters, laws), strict=True):
-      rows.append((cells[0][0], *(text for _, *pair in cells for text in pair)))
+    rows += side_by_side(laws)
     for key, form in (("N_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
       best = [row["optimum"] for row in laws]
       pairs = ((form(b[key]), bracket(b[f"{key}_interval"], form)) for b in best)
@@ -147,15 +145,14 @@ def choices(record: Record) -> Iterator[Block]:
   if not stored:
     return
   yield "One choice made otherwise at a time; tokens per parameter at the largest budget."
-  rows: list[tuple[str, ...]] = [
-    (f"{row['choice']} {row['value']}".strip(), str(row.get("n_runs", DASH)),
+  refused = any("reason" in row for row in stored)
+  rows = [
+    [f"{row['choice']} {row['value']}".strip(), str(row.get("n_runs", DASH)),
      exponent(row.get("a")), exponent(row.get("b")), ratio(row.get("tokens_per_param")),
-     row.get("reason", ""))
+     *([row.get("reason", "")] if refused else [])]
     for row in stored
   ]  # fmt: skip
-  columns: tuple[str, ...] = ("choice", "runs", "a", "b", "tokens/param", "no law because")
-  if not any(row[-1] for row in rows):
-    columns, rows = columns[:-1], [row[:-1] for row in rows]
+  columns = ["choice", "runs", "a", "b", "tokens/param", *(["no law because"] if refused else [])]
   yield Table(columns, rows)
 
 

@@ -18,8 +18,6 @@ from train import optim
 
 UNFINISHED = ("planned", "running")
 GRID = 4000  # steps of a schedule
-
-
 Losses = dict[str, tuple[float, tuple[float, float]]]  # by cell, each with its interval
 
 

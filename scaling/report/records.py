@@ -87,8 +87,7 @@ class Record:
   @property
   def law(self) -> Law:
     """The fitted law, with FLOPs as a function of N and D as the fit estimated them."""
-    compute = Compute(**self.fit["compute"])
-    return Law(FORMS[self.fit["form"]], self.fit["params"], compute)
+    return Law(FORMS[self.fit["form"]], self.fit["params"], Compute(**self.fit["compute"]))
 
   @property
   def undetermined(self) -> list[str]:
@@ -198,9 +197,6 @@ def read(workdir: str | Path) -> Record:
   """Reads the files of a sweep, of which any may be missing.
 
   N, C and loss of a sweep's cells are those of the fit, and before it as the config says.
-
-  Raises:
-    UserError: there is no such folder, or a file in it is broken.
   """
   workdir = Path(workdir)
   if not workdir.is_dir():
@@ -208,7 +204,7 @@ def read(workdir: str | Path) -> Record:
   names = ("sweep", "fit", "verification")
   parts = {name: files.read_record(workdir / f"{name}.json") or {} for name in names}
   parts["prediction"] = prediction.read(workdir) or {}
-  if "trained_loss" in parts["verification"]:  # of version 2 or 1, which was of one budget
+  if "trained_loss" in parts["verification"]:  # of version 2, which was of one budget
     parts["verification"] |= {"budgets": [parts["verification"]]}
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
@@ -231,16 +227,16 @@ def _read_table(path: Path) -> list[Cell]:
   with path.open(newline="") as lines:
     table = csv.DictReader(lines)
     for row in table:
+      line = f"line {table.line_num}"
       if None in row or None in row.values():
-        raise files.damaged(path, f"line {table.line_num} has more or fewer fields than line 1")
-      cell = files.Stored([], path)
+        raise files.damaged(path, f"{line} has more or fewer fields than line 1")
+      cells.append(files.Stored([], path))
       for name, text in row.items():
         try:
-          cell[name] = text if name in TEXT_COLUMNS else float(text or "nan")
+          cells[-1][name] = text if name in TEXT_COLUMNS else float(text or "nan")
         except ValueError:
-          place = f"line {table.line_num}, column {name}"
-          raise files.damaged(path, f"{place}: {text!r} is not a number") from None
-      cells.append(cell)
+          fault = f"{line}, column {name}: {text!r} is not a number"
+          raise files.damaged(path, fault) from None
   return cells
 
 
@@ -257,6 +253,14 @@ def column(cells: Iterable[Cell], name: str) -> np.ndarray:
 def outside(optimum: dict[str, Any]) -> bool:
   """Whether an optimum lies outside the runs that were fitted."""
   return optimum.get("extrapolation", 1.0) > OUTSIDE
+
+
+def side_by_side(fits: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+  """Makes a row of each parameter: its name, and its value and interval in each of some laws."""
+  return [
+    (rows[0][0], *(text for _, *pair in rows for text in pair))
+    for rows in zip(*map(parameters, fits), strict=True)
+  ]
 
 
 def parameters(fit: dict[str, Any]) -> list[tuple[str, str, str]]:

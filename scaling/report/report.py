@@ -66,9 +66,6 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
 
   In a folder of several arms it also writes comparison.json. Without `redraw` the figures are there
   already (`draw`). Returns the path of report.html.
-
-  Raises:
-    UserError: there is no such folder, or a file in it is broken.
   """
   record, by = _read(workdir), _by(workdir)
   if by:
@@ -139,11 +136,7 @@ def _compare(record: Record) -> list[Block]:
 
 
 def terminal(workdir: str | Path) -> str:
-  """Formats the outcome for the terminal: headline, law, optima, held-out cells, decisions.
-
-  Raises:
-    UserError: there is no such folder, or a file in it is broken.
-  """
+  """Formats the outcome for the terminal: headline, law, optima, held-out cells, decisions."""
   record = _read(workdir)
   if by := _by(workdir):
     texts = []
@@ -160,7 +153,13 @@ def terminal(workdir: str | Path) -> str:
   tables = _tables(block for part in parts for block in part(record))
   verdicts = (verdict.get("verdict", "") for _, verdict in record.judged)
   lines = [record.headline, *(text for text in verdicts if text not in record.headline)]
-  return "\n\n".join([*lines, *_law_lines(record), *tables, *_answers(record)])
+  if fit := record.fit:
+    lines.append(
+      f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {record.law.form.formula}:\n"
+      + ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit))
+      + "".join(f"\n{warning}" for warning in _warnings(record))
+    )
+  return "\n\n".join([*lines, *tables, *_answers(record)])
 
 
 def _answers(record: Record) -> list[str]:
@@ -178,19 +177,6 @@ def _answers(record: Record) -> list[str]:
 
 def _warnings(record: Record) -> list[str]:
   return [f"Warning: {warning}" for warning in record.fit.get("warnings", ())]
-
-
-def _law_lines(record: records.Record) -> list[str]:
-  """Formats the law in two lines, and below it what must be known before it is quoted."""
-  fit = record.fit
-  if not fit:
-    return []
-  lines = [
-    f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {record.law.form.formula}:",
-    ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit)),
-    *_warnings(record),
-  ]
-  return ["\n".join(lines)]
 
 
 def _table_text(table: Table) -> str:

@@ -6,12 +6,13 @@ A section yields nothing where the record lacks what it shows; `report.SECTIONS`
 import math
 import shlex
 from collections.abc import Iterator
-from typing import Any
+
+import numpy as np
 
 from configs.errors import UserError
 from model.accounting import petaflop_s_days
 from scaling.formats import DASH, bracket, duration, flops, nats, number, ratio, si, yes_no
-from scaling.report.records import Cell, Record, outside, parameters
+from scaling.report.records import Cell, Record, column, outside, parameters
 from scaling.report.render import Block, Table
 from scaling.sweep import costs
 from train.system import files
@@ -31,26 +32,22 @@ def glance(record: Record) -> Iterator[Block]:
   for sealed, v in record.judged if record.complete else ():
     if v.get("verdict", "") not in record.headline:
       yield v["verdict"]
-    if "trained_loss" in v:
-      yield _verdict(record, sealed, v)
-
-
-def _verdict(record: Record, sealed: dict[str, Any], v: dict[str, Any]) -> Table:
-  target = f"{record.target:g}"
-  cost, least = v.get("cost_of_target", {}), v.get("least_loss", {})
-  rows = [
-    ("loss at the optimum [nats/token]", nats(sealed.get("loss")), bracket(sealed.get("interval")),
-     nats(least.get("measured")), yes_no(least.get("held"))),
-    (f"loss of N = {si(v.get('N'))}, D = {si(v.get('D'))}", nats(v["predicted_loss"]),
-     bracket(v["interval"]), nats(v["trained_loss"]), yes_no(v["inside"])),
-    ("N with the least loss", si(sealed.get("N")), bracket(sealed.get("N_interval"), si),
-     si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
-    ("tokens per parameter there", ratio(v["tokens_per_param"]),
-     bracket(v["tokens_per_param_interval"], ratio), "", ""),
-    (f"cost of {target} tokens per parameter [nats/token]", number(cost.get("excess"), "+.4f"),
-     bracket(cost.get("excess_interval")), "", ""),
-  ]  # fmt: skip
-  return Table(("", "predicted", "interval", "trained", "as predicted"), rows)
+    if "trained_loss" not in v:
+      continue
+    cost, least = v.get("cost_of_target", {}), v.get("least_loss", {})
+    rows = [
+      ("loss at the optimum [nats/token]", nats(sealed.get("loss")),
+       bracket(sealed.get("interval")), nats(least.get("measured")), yes_no(least.get("held"))),
+      (f"loss of N = {si(v.get('N'))}, D = {si(v.get('D'))}", nats(v["predicted_loss"]),
+       bracket(v["interval"]), nats(v["trained_loss"]), yes_no(v["inside"])),
+      ("N with the least loss", si(sealed.get("N")), bracket(sealed.get("N_interval"), si),
+       si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
+      ("tokens per parameter there", ratio(v["tokens_per_param"]),
+       bracket(v["tokens_per_param_interval"], ratio), "", ""),
+      (f"cost of {record.target:g} tokens per parameter [nats/token]",
+       number(cost.get("excess"), "+.4f"), bracket(cost.get("excess_interval")), "", ""),
+    ]  # fmt: skip
+    yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
 
 
 def law(record: Record) -> Iterator[Block]:
@@ -133,7 +130,7 @@ def heldout(record: Record) -> Iterator[Block]:
      nats(c.get("trained_loss")), yes_no(c.get("inside")))
     for c in cells
   ]  # fmt: skip
-  rows += [
+  rows += [  # means over seeds
     (f"mean of `{claim['tested_by'][0]}` and its other seeds", si(claim["at"]["N"]),
      si(claim["at"]["D"]), nats(claim["predicted"]), bracket(claim["interval"]),
      nats(claim["measured"]), yes_no(claim["held"]))
@@ -231,19 +228,16 @@ def cost(record: Record) -> Iterator[Block]:
   rows = []
   for kind in ("probe", "fit", "heldout", "all"):
     cells = [c for c in begun if kind in (c["kind"], "all")]
-    alone, spent, seconds = (
-      sum(c[name] for c in cells if math.isfinite(c[name]))
-      for name in ("C", "flops_spent", "seconds")
-    )
+    alone, spent, seconds = (np.nansum(column(cells, x)) for x in ("C", "flops_spent", "seconds"))
     rows.append((kind, str(len(cells)), flops(alone), flops(spent),
                  flops(petaflop_s_days(spent)), duration(seconds)))  # fmt: skip
   columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
   yield Table(columns.split("|"), rows)
   taken = record.sweep.get("seconds")
+  took = "" if taken is None else f"; the sweep took {duration(taken)}"
   yield (
     "Alone is what the runs would cost one by one (C); branched from a shared trunk they cost what "
-    "is spent. Time is summed over runs"
-    + ("." if taken is None else f"; the sweep took {duration(taken)}.")
+    f"is spent. Time is summed over runs{took}."
   )
 
 

@@ -111,9 +111,8 @@ def check_sweep_config(config: ConfigDict) -> None:
 
 def check_sweep_fields(config: ConfigDict) -> None:
   """Raises ConfigError where a field of `config.sweep` cannot be used, or wastes compute."""
-  s = config.sweep
+  s, axis = config.sweep, _axis(config)
   base.check_section("sweep", s)
-  axis = _axis(config)
   for name in ("sizes", axis, "seed_sizes", "seed_budgets", "probe_sizes"):
     again = [value for i, value in enumerate(s[name]) if value in s[name][:i]]
     if again:
@@ -138,22 +137,16 @@ def check_sweep_fields(config: ConfigDict) -> None:
         f"--config.sweep.{name}, too, or leave it empty: --config.sweep.{name}='()'"
       )
   ascending = list(s.probe_factors) == sorted(set(s.probe_factors))
+  steps = itertools.pairwise((0.99, *s.heldout_budgets))
   for name, holds, need in (
     (axis, _positive(s[axis]), "be positive, every value of it"),
-    (
-      "heldout_budgets",
-      all(1.01 * x < y < math.inf for x, y in itertools.pairwise((0.99, *s.heldout_budgets)))
-      and s.heldout_budgets,
-      "name ascending multiples of the largest fitted budget, at least 1, as (3, 10)",
-    ),
+    ("heldout_budgets", s.heldout_budgets and all(1.01 * x < y < math.inf for x, y in steps),
+     "name ascending multiples of the largest fitted budget, at least 1, as (3, 10)"),
     ("heldout_sizes", _positive(s.heldout_sizes), "name positive multiples of N*, as (0.5, 1, 2)"),
     ("probe_tokens", not s.probe_sizes or _positive([s.probe_tokens]), "be positive"),
-    (
-      "probe_factors",
-      not s.probe_sizes or (ascending and _positive(s.probe_factors)),
-      "name positive multiples of a learning rate in ascending order, as (0.5, 1, 2)",
-    ),
-  ):
+    ("probe_factors", not s.probe_sizes or (ascending and _positive(s.probe_factors)),
+     "name positive multiples of a learning rate in ascending order, as (0.5, 1, 2)"),
+  ):  # fmt: skip
     if not holds:
       raise ConfigError(f"sweep.{name}={s[name]}: must {need}")
   if config.train.stop_at_step:

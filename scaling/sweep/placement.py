@@ -71,16 +71,14 @@ def choose_workers(
   `sweep.workers` or `sweep.pack` say it, the sweep is short, or it has `begun` to train without.
   Returns whether the choice is another than a core each.
   """
-  cores, path = process.cores(), workdir / "preflight" / "workers.json"
-  if config.sweep.workers or config.sweep.pack or process.has_accelerator() or len(cores) == 1:
+  s, cores, path = config.sweep, process.cores(), workdir / "preflight" / "workers.json"
+  if s.workers or s.pack or process.has_accelerator() or len(cores) == 1 or s.launcher != "local":
     return False
-  if config.sweep.launcher != "local":  # whose workers alone can be measured
-    return False
-  local: Any = pool  # a `Pool`
+  local: Any = pool  # a `Pool`, the only one whose workers can be measured
   record = files.read_json(path)
   if record.get("cores") == len(cores) if record else begun:
     return False
-  spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in config.sweep.sizes}
+  spent = {size: sum(c.flops_spent for c in cells if c.size == size) for size in s.sizes}
   if sum(spent.values()) / CORE_FLOPS / len(cores) < WORTH_SECONDS:
     display.say(f"workers: {len(cores)}, a core each (the sweep is too short to measure others)")
     return False
@@ -123,10 +121,6 @@ def compile_sizes(
   Its record stands in workdir/preflight/, by arm and size, and is valid for the same devices, as
   many workers that share them, and the same `config.sharding` and `model.remat`; else the size is
   compiled again.
-
-  Raises:
-    ConfigError: sizes do not fit.
-    WorkerError: a size could not be compiled by a bug.
   """
   by_batch = sorted(cells, key=lambda cell: -cell.tokens_per_step)
   first = {cell.size: cell for cell in reversed(by_batch)}
@@ -184,9 +178,6 @@ def pack_size(config: ConfigDict, size: int, record: dict, on_cpu: int = 1) -> i
   model leaves most of it idle; on a CPU what `choose_workers` has measured (`on_cpu`): one as a
   rule, since a run alone keeps its core busy. Runs of several devices are never packed. `record` is
   of `train.aot`; what is available there is this worker's share.
-
-  Raises:
-    ConfigError: `sweep.pack` runs need more memory than there is.
   """
   if record.get("devices", 0) != 1:
     return 1

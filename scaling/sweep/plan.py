@@ -82,6 +82,7 @@ class Trunk:
   seed: int
   lr: float
   steps: int
+  tokens_per_step: int
   keep_steps: tuple[int, ...]
   flops_per_token: float
 
@@ -241,9 +242,10 @@ def trunks(cells: Iterable[Cell]) -> list[Trunk]:
       members.setdefault(cell.trunk, []).append(cell)
   result = []
   for name, group in members.items():
-    size, seed, lr = group[0].size, group[0].seed, group[0].lr
     keep = tuple(sorted({cell.branch_step for cell in group}))
-    result.append(Trunk(name, size, seed, lr, keep[-1], keep, group[0].flops_per_token))
+    shared = ("size", "seed", "lr", "tokens_per_step", "flops_per_token")
+    fields = {field: getattr(group[0], field) for field in shared}
+    result.append(Trunk(id=name, steps=keep[-1], keep_steps=keep, **fields))
   return result
 
 
@@ -267,9 +269,7 @@ def heldout(
   """Plans the held-out budgets of a sweep of these cells.
 
   One has no cells where `n_opt`, which gives N* at a budget, refuses it, or too few can be trained.
-
-  Raises:
-    UserError: so have all; it is the reason of the nearest.
+  Where none has any, the reason of the nearest is raised.
   """
   planned, errors = [], []
   for C, times in zip(heldout_budgets(config, cells), config.sweep.heldout_budgets, strict=True):
@@ -324,9 +324,6 @@ def heldout_cells(
 
   Also returns why others that are nearer to a multiple cannot be trained, by id. N* (`n_opt`) is
   counted as `fit.params` says.
-
-  Raises:
-    ConfigError: too few rungs can be trained.
   """
   multiples = config.sweep.heldout_sizes
   options = heldout_options(config, vocab_size, budget)
@@ -374,13 +371,10 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
 def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   """Makes the training config of a cell or a trunk, without the folder it is branched from."""
   result = at_size(config, run.size)
-  result.seed = run.seed
-  result.optim.lr = run.lr
-  each = registry.tokens_per_step(config)
-  if isinstance(run, Cell):
-    result.data.batch_size = config.data.batch_size * run.tokens_per_step // each
-    each = run.tokens_per_step
-  result.train.tokens = run.steps * each
+  result.seed, result.optim.lr = run.seed, run.lr
+  batch_size, each = config.data.batch_size, registry.tokens_per_step(config)
+  result.data.batch_size = batch_size * run.tokens_per_step // each
+  result.train.tokens = run.steps * run.tokens_per_step
   if isinstance(run, Trunk):
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps

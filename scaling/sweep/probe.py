@@ -21,9 +21,6 @@ def probe(arm: Arm) -> dict | None:
   probes a factor apart in N determine it worse than the literature does. A size whose best rate is
   still at the edge after `MAX_EXTENSIONS` is said, and marked in the rule: a law of other rates
   than the best is another law.
-
-  Raises:
-    RunError: no cell of a size has trained.
   """
   config = arm.config
   factors = {size: list(config.sweep.probe_factors) for size in config.sweep.probe_sizes}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from scaling.report.figures import curves, forecast, law, profiles, style
+from scaling.report.figures import curves, law, profiles, style
 from scaling.report.records import Record
 
 
@@ -36,7 +36,7 @@ FIGURES = {
     "Trained over predicted loss. A trend in N or D would say that the form is wrong."),
   "validation_sets": Drawing(law.validation_sets, ("law", "runs", "sets"),
     "The loss on each validation set, and its own law at its optimum.", extra=True),
-  "forecast_error": Drawing(forecast.forecast_error, ("law", "budgets"),
+  "forecast_error": Drawing(law.forecast_error, ("law", "budgets"),
     "How far the sealed predictions were off, each run a point, against how far beyond the largest "
     "budget they were made. The band is the sealed interval of a run at the optimum.", extra=True),
   "training_curves": Drawing(curves.training_curves, ("runs", "curves"),

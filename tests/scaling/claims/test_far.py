@@ -16,7 +16,7 @@ from scaling import laws, main
 from scaling.claims import prediction, seal, verdict
 from scaling.laws.forms import FORMS
 from scaling.report import records, report
-from scaling.report.figures import forecast
+from scaling.report.figures import law as law_figures
 from scaling.sweep import plan, store
 from train import record
 from train.system import files
@@ -174,7 +174,7 @@ def test_the_figure_has_each_run_beside_the_sealed_interval(config, sealed_sweep
   far = sealed_sweep[3]["budgets"][2]["C"]
   result = judged(config, sealed_sweep, tmp_path / "x", lambda c: 0.05 * (c.budget == far))
   stored = records.read(tmp_path / "x")
-  axes = forecast.forecast_error(stored).axes[0]
+  axes = law_figures.forecast_error(stored).axes[0]
   points = np.concatenate([x.get_offsets() for x in axes.collections if x.get_gid() == "heldout"])
   expected = [
     (result["budgets"][i]["times"], 100 * (1 - cell["trained_loss"] / cell["predicted_loss"]))

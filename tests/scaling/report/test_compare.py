@@ -110,8 +110,8 @@ def test_differences_have_the_true_ratio_and_sign(finished):
 
 def test_an_undetermined_law_held_for_no_arm(workdir):
   """As its runs say now, whatever an earlier version wrote of them, or sealed on them."""
-  before = compare.compare_sweeps(records.read(workdir))
-  assert "held for clm, mlm, span" in comparison_text.summary(before.sweeps, before.numbers)
+  sweeps, _, numbers = compare.compare_sweeps(records.read(workdir))
+  assert "held for clm, mlm, span" in comparison_text.summary(sweeps, numbers)
   path = workdir / "span" / "cells.csv"
   rows = list(csv.DictReader(path.open()))
   for row in rows:
@@ -141,7 +141,8 @@ def recipes(tmp_path_factory):
 
 
 def gains(folder):
-  rows = compare.compare_sweeps(records.read(folder)).numbers["differences"]
+  _, _, numbers = compare.compare_sweeps(records.read(folder))
+  rows = numbers["differences"]
   return {(row["quantity"], row["C"]): row for row in rows if "paired" in row}
 
 
