@@ -10,7 +10,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
@@ -65,8 +64,7 @@ def check(config: ConfigDict, workdir: Path) -> dict:
     "slopes": {axis: slopes(rows[axis], axis) for axis in rows},
   }
   files.write_json(workdir / "coordinates.json", result)
-  with matplotlib.rc_context(style.STYLE):
-    style.save(figure(result), workdir / "coordinates")
+  style.draw_figure(workdir, "coordinates", figure, result)
   return result
 
 

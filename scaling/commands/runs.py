@@ -43,17 +43,18 @@ def runs_table(workdir: Path) -> str:
       records.append((path.parent.name, record.read(path.parent) or {}))
   if not records:
     raise UsageError(f"workdir={workdir}: no runs there (no sweep.json, no run.json)")
-  rows = []
-  columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
-  columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
-  for name in sorted({name for _, stored in records for name in stored.get("evaluations", {})}):
-    columns[f"loss_{name}"] = ".4f"
-  for name, stored in records:
+  rows, sets = [], set[str]()
+  for _, stored in records:
     for further, metrics in stored.get("evaluations", {}).items():
+      sets.add(f"loss_{further}")
       if "loss" in metrics:
         stored[f"loss_{further}"] = metrics["loss"]
     if "N" in stored:  # else it failed before it began
       stored["D/N"] = stored["D"] / stored["N"]
+  columns = {"N": ",", "D": ",", "C": ".3e", "D/N": ".1f", "lr": ".2e", "loss": ".4f"}
+  columns |= {"loss_stderr": ".4f", "bits_per_byte": ".4f", "seconds": ".1f"}
+  columns |= dict.fromkeys(sorted(sets), ".4f")
+  for name, stored in records:
     status = stored["status"] + (f": {stored['error']}" if stored["status"] == "failed" else "")
     numbers = (f"{stored[key]:{form}}" if key in stored else "" for key, form in columns.items())
     parent = stored.get("warm_start")

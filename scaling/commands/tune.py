@@ -30,12 +30,7 @@ FLAGS: tuple[Flag, ...] = (
 def run(args: flags.FlagValues) -> None:
   if args.runs:
     fit(args)
-  else:
-    train(args)
-
-
-def train(args: flags.FlagValues) -> None:
-  """Trains a grid and a held-out one, in --workdir."""
+    return
   from scaling.progress import Display
   from scaling.tune import run as tune_run
   from train.system import process

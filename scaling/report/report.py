@@ -130,7 +130,8 @@ def _compare(record: Record) -> list[Block]:
   files.write_json(record.workdir / "comparison.json", numbers)
   content: list[Block] = [f"**{comparison.summary(sweeps, numbers)}**"]
   if laws:
-    style.draw_figure(record.workdir, arms.NAME, arms.arms, sweeps, laws, numbers)
+    folder = record.workdir / "figures"
+    style.draw_figure(folder, arms.NAME, arms.arms, sweeps, laws, numbers)
     content.append(Image(arms.NAME, arms.CAPTION))
   return [*content, *comparison.sections(sweeps, numbers), *assemble(record, PROVENANCE)]
 

@@ -9,9 +9,10 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs.errors import UsageError, UserError
 from scaling.claims import integrity
@@ -28,15 +29,9 @@ BY = "by.json"
 MAX_DRAWN = 10_000  # of more runs than this no copy is kept, and no figure is drawn
 
 
-class Options(sensitivity.Choices, Protocol):
-  """The fields of `config.fit`."""
-
-  target_tokens_per_param: float
-
-
 def write_fit(
   workdir: Path,
-  options: Options,
+  options: ConfigDict,
   path: str = "",
   columns: str = "",
   where: Sequence[str] = (),
@@ -101,7 +96,7 @@ def write_fit(
 
 
 def write_fits_by(
-  column: str, workdir: Path, options: Options, path: str, columns: str, where: Sequence[str],
+  column: str, workdir: Path, options: ConfigDict, path: str, columns: str, where: Sequence[str],
   *how: Any,
 ) -> list[str]:  # fmt: skip
   """Fits the law to the runs of each value of a column, in a folder of its own; writes by.json.
@@ -132,7 +127,7 @@ def write_fits_by(
 
 
 def fit_sets(
-  law: fit.Fit, options: Options, source: str | Path, **reading: Any
+  law: fit.Fit, options: ConfigDict, source: str | Path, **reading: Any
 ) -> list[dict[str, Any]]:
   """Fits the law to the loss on each validation set of a table; [] where there is only one.
 

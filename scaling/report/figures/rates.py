@@ -113,13 +113,10 @@ def growth(tuned: dict) -> Figure:
   return figure
 
 
-def draw(workdir: Path, tuned: dict, grid: Grid) -> list[str]:
-  """Draws the figures that there are runs for, into `figures/`; returns their names."""
-  names = []
+def draw(workdir: Path, tuned: dict, grid: Grid) -> None:
+  """Draws the figures that there are runs for, into `figures/`."""
+  folder = workdir / "figures"
   if any(cell["own"] for cell in tuned["cells"]):
-    style.draw_figure(workdir, "tune_optima", growth, tuned)
-    names.append("tune_optima")
+    style.draw_figure(folder, "tune_optima", growth, tuned)
     if "batch" in grid.factors:
-      style.draw_figure(workdir, "tune_surface", loss_over_factors, tuned, grid)
-      names.append("tune_surface")
-  return names
+      style.draw_figure(folder, "tune_surface", loss_over_factors, tuned, grid)

@@ -113,19 +113,14 @@ def legend(figure: Figure, *handles: Any, ncols: int = 3) -> None:
   figure.legend(handles=[h for h in handles if h], loc="outside upper center", ncols=ncols)
 
 
-def draw_figure(workdir: Path, name: str, make: Callable[..., Figure], *args: Any) -> None:
-  """Makes a figure in this style and writes it to `figures/name.pdf` and `figures/name.png`."""
-  folder = workdir / "figures"
+def draw_figure(folder: Path, name: str, make: Callable[..., Figure], *args: Any) -> None:
+  """Makes a figure in this style; writes it to a folder as `name`.pdf and .png, without dates."""
   folder.mkdir(exist_ok=True)
-  with matplotlib.rc_context(STYLE):
-    save(make(*args), folder / name)
-
-
-def save(figure: Figure, stem: Path) -> None:
-  """Writes a figure as `stem`.pdf and `stem`.png, without dates."""
   vector, pixels = io.BytesIO(), io.BytesIO()
-  figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
-  figure.set_layout_engine("none")  # the layout takes a third of the time, and is settled by now
-  figure.savefig(pixels, format="png", dpi=220, metadata={"Software": None})
-  files.write_bytes(stem.with_name(f"{stem.name}.pdf"), vector.getvalue())
-  files.write_bytes(stem.with_name(f"{stem.name}.png"), pixels.getvalue())
+  with matplotlib.rc_context(STYLE):
+    figure = make(*args)
+    figure.savefig(vector, format="pdf", metadata={"CreationDate": None})
+    figure.set_layout_engine("none")  # the layout takes a third of the time, and is settled by now
+    figure.savefig(pixels, format="png", dpi=220, metadata={"Software": None})
+  files.write_bytes(folder / f"{name}.pdf", vector.getvalue())
+  files.write_bytes(folder / f"{name}.png", pixels.getvalue())

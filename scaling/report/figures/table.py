@@ -53,4 +53,4 @@ def draw_all(record: Record) -> None:
   """Writes the figures that a record allows to `figures/`, as PDF and as PNG."""
   for name, figure in FIGURES.items():
     if not record.lacks(*figure.needs):
-      style.draw_figure(record.workdir, name, figure.draw, record)
+      style.draw_figure(record.workdir / "figures", name, figure.draw, record)
