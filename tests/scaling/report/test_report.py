@@ -128,10 +128,12 @@ def test_a_loss_below_the_floor_is_flagged(workdir, floor, said):
 def test_report_of_a_partial_sweep_names_what_is_missing(
   finished, workdir, monkeypatch, left, starts
 ):
-  def copied(_figure, stem):  # to set and print them takes seconds
-    shutil.copy(finished / "figures" / f"{stem.name}.png", stem.parent)
+  def copied(folder, name, make, record):  # to set and print them takes seconds
+    make(record)
+    folder.mkdir(exist_ok=True)
+    shutil.copy(finished / "figures" / f"{name}.png", folder)
 
-  monkeypatch.setattr(style, "save", copied)
+  monkeypatch.setattr(style, "draw_figure", copied)
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     if name not in left:
       (workdir / name).unlink()
