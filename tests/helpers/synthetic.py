@@ -227,6 +227,18 @@ def _verification(cells, sealed):
   }  # fmt: skip
 
 
+def edit_table(path, change):
+  """Writes a table again after `change(row)` changed each of its rows."""
+  with path.open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    change(row)
+  with path.open("w", newline="") as file:
+    table = csv.DictWriter(file, list(rows[0]))
+    table.writeheader()
+    table.writerows(rows)
+
+
 def edit(path, change):
   value = json.loads(path.read_text())
   change(value)

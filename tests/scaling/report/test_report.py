@@ -1,7 +1,6 @@
 """The report: what it says is what the records say, for whole and for partial sweeps."""
 
 import base64
-import csv
 import html.parser
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from synthetic import COLUMNS, edit, markdown, params_of
+from synthetic import edit, edit_table, markdown, params_of
 
 from scaling.formats import si
 from scaling.report import records, render, report
@@ -157,13 +156,8 @@ def test_report_of_a_partial_sweep_names_what_is_missing(
 
 def test_report_before_anything_has_trained(workdir):
   """The table is there with planned cells only, before the first has begun."""
-  with (workdir / "cells.csv").open(newline="") as file:
-    rows = list(csv.DictReader(file))
   blank = {"status": "planned", "loss": "", "loss_stderr": "", "bits_per_byte": "", "seconds": ""}
-  with (workdir / "cells.csv").open("w", newline="") as file:
-    table = csv.DictWriter(file, COLUMNS)
-    table.writeheader()
-    table.writerows([row | blank for row in rows])
+  edit_table(workdir / "cells.csv", lambda row: row.update(blank))
   for name in ("fit.json", "prediction.json", "verification.json"):
     (workdir / name).unlink()
   assert report.write(workdir).exists()
@@ -277,13 +271,7 @@ def test_runs_of_a_table_have_figures_and_no_sweep(workdir):
   assert missing.count("figure training_curves (there are no training curves)") == 1
   assert "## Cost" not in text
   assert records.read(workdir).lacks("runs", "times") == ""
-  rows = list(csv.DictReader((workdir / "runs.csv").read_text().splitlines()))
-  for row in rows:
-    row["seconds"] = ""  # as `fit --runs=FILE` leaves it
-  with (workdir / "runs.csv").open("w", newline="") as file:
-    written = csv.DictWriter(file, COLUMNS)
-    written.writeheader()
-    written.writerows(rows)
+  edit_table(workdir / "runs.csv", lambda row: row.update(seconds=""))  # as `fit --runs` leaves it
   assert records.read(workdir).lacks("runs", "times") == "no cell has a wall time"
   report.draw(workdir)
   drawn = {path.stem for path in (workdir / "figures").glob("*.png")}

@@ -1,12 +1,11 @@
 """Sweeps with several validation sets: a law of each, and the one that is chosen by name."""
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
-from synthetic import BUDGETS, COMPUTE, TRUTH, build, markdown
+from synthetic import BUDGETS, COMPUTE, TRUTH, build, edit_table, markdown
 
 from configs import base
 from scaling.laws import chinchilla
@@ -22,18 +21,15 @@ BOOKS = TRUTH._replace(E=np.array(0.7), B=np.array(300.0))  # wants more tokens 
 def folder(tmp_path_factory):
   """A finished sweep on a known surface, with the loss on books on another."""
   path, rng = build(tmp_path_factory.mktemp("sweep")), np.random.default_rng(1)
-  with (path / "cells.csv").open() as file:
-    rows = list(csv.DictReader(file))
-  for row in rows:
+
+  def read_books(row):
     loss = chinchilla.loss(BOOKS, float(row["N"]), float(row["D"]))
     values = {"loss": loss * (1 + 0.002 * rng.standard_normal()), "loss_stderr": 0.003}
     values["bits_per_byte"] = loss / np.log(2)
     done = row["status"] == "done"
     row |= {f"{key}_books": value if done else "" for key, value in values.items()}
-  with (path / "cells.csv").open("w", newline="") as file:
-    table = csv.DictWriter(file, list(rows[0]))
-    table.writeheader()
-    table.writerows(rows)
+
+  edit_table(path / "cells.csv", read_books)
   return path
 
 

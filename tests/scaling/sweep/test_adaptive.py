@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import itertools
 import json
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import written
 from surfaces import law_of, problem_of
-from synthetic import TRUTH
+from synthetic import TRUTH, write_runs
 
 from configs import base
 from scaling import laws, main
@@ -301,18 +300,10 @@ def test_adaptive_cells_come_before_the_seal(config, tmp_path):
 def finished(config, workdir):
   """A sweep's folder as `isoflop sweep` leaves it, with losses of a known surface."""
   cells = plan.design_cells(config, 257)
-  law = trained(config, cells)
-  losses = dict(zip(law.runs.ids, law.runs.loss, strict=True))
   corpus = {"vocab_size": 257, "train_tokens": 10**9}
   store.write_sweep(workdir, {"config": config.to_dict(), "corpus": corpus}, cells)
-  rows = [
-    store.row(workdir, cell, "clm") | {"loss": losses[cell.id], "status": "done"} for cell in cells
-  ]
-  text = io.StringIO()
-  writer = csv.DictWriter(text, store.COLUMNS)
-  writer.writeheader()
-  writer.writerows(rows)
-  (workdir / "cells.csv").write_text(text.getvalue())
+  write_runs(workdir, cells)
+  store.write_table(workdir, cells, "clm")
   return cells
 
 

@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 
 from configs import base, ladders, large
-from scaling import main
 from scaling.targets import layouts, report
 
 ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
 GIB = 2**30
-
-
-def run(capsys, *argv):
-  code = main.main(["plan", *argv])
-  output = capsys.readouterr()
-  return code, output.out, output.err
 
 
 @pytest.mark.parametrize(
@@ -97,23 +90,23 @@ def test_the_least_number_of_devices_is_the_least():
   assert layouts.least_devices(config, 31, 80 * GIB) == (more, choice)
 
 
-def test_what_would_help_is_said_and_helps(capsys):
+def test_what_would_help_is_said_and_helps(isoflop):
   argv = (f"--config={LARGE}:1b", "--devices=1", "--device_memory=24GiB")
-  code, out, _ = run(capsys, *argv)
+  code, out, _ = isoflop("plan", *argv)
   assert code == 0
   found = [line for line in out.splitlines() if line.startswith("  --")]
   assert "nothing fits 24.0 GiB" in out
   assert any("--config.model.remat" in line for line in found)
   assert any("--devices=" in line for line in found)
   flags = [flag for flag in found[0].split() if flag.startswith("--")]
-  code, out, _ = run(capsys, *argv, *flags)
+  code, out, _ = isoflop("plan", *argv, *flags)
   assert code == 0
   assert "\nfits 24.0 GiB" in out
 
 
 @pytest.mark.smoke
-def test_a_train_config_is_one_run(capsys):
-  code, out, _ = run(capsys, f"--config={LARGE}:70b", "--devices=512", "--device_memory=80GiB")
+def test_a_train_config_is_one_run(isoflop):
+  code, out, _ = isoflop("plan", f"--config={LARGE}:70b", "--devices=512", "--device_memory=80GiB")
   assert code == 0
   assert "5.885e+23 FLOPs = 6,811 petaflop/s-days" in out
   rows = {
@@ -124,8 +117,8 @@ def test_a_train_config_is_one_run(capsys):
   assert [line for line in out.splitlines() if line.startswith("fits 80.0 GiB")]
 
 
-def test_without_a_memory_nothing_is_said_about_what_fits(capsys):
-  code, out, _ = run(capsys, f"--config={ROOT}/configs/clm.py")
+def test_without_a_memory_nothing_is_said_about_what_fits(isoflop):
+  code, out, _ = isoflop("plan", f"--config={ROOT}/configs/clm.py")
   assert code == 0
   assert "fits" not in out
   assert "ddp*" in out
@@ -157,8 +150,8 @@ def test_a_sweep_has_a_row_for_each_size():
     (("--config.data.tokenizer=words",), "data.tokenizer='words': unknown"),
   ],
 )
-def test_what_cannot_be_is_one_line(capsys, flags, line):
-  code, out, err = run(capsys, f"--config={LARGE}:1b", *flags)
+def test_what_cannot_be_is_one_line(isoflop, flags, line):
+  code, out, err = isoflop("plan", f"--config={LARGE}:1b", *flags)
   assert code == 2
   assert out == ""
   assert line in err

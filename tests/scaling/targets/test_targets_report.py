@@ -7,19 +7,12 @@ from pathlib import Path
 import pytest
 
 from configs import base, large
-from scaling import main
 from scaling.sweep.design import designs
 from scaling.targets import catalog, compiled, layouts, report
 from train import record
 
 LARGE = Path(large.__file__)
 GIB = 2**30
-
-
-def run(capsys, *argv):
-  code = main.main(["plan", *argv])
-  output = capsys.readouterr()
-  return code, output.out, output.err
 
 
 @pytest.fixture
@@ -61,8 +54,8 @@ TIMES = ("total", "products", "memory", "links", "waiting")
     (("--target=h100", "--config.data.tokenizer=words"), "data.tokenizer='words': unknown"),
   ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_compiled(capsys, compiler, flags, line):
-  code, out, err = run(capsys, f"--config={LARGE}:1b", *flags)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(isoflop, compiler, flags, line):
+  code, out, err = isoflop("plan", f"--config={LARGE}:1b", *flags)
   assert code == 2
   assert out == ""
   assert line in err
@@ -70,8 +63,10 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(capsys, compiler,
   assert not compiler[0]
 
 
-def test_a_run_is_its_three_programs_and_their_hours(capsys, compiler, tmp_path):
-  code, out, err = run(capsys, f"--config={LARGE}:1b", "--target=h100:8", f"--workdir={tmp_path}")
+def test_a_run_is_its_three_programs_and_their_hours(isoflop, compiler, tmp_path):
+  code, out, err = isoflop(
+    "plan", f"--config={LARGE}:1b", "--target=h100:8", f"--workdir={tmp_path}"
+  )
   assert code == 0, err
   assert sorted(p for task in compiler[0] for p in task.programs) == sorted(compiled.PROGRAMS)
   plan = json.loads((tmp_path / "plan.json").read_text())
@@ -89,29 +84,29 @@ def test_a_run_is_its_three_programs_and_their_hours(capsys, compiler, tmp_path)
   assert "a bound that the program permits, not a forecast" in out
 
 
-def test_evaluation_beside_the_optimizers_state_must_fit(capsys, compiler):
+def test_evaluation_beside_the_optimizers_state_must_fit(isoflop, compiler):
   compiler[1]["step"] = {"arguments": 40 * GIB, "held": 50 * GIB}
   compiler[1]["evaluate"] = {"arguments": 10 * GIB, "held": 30 * GIB}
-  code, out, _ = run(capsys, f"--config={LARGE}:1b", "--target=h100")
+  code, out, _ = isoflop("plan", f"--config={LARGE}:1b", "--target=h100")
   assert code == 0
   rows = {line.split()[1]: line for line in out.splitlines() if line.startswith("run ")}
   assert "yes" in rows["step"]
   assert "with XLA_CLIENT_MEM_FRACTION=0.95" in rows["evaluate"]  # 60 of 79, jax takes 59
 
 
-def test_what_does_not_fit_has_its_remedy(capsys, compiler):
+def test_what_does_not_fit_has_its_remedy(isoflop, compiler):
   compiler[1]["step"] = {"held": 100 * GIB}
-  code, out, _ = run(capsys, f"--config={LARGE}:1b", "--target=h100")
+  code, out, _ = isoflop("plan", f"--config={LARGE}:1b", "--target=h100")
   assert code == 0
   assert any(line.startswith("run step") and " no " in line for line in out.splitlines())
   assert "run: nothing fits" in out or "run: fits" in out
   assert "--config." in out
 
 
-def test_a_program_that_does_not_compile_is_a_row_with_its_reason(capsys, compiler):
+def test_a_program_that_does_not_compile_is_a_row_with_its_reason(isoflop, compiler):
   compiler[1]["step"] = {"error": "JaxRuntimeError: RESOURCE_EXHAUSTED: Used 20.1G of 15.75G hbm"}
   compiler[1]["init"] = {"error": "JaxRuntimeError: INTERNAL: no"}
-  code, out, _ = run(capsys, f"--config={LARGE}:1b", "--target=v5e:16x16")
+  code, out, _ = isoflop("plan", f"--config={LARGE}:1b", "--target=v5e:16x16")
   assert code == 0
   lines = out.splitlines()
   assert "run step: JaxRuntimeError: RESOURCE_EXHAUSTED: Used 20.1G of 15.75G hbm" in lines
