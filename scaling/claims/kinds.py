@@ -27,11 +27,8 @@ class Claim:
   tested_by: list[str]  # ids of cells
 
 
-class Judgement(NamedTuple):
-  """What trained cells say of a claim; None: they do not tell."""
-
-  measured: float | None
-  held: bool | None
+# What trained cells say of a claim: what was measured, and if it held; None: they do not tell.
+Judgement = tuple[float | None, bool | None]
 
 
 class Kind(NamedTuple):
@@ -61,9 +58,7 @@ def minimum(trained: Sequence[Trained]) -> Trained | None:
 
 
 def _judge_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
-  if not trained:
-    return Judgement(None, None)
-  return _inside(claim, trained[0]["trained_loss"])
+  return _inside(claim, trained[0]["trained_loss"]) if trained else (None, None)
 
 
 def _predict_least_loss(law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
@@ -73,7 +68,7 @@ def _predict_least_loss(law: fit.Fit, at: Mapping[str, float]) -> tuple[float, l
 
 def _judge_least_loss(claim: Claim, trained: Sequence[Trained]) -> Judgement:
   lowest = minimum(trained)
-  return _inside(claim, lowest["trained_loss"]) if lowest else Judgement(None, None)
+  return _inside(claim, lowest["trained_loss"]) if lowest else (None, None)
 
 
 def _predict_place(name: str, law: fit.Fit, at: Mapping[str, float]) -> tuple[float, list[float]]:
@@ -91,20 +86,20 @@ def _judge_place(column: str, claim: Claim, trained: Sequence[Trained]) -> Judge
   lowest = minimum(trained)
   measured: float | None = lowest[column] if lowest else None
   if len(trained) < 3:
-    return Judgement(measured, None)
+    return measured, None
   low, high = claim.interval
   best = min(trained, key=lambda c: c["trained_loss"])
   nearest = min(trained, key=lambda c: abs(math.log(c[column] / claim.predicted)))
   if best is nearest or (measured is not None and low <= measured <= high):
-    return Judgement(measured, True)
+    return measured, True
   values = [c[column] for c in trained]
   beyond = best[column] == min(values) > low or best[column] == max(values) < high
-  return Judgement(measured, None if measured is None and beyond else False)
+  return measured, None if measured is None and beyond else False
 
 
 def _inside(claim: Claim, measured: float) -> Judgement:
   low, high = claim.interval
-  return Judgement(measured, low <= measured <= high)
+  return measured, low <= measured <= high
 
 
 KINDS = {
@@ -132,7 +127,8 @@ def predict(
 def judge(claim: Claim, trained: Mapping[str, Trained]) -> dict[str, Any]:
   """Judges a claim by the cells that trained, by id; returns it with `measured` and `held`."""
   cells = over_seeds(trained[name] for name in claim.tested_by if name in trained)
-  return dataclasses.asdict(claim) | KINDS[claim.what].judge(claim, cells)._asdict()
+  measured, held = KINDS[claim.what].judge(claim, cells)
+  return dataclasses.asdict(claim) | {"measured": measured, "held": held}
 
 
 def over_seeds(trained: Iterable[Trained]) -> list[Trained]:

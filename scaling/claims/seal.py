@@ -15,12 +15,7 @@ from train.system import files
 
 
 def seal(
-  config: ConfigDict,
-  workdir: Path,
-  law: fit.Fit,
-  cells: list[plan.Cell],
-  vocab_size: int,
-  train_tokens: int,
+  config: ConfigDict, workdir: Path, law: fit.Fit, cells: list[plan.Cell], corpus: plan.Corpus
 ) -> tuple[dict, list[plan.Cell]]:
   """Writes prediction.json, once, and returns it with the held-out cells that will test it.
 
@@ -30,7 +25,7 @@ def seal(
   """
   if sealed := prediction.read(workdir):
     integrity.check_runs(workdir, sealed, law.runs)
-    return sealed, plan.sealed_cells(config, vocab_size, sealed)
+    return sealed, plan.sealed_cells(config, corpus[0], sealed)
   for path in sorted((workdir / "cells").glob("heldout_*/run.json")):
     raise UsageError(
       f"{workdir / prediction.NAME}: missing, and {path.parent.name} is trained already; what is "
@@ -41,7 +36,7 @@ def seal(
     predictions.check_sealable(law, C)
     return predictions.optimum(law, C)["N_opt"]
 
-  planned = plan.heldout(config, vocab_size, train_tokens, cells, n_opt)
+  planned = plan.heldout(config, corpus, cells, n_opt)
   budgets = [budget for budget in planned if not budget.reason]
   input_hash = runs.input_hash(law.runs)
   claims, heldout = [], list[plan.Cell]()

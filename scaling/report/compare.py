@@ -59,29 +59,25 @@ def compare_sweeps(
     every |= set(sweep.config.get("sweep", {}).get("budgets", ()))
     every |= {budget["C"] for budget in sweep.prediction.get("budgets", ())}
   budgets = sorted(every)
+  summaries: dict[str, Any] = {}
+  differences, gains = list[dict[str, Any]](), list[dict[str, Any]]()
+  for name, sweep in sweeps.items():
+    summaries[name] = {"complete": sweep.complete, "state": sweep.headline}
+    if name in laws:
+      summaries[name] |= _summary(sweep, laws[name], budgets)
+  for (to, reference), (of, law) in itertools.combinations(laws.items(), 2):
+    differences += _differences((of, law), (to, reference), budgets)
+    other_runs = runs.input_hash(law.runs) != runs.input_hash(reference.runs)  # else one arm's
+    if other_runs and _same_losses(sweeps[of], sweeps[to]):
+      for C in budgets:
+        gains += _gains((of, law), (to, reference), C)
   numbers = {
     "version": VERSION,
     "arms": list(sweeps),
     "complete": all(sweep.complete for sweep in sweeps.values()),
     "budgets": budgets,
-    "sweeps": {
-      name: {"complete": sweep.complete, "state": sweep.headline}
-      | (_summary(sweep, laws[name], budgets) if name in laws else {})
-      for name, sweep in sweeps.items()
-    },
-    "differences": [
-      difference
-      for first, second in itertools.combinations(laws.items(), 2)
-      for difference in _differences(second, first, budgets)
-    ]
-    + [
-      gain
-      for (to, reference), (of, law) in itertools.combinations(laws.items(), 2)
-      if _same_losses(sweeps[of], sweeps[to])
-      and runs.input_hash(law.runs) != runs.input_hash(reference.runs)  # else two fits of one arm
-      for C in budgets
-      for gain in _gains((of, law), (to, reference), C)
-    ],
+    "sweeps": summaries,
+    "differences": differences + gains,
   }
   return sweeps, laws, numbers
 
@@ -109,11 +105,7 @@ def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, An
 
 
 def _optimum(law: fit.Fit, C: float, predicted: float) -> dict[str, Any]:
-  """Finds the best use of C FLOPs: `predictions.optimum`, and what it means for this objective.
-
-  `predicted_tokens_per_param` are tokens_per_param of which the loss is the mean, and
-  `flops_per_param_and_token` is C / (N D), the textbook's 6.
-  """
+  """Finds the best use of C FLOPs, also in tokens of which the loss is the mean, and C / (N D)."""
   row = predictions.optimum(law, C)
   low, high = row["tokens_per_param_interval"]
   return row | {

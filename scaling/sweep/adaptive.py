@@ -29,12 +29,7 @@ MOST_RUNS = 8  # that are proposed beside those of a table
 
 
 def propose(
-  config: ConfigDict,
-  cells: Sequence[Cell],
-  law: fit.Fit,
-  vocab_size: int,
-  train_tokens: int,
-  budget: float,
+  config: ConfigDict, cells: Sequence[Cell], law: fit.Fit, corpus: plan.Corpus, budget: float
 ) -> list[tuple[Cell, float, str]]:
   """Proposes the cells for a `budget` [FLOPs] that shrink the interval of N_opt most.
 
@@ -42,7 +37,7 @@ def propose(
   comes with the width of that interval in log N, once it and those before it are trained, over what
   it is now, and with the reason (`next_run.propose`).
   """
-  options = plan.next_cells(config, vocab_size, cells, train_tokens)
+  options = plan.next_cells(config, corpus, cells)
   n = np.array([cell.params(config.fit.params) for cell in options], float)
   d, cost, isoflop = (
     np.array([getattr(cell, name) for cell in options], float) for name in ("D", "C", "budget")
@@ -71,12 +66,7 @@ def begin(config: ConfigDict, workdir: Path, adapt: bool) -> None:
 
 
 def next_round(
-  config: ConfigDict,
-  workdir: Path,
-  cells: Sequence[Cell],
-  law: fit.Fit,
-  vocab_size: int,
-  train_tokens: int,
+  config: ConfigDict, workdir: Path, cells: Sequence[Cell], law: fit.Fit, corpus: plan.Corpus
 ) -> list[Cell]:
   """Chooses the cells of the next round, [] after the last one.
 
@@ -93,7 +83,7 @@ def next_round(
   if left <= 0 or (workdir / "prediction.json").exists():
     return []
   for budget in (left / 2, left):
-    if proposals := propose(config, cells, law, vocab_size, train_tokens, budget):
+    if proposals := propose(config, cells, law, corpus, budget):
       chosen, shrink, reasons = map(list, zip(*proposals, strict=True))
       record["rounds"].append({
         "input_hash": runs.input_hash(law.runs),
@@ -120,12 +110,12 @@ def table(config: ConfigDict, workdir: Path, budget: float) -> str:
   integrity.check_cells(workdir)
   head, stored = store.read_sweep(workdir)
   config = with_lr_rule(config, head.get("lr_rule"))
-  f, corpus = config.fit, head["corpus"]
+  f, corpus = config.fit, (head["corpus"]["vocab_size"], head["corpus"]["train_tokens"])
   trained = read.read_runs(workdir / "cells.csv", params=f.params, flops=f.flops, loss=f.loss)
   law = fit.fit_runs(trained, f)
   cells = [cell for cell in stored if cell.kind == "fit"]
   budget = budget or max(cell.C for cell in cells)
-  proposals = propose(config, cells, law, corpus["vocab_size"], corpus["train_tokens"], budget)
+  proposals = propose(config, cells, law, corpus, budget)
   rows = [
     (cell.id, cell.params(f.params), cell.D, cell.C, shrink, why) for cell, shrink, why in proposals
   ]

@@ -35,34 +35,29 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   )
   names: set[str] = set()
   for cell in itertools.chain(cells, *probes):
-    _check_cell(config, cell, names, tokens)
+    if cell.id in names:
+      field = "probe_factors" if cell.kind == "probe" else _axis(config)
+      raise ConfigError(
+        f"sweep.{field}={tuple(s[field])}: two of them are one cell, {cell.id}; keep them a "
+        "percent apart, or leave one out"
+      )
     names.add(cell.id)
+    if cell.steps < plan.MIN_STEPS:
+      remedy = "sweep.probe_tokens" if cell.kind == "probe" else "compute, a smaller size"
+      raise ConfigError(
+        f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
+        f"give it more {remedy}, or a smaller data.batch_size ({plan.MIN_STEPS} steps at least)"
+      )
+    try:
+      record.check_run(plan.run_config(config, cell), tokens)
+    except UserError as error:
+      raise ConfigError(f"{error} ({cell.id})") from None
   free = fit.count_free(FORMS[config.fit.form], config.fit)
   if len(cells) <= free:
     raise ConfigError(
       f"fit.form={config.fit.form}: {len(cells)} fit cells for {free} parameters; add to "
       f"sweep.sizes or sweep.{_axis(config)}"
     )
-
-
-def _check_cell(config: ConfigDict, cell: plan.Cell, names: set[str], tokens: TokenData) -> None:
-  is_probe = cell.kind == "probe"
-  if cell.id in names:
-    field = "probe_factors" if is_probe else _axis(config)
-    raise ConfigError(
-      f"sweep.{field}={tuple(config.sweep[field])}: two of them are one cell, {cell.id}; keep them "
-      "a percent apart, or leave one out"
-    )
-  if cell.steps < plan.MIN_STEPS:
-    remedy = "more sweep.probe_tokens" if is_probe else "more compute, a smaller size"
-    raise ConfigError(
-      f"sweep: {cell.id} would train for {cell.steps} steps of {cell.tokens_per_step} tokens; "
-      f"give it {remedy}, or a smaller data.batch_size ({plan.MIN_STEPS} steps at least)"
-    )
-  try:
-    record.check_run(plan.run_config(config, cell), tokens)
-  except UserError as error:
-    raise ConfigError(f"{error} ({cell.id})") from None
 
 
 def check_parents(config: ConfigDict, tokens: TokenData) -> None:
@@ -79,8 +74,9 @@ def check_heldout(config: ConfigDict, tokens: TokenData) -> list[plan.Heldout]:
   Raises:
     ConfigError: none of them can.
   """
-  cells, corpus = plan.design_cells(config, tokens.vocab_size), tokens.train_token_count
-  budgets = plan.heldout(config, tokens.vocab_size, corpus, cells, lambda _: cells[0].N)
+  corpus = tokens.vocab_size, tokens.train_token_count
+  cells = plan.design_cells(config, tokens.vocab_size)
+  budgets = plan.heldout(config, corpus, cells, lambda _: cells[0].N)
   return [budget for budget in budgets if budget.reason]
 
 

@@ -9,7 +9,7 @@ without arms is its own only arm, named "".
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,35 +153,35 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   else:
     middle = float(np.median([cell.params(config.fit.params) for cell in fit_cells]))
     corpus = tokens.vocab_size, tokens.train_token_count
-    budgets = plan.heldout(config, *corpus, fit_cells, lambda _: middle)
+    budgets = plan.heldout(config, corpus, fit_cells, lambda _: middle)
     cells = itertools.chain(*(budget.cells for budget in budgets))
     heldout_cells = plan.with_seeds(config, cells)
   return Design(config, tokens, probe_cells, fit_cells, heldout_cells, bool(sealed))
 
 
 def plan_table(config: ConfigDict, workdir: Path | None, device: str, mfu: float) -> str:
-  """Makes the table of the cells of `designs`, probes first, and their total cost.
-
-  Their time is that of steps that are timed here, or those of a device at a share of its peak.
-  """
+  """Makes the table of the cells of `designs`, probes first, and their total cost."""
   return headed({x: _design_table(arm, device, mfu) for x, arm in designs(config, workdir)})
 
 
-def workers_of(config: ConfigDict) -> int:
-  """Returns how many runs this machine trains at a time."""
-  return config.sweep.workers or (1 if process.has_accelerator() else len(process.cores()))
+def step_time_of(
+  config: ConfigDict, device: str, mfu: float, steps: Mapping[float, ConfigDict]
+) -> tuple[step_time.StepTime | None, int]:
+  """Returns the time of a step, and how many runs are trained at a time.
+
+  It is that of a device at a share of its peak, or of `steps` (by their FLOPs) that are timed here.
+  """
+  if device:
+    return step_time.of_device(device, mfu, config.model.dtype), config.sweep.workers or 1
+  here = 1 if process.has_accelerator() else len(process.cores())
+  return step_time.measure(steps), config.sweep.workers or here
 
 
 def _design_table(design: Design, device: str, mfu: float) -> str:
   config, tokens, cells = design.config, design.tokens, design.cells
-  of_step: step_time.StepTime | None
-  if device:
-    workers = config.sweep.workers or 1
-    of_step = step_time.of_device(device, mfu, config.model.dtype)
-  else:
-    workers = workers_of(config)
-    sized = {cell.flops_per_token * cell.tokens_per_step: cell for cell in cells}
-    of_step = step_time.measure({x: plan.run_config(config, cell) for x, cell in sized.items()})
+  sized = {cell.flops_per_token * cell.tokens_per_step: cell for cell in cells}
+  steps = {flops: plan.run_config(config, cell) for flops, cell in sized.items()}
+  of_step, workers = step_time_of(config, device, mfu, steps)
   columns = "cell D_model L total embed body head N D steps C 6ND spent D/N epochs lr memory time"
   rows = []
   total_seconds = SECONDS_PER_SHAPE * len({cell.size for cell in cells}) / workers
@@ -189,8 +189,8 @@ def _design_table(design: Design, device: str, mfu: float) -> str:
     seconds = math.nan
     if of_step:
       step_flops = cell.flops_per_token * cell.tokens_per_step
-      steps = cell.flops_spent / step_flops
-      seconds = steps * of_step.seconds(step_flops) + SECONDS_PER_RUN
+      count = cell.flops_spent / step_flops
+      seconds = count * of_step.seconds(step_flops) + SECONDS_PER_RUN
     total_seconds += seconds / workers
     alone = plan.at_size(config, cell.size)
     alone.sharding.update(base.get_config().sharding)  # whole, on one device

@@ -24,6 +24,7 @@ from train.data.dataset import TokenData
 from train.objectives import registry
 
 MIN_STEPS = 20  # of a run
+Corpus = tuple[int, int]  # size of the vocabulary, number of training tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +191,7 @@ def _axis(config: ConfigDict) -> tuple[str, tuple]:
   return ("budget", config.sweep.budgets) if isoflop else ("tokens", config.sweep.token_counts)
 
 
-def next_cells(
-  config: ConfigDict, vocab_size: int, cells: Sequence[Cell], train_tokens: int
-) -> list[Cell]:
+def next_cells(config: ConfigDict, corpus: Corpus, cells: Sequence[Cell]) -> list[Cell]:
   """Plans the cells that a sweep could train beside its fit cells, each without a trunk.
 
   They are the sweep's budgets (or token counts) at every rung from one below its smallest to one
@@ -209,12 +208,12 @@ def next_cells(
   for size in ladder[max(0, low - 1) : high + 2]:
     for value in values:
       seeds = itertools.count(config.seed)
-      repeats = (_cell(config, vocab_size, "fit", size, seed=i, **{axis: value}) for i in seeds)
+      repeats = (_cell(config, corpus[0], "fit", size, seed=i, **{axis: value}) for i in seeds)
       cell = next(cell for cell in repeats if cell.id not in known)
       if (
         s.min_tokens_per_param <= cell.D / cell.N <= s.max_tokens_per_param
         and max(shortest, MIN_STEPS * cell.tokens_per_step) <= cell.D
-        and not refusal(config, cell, vocab_size, train_tokens)
+        and not refusal(config, cell, corpus)
       ):
         planned.append(cell)
   return planned
@@ -260,11 +259,7 @@ class Heldout(NamedTuple):
 
 
 def heldout(
-  config: ConfigDict,
-  vocab_size: int,
-  train_tokens: int,
-  cells: Sequence[Cell],
-  n_opt: Callable[[float], float],
+  config: ConfigDict, corpus: Corpus, cells: Sequence[Cell], n_opt: Callable[[float], float]
 ) -> list[Heldout]:
   """Plans the held-out budgets of a sweep of these cells.
 
@@ -274,8 +269,7 @@ def heldout(
   planned, errors = [], []
   for C, times in zip(heldout_budgets(config, cells), config.sweep.heldout_budgets, strict=True):
     try:
-      chosen = heldout_cells(config, vocab_size, train_tokens, n_opt(C), C)
-      planned.append(Heldout(C, times, *chosen))
+      planned.append(Heldout(C, times, *heldout_cells(config, corpus, n_opt(C), C)))
     except UserError as error:
       errors.append(error)
       planned.append(Heldout(C, times, [], {}, str(error)))
@@ -318,7 +312,7 @@ def sealed_cells(config: ConfigDict, vocab_size: int, sealed: dict) -> list[Cell
 
 
 def heldout_cells(
-  config: ConfigDict, vocab_size: int, train_tokens: int, n_opt: float, budget: float
+  config: ConfigDict, corpus: Corpus, n_opt: float, budget: float
 ) -> tuple[list[Cell], dict[str, str]]:
   """Plans the held-out cells: the rungs nearest to multiples of N*, at a budget [FLOPs].
 
@@ -326,8 +320,8 @@ def heldout_cells(
   counted as `fit.params` says.
   """
   multiples = config.sweep.heldout_sizes
-  options = heldout_options(config, vocab_size, budget)
-  reasons = {cell.id: refusal(config, cell, vocab_size, train_tokens) for cell in options}
+  options = heldout_options(config, corpus[0], budget)
+  reasons = {cell.id: refusal(config, cell, corpus) for cell in options}
   free = [cell for cell in options if not reasons[cell.id]]
   if len(free) < len(multiples):
     why = next(reason for reason in reasons.values() if reason)
@@ -350,9 +344,10 @@ def heldout_cells(
   return cells, passed_over
 
 
-def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) -> str:
+def refusal(config: ConfigDict, cell: Cell, corpus: Corpus) -> str:
   """Returns why a cell cannot be trained on a corpus, or lacks a parent; "": it can."""
-  corpus = SimpleNamespace(
+  vocab_size, train_tokens = corpus
+  tokens = SimpleNamespace(
     source=config.data.source,
     vocab_size=vocab_size,
     train_token_count=train_tokens,
@@ -360,7 +355,7 @@ def refusal(config: ConfigDict, cell: Cell, vocab_size: int, train_tokens: int) 
   )
   run = run_config(config, cell)
   try:
-    record.check_run(run, cast(TokenData, corpus))
+    record.check_run(run, cast(TokenData, tokens))
     if run.train.warm_start:  # `checks.check_parents` compares tokenizers
       transfer.find(run, {"vocab_size": vocab_size})
   except UserError as error:

@@ -26,7 +26,7 @@ from scaling.laws.fitted import problem_of
 from scaling.laws.intervals import predictions
 from scaling.laws.tables.runs import Runs, make_runs
 from scaling.progress import Display
-from scaling.sweep import checks, design, plan, step_time
+from scaling.sweep import checks, design, plan
 from scaling.sweep.plan import Cell
 from train import record
 from train.data.dataset import TokenData
@@ -156,22 +156,16 @@ def flops_of(flops: float, _: float) -> float:
 
 
 def seconds_of(config: ConfigDict, device: str, mfu: float, vocab_size: int) -> Cost:
-  """Returns what estimates a run's time, its share of the workers' [s].
-
-  It is that of steps that are timed here, or those of a device at a share of its peak.
-  """
-  of_step: step_time.StepTime | None
-  if device:
-    of_step, workers = step_time.of_device(device, mfu, config.model.dtype), 1
-  else:
-    steps = {}
-    for size, x in known_sizes(config, vocab_size).items():
-      steps[x.flops_per_token * x.tokens_per_step] = plan.at_size(config, size)
-    of_step, workers = step_time.measure(steps), design.workers_of(config)
-    if not of_step:
-      raise UsageError(
-        "--compute: steps here are too long to be timed; name a device, as --device=h100"
-      )
+  """Returns what estimates a run's time, its share of the workers' [s]."""
+  steps = {
+    x.flops_per_token * x.tokens_per_step: plan.at_size(config, size)
+    for size, x in known_sizes(config, vocab_size).items()
+  }
+  of_step, workers = design.step_time_of(config, device, mfu, steps)
+  if not of_step:
+    raise UsageError(
+      "--compute: steps here are too long to be timed; name a device, as --device=h100"
+    )
   return lambda flops, step: (
     (flops / step * of_step.seconds(step) + design.SECONDS_PER_RUN) / workers
   )

@@ -159,7 +159,7 @@ def train_and_fit(arm: Arm, planned: list[Cell]) -> fit.Fit:
   train_cells(arm, planned, "fit")
   arm.head["device"] = store.outcome(arm.workdir, planned[0]).get("device", "")
   fitted, law = list(planned), fit_law(arm)
-  while cells := adaptive.next_round(arm.config, arm.workdir, fitted, law, *arm.corpus):
+  while cells := adaptive.next_round(arm.config, arm.workdir, fitted, law, arm.corpus):
     fitted += cells
     train_cells(arm, cells, "adaptive")
     law = fit_law(arm)
@@ -181,7 +181,7 @@ def fit_law(arm: Arm) -> fit.Fit:
 
 def seal_prediction(arm: Arm, law: fit.Fit, planned: list[Cell]) -> tuple[dict, list[Cell]]:
   """Seals the predictions of all held-out budgets; returns them with the cells that test them."""
-  sealed, heldout = seal.seal(arm.config, arm.workdir, law, planned, *arm.corpus)
+  sealed, heldout = seal.seal(arm.config, arm.workdir, law, planned, arm.corpus)
   for budget in sealed["budgets"]:
     arm.display.say(
       f"sealed: at {budget['C']:.2e} FLOPs N* = {budget['N']:,.0f}, loss {budget['loss']:.4f} "

@@ -55,7 +55,7 @@ class Arm:
     return self.root / self.name
 
   @property
-  def corpus(self) -> tuple[int, int]:
+  def corpus(self) -> plan.Corpus:
     """The vocabulary's size, and the number of training tokens."""
     return self.tokens.vocab_size, self.tokens.train_token_count
 

@@ -83,7 +83,7 @@ def check_cells(arm: Arm) -> None:
           f"tune: {cell.id} would train for {cell.steps} steps, {plan.MIN_STEPS} are needed; give "
           "it more of tune.token_counts, or smaller tune.batch_sizes"
         )
-      if reason := plan.refusal(arm.config, cell, *arm.corpus):
+      if reason := plan.refusal(arm.config, cell, arm.corpus):
         raise ConfigError(f"{reason} ({cell.id})")
 
 

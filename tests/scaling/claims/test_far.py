@@ -44,7 +44,7 @@ def sealed_sweep(config, tmp_path_factory):
   synthetic.write_runs(folder, cells)
   tabulate(config, folder, cells)
   law = fitted(config, folder)
-  sealed, heldout = seal.seal(config, folder, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(config, folder, law, cells, CORPUS)
   return folder, law, cells, sealed, heldout
 
 
@@ -145,7 +145,7 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
   synthetic.write_runs(tmp_path, cells)
   tabulate(far, tmp_path, cells)
   law = fitted(far, tmp_path)
-  sealed, heldout = seal.seal(far, tmp_path, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(far, tmp_path, law, cells, CORPUS)
   assert [x["times"] for x in sealed["budgets"]] == [3.0]
   [refused] = sealed["refused"]
   assert refused["times"] == 1e4
@@ -159,12 +159,12 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
   shutil.rmtree(tmp_path / "cells")
   far.sweep.heldout_budgets = (1e4, 1e5)
   with pytest.raises(DataError, match=r"undetermined: N_opt at 4e\+15 FLOPs"):
-    seal.seal(far, tmp_path, law, cells, *CORPUS)
+    seal.seal(far, tmp_path, law, cells, CORPUS)
 
 
 def test_a_budget_for_which_there_is_too_little_text_is_passed_over(config, tmp_path):
   cells = plan.design_cells(config, CORPUS[0])
-  *planned, refused = plan.heldout(config, CORPUS[0], 50_000, cells, lambda _: 49_000)
+  *planned, refused = plan.heldout(config, (CORPUS[0], 50_000), cells, lambda _: 49_000)
   assert [(x.times, x.reason, len(x.cells)) for x in planned] == [(3.0, "", 3), (10.0, "", 3)]
   assert (refused.times, refused.cells) == (30.0, [])
   assert "raise data.max_epochs" in refused.reason

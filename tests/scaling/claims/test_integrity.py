@@ -36,7 +36,7 @@ def judged(tmp_path_factory):
   store.write_sweep(workdir, head, cells)
   store.write_table(workdir, cells, "clm")
   law = fit_files.write_fit(workdir, c.fit)
-  sealed, heldout = seal.seal(c, workdir, law, cells, 512, 4_000_000)
+  sealed, heldout = seal.seal(c, workdir, law, cells, (512, 4_000_000))
   write_runs(workdir, heldout)
   store.write_sweep(workdir, head, [*cells, *heldout])
   store.write_table(workdir, [*cells, *heldout], "clm")
@@ -303,7 +303,7 @@ def test_a_damaged_account_of_the_time_blocks_no_report(workdir):
 def test_nothing_is_sealed_after_the_fact(workdir):
   (workdir / "prediction.json").unlink()
   with pytest.raises(UserError, match="prediction.json: missing, and heldout_s.* is trained"):
-    seal.seal(base.get_config(), workdir, None, [], 512, 4_000_000)
+    seal.seal(base.get_config(), workdir, None, [], (512, 4_000_000))
 
 
 def damages(folder, seed):

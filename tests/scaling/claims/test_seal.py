@@ -37,11 +37,11 @@ def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, 
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, cells, "clm")
   law = fit_files.write_fit(tmp_path, config.fit)
-  sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(config, tmp_path, law, cells, CORPUS)
   moved = dataclasses.replace(
     law, law=dataclasses.replace(law.law, params=law.params | {"A": 8 * law.params["A"]})
   )
-  again, same = seal.seal(config, tmp_path, moved, cells, *CORPUS)
+  again, same = seal.seal(config, tmp_path, moved, cells, CORPUS)
   assert (again, same) == (sealed, heldout)
   synthetic.write_runs(tmp_path, heldout)
   assert len(verdict.judge(config, tmp_path, moved, again, same)["cells"]) == 3
@@ -59,7 +59,7 @@ def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, cells, "clm")
   law = fit_files.write_fit(tmp_path, config.fit)
-  sealed, heldout = seal.seal(config, tmp_path, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(config, tmp_path, law, cells, CORPUS)
   synthetic.write_runs(tmp_path, heldout, truth)
   verdict.judge(config, tmp_path, law, sealed, heldout)
   stored = records.read(tmp_path)
@@ -75,7 +75,7 @@ def judged(config, folder, loss=lambda cell: 0.0):
   store.write_sweep(folder, {"config": record.plain(config)}, cells)
   store.write_table(folder, cells, "clm")
   law = fit_files.write_fit(folder, config.fit)
-  sealed, heldout = seal.seal(config, folder, law, cells, *CORPUS)
+  sealed, heldout = seal.seal(config, folder, law, cells, CORPUS)
   synthetic.write_runs(folder, heldout)
   for i, cell in enumerate(heldout):
     path = store.folder(folder, cell) / "run.json"
@@ -131,32 +131,32 @@ def test_held_out_sizes_without_a_parent_are_passed_over_before_the_seal(config,
     parent = {"config": record.plain(config), "data": {"tokenizer": "", "vocab_size": 512}}
     parent["config"]["model"]["size"] = size
     (tmp_path / str(size) / "run.json").write_text(json.dumps(parent))
-  cells, passed_over = plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)
+  cells, passed_over = plan.heldout_cells(config, CORPUS, 49_000, 1.5e12)
   assert {cell.size for cell in cells} <= {2, 4, 6, 8}
   assert passed_over
   assert all(f"train.warm_start={tmp_path}/" in reason for reason in passed_over.values())
   shutil.rmtree(tmp_path / "4")
   shutil.rmtree(tmp_path / "6")
   with pytest.raises(ValueError, match="3 are needed .*; or train the parents that are missing"):
-    plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)
+    plan.heldout_cells(config, CORPUS, 49_000, 1.5e12)
 
 
 def test_only_what_can_be_trained_is_held_out(config):
-  small, passed_over = plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
-  assert [plan.refusal(config, cell, *CORPUS) for cell in small] == [""] * 3
+  small, passed_over = plan.heldout_cells(config, CORPUS, 17_000, 1.5e12)
+  assert [plan.refusal(config, cell, CORPUS) for cell in small] == [""] * 3
   smallest = plan.heldout_options(config, 512, 1.5e12)[0]
-  why = plan.refusal(config, smallest, *CORPUS)
+  why = plan.refusal(config, smallest, CORPUS)
   assert "its embedding" in why
   assert passed_over == {smallest.id: why}
-  assert plan.heldout_cells(config, *CORPUS, 49_000, 1.5e12)[1] == {}
+  assert plan.heldout_cells(config, CORPUS, 49_000, 1.5e12)[1] == {}
   config.data.max_epochs = 1e-3
   with pytest.raises(ValueError, match=r"at 1.5e\+12 FLOPs .* 3 are needed .*raise data.max_epoc"):
-    plan.heldout_cells(config, *CORPUS, 17_000, 1.5e12)
+    plan.heldout_cells(config, CORPUS, 17_000, 1.5e12)
 
 
 def test_only_what_can_be_trained_comes_next(config):
   config.sweep.sizes = (1, 2, 3, 5, 7, 8)
   cells = plan.design_cells(config, CORPUS[0])
-  found = plan.next_cells(config, CORPUS[0], cells, CORPUS[1])
+  found = plan.next_cells(config, CORPUS, cells)
   assert found
-  assert [plan.refusal(config, cell, *CORPUS) for cell in found] == [""] * len(found)
+  assert [plan.refusal(config, cell, CORPUS) for cell in found] == [""] * len(found)

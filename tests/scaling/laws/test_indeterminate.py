@@ -157,7 +157,7 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   config = base.get_config()
   cells = plan.design_cells(config, 257)
   with pytest.raises(ValueError, match="the best loss does not fall .*: there is nothing to seal"):
-    seal.seal(config, tmp_path, found, cells, 0, 0)
+    seal.seal(config, tmp_path, found, cells, (0, 0))
   assert not list(tmp_path.iterdir())
   made = laws.to_json(found)
   row = next(row for row in made["estimators"]["rows"] if row["estimator"] == "huber")

@@ -206,7 +206,7 @@ def test_cells_that_could_be_trained_next(config):
   cells = plan.design_cells(config, 257)
   config.sweep.max_tokens_per_param = 60.0
   longest = 1.5 * max(cell.D for cell in cells)
-  found = plan.next_cells(config, 257, cells, int(longest / config.data.max_epochs))
+  found = plan.next_cells(config, (257, int(longest / config.data.max_epochs)), cells)
   assert not {cell.id for cell in found} & {cell.id for cell in cells}
   assert {cell.size for cell in found} <= set(range(1, 10))
   assert {5, 7, 9} <= {cell.size for cell in found}
@@ -217,10 +217,10 @@ def test_cells_that_could_be_trained_next(config):
   assert min(cell.D for cell in found) >= min(cell.D for cell in cells)
   assert {cell.seed for cell in found if cell.size == 4} == {2}
   assert {cell.seed for cell in found if cell.size == 5} == {0}
-  repeats = plan.next_cells(config, 257, [*cells, *found], int(longest))
+  repeats = plan.next_cells(config, (257, int(longest)), [*cells, *found])
   assert {cell.seed for cell in repeats if cell.size == 5} == {1}
   config.sweep.max_tokens_per_param = 1e9
-  few = plan.next_cells(config, 257, cells, int(0.3 * longest / config.data.max_epochs))
+  few = plan.next_cells(config, (257, int(0.3 * longest / config.data.max_epochs)), cells)
   assert 0.2 * longest < max(cell.D for cell in few) <= 0.3 * longest
 
 
@@ -230,7 +230,7 @@ def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
   edges = next_run.open_edges(laws.isoflop_profiles(law.runs, law.compute)["profiles"])
   assert edges
   assert all(side == 1 for _, _, side in edges)
-  found = adaptive.propose(config, cells, law, 257, 10**9, 3e12)
+  found = adaptive.propose(config, cells, law, (257, 10**9), 3e12)
   first = [cell for cell, _, reason in found if "at its largest N" in reason]
   assert [cell for cell, *_ in found[: len(first)]] == first
   assert [cell.size for cell in first] == [9, 9]  # at the least budget it would be too short
@@ -254,7 +254,7 @@ def rounds(config, workdir, stop_after=None):
   cells = plan.design_cells(config, 257)
   adaptive.begin(config, workdir, adapt=stop_after != "resumed")
   began = 0
-  while more := adaptive.next_round(config, workdir, cells, trained(config, cells), 257, 10**9):
+  while more := adaptive.next_round(config, workdir, cells, trained(config, cells), (257, 10**9)):
     began += 1
     if began == stop_after:
       return cells
@@ -314,7 +314,7 @@ def test_plan_next_prints_the_proposals(config, tmp_path, capsys):
   output = capsys.readouterr()
   assert code == 0, output.err
   law = laws.fit_runs(read.read_runs(tmp_path), config.fit)
-  found = adaptive.propose(config, cells, law, 257, 10**9, 1e12)
+  found = adaptive.propose(config, cells, law, (257, 10**9), 1e12)
   listed = [line.split()[0] for line in output.out.splitlines() if line.startswith("fit_s")]
   assert listed == [cell.id for cell, *_ in found]
   assert f"shrink to {found[-1][1]:.0%}" in output.out

@@ -48,7 +48,7 @@ def test_one_trunk_serves_all_token_counts_of_a_size(config):
 
 
 def test_heldout_cells_surround_the_prediction(config):
-  cells, _ = plan.heldout_cells(config, 257, 10**9, 49_000, 1e12)
+  cells, _ = plan.heldout_cells(config, (257, 10**9), 49_000, 1e12)
   assert [cell.N for cell in cells] == sorted({cell.N for cell in cells})
   for cell, factor in zip(cells, config.sweep.heldout_sizes, strict=True):
     assert abs(math.log(cell.N / (factor * 49_000))) < math.log(1.3)
