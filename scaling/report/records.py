@@ -204,8 +204,9 @@ def read(workdir: str | Path) -> Record:
   names = ("sweep", "fit", "verification")
   parts = {name: files.read_record(workdir / f"{name}.json") or {} for name in names}
   parts["prediction"] = prediction.read(workdir) or {}
-  if "trained_loss" in parts["verification"]:  # of version 2, which was of one budget
-    parts["verification"] |= {"budgets": [parts["verification"]]}
+  if "trained_loss" in (old := parts["verification"]):  # of version 2, which was of one budget
+    held = old.get("held", old.get("inside"))
+    parts["verification"] = old | {"budgets": [old], "held": held}
   cells = _read_table(workdir / "cells.csv")
   counting = parts["sweep"].get("config", {}).get("fit", {}) | parts["fit"].get("counting", {})
   for cell in cells:
