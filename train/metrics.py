@@ -77,5 +77,6 @@ class Metrics:
       self._file.flush()
 
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the file, and lets go of the run, which holds this: both end without a collection."""
     self._file.close()
+    del self._describe

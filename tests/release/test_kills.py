@@ -47,7 +47,8 @@ MOMENTS = {
 
 def commands(kind, folder, corpus):
   """Returns the commands of a run in FOLDER/run, with a cache of its text beside it."""
-  source = [f"--config.data.source=text:{corpus}", f"--config.data.cache={folder}/cache"]
+  source = [f"--config.data.source=text:{corpus}"]
+  source += [f"--config.data.cache={folder}/cache"] * (kind != "sealed")  # what a sweep began with
   workdir = f"--workdir={folder}/run"
   if kind in ("sweep", "sealed"):
     flags = ["--config=configs/base.py", *source, *test_sweep.FLAGS]
