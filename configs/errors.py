@@ -32,7 +32,8 @@ def of_the_machine(error: BaseException) -> bool:
   """Tells whether the machine refused: a full disk, a folder that is not ours, device memory."""
   if isinstance(error, OSError):
     return error.errno in (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
-  return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+  full = any(text in str(error) for text in ("RESOURCE_EXHAUSTED", "No space left on device"))
+  return isinstance(error, RuntimeError) and full
 
 
 def kind(error: BaseException) -> Literal["user", "run", "bug"]:
