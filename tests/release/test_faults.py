@@ -67,7 +67,7 @@ def test_a_full_disk_ends_training_in_a_line_and_loses_nothing(
     line = said.splitlines()[-1]
     assert line.startswith("isoflop: "), said
     assert str(small_disk) in line
-    assert "No space left on device" in line or "MiB free" in line, line
+    assert "No space left on device" in said or "MiB free" in said, said
   remount(small_disk, "size=1g,nr_inodes=100000")
   assert Tree(commands(kind, small_disk, corpus), tmp_path / "last").end() == codes
   assert numbers(small_disk / "run") == whole
