@@ -10,6 +10,10 @@ if any("tests/gpu" in argument for argument in sys.argv):  # tests of this machi
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a sweep's worker uses it, too
 else:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  if not any("tests/release" in argument for argument in sys.argv):  # which measures
+    # Most of the tests' time goes into compiling: without these it is a third.
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
@@ -25,6 +29,8 @@ def cache(tmp_path_factory):
   What one test has compiled, the next one does not compile again, nor do the processes that tests
   start and the other workers of pytest-xdist, each of which has such a session of its own.
   """
+  import jax
+
   from train.system import process
 
   folder = tmp_path_factory.mktemp("cache")
@@ -34,6 +40,7 @@ def cache(tmp_path_factory):
     (folder / "xla").symlink_to(programs)
   os.environ["ISOFLOP_CACHE"] = str(folder)
   process.use_compile_cache()
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   return folder
 
 

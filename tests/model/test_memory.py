@@ -1,6 +1,7 @@
 """Bytes known before anything runs: against the compiled program, the formulas, and by hand."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def compiled(devices, cases):
     capture_output=True,
     text=True,
     timeout=1200,
-    env={"PATH": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    env={key: os.environ.get(key, "") for key in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    | {"PATH": "", "PYTHONPATH": str(ROOT)},
   )
   assert done.returncode == 0, done.stderr
   return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
