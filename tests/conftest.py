@@ -21,6 +21,19 @@ import pytest
 
 from configs import base, presets
 
+# Files with the most to do, which pytest-xdist's workers take first: one of them that was left for
+# the end would run alone.
+LONGEST = ("test_sweep", "test_sharding", "test_contributing", "test_worker", "test_warm_start")
+
+
+def pytest_configure(config):
+  if hasattr(config.option, "loadscopereorder"):  # by number of tests: short ones first
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):

@@ -48,7 +48,7 @@ def test_no_circle():
 
 
 def test_no_file_over_400_lines():
-  lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES}
+  lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES + TESTS}
   assert not {str(path): n for path, n in lines.items() if n > 400}
 
 

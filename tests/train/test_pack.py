@@ -3,11 +3,11 @@
 import io
 import json
 import subprocess
-import sys
 import threading
 
 import jax
 import pytest
+import tiny_sweep
 from jax.experimental.compilation_cache import compilation_cache
 
 from scaling.launch.local import Pool
@@ -212,11 +212,8 @@ def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp
 
 
 SWEEP = (
-  "--config=configs/base.py", "--config.data.seq_len=32", "--config.data.batch_size=4",
-  "--config.optim.warmup_tokens=256", "--config.train.eval_tokens=2048",
   "--config.train.checkpoint_every_seconds=0.3", "--config.sweep.sizes=(1,2,3)",
-  "--config.sweep.budgets=(1e9,2e9,5e9)", "--config.sweep.seed_sizes=(1,)",
-  "--config.sweep.probe_sizes=()", "--config.fit.bootstraps=100", "--config.sweep.pack=4",
+  "--config.sweep.budgets=(1e9,2e9,5e9)", "--config.sweep.seed_sizes=(1,)", "--config.sweep.pack=4",
   "--config.sweep.workers=1", "--config.sweep.heldout_budgets=(1.0,)",
   "--config.sweep.heldout_sizes=(1.0,)",
 )  # fmt: skip
@@ -224,8 +221,7 @@ SWEEP = (
 
 def packed_sweep(corpus, folder):
   """The command of a sweep whose runs are trained together by one worker."""
-  source = f"--config.data.source=text:{corpus}"
-  return [sys.executable, "-m", "scaling.main", "sweep", *SWEEP, source, f"--workdir={folder}"]
+  return tiny_sweep.command(folder, corpus, *SWEEP)
 
 
 def records(folder, status=("done",)):

@@ -1,6 +1,5 @@
 """Runs trained through a command: what it is given, how it ends, and what is left after a kill."""
 
-import csv
 import io
 import json
 import os
@@ -11,10 +10,11 @@ import threading
 import time
 
 import pytest
+import tiny_sweep
 import written
 
 from configs.errors import ConfigError
-from scaling.launch import child, worker
+from scaling.launch import worker
 from scaling.launch.command import Command, fill
 from scaling.launch.queue import Task
 from scaling.progress import Display
@@ -144,18 +144,6 @@ def test_a_template_that_cannot_be_used_is_refused(template, tmp_path):
     Command(tmp_path, template, 1, Display("", io.StringIO()), lambda: False)
 
 
-FLAGS = [
-  f"--config={child.ROOT}/configs/base.py",
-  "--config.data.seq_len=32",
-  "--config.data.batch_size=4",
-  "--config.optim.warmup_tokens=256",
-  "--config.train.eval_tokens=2048",
-  "--config.sweep.sizes=(0,1,2)",
-  "--config.sweep.budgets=(4e8,8e8,2e9)",
-  "--config.sweep.probe_sizes=()",
-  "--config.sweep.workers=1",
-  "--config.fit.bootstraps=100",
-]
 COMMAND = [
   "--config.sweep.launcher=command",
   "--config.sweep.command=taskset -c 0 bash -c {command}",
@@ -163,14 +151,8 @@ COMMAND = [
 
 
 def sweep(workdir, corpus, *flags):
-  source = f"--config.data.source=text:{corpus}"
-  command = child.command("scaling.main", "sweep", f"--workdir={workdir}", *FLAGS, source, *flags)
+  command = tiny_sweep.command(workdir, corpus, "--config.sweep.workers=1", *flags)
   return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def table(workdir):
-  with (workdir / "cells.csv").open() as file:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
@@ -187,7 +169,7 @@ def test_a_sweep_through_a_command_that_is_killed_once_is_that_of_local_workers(
       process = sweep(tmp_path / name, corpus, *flags)
       errors = process.communicate(timeout=1800)[1]
       assert process.returncode == code, errors
-    assert table(tmp_path / "command") == table(tmp_path / "local")
+    assert tiny_sweep.table(tmp_path / "command") == tiny_sweep.table(tmp_path / "local")
     for name in ("command", "local") if code else ():
       written.give_losses(tmp_path / name)
   for name in ("prediction.json", "verification.json"):

@@ -4,21 +4,12 @@ import json
 import subprocess
 
 import pytest
+import tiny_sweep
 
 from scaling.launch import child, worker
 from train import aot
 
-FLAGS = [
-  f"--config={child.ROOT}/configs/base.py",
-  "--config.data.seq_len=32",
-  "--config.data.batch_size=4",
-  "--config.optim.warmup_tokens=256",
-  "--config.train.eval_tokens=2048",
-  "--config.sweep.sizes=(0,1,2)",
-  "--config.sweep.budgets=(4e8,8e8)",
-  "--config.sweep.probe_sizes=()",
-  "--config.sweep.workers=1",
-]
+FLAGS = ("--config.sweep.budgets=(4e8,8e8)", "--config.sweep.workers=1")
 PLANTED = """
 import sys
 
@@ -44,11 +35,7 @@ def sweep(tmp_path, corpus):
     text = PLANTED.format(module=module, name=name, statement=statement)
     (tmp_path / "sitecustomize.py").write_text(text)
     return subprocess.run(
-      [
-        *child.command("scaling.main", "sweep", f"--workdir={tmp_path}/sweep"),
-        *FLAGS,
-        f"--config.data.source=text:{corpus}",
-      ],
+      tiny_sweep.command(tmp_path / "sweep", corpus, *FLAGS),
       capture_output=True,
       text=True,
       timeout=600,

@@ -1,14 +1,13 @@
 """The next cell: what it is said to tell, it tells; and what was chosen is kept."""
 
-import csv
 import dataclasses
 import itertools
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+import tiny_sweep
 import written
 from surfaces import law_of, problem_of
 from synthetic import TRUTH, write_runs
@@ -334,39 +333,30 @@ def test_an_adaptive_sweep_trains_what_it_chose(cache, corpus, tmp_path):
 
 def sweep_adaptively(corpus, tmp_path, names):
   """A sweep whose folder is `killed` is killed after its first round was chosen, and goes on."""
-  flags = [
-    "--config=configs/base.py", f"--config.data.source=text:{corpus}", "--config.data.seq_len=32",
-    "--config.data.batch_size=4", "--config.optim.warmup_tokens=256", "--config.fit.bootstraps=200",
-    "--config.train.eval_tokens=2048", "--config.sweep.sizes=(0,1,2)",
-    "--config.sweep.budgets=(4e8,8e8,2e9)", "--config.sweep.probe_sizes=()",
-    "--config.sweep.adaptive_flops=4e9", "--config.data.max_epochs=100", "--adaptive",
-  ]  # fmt: skip
+  flags = ("--config.sweep.adaptive_flops=4e9", "--config.data.max_epochs=100", "--adaptive")
   tables = []
   for name in names:
-    command = [sys.executable, "-m", "scaling.main", "sweep", f"--workdir={tmp_path / name}"]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+    command = tiny_sweep.command(tmp_path / name, corpus, *flags)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     if name == "killed":
-      while (
-        not (tmp_path / name / "adaptive.json").exists()
-        or not json.loads((tmp_path / name / "adaptive.json").read_text())["rounds"]
-      ):
+      record = tmp_path / name / "adaptive.json"
+      while not (record.exists() and json.loads(record.read_text())["rounds"]):
         assert process.poll() is None
       process.kill()
       process.wait()
-      process = subprocess.Popen([*command, *flags[:-1]], stderr=subprocess.PIPE, text=True)
+      process = subprocess.Popen(command[:-1], stderr=subprocess.PIPE, text=True)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 2, said
     assert "undetermined" in said.splitlines()[-1]  # by so few runs of so few tokens
-    with (tmp_path / name / "cells.csv").open() as file:
-      tables.append([row | {"seconds": ""} for row in csv.DictReader(file)])
+    tables.append(tiny_sweep.table(tmp_path / name))
   record = json.loads((tmp_path / "whole" / "adaptive.json").read_text())
   chosen = {cell["id"] for one in record["rounds"] for cell in one["cells"]}
   assert chosen
   assert chosen <= {row["cell"] for row in tables[0] if row["status"] == "done"}
   assert all(table == tables[0] for table in tables)
   written.give_losses(tmp_path / "whole")
-  command = [sys.executable, "-m", "scaling.main", "sweep", f"--workdir={tmp_path / 'whole'}"]
-  assert subprocess.run([*command, *flags[:-1]], timeout=900).returncode == 0
+  again = tiny_sweep.command(tmp_path / "whole", corpus, *flags[:-1])
+  assert subprocess.run(again, timeout=900).returncode == 0
   assert "Cells chosen by the fit so far" in (tmp_path / "whole" / "report.md").read_text()
 
 

@@ -1,6 +1,5 @@
 """The sweep as its user runs it: in processes, killed anywhere, started again."""
 
-import csv
 import json
 import os
 import random
@@ -10,26 +9,22 @@ import subprocess
 import time
 
 import pytest
+import tiny_sweep
 import written
+from tiny_sweep import table
 
 from scaling.claims import prediction
 from scaling.launch import child
 from scaling.sweep import store
 
-FLAGS = [
-  "--config.data.seq_len=32",
-  "--config.data.batch_size=4",
-  "--config.optim.warmup_tokens=256",
-  "--config.train.eval_tokens=2048",
+FLAGS = (
   "--config.train.checkpoint_every_seconds=0.2",
-  "--config.sweep.sizes=(0,1,2)",
-  "--config.sweep.budgets=(4e8,8e8,2e9)",
   "--config.sweep.seed_sizes=(0,1)",
   "--config.sweep.seed_budgets=(4e8,)",
   "--config.sweep.probe_sizes=(0,)",
   "--config.sweep.probe_tokens=16000",
   "--config.fit.bootstraps=200",
-]
+)
 
 
 def command(verb, workdir, *flags):
@@ -56,16 +51,9 @@ def wait_for(process, path, pattern):
     time.sleep(0.05)
 
 
-def table(workdir):
-  """Returns cells.csv without what a clock decides."""
-  with (workdir / "cells.csv").open() as file:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
 def flags(cache, corpus):
-  config = f"--config={child.ROOT}/configs/base.py"
-  return [config, f"--config.data.source=text:{corpus}", *FLAGS]
+  return [*tiny_sweep.FLAGS, f"--config.data.source=text:{corpus}", *FLAGS]
 
 
 @pytest.fixture(scope="module")
