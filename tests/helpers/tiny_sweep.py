@@ -7,15 +7,20 @@ from scaling.launch import child
 FLAGS = (
   f"--config={child.ROOT}/configs/base.py", "--config.data.seq_len=32",
   "--config.data.batch_size=4", "--config.optim.warmup_tokens=256",
-  "--config.train.eval_tokens=2048", "--config.sweep.sizes=(0,1,2)",
-  "--config.sweep.budgets=(4e8,8e8,2e9)", "--config.sweep.probe_sizes=()",
-  "--config.fit.bootstraps=100",
+  "--config.train.eval_tokens=2048", "--config.fit.bootstraps=100",
 )  # fmt: skip
 
 
-def command(workdir, corpus, *flags):
+def flags(corpus, sizes="0,1,2", budgets="4e8,8e8,2e9", probe=""):
+  """Returns the flags of the sweep; to give one of these four again would add to it."""
+  design = {"sizes": sizes, "budgets": budgets, "probe_sizes": probe}
   source = f"--config.data.source=text:{corpus}"
-  return child.command("scaling.main", "sweep", f"--workdir={workdir}", *FLAGS, source, *flags)
+  return (*FLAGS, source, *(f"--config.sweep.{k}=({v})" for k, v in design.items()))
+
+
+def command(workdir, corpus, *more, **design):
+  workdir = f"--workdir={workdir}"
+  return child.command("scaling.main", "sweep", workdir, *flags(corpus, **design), *more)
 
 
 def table(workdir):

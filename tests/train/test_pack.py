@@ -212,16 +212,15 @@ def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp
 
 
 SWEEP = (
-  "--config.train.checkpoint_every_seconds=0.3", "--config.sweep.sizes=(1,2,3)",
-  "--config.sweep.budgets=(1e9,2e9,5e9)", "--config.sweep.seed_sizes=(1,)", "--config.sweep.pack=4",
-  "--config.sweep.workers=1", "--config.sweep.heldout_budgets=(1.0,)",
+  "--config.train.checkpoint_every_seconds=0.3", "--config.sweep.seed_sizes=(1,)",
+  "--config.sweep.pack=4", "--config.sweep.workers=1", "--config.sweep.heldout_budgets=(1.0,)",
   "--config.sweep.heldout_sizes=(1.0,)",
 )  # fmt: skip
 
 
 def packed_sweep(corpus, folder):
   """The command of a sweep whose runs are trained together by one worker."""
-  return tiny_sweep.command(folder, corpus, *SWEEP)
+  return tiny_sweep.command(folder, corpus, *SWEEP, sizes="1,2,3", budgets="1e9,2e9,5e9")
 
 
 def records(folder, status=("done",)):

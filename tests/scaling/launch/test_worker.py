@@ -9,7 +9,7 @@ import tiny_sweep
 from scaling.launch import child, worker
 from train import aot
 
-FLAGS = ("--config.sweep.budgets=(4e8,8e8)", "--config.sweep.workers=1")
+ONE = "--config.sweep.workers=1"
 PLANTED = """
 import sys
 
@@ -35,7 +35,7 @@ def sweep(tmp_path, corpus):
     text = PLANTED.format(module=module, name=name, statement=statement)
     (tmp_path / "sitecustomize.py").write_text(text)
     return subprocess.run(
-      tiny_sweep.command(tmp_path / "sweep", corpus, *FLAGS),
+      tiny_sweep.command(tmp_path / "sweep", corpus, ONE, budgets="4e8,8e8"),
       capture_output=True,
       text=True,
       timeout=600,

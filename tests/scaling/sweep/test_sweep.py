@@ -21,9 +21,7 @@ FLAGS = (
   "--config.train.checkpoint_every_seconds=0.2",
   "--config.sweep.seed_sizes=(0,1)",
   "--config.sweep.seed_budgets=(4e8,)",
-  "--config.sweep.probe_sizes=(0,)",
   "--config.sweep.probe_tokens=16000",
-  "--config.fit.bootstraps=200",
 )
 
 
@@ -53,7 +51,7 @@ def wait_for(process, path, pattern):
 
 @pytest.fixture(scope="module")
 def flags(cache, corpus):
-  return [*tiny_sweep.FLAGS, f"--config.data.source=text:{corpus}", *FLAGS]
+  return [*tiny_sweep.flags(corpus, probe="0,"), *FLAGS]
 
 
 @pytest.fixture(scope="module")
