@@ -11,9 +11,10 @@ if any("tests/gpu" in argument for argument in sys.argv):  # tests of this machi
 else:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   if not any("tests/release" in argument for argument in sys.argv):  # which measures
-    # Most of the tests' time goes into compiling: without these it is a third.
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ.setdefault("XLA_FLAGS", flags)
+    # Most of the tests' time goes into compiling, which then takes a third; a step takes 4 times as
+    # long. Tests of many steps ask for `optimized`.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
@@ -55,6 +56,18 @@ def cache(tmp_path_factory):
   process.use_compile_cache()
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   return folder
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+  """Programs are compiled as users' are, here and in processes that the test starts."""
+  import jax
+
+  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

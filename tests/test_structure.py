@@ -15,14 +15,16 @@ FILES = [path for folder in ORDER for path in (ROOT / folder).rglob("*.py")]
 TESTS = list((ROOT / "tests").rglob("*.py"))
 
 
+@functools.cache
 def imported(path):
   """The modules that a file imports, anywhere in it, and the names that it takes from them."""
+  names = []
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      names += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module:
-      yield node.module
-      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+      names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+  return names
 
 
 @functools.cache

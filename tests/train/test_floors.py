@@ -180,7 +180,7 @@ SPANS = {"seq_len": 16, "span_density": 0.3, "span_length": 2.0}
     ),
   ],
 )
-def test_trains_to_its_floor_and_not_below(cache, objective, symbols, fields):
+def test_trains_to_its_floor_and_not_below(cache, optimized, objective, symbols, fields):
   judge(make(objective, symbols, **{"width": 48, "markov_tokens": 2_000_000} | fields))
 
 
@@ -199,7 +199,9 @@ def judge(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_completion_that_its_prompt_decides_costs_nothing(cache, tmp_path, bidirectional):
+def test_a_completion_that_its_prompt_decides_costs_nothing(
+  cache, optimized, tmp_path, bidirectional
+):
   """The prompt in upper case: no nats, when it is learned; and samples are that, too."""
   rng = np.random.default_rng(0)
   words = {"".join(rng.choice(list("abcdefgh"), rng.integers(3, 7))) for _ in range(3000)}

@@ -325,7 +325,7 @@ def swept(config, workdir):
 
 
 @pytest.mark.slow
-def test_two_objectives_are_swept_compared_and_not_swept_again(small, tmp_path):
+def test_two_objectives_are_swept_compared_and_not_swept_again(small, optimized, tmp_path):
   workdir = tmp_path / "both"
   said = swept(small, workdir)
   assert "arm 1 of 2: clm, clm with models of family decoder" in said

@@ -34,7 +34,7 @@ def swept(config, workdir):
 
 
 @pytest.mark.slow
-def test_a_sweep_is_judged_by_the_loss_on_the_set_that_is_chosen(config, tmp_path):
+def test_a_sweep_is_judged_by_the_loss_on_the_set_that_is_chosen(config, optimized, tmp_path):
   workdir = tmp_path / "sweep"
   verdict = swept(config, workdir)
   with (workdir / "cells.csv").open() as file:
