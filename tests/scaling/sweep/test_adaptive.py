@@ -233,9 +233,8 @@ def test_an_open_minimum_asks_for_the_cell_beyond_it_first(config):
   first = [cell for cell, _, reason in found if "at its largest N" in reason]
   assert [cell for cell, *_ in found[: len(first)]] == first
   assert [cell.size for cell in first] == [9, 9]  # at the least budget it would be too short
-  np.testing.assert_allclose(
-    [cell.budget for cell in first], [C for C, *_ in edges[-2:]], rtol=0.02
-  )
+  at = [cell.budget for cell in first]
+  np.testing.assert_allclose(at, [C for C, *_ in edges[-2:]], rtol=0.02)
   assert sum(cell.C for cell, *_ in found) <= 3e12
   shrinks = [shrink for _, shrink, _ in found]
   assert shrinks == sorted(shrinks, reverse=True)
