@@ -231,8 +231,7 @@ FIT: dict[str, Any] = {
   "delta": 1e-3,  # Huber threshold on the residuals (Hoffmann et al. 2022: of log loss)
   "bootstraps": 1000,  # resamples of the runs
   "level": 0.9,  # probability content of every interval
-  "resampling": one_of("auto", "pairs", "stratified"),  # runs, with what clusters of them share;
-  # runs as if independent; as many of each budget as it has
+  "resampling": one_of("auto", "pairs"),  # runs, with what clusters share; as if independent
   "seed": 0,  # of the resampling
   "target_tokens_per_param": positive(20.0),  # the rule of thumb that the verdict compares with
 }

@@ -131,11 +131,6 @@ def train_flops_per_sequence(
   return 3 * forward_flops_per_sequence(model_config, vocab_size, seq_len, source_len)
 
 
-def petaflop_s_days(flops: float) -> float:
-  """Converts FLOPs into petaflop/s-days (1e15 x 86,400)."""
-  return flops / 8.64e19
-
-
 def stacks(model_config: ConfigDict, seq_len: int, source_len: int) -> list[StackLengths]:
   """Returns the stacks of a model, in the order in which they run."""
   c = model_config

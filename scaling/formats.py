@@ -39,6 +39,11 @@ def flops(value: float | None) -> str:
   return number(value, ".2e").replace("e+", "e")
 
 
+def pf_days(flops: float) -> float:
+  """Converts FLOPs into petaflop/s-days (1e15 x 86,400)."""
+  return flops / 8.64e19
+
+
 def ratio(value: float | None) -> str:
   """Formats tokens per parameter, and all else that is known to three digits."""
   return number(value, ".3g")

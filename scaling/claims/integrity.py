@@ -11,8 +11,6 @@ from typing import Any
 from configs.errors import UsageError
 from scaling.claims import prediction
 from scaling.laws.tables import read, runs
-from scaling.sweep import store
-from train import record
 from train.system import files
 
 
@@ -45,6 +43,11 @@ def check_source(path: Path) -> None:
 def check_cells(workdir: Path) -> None:
   """Compares the runs of a sweep with their digests, and with cells.csv those done by then."""
   paths = [path for x in ("trunks", "cells") for path in sorted((workdir / x).glob("*/run.json"))]
+  if not paths:  # of a table that is no sweep's: its fit needs no jax, which the store imports
+    return
+  from scaling.sweep import store
+  from train import record
+
   records = [record.read(path.parent) or {} for path in paths]
   path = workdir / "cells.csv"
   there = (workdir / "sweep.json").exists() and path.exists()
@@ -69,7 +72,8 @@ def check_cells(workdir: Path) -> None:
 
 
 def rows(fitted: runs.Runs) -> list[dict[str, Any]]:
-  """Lists the runs that a prediction rests on."""
+  """Lists the runs that a prediction rests on, those that the fit left out among them."""
+  fitted = fitted.whole or fitted
   columns = {name: getattr(fitted, name).tolist() for name in ("N", "D", "C", "loss")}
   return [
     {"cell": name} | {key: values[i] for key, values in columns.items()}

@@ -14,7 +14,7 @@ What else there is, by question:
 
 - Can it be quoted at all? `undetermined(law)` lists why not, and what would help.
 - Which estimator? `side_by_side(law)` runs the three approaches of Hoffmann et al. 2022.
-- Which runs matter? `jackknife(law)`. Which exponents are bounded? `profile_intervals(law)`.
+- Which runs matter? `jackknife(law)`.
 - What can this design tell at all? `identifiability(runs)`.
 - Another form? `options.form`, or `fit_runs(runs, options, FORMS["kaplan_nd"])`;
   `compare_forms(runs)` says which one forecasts the larger budgets from the smaller ones.
@@ -41,7 +41,7 @@ MODULES = {
   "law": ("Law",),
   "tables.read": ("read_runs",),
   "tables.runs": ("Runs", "identifiability", "input_hash", "make_runs"),
-  "sensitivity": ("jackknife", "profile_intervals"),
+  "sensitivity": ("jackknife",),
 }  # fmt: skip
 __all__ = sorted(name for names in MODULES.values() for name in names)
 

@@ -13,8 +13,10 @@ from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
 from scaling.laws.forms import FORMS, Form, no_surface, surfaces
 from scaling.laws.intervals import bootstrap
-from scaling.laws.intervals.forecast import check_enough, measure_errors
+from scaling.laws.intervals.forecast import measure_errors
+from scaling.laws.intervals.misfit import solve_near
 from scaling.laws.law import Law
+from scaling.laws.tables.budgets import check_enough
 from scaling.laws.tables.runs import Runs
 
 
@@ -46,6 +48,8 @@ def count_free(form: Form, options: Options) -> int:
 def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   """Fits a form by Approach 3 of Hoffmann et al. 2022, with a bootstrap over runs.
 
+  Where the runs bend away from the form, those far from the optimum are left out (`solve_near`).
+
   Args:
     runs: the runs.
     options: `config.fit`, or anything with the fields of `Options`. A delta of 1e-3 is Hoffmann et
@@ -60,7 +64,7 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   check_enough(form, count_free(form, options), runs)
   problem = problem_of(runs, options, form)
   delta = problem.huber(options.delta)
-  ends, best = solve.minimum(problem, delta)
+  runs, problem, ends, best = solve_near(runs, problem, delta)
   draws = bootstrap.resample(
     problem, runs, best.theta[0], delta, options.bootstraps, options.seed, options.resampling
   )

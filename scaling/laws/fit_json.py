@@ -6,22 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws import solve
 from scaling.laws.estimators import Curve, isoflop_profiles, side_by_side
 from scaling.laws.fitted import OPTIONS, Fit
 from scaling.laws.intervals import clusters
 from scaling.laws.intervals.bootstrap import FEWEST, estimate_effects, few, interval, seed_noise
 from scaling.laws.intervals.errors import Scale
+from scaling.laws.intervals.misfit import BENT, bend, f_test
 from scaling.laws.intervals.predictions import known, optimum, undetermined
 from scaling.laws.law import at_edge
-from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife, profile_intervals
+from scaling.laws.sensitivity import MOST_LEFT_OUT, jackknife
 from scaling.laws.tables.doubts import doubts
-from scaling.laws.tables.runs import Runs, input_hash
+from scaling.laws.tables.runs import FAR, Runs, input_hash
 
 VERSION = 2
 PROJECTIONS = (10**0.25, 10**0.5, 10**0.75, 10.0)  # of the largest budget, in the table of optima
 UNLIKELY = 0.01  # a chance by which the law would fit as badly
-BENT = 0.05  # likewise: a wrong form that is not told of costs more than a doubt
 SKEWED = 3.0  # standard errors, which one normal sample in 200 exceeds
 NOTICEABLE = 0.2  # correlation between the residuals of a cluster
 MOST_INFLUENTIAL = 5  # runs that fit.json names
@@ -69,42 +68,7 @@ def lack_of_fit(fit: Fit) -> dict[str, float] | None:
     return None
   pure = float(np.sum((fit.residuals - (np.bincount(cell, fit.residuals) / count)[cell]) ** 2))
   rest = float(np.sum(np.bincount(cell, fit.residuals) ** 2 / count))
-  return _f_test(rest, between, pure, within)
-
-
-def _f_test(first: float, freedom: int, second: float, other: int) -> dict[str, float]:
-  ratio = (first / freedom) / max(second / other, 1e-300)
-  chance = np.random.default_rng(0).f(freedom, other, 100_000) > ratio
-  return {"F": ratio, "p": float((1 + chance.sum()) / (1 + len(chance)))}
-
-
-def bend(fit: Fit) -> dict[str, float] | None:
-  """Tests whether runs bend away from the law as no parameters of its form would let it.
-
-  It is the score test of (log N)^2, log N log D and (log D)^2 beside the form, on the residuals of
-  least squares less what clusters share (`clusters.estimate`); runs far off are drawn in.
-
-  Returns:
-    `F` and `p` as in `lack_of_fit`, and `misses`, the rms of what the three explain [log loss];
-    None of too few runs, and of thousands.
-  """
-  n, p, problem = len(fit.runs), len(fit.runs) - fit.freedom, fit.problem
-  if not p + 3 < n <= MOST_LEFT_OUT:
-    return None
-  theta = problem.theta(fit.params)
-  slopes, r = solve.slopes(problem, theta)
-  reach = clusters.CLIP * solve.scatter(problem, theta)
-  x, z = problem.logs["N"], problem.logs["D"]
-  columns = np.stack([*slopes[problem.free], x * x, x * z, z * z, np.clip(r, -reach, reach)], 1)
-  parts = np.linalg.qr(columns).R[p:, -1]  # of the residuals: along the three, and the rest
-  misses = float(np.sqrt(np.sum(parts[:-1] ** 2) / n))
-  if effects := estimate_effects(problem, theta, fit.runs):
-    covariance = effects.within * np.eye(n)
-    for variance, (_, group) in zip(effects.variance, effects.levels, strict=True):
-      covariance += variance * (group[:, None] == group)
-    columns = np.linalg.solve(np.linalg.cholesky(covariance), columns)
-    parts = np.linalg.qr(columns).R[p:, -1]
-  return _f_test(np.sum(parts[:-1] ** 2), 3, parts[-1] ** 2, n - p - 3) | {"misses": misses}
+  return f_test(rest, between, pure, within)
 
 
 def skewness(fit: Fit) -> dict[str, float]:
@@ -133,13 +97,16 @@ def _of_clusters(fit: Fit, common: dict[str, Any]) -> Iterator[str]:
 
 def _warnings(fit: Fit, profiles: list[dict[str, Any]]) -> list[str]:
   """Lists what a reader must know before quoting the fit, one sentence each."""
-  warnings = doubts(fit.runs, seed_noise(fit.runs))
+  warnings = doubts(fit.runs.whole or fit.runs, seed_noise(fit.runs))
+  if fit.runs.whole:
+    far = len(fit.runs.whole) - len(fit.runs)
+    warnings.append(f"{far} runs were left out: their {FAR} (--compare_forms).")
   if (test := lack_of_fit(fit)) and test["p"] < UNLIKELY:
     warnings.append(
       f"Cells scatter about the law by more than their repeats do (F = {test['F']:.1f}, p = "
       f"{test['p']:.2g}): its form may be wrong (--compare_forms), or cells share their luck."
     )
-  if (test := bend(fit)) and test["p"] < BENT:
+  if (test := bend(fit.problem, fit.problem.theta(fit.params), fit.runs)) and test["p"] < BENT:
     warnings.append(
       f"The runs bend away from the form by {test['misses']:.2%} (p = {test['p']:.2g}): its "
       f"parameters ({', '.join(fit.params)}) are of a form that the runs do not follow, and their "
@@ -241,7 +208,7 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "seed_noise": seed_noise(fit.runs),
     "clusters": shared(fit),
     "lack_of_fit": lack_of_fit(fit),
-    "bend": bend(fit),
+    "bend": bend(fit.problem, fit.problem.theta(fit.params), fit.runs),
     "skewness": skewness(fit),
     "form_error": fit.errors.loss_growth.value,
     "errors": {
@@ -255,7 +222,6 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "optimum": [known(optimum(fit, C)) for C in budgets],
     "approach2": approach2,
     "estimators": estimators,
-    "profile": profile_intervals(fit),
     "influence": None if many else jackknife(fit)[:MOST_INFLUENTIAL],
     "heldout": None,  # `compare.compare_forms`, if asked for
   }

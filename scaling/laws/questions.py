@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UsageError
-from model import accounting
+from scaling.formats import pf_days
 from scaling.laws import chinchilla
 from scaling.laws.chinchilla import Chinchilla, Optimum
 from scaling.laws.fitted import Fit
@@ -82,7 +82,7 @@ def parse_flops(text: str, flag: str = "target_flops") -> float:
     value = np.nan
   if not 0 < value < np.inf:
     raise UsageError(f"{flag}={text}: write FLOPs as 1e21, or petaflop/s-days as 0.5PFs-days")
-  return value / accounting.petaflop_s_days(1.0) if parts and parts[2] else value
+  return value / pf_days(1.0) if parts and parts[2] else value
 
 
 def parse_run(text: str) -> tuple[float, float]:
@@ -184,7 +184,7 @@ def _row(fit: Fit, name: str, values: Mapping[str, Any], draws: Mapping[str, Any
     if len(sample) >= FEWEST_DRAWS and np.ptp(sample) > 1e-9 * abs(row[key]):
       ends = interval(sample, fit.options.level, row[key])
       row[f"{key}_interval"] = [end if abs(end) < 1e-9 * NEVER else None for end in ends]
-  row["petaflop_s_days"] = accounting.petaflop_s_days(row["C"])
+  row["petaflop_s_days"] = pf_days(row["C"])
   return row
 
 
@@ -208,7 +208,7 @@ def _at_flops(fit: Fit, C: float, tokens_per_param: float) -> list[dict[str, Any
   for key, name in names.items():
     row |= {key: best[name], f"{key}_interval": best[f"{name}_interval"]}
   rule["name"] = f"{tokens_per_param:g} tokens per parameter"
-  return [each | {"petaflop_s_days": accounting.petaflop_s_days(C)} for each in (row, rule)]
+  return [each | {"petaflop_s_days": pf_days(C)} for each in (row, rule)]
 
 
 def _run(fit: Fit, N: float, D: float) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _run(fit: Fit, N: float, D: float) -> dict[str, Any]:
   model = _model(fit, Optimum(np.array(N), np.array(D), np.array(loss)))
   row: dict[str, Any] = {name: float(value) for name, value in model.items()}
   row |= {"loss_interval": interval, "outside": fit.outside(row["C"], N, D)}
-  return {"name": "one run", **row, "petaflop_s_days": accounting.petaflop_s_days(row["C"])}
+  return {"name": "one run", **row, "petaflop_s_days": pf_days(row["C"])}
 
 
 def _targets(fit: Fit, q: Questions) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""How far the answer moves: without a run (jackknife), along an exponent, under other choices.
+"""How far the answer moves: without a run (jackknife), under other choices.
 
 A law depends on what N counts, what C counts, which runs were left out, and how outliers weigh.
 Each of these is made otherwise, one at a time, and the law fitted again.
@@ -14,16 +14,13 @@ from configs.errors import DataError, UserError
 from scaling.laws import solve
 from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.fitted import Fit, Options, problem_of
-from scaling.laws.forms import POWER
-from scaling.laws.intervals import bootstrap
+from scaling.laws.intervals import bootstrap, misfit
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.tables.read import PARAMS, read_runs
-from scaling.laws.tables.runs import Runs, check_identifiable, faults
+from scaling.laws.tables.runs import REACH, Runs, check_identifiable, faults
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
-STEPS_TO_REACH = 12  # of a profile, to where a parabola would end
-PROFILE_STEPS = 60  # at most: 25 times as far
 HUBER = 1.345  # SDs of normal scatter, of which 95 % of the efficiency is kept (Huber 1964)
 DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": LEAST_ABSOLUTE, "MSE": LEAST_SQUARES}
 
@@ -70,65 +67,6 @@ def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   return rows
 
 
-def profile_intervals(fit: Fit) -> dict[str, dict[str, Any]]:
-  """Computes profile-likelihood intervals of the exponents, alpha and beta of Chinchilla's form.
-
-  The likelihood is that of normal scatter, so its maximum is the least-squares fit whatever the
-  fit's own delta: a second opinion that resamples nothing. With all else refitted at each value v
-  of an exponent, v is inside while sqrt((S(v) / S - 1) (n - p)), S the sum of squares, stays below
-  Student's quantile (Bates and Watts 1988, Nonlinear Regression, section 6.1).
-
-  Returns:
-    For each the least-squares `value`, the `interval`, and `open`: whether the low and the high end
-    lie beyond what was searched, so that the runs do not bound the exponent there.
-  """
-  problem = fit.problem
-  best = solve.minimum(problem, LEAST_SQUARES)[1]
-  theta = best.theta[0]
-  limit = bootstrap.t_quantile((1 + fit.options.level) / 2, fit.freedom)
-  hessian = solve.curvature(problem, theta, LEAST_SQUARES)
-  variance = np.linalg.pinv(hessian) * 2 * best.cost[0] / fit.freedom
-  intervals = {}
-  for index, (name, kind) in enumerate(problem.form.kinds.items()):
-    if kind is not POWER:
-      continue
-    reach = limit * np.sqrt(max(variance[index, index], 1e-24))
-    if len(fit.runs) > solve.MANY:  # there, the profile is a parabola
-      ends, beyond = theta[index] + np.array([-reach, reach]), [False, False]
-    else:
-      allowed = limit**2 / fit.freedom
-      ends, beyond = _profile(problem, theta, index, best.cost[0], allowed, reach)
-    intervals[name] = {
-      "value": float(theta[index]),
-      "interval": [float(end) for end in ends],
-      "open": beyond,
-    }
-  return intervals
-
-
-def _profile(problem, theta, index, least, allowed, reach):
-  """Walks from the minimum both ways until the cost exceeds least (1 + allowed); says where [2].
-
-  And whether the walk ended at the box, or far out, before it did.
-  """
-  low, high = (bound[index] for bound in problem.box)
-  at = np.tile(theta, (2, 1))
-  ones = np.ones((2, len(problem.y)))
-  values, distances = [at[:, index].copy()], [np.zeros(2)]
-  for step in range(1, PROFILE_STEPS + 1):
-    offset = reach * (step / STEPS_TO_REACH) ** 2
-    at[:, index] = np.clip(theta[index] + np.array([-offset, offset]), low, high)
-    solved = solve.minimise(problem, ones, at, LEAST_SQUARES, held=index)
-    at = solved.theta
-    values.append(at[:, index].copy())
-    distances.append(np.sqrt(np.maximum(solved.cost / max(least, 1e-300) - 1, 0)))
-    if np.all((distances[-1] > np.sqrt(allowed)) | (values[-1] <= low) | (values[-1] >= high)):
-      break
-  way = np.maximum.accumulate(np.array(distances))
-  ends = [np.interp(np.sqrt(allowed), way[:, i], np.array(values)[:, i]) for i in (0, 1)]
-  return np.array(ends), [bool(end <= np.sqrt(allowed)) for end in way[-1]]
-
-
 class Choices(Options, Protocol):
   """The fields of `config.fit` that are choices."""
 
@@ -161,16 +99,21 @@ def vary_choices(
     "exclude": exclude,
   }
 
-  def row(choice: str, value: str, delta: float = options.delta, **changed: Any) -> dict[str, Any]:
+  def row(
+    choice: str, value: str, delta: float = options.delta, reach: float = REACH,
+    **changed: Any,
+  ) -> dict[str, Any]:  # fmt: skip
     head: dict[str, Any] = {"choice": choice, "value": value}
     try:
       runs_otherwise = read_runs(path, columns, **(chosen | changed)) if changed else runs
-      return head | _summary(runs_otherwise, options, delta)
+      return head | _summary(runs_otherwise, options, delta, reach)
     except UserError as error:
       return head | {"reason": str(error)}
 
   runs = read_runs(path, columns, **chosen)
   rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options, options.delta)]
+  if rows[0]["n_runs"] < len(runs):
+    rows.append(row("runs far from the optimum", "kept", reach=np.inf))
   ours = runs.params != "given"
   for params in PARAMS if ours else ():
     if params != options.params:
@@ -191,11 +134,11 @@ def vary_choices(
   return rows
 
 
-def _summary(runs: Runs, options: Choices, delta: float) -> dict[str, Any]:
+def _summary(runs: Runs, options: Choices, delta: float, reach: float = REACH) -> dict[str, Any]:
   """Fits a law and says what a row of `vary_choices` says of it."""
   check_identifiable(runs)
   problem = problem_of(runs, options)
-  best = solve.minimum(problem, problem.huber(delta))[1]
+  runs, problem, _, best = misfit.solve_near(runs, problem, problem.huber(delta), reach)
   if bound := unbounded(problem.names(best.at_bound[0])):
     return {"n_runs": len(runs), "reason": at_edge(bound)}
   compute, C = estimate_compute(runs.N, runs.D, runs.C), float(runs.C.max())

@@ -8,6 +8,7 @@ once, and says of each whether it has converged.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ STEPS = 200  # at most, from each start
 STARTS = 48  # of a form without a grid of its own
 COARSE = 1e-4  # least threshold at which all starts are tried; the best then goes on to delta
 MANY = 20_000  # of more runs a random part decides between the starts
+IN_CACHE = 60_000  # rows x runs that are solved at once: what the cache holds
 KINKS = (1e-7, 1e-6, 1e-5)  # thresholds where rounding stops Newton's steps at kinks of sum |r|
 MOST_KEPT = 8  # minima: a report asks for the same ones from several sides
 BANDWIDTH = 0.3  # of the median |r|: least half-width of residuals that tell a cost's curvature
@@ -57,7 +59,7 @@ class Problem:
   raw: bool = False
   floor: Floor = UNKNOWN
 
-  @property
+  @functools.cached_property
   def free(self) -> np.ndarray:
     """Tells which parameters are fitted [p]."""
     return np.array([not (name == "E" and self.floor.fixed) for name in self.form.kinds])
@@ -67,14 +69,14 @@ class Problem:
     """Tells of which parameters an end of their range is not the user's choice [p]."""
     return np.array([not (name == "E" and self.floor.bounded) for name in self.form.kinds])
 
-  @property
+  @functools.cached_property
   def box(self) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest parameters [p], as they move."""
     bounds = [kind.moved((kind.low, kind.high)) for kind in self.form.kinds.values()]
     low, high = np.where(self._is_E[:, None], np.divide(self.floor[:2], self.units["L"]), bounds).T
     return low, high
 
-  @property
+  @functools.cached_property
   def center(self) -> np.ndarray:
     """The means of the parameters' priors [p], as they move; 0 of those that have none."""
     return self._is_E * self.floor.mean / self.units["L"]
@@ -99,6 +101,11 @@ class Problem:
       return hand
     return Derivatives(*by_jax(self.form.loss, tuple(self.form.kinds.items())))
 
+  def subset(self, index: np.ndarray) -> "Problem":
+    """Selects the runs at some positions [m]."""
+    logs = {name: values[index] for name, values in self.logs.items()}
+    return dataclasses.replace(self, logs=logs, y=self.y[index])
+
   def names(self, mask: np.ndarray) -> list[str]:
     """Names parameters, from a mask [p]."""
     return [name for name, at in zip(self.form.kinds, mask, strict=True) if at]
@@ -118,7 +125,7 @@ class Problem:
     units, kinds = self._units_of(params), self.form.kinds.items()
     return np.stack([kind.moved(params[name] / units.get(name, 1.0)) for name, kind in kinds], -1)
 
-  @property
+  @functools.cached_property
   def _is_E(self) -> np.ndarray:
     return np.array([name == "E" for name in self.form.kinds])
 
@@ -214,13 +221,13 @@ def _derivatives(problem, weights, delta, state, bandwidth=None):
   return problem.derivatives.contract(problem.logs, terms, psi, outer, majoriser)
 
 
-def _projected(problem, theta, weights, delta, state, held, pull):
+def _projected(problem, theta, weights, delta, state, pull):
   """Computes the derivatives with parameters that press against the box held, and which do."""
   low, high = problem.box
   gradient, hessian, diagonal = _derivatives(problem, weights, delta, state)
   gradient, hessian = gradient + pull * (theta - problem.center), hessian + np.diag(pull)
   diagonal = diagonal + pull
-  fixed = held | (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
+  fixed = (theta <= low) & (gradient > 0) | (theta >= high) & (gradient < 0)
   scale = diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300
   hessian = np.where(fixed[:, :, None] | fixed[:, None, :], 0.0, hessian)
   hessian += _diagonal(fixed * scale)
@@ -249,7 +256,6 @@ def minimise(
   theta: np.ndarray,
   delta: float,
   max_steps: int = 100,
-  held: int | None = None,
   shift: np.ndarray | None = None,
 ) -> Solution:
   """Minimises sum_i weights_i Huber_delta(residual_i) from each of S starts.
@@ -260,11 +266,10 @@ def minimise(
 
   Args:
     problem: a form and n runs.
-    weights: how often each run counts [S, n]; 0 leaves it out.
+    weights: how often each run counts [S, n].
     theta: starts [S, p], as they move.
     delta: Huber's threshold, in the residuals' unit.
     max_steps: at most so many.
-    held: a parameter that stays where it starts (a profile over it), by its place in theta.
     shift: of the residuals of each start [S, n], taken from them; None: 0.
 
   Returns:
@@ -272,7 +277,6 @@ def minimise(
     step would lower it by less than 1e-9 of itself.
   """
   low, high = problem.box
-  stays = np.arange(theta.shape[1]) == held
   theta = np.clip(theta, low, high)
   rows, w = np.arange(len(theta)), weights  # those still moving
   shift = np.zeros((len(theta), 1)) if shift is None else shift
@@ -282,7 +286,7 @@ def minimise(
   width = np.maximum(delta, 3 * robust_scale(np.abs(state[-1]), w))
   for _ in range(max_steps):
     now, threshold = theta[rows], width[:, None]
-    gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, stays, pull)
+    gradient, hessian, scale, _ = _projected(problem, now, w, threshold, state, pull)
     damped = hessian + _diagonal(damping[:, None] * scale)
     step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
     trial = np.clip(now + step, low, high)
@@ -304,7 +308,7 @@ def minimise(
   state = _evaluate(problem, theta, shift)
   cost = _cost(state[-1], weights, delta) + _penalty(problem, theta, pull)
   cost = np.nan_to_num(cost, nan=np.inf)
-  gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, stays, pull)
+  gradient, hessian, scale, fixed = _projected(problem, theta, weights, delta, state, pull)
   root = np.sqrt(scale)
   scaled = hessian / (root[:, :, None] * root[:, None, :])
   scaled[~np.isfinite(scaled).all(axis=(1, 2))] = -np.eye(theta.shape[1])  # not converged
@@ -329,16 +333,35 @@ def minimum(problem: Problem, delta: float) -> tuple[Solution, Solution]:
   return _minima[key]
 
 
+def ends_of_starts(problem: Problem, delta: float, counts: np.ndarray) -> list[Solution]:
+  """Follows every start to where it ends, for each of K counts of the runs [K, n]: many at once."""
+  n, some, part = len(problem.y), problem, np.arange(len(problem.y))
+  if n > MANY:
+    part = np.random.default_rng(0).choice(n, MANY, replace=False)
+    some = problem.subset(part)
+  if make := getattr(BY_HAND.get(problem.form.name), "starts", problem.form.starts):
+    starts = make(some.logs, some.y)
+  else:
+    starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
+  size, solutions = len(starts), list[Solution]()
+  at_once = max(1, IN_CACHE // (size * len(part)))
+  for block in np.split(counts[:, part], range(at_once, len(counts), at_once)):
+    rows, tiled = np.repeat(block, size, axis=0), np.tile(starts, (len(block), 1))
+    ends = minimise(some, rows, tiled, max(delta, COARSE), STEPS)
+    parts = [np.split(getattr(ends, f.name), len(block)) for f in dataclasses.fields(ends)]
+    solutions += [Solution(*part) for part in zip(*parts, strict=True)]
+  return solutions
+
+
 def search(
-  problem: Problem, delta: float, counts: np.ndarray | None = None
+  problem: Problem,
+  delta: float,
+  counts: np.ndarray | None = None,
+  ends: Solution | None = None,
 ) -> tuple[Solution, Solution]:
   """Finds the global minimum of the Huber loss.
 
-  Args:
-    problem: a form and n runs.
-    delta: Huber's threshold, in the residuals' unit; `LEAST_ABSOLUTE` and `LEAST_SQUARES` are its
-      ends.
-    counts: how often each run counts [n]; None: once.
+  Each run counts `counts` [n] times, or once; `ends` are those of these counts, if they are known.
 
   Returns:
     Where each start ended, at a threshold of `COARSE` or more, and the best of them taken to delta;
@@ -348,19 +371,8 @@ def search(
   Raises:
     ConfigError: no start found a minimum.
   """
-  n = len(problem.y)
-  counts = np.ones(n) if counts is None else counts
-  some, part = problem, np.arange(n)
-  if n > MANY:
-    part = np.random.default_rng(0).choice(n, MANY, replace=False)
-    logs = {name: values[part] for name, values in problem.logs.items()}
-    some = dataclasses.replace(problem, logs=logs, y=problem.y[part])
-  if make := getattr(BY_HAND.get(problem.form.name), "starts", problem.form.starts):
-    starts = make(some.logs, some.y)
-  else:
-    starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
-  many = np.tile(counts[part], (len(starts), 1))
-  ends = minimise(some, many, starts, max(delta, COARSE), STEPS)
+  counts = np.ones(len(problem.y)) if counts is None else counts
+  ends = ends or ends_of_starts(problem, delta, counts[None])[0]
   lowest = ends.theta[[np.argmin(ends.cost)]]
   best = minimise(problem, counts[None], lowest, delta, 3000)
   for kink in KINKS:
@@ -371,7 +383,7 @@ def search(
     best = dataclasses.replace(best, cost=cost)
   if not best.converged[0]:
     raise ConfigError(
-      f"fit.delta={delta}: no minimum found from {len(starts)} starts on {n} runs; "
+      f"fit.delta={delta}: no minimum found from {len(ends.cost)} starts on {len(counts)} runs; "
       "look for outliers in loss, or raise delta"
     )
   return ends, best
@@ -380,8 +392,7 @@ def search(
 def curvature(problem: Problem, theta: np.ndarray, delta: float) -> np.ndarray:
   """Estimates the expected cost's Hessian [p, p] at theta [p].
 
-  Few residuals lie within a small delta, so it counts those within a bandwidth: its estimate of the
-  residuals' density at 0 is what the errors of a median hang on (Powell 1991).
+  It counts residuals within a bandwidth: a median's errors hang on their density (Powell 1991).
   """
   state = _evaluate(problem, theta[None])
   bandwidth = max(delta, BANDWIDTH * float(np.median(np.abs(state[-1]))))

@@ -22,7 +22,6 @@ from scaling.laws.law import Law
 from scaling.laws.tables import read, runs
 from scaling.report import records
 from scaling.report.records import Record
-from train.objectives import registry
 
 VERSION = 3  # of comparison.json
 DRAWS = 1000  # of each bootstrap, of which all pairs are formed
@@ -93,6 +92,8 @@ def _fit_again(record: Record) -> fit.Fit:
 
 
 def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:
+  from train.objectives import registry  # imports jax: only where sweeps are compared
+
   lengths = registry.lengths(ConfigDict(record.config))
   predicted = lengths.predicted / lengths.text
   verdicts = [{key: row.get(key) for key in VERIFICATION_KEYS} for _, row in record.judged]

@@ -61,19 +61,8 @@ def estimators(record: Record) -> Iterator[Block]:
 
 
 def certainty(record: Record) -> Iterator[Block]:
-  """Yields the profile intervals, and the runs that move the fit most."""
-  fit = record.fit
-  if profile := fit.get("profile"):
-    exponents = [
-      f"{name} = {p['value']:.4f} {bracket(p['interval'])}"
-      + (" (not bounded by these runs)" if any(p["open"]) else "")
-      for name, p in profile.items()
-    ]
-    yield (
-      f"Without resampling: least squares and its {fit['level']:.0%} profile-likelihood intervals "
-      f"give {'; '.join(exponents)}."
-    )
-  if runs := fit.get("influence"):
+  """Yields the runs that move the fit most."""
+  if runs := record.fit.get("influence"):
     yield (
       "The most influential runs, and the fit without each (at the largest budget; influence is "
       "the shift of log N_opt in its standard errors)."

@@ -16,6 +16,7 @@ from scaling.formats import bracket, flops, nats, ratio, si
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS
 from scaling.laws.law import Law
+from scaling.laws.tables.runs import FAR
 from train.system import files
 
 TEXT_COLUMNS = ("cell", "kind", "objective", "status", "trunk")
@@ -133,6 +134,8 @@ class Record:
         )
     if self.profiles and not any(p["inside"] for p in self.profiles):
       cautions.append("no isoFLOP profile has its minimum inside its sizes")
+    if far := sum(run["reason"] == FAR for run in self.fit.get("excluded", ())):
+      cautions.append(f"{far} runs were left out: their {FAR} (--compare_forms)")
     fit = [cell for cell in self.cells if cell["kind"] == "fit"]
     largest = [cell for cell in fit if cell["C"] > 0.97 * max(c["C"] for c in fit)]
     if fit and not any(cell["status"] in ("done", "planned", "running") for cell in largest):

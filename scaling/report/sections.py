@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from configs.errors import UserError
-from model.accounting import petaflop_s_days
-from scaling.formats import DASH, bracket, duration, flops, nats, number, ratio, si, yes_no
+from scaling.formats import DASH, bracket, duration, flops, nats, number, pf_days, ratio, si, yes_no
 from scaling.report.records import Cell, Record, column, outside, parameters
 from scaling.report.render import Block, Table
 from scaling.sweep import costs
@@ -230,7 +229,7 @@ def cost(record: Record) -> Iterator[Block]:
     cells = [c for c in begun if kind in (c["kind"], "all")]
     alone, spent, seconds = (np.nansum(column(cells, x)) for x in ("C", "flops_spent", "seconds"))
     rows.append((kind, str(len(cells)), flops(alone), flops(spent),
-                 flops(petaflop_s_days(spent)), duration(seconds)))  # fmt: skip
+                 flops(pf_days(spent)), duration(seconds)))  # fmt: skip
   columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
   yield Table(columns.split("|"), rows)
   taken = record.sweep.get("seconds")

@@ -13,9 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, UsageError
-from model import accounting
 from scaling.claims import integrity
-from scaling.formats import flops, si, text_table
+from scaling.formats import flops, pf_days, si, text_table
 from scaling.laws import fit, next_run
 from scaling.laws.intervals import predictions
 from scaling.laws.tables import read, runs
@@ -159,6 +158,6 @@ def text(law: fit.Fit, C: float, rows: Sequence[tuple], budget: float) -> str:
   spent = sum(row[3] for row in rows)
   return (
     f"{at}; its interval in log N would shrink to {rows[-1][4]:.0%} of what it is, for "
-    f"{flops(spent)} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days:\n\n"
+    f"{flops(spent)} FLOPs = {pf_days(spent):.2e} petaflop/s-days:\n\n"
     f"{text_table(columns, cells)}"
   )

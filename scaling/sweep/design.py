@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError, UserError
-from model import accounting
 from scaling.claims import prediction
-from scaling.formats import DASH, duration, headed, text_table
+from scaling.formats import DASH, duration, headed, pf_days, text_table
 from scaling.sweep import checks, plan, step_time
 from scaling.tune import rule
 from train import aot, record
@@ -220,7 +219,7 @@ def _design_table(design: Design, device: str, mfu: float) -> str:
     f"{len(design.probe_cells)} probe, {len(design.fit_cells)} fit and "
     f"{len(design.heldout_cells)} held-out cells on "
     f"{tokens.train_token_count:,} training tokens of {config.data.source}",
-    f"to spend: {spent:.3e} FLOPs = {accounting.petaflop_s_days(spent):.2e} petaflop/s-days "
+    f"to spend: {spent:.3e} FLOPs = {pf_days(spent):.2e} petaflop/s-days "
     f"(each alone: {each:.3e} FLOPs; trunks are shared)",
     time,
   ]

@@ -22,7 +22,6 @@ from scaling.laws.questions import NOTHING, Questions, answers
 from scaling.laws.tables import curves, read
 from scaling.laws.tables.read import read_runs, validation_sets
 from scaling.laws.tables.runs import Runs, UnidentifiableError
-from scaling.sweep import store
 from train.system import files
 
 BY = "by.json"
@@ -57,6 +56,8 @@ def write_fit(
   if path and (workdir / "sweep.json").exists():
     raise UsageError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")
   if not path:
+    from scaling.sweep import store  # imports jax, which the fit of a table does without
+
     store.read_sweep(workdir)  # or it says that there is none
   source = path or workdir
   integrity.check_source(Path(source))
@@ -160,7 +161,7 @@ def _write_draws(path: Path, law: fit.Fit) -> None:
 def _write_runs(path: Path, runs: Runs) -> None:
   """Writes runs as a table with the columns of cells.csv, unknown ones left blank."""
   text = io.StringIO()
-  writer = csv.DictWriter(text, store.COLUMNS, restval="", lineterminator="\n")
+  writer = csv.DictWriter(text, read.CELL_COLUMNS, restval="", lineterminator="\n")
   writer.writeheader()
   for i, name in enumerate(runs.ids):
     row = {"cell": name, "kind": "fit", "status": "done"}

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import UsageError
+from scaling.laws.tables.read import CELL_COLUMNS
 from scaling.sweep import plan
 from scaling.sweep.plan import Cell, Trunk
 from train import record
@@ -27,13 +28,6 @@ from train.data.dataset import TokenData
 from train.evaluate import open_sets
 from train.system import files
 
-COLUMNS = [
-  "cell", "kind", "objective", "size", "width", "depth",
-  "params_total", "params_embedding", "params_head", "params_body",
-  "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
-  "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
-  "D_predicted", "trunk",
-]  # fmt: skip
 OF_CELL = ("kind", "size", "width", "depth", "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
            "D_predicted")  # fmt: skip
 OF_RECORD = ("loss", "loss_stderr", "bits_per_byte", "seconds")
@@ -90,13 +84,13 @@ def row(workdir: Path, cell: Cell, objective: str) -> dict[str, Any]:
     for metric, value in metrics.items()
     if metric != "eval_tokens"
   }
-  return {name: values[name] for name in COLUMNS} | further
+  return {name: values[name] for name in CELL_COLUMNS} | further
 
 
 def write_table(workdir: Path, cells: Iterable[Cell], objective: str) -> None:
   """Writes cells.csv."""
   text, table = io.StringIO(), [row(workdir, cell, objective) for cell in cells]
-  columns = list(dict.fromkeys([*COLUMNS, *(name for row in table for name in row)]))
+  columns = list(dict.fromkeys([*CELL_COLUMNS, *(name for row in table for name in row)]))
   writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
   writer.writeheader()
   writer.writerows(table)

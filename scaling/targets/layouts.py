@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import ladders
 from configs.errors import UsageError
 from model import accounting, sharding
-from scaling.formats import gib, text_table
+from scaling.formats import gib, pf_days, text_table
 from train import aot, optim, record
 from train.data import tokenizer
 from train.objectives import registry
@@ -95,7 +95,7 @@ def run_report(config: ConfigDict, devices: int, device_memory: str) -> str:
     f"{size.groups['total']:,} parameters ({groups}); N = {size.n_params:,} (body + head)",
     f"D = {size.tokens:,} tokens = {size.tokens / size.n_params:.1f} N, "
     f"{size.steps:,} steps of {size.tokens_per_step:,}",
-    f"C = {size.flops:.3e} FLOPs = {accounting.petaflop_s_days(size.flops):,.4g} petaflop/s-days "
+    f"C = {size.flops:.3e} FLOPs = {pf_days(size.flops):,.4g} petaflop/s-days "
     f"(6ND: {6.0 * size.n_params * size.tokens:.3e})",
     optim.describe(config, shapes),
     "",

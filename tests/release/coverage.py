@@ -40,6 +40,7 @@ from configs.errors import UserError  # noqa: E402
 from scaling import laws  # noqa: E402
 from scaling.formats import duration  # noqa: E402
 from scaling.laws import chinchilla, fit_json  # noqa: E402
+from scaling.laws.intervals import misfit  # noqa: E402
 
 FACTORS = (1, 3, 10, 30, 100)  # times the largest fitted compute
 BUDGETS = np.array([1e18, 1e20])  # least and most [FLOPs]
@@ -172,7 +173,8 @@ def ask(runs, options, C, right):
   if reasons:
     return dict.fromkeys(NAMES, reasons[0])
   answers = {name: fit_json.law_json(fit)["intervals"][name] for name in PARAMETERS}
-  if (test := fit_json.bend(fit)) and test["p"] < fit_json.BENT:  # fit.json warns of it
+  test = misfit.bend(fit.problem, fit.problem.theta(fit.params), fit.runs)
+  if fit.runs.whole or test and test["p"] < misfit.BENT:  # fit.json warns of it
     answers |= dict.fromkeys(PARAMETERS[:3], "the runs bend away from the form")
   for f, c in zip(FACTORS, C, strict=True):
     if reasons := laws.undetermined(fit, c):
@@ -227,13 +229,20 @@ def row(name, cell):
 
 
 def rows(cells):
-  """Makes the table: of each form in how many cells the goal is met, the mean, and its cells."""
+  """Makes the table: of each form how many cells meet the goal, and the mean of each design."""
   lines = []
   for form in FORMS:
     named = {name: cell for name, cell in cells.items() if name.endswith(f"|{form}")}
-    for title, count in {"goal met": share_met, "mean": mean}.items() if named else ():
-      lines.append([form, title, "of cells", "", *line(partial(count, named.values())), ""])
-    lines += [row(*item) for item in named.items()]
+    if named:
+      lines.append([form, "goal met", "", *line(partial(share_met, named.values())), ""])
+    for design in DESIGNS:
+      some = [cell for name, cell in named.items() if name.startswith(f"{design}|")]
+      if some:
+        refused = " ".join(
+          f"{100 * np.mean([cell['counts'][f'new {f}'][-1] for cell in some]):.0f}" for f in FACTORS
+        )
+        sweeps = str(sum(cell["repeats"] for cell in some))
+        lines.append([form, design, sweeps, *line(partial(mean, some)), refused])
   return lines
 
 
@@ -244,9 +253,14 @@ def share_met(cells, quantity):
 
 
 def mean(cells, quantity):
-  """Averages the coverage [%] over the cells that are not refused."""
-  told = [cell["counts"][quantity][0] for cell in cells]
-  return f"{100 * np.mean([share for share in told if share is not None] or np.nan):.0f}"
+  """Averages the coverage [%] over the cells that are not refused; bold where it is too low."""
+  told = [cell for cell in cells if cell["counts"][quantity][0] is not None]
+  if not told:
+    return "–"
+  share = np.mean([cell["counts"][quantity][0] for cell in told])
+  sweeps = sum(cell["repeats"] * (1 - cell["counts"][quantity][-1]) for cell in told)
+  low = share < GOAL[0] - 2 * math.sqrt(GOAL[0] * (1 - GOAL[0]) / sweeps)
+  return f"**{100 * share:.0f}**" if low else f"{100 * share:.0f}"
 
 
 def main():
@@ -279,7 +293,7 @@ def main():
         "machine": f"{args.processes} process(es) on {platform.machine()}",
         "date": str(datetime.date.today()),
         "seconds": round(before + took, 1),
-        "columns": ["form", "design", "noise", "sweeps", *PARAMETERS, *AT.values(), "refused"],
+        "columns": ["form", "design", "sweeps", *PARAMETERS, *AT.values(), "refused"],
         "rows": rows({key: cells[key] for key in order if key in cells}),
         "counts": COUNTS,
         "cells": {key: cells[key] for key in order if key in cells},

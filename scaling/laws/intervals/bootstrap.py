@@ -5,14 +5,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from configs.errors import ConfigError
 from scaling.laws import solve
 from scaling.laws.forms import FLAGS, SCALE
 from scaling.laws.intervals import clusters
-from scaling.laws.tables.budgets import budgets
 from scaling.laws.tables.runs import Runs
 
-RESAMPLINGS = ("auto", "pairs", "stratified")
+RESAMPLINGS = ("auto", "pairs")
 SHARPEST = 1e-5  # least threshold of Huber's loss for resamples
 MOST_BIAS = 0.5  # bias corrections of an interval beyond so many standard errors are cut
 FEWEST = 9  # distinct (N, D): resamples of fewer hold too few to scatter as the estimate does
@@ -75,9 +73,8 @@ def resample(
     delta: Huber's threshold, in the residuals' unit.
     size: number of resamples R.
     seed: of the resampling.
-    resampling: pairs (n of all runs), stratified (as many of each budget as it has), or auto: pairs
-      less what their clusters have in common (`clusters.estimate`), which is drawn anew; of more
-      than `clusters.MOST` clusters, whole ones.
+    resampling: pairs (n of all runs), or auto: pairs less what their clusters have in common
+      (`clusters.estimate`), which is drawn anew; of more than `clusters.MOST` clusters, whole ones.
 
   Returns:
     R fits. Resamples with fewer than 3 values of a variable that has more are redrawn, and fits
@@ -86,17 +83,8 @@ def resample(
     covariance (Huber 1967; by cluster if auto): resampling estimates the same, and costs R times
     as much. Of `few` runs they are drawn from Student's law about theta: at nominal 90 % sweeps of
     6 to 8 runs cover in 78 to 93 of 100, where resamples cover in 23 to 82.
-
-  Raises:
-    ConfigError: stratified, and budgets of one run each, which have nothing to draw from.
   """
-  strata = budgets(runs.C) if resampling == "stratified" else [np.arange(len(runs))]
-  if alone := sum(len(stratum) == 1 for stratum in strata):
-    raise ConfigError(
-      f"fit.resampling='stratified': {alone} of {len(strata)} budgets hold a single run; "
-      "choose pairs"
-    )
-  draws = _resample(problem, runs, theta, delta, size, seed, resampling, strata)
+  draws = _resample(problem, runs, theta, delta, size, seed, resampling)
   if not problem.floor.sd:
     return draws
   prior = problem.spread * np.random.default_rng((seed, 5)).normal(size=(size, 1))
@@ -106,7 +94,7 @@ def resample(
   return dataclasses.replace(both, at_bound=at_bound, converged=draws.converged)
 
 
-def _resample(problem, runs, theta, delta, size, seed, resampling, strata) -> solve.Solution:
+def _resample(problem, runs, theta, delta, size, seed, resampling) -> solve.Solution:
   rng = np.random.default_rng(seed)
   levels = clusters.find(runs) if resampling == "auto" else []
   effects = estimate_effects(problem, theta, runs) if levels else None
@@ -116,14 +104,10 @@ def _resample(problem, runs, theta, delta, size, seed, resampling, strata) -> so
     return _sandwich(problem, theta, delta, size, rng, levels)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
   whole = levels[0].group if levels and levels[0].group.max() >= clusters.MOST else None
-  if whole is not None:
-    strata = [np.arange(whole.max() + 1)]
-  drawn = np.zeros((size, sum(map(len, strata))))
-  poor = np.ones(size, bool)
+  parts = len(runs) if whole is None else whole.max() + 1
+  drawn, poor = np.zeros((size, parts)), np.ones(size, bool)
   while poor.any():
-    for stratum in strata:
-      share = np.full(len(stratum), 1 / len(stratum))
-      drawn[np.ix_(poor, stratum)] = rng.multinomial(len(stratum), share, size=poor.sum())
+    drawn[poor] = rng.multinomial(parts, np.full(parts, 1 / parts), size=poor.sum())
     weights = drawn if whole is None else drawn[:, whole]
     poor = ~np.all([three_levels(weights, x) for x in measured], axis=0)
   if not effects or not effects.variance.any():
@@ -174,7 +158,7 @@ def fit_weighted(
     starts = np.tile(start, (len(rows), 1))
     return solve.minimise(problem, weights[rows], starts, delta, 300, shift=shift[rows])
 
-  at_once = max(16, 60_000 // weights.shape[1])  # what the cache holds
+  at_once = max(16, solve.IN_CACHE // weights.shape[1])
   blocks = np.split(np.arange(len(weights)), range(at_once, len(weights), at_once))
   parts = [solved(rows, theta) for rows in blocks]
   solution = solve.Solution(

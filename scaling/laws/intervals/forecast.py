@@ -8,11 +8,11 @@ import numpy as np
 
 from configs.errors import UserError
 from scaling.laws import solve
-from scaling.laws.forms import MAD, Form
+from scaling.laws.forms import MAD
 from scaling.laws.intervals.errors import Errors, Line, Scale, off_edge, posterior
 from scaling.laws.law import Law
-from scaling.laws.tables.budgets import SAME_BUDGET, budgets, cuts, profiles
-from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
+from scaling.laws.tables.budgets import SAME_BUDGET, check_enough, cuts, profiles
+from scaling.laws.tables.runs import Runs
 
 OUTLIER = 10.0  # robust standard deviations off the law: such a run says nothing of its form
 NEAR = 6.0  # times the size of the lowest run of a profile: others do not shape its minimum
@@ -48,22 +48,6 @@ class Forecast(NamedTuple):
   distance: float  # e-folds of compute
 
 
-def check_enough(form: Form, size: int, runs: Runs) -> None:
-  """Refuses runs from which a form's parameters, `size` of them fitted, cannot be told."""
-  if {"N", "D"} <= set(form.variables):
-    check_identifiable(runs)
-  elif len(form.variables) == 1:
-    (name,) = form.variables
-    levels = len(budgets(runs.variables[name]))
-    if levels < size:
-      raise UnidentifiableError(f"form={form.name}: {levels} distinct {name} for {size} parameters")
-  if len(runs) <= size:
-    raise UnidentifiableError(
-      f"form={form.name}: {len(runs)} runs for {size} parameters; {size + 1} are needed: train "
-      "more (sweep.sizes, sweep.budgets), or choose a fit.form of fewer parameters"
-    )
-
-
 def forecasts(
   problem: solve.Problem, runs: Runs, delta: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | UserError]]:
@@ -73,12 +57,21 @@ def forecasts(
     Positions of the fitted and of the held-out runs, smallest budgets first, and the parameters [p]
     of the fit, or why there is none.
   """
-  for below, above in cuts(runs):
-    counts = np.zeros(len(runs))
-    counts[below] = 1
+  parts = cuts(runs)
+  counts = np.zeros((len(parts), len(runs)))
+  reasons: list[UserError | None] = []
+  for row, (below, _) in zip(counts, parts, strict=True):
+    row[below] = 1
+    reasons.append(None)
     try:
       check_enough(problem.form, int(problem.free.sum()), runs.subset(below))
-      yield below, above, solve.search(problem, delta, counts)[1].theta[0]
+    except UserError as error:
+      reasons[-1] = error
+  enough = [reason is None for reason in reasons]
+  ends = iter(solve.ends_of_starts(problem, delta, counts[enough]) if any(enough) else ())
+  for row, (below, above), reason in zip(counts, parts, reasons, strict=True):
+    try:
+      yield below, above, reason or solve.search(problem, delta, row, next(ends))[1].theta[0]
     except UserError as error:
       yield below, above, error
 
@@ -158,9 +151,7 @@ def measure_errors(
   scatter = np.sum(residuals[usual] ** 2) / max(1, freedom - np.sum(~usual))
   if len(runs) > solve.MANY:
     part = np.sort(np.random.default_rng(0).choice(len(runs), solve.MANY, replace=False))
-    logs = {name: values[part] for name, values in problem.logs.items()}
-    problem, runs = dataclasses.replace(problem, logs=logs, y=problem.y[part]), runs.subset(part)
-    usual = usual[part]
+    problem, runs, usual = problem.subset(part), runs.subset(part), usual[part]
   has_optimum = set(problem.form.variables) == {"N", "D"}
   seen = minima(runs.subset(np.flatnonzero(usual)), scatter) if has_optimum else []
   best = [law.optimum(m.C) for m in seen]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from scaling.laws.tables.runs import Runs
+from scaling.laws.forms import Form
+from scaling.laws.tables.runs import Runs, UnidentifiableError, check_identifiable
 
 MAX_CUTS = 8  # budgets at which a fit is tried on the runs above
 SAME_BUDGET = 0.03  # budgets that differ by less (in log C) are one
@@ -48,3 +49,19 @@ def profiles(runs: Runs) -> list[np.ndarray]:
     for group in isolated(runs.C)
     if len(np.unique(runs.N[group])) > 2 and np.ptp(np.log(runs.C[group])) <= WIDEST
   ]
+
+
+def check_enough(form: Form, size: int, runs: Runs) -> None:
+  """Refuses runs from which a form's parameters, `size` of them fitted, cannot be told."""
+  if {"N", "D"} <= set(form.variables):
+    check_identifiable(runs)
+  elif len(form.variables) == 1:
+    (name,) = form.variables
+    levels = len(budgets(runs.variables[name]))
+    if levels < size:
+      raise UnidentifiableError(f"form={form.name}: {levels} distinct {name} for {size} parameters")
+  if len(runs) <= size:
+    raise UnidentifiableError(
+      f"form={form.name}: {len(runs)} runs for {size} parameters; {size + 1} are needed: train "
+      "more (sweep.sizes, sweep.budgets), or choose a fit.form of fewer parameters"
+    )

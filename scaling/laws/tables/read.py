@@ -17,6 +17,13 @@ from scaling.laws.tables.runs import DIVERGED, EXTRAS, LARGEST, Runs, make_runs
 
 COLUMNS = ("id", "N", "D", "C", "loss")
 PARAMS = {"body_head": "N", "body": "params_body", "total": "params_total"}  # N's in cells.csv
+CELL_COLUMNS = [  # of our cells.csv
+  "cell", "kind", "objective", "size", "width", "depth",
+  "params_total", "params_embedding", "params_head", "params_body",
+  "N", "D", "C", "C_6nd", "flops_spent", "lr", "seed",
+  "loss", "loss_stderr", "bits_per_byte", "tokens_per_param", "status", "seconds",
+  "D_predicted", "trunk",
+]  # fmt: skip
 OF_A_SWEEP = {"cell", "kind", "status"}  # columns by which a table is our cells.csv
 MOST_GROUPS = 20  # of one table, each fitted by itself
 LONGEST_LABEL = 200  # letters of a text that could name a group of runs

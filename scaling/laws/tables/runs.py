@@ -16,6 +16,8 @@ EXTRAS = ("U", "P", "pretrained", "lr", "batch", "timescale", "width")
 LARGEST = 1e99  # of any N, D, C or loss that could be meant
 DIVERGED = 1e98  # the loss of a run that has none, where such runs are read
 MIN_RUNS = 6  # one more than the law has parameters
+REACH = 4.0  # times the best size for their compute: runs farther off bend a wrong form there
+FAR = f"N is more than {REACH:g}x from the best for its C, and the runs bend away from the form"
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
 
@@ -40,6 +42,7 @@ class Runs:
   by_loss: tuple[str, ...] = ()  # those of them that left out runs by their loss
   extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # EXTRAS, [n] each
   labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # the file's texts [n]
+  whole: "Runs | None" = None  # with those that a fit left out (`misfit.solve_near`); None: these
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -53,6 +56,7 @@ class Runs:
     """Selects the runs at some positions [m], in that order."""
     return dataclasses.replace(
       self,
+      whole=None,
       ids=tuple(self.ids[i] for i in index),
       extra={name: values[index] for name, values in self.extra.items()},
       labels={name: values[index] for name, values in self.labels.items()},
@@ -105,7 +109,8 @@ def make_runs(
 
 
 def input_hash(runs: Runs) -> str:
-  """Computes the SHA-256 of the runs' (N, D, C, loss), whatever their order in the file."""
+  """Computes the SHA-256 of all runs' (N, D, C, loss), whatever their order in the file."""
+  runs = runs.whole or runs
   table = np.stack([runs.N, runs.D, runs.C, runs.loss], axis=1).astype("<f8")
   return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
 

@@ -147,9 +147,6 @@ def test_fit_json_is_complete_and_consistent():
   assert [row["estimator"] for row in rows] == ["approach1", "approach2", "huber", "mse", "lad"]
   assert record["approach2"]["bias"] == rows[1]["bias"]
   assert rows[2]["a"] == record["a"]
-  for name in ("alpha", "beta"):
-    low, high = record["profile"][name]["interval"]
-    assert low < chinchilla.Chinchilla(**record["params"])._asdict()[name] < high
   assert len(record["influence"]) == 5
   assert {row["id"] for row in record["influence"]} <= set(found.runs.ids)
   assert record["heldout"] is None

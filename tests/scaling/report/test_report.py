@@ -216,8 +216,6 @@ def test_report_has_estimators_choices_influence_and_decisions(workdir):
   top = fit_json["influence"][0]
   assert f"| `{top['id']}` |" in text
   assert f"| {top['influence']:.2f} |" in text
-  low, high = fit_json["profile"]["alpha"]["interval"]
-  assert f"[{low:.4f}, {high:.4f}]" in text
   assert "| chinchilla | 0.21% |" in text
   assert "| power_law_c | – |" in text
   for kind in ("best model for 1e+14", "reaches 1.8 nats", "serve 1e+09", "are 2e+06 unique"):

@@ -145,7 +145,7 @@ def begun(tiny, tmp_path):
   ("name", "value"),
   [
     ("fit.delta", 0.5), ("fit.bootstraps", 300), ("fit.level", 0.8), ("fit.seed", 1),
-    ("fit.resampling", "stratified"), ("fit.target_tokens_per_param", 30.0),
+    ("fit.resampling", "pairs"), ("fit.target_tokens_per_param", 30.0),
     ("data.max_epochs", 10.0),
   ],
 )  # fmt: skip

@@ -96,7 +96,7 @@ def test_everything_is_there(swept):
     assert (workdir / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     assert (workdir / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
   rows = table(workdir)
-  assert tuple(rows[0]) == tuple(name for name in store.COLUMNS if name != "seconds")
+  assert tuple(rows[0]) == tuple(name for name in store.CELL_COLUMNS if name != "seconds")
   kinds = [row["kind"] for row in rows]
   assert {row["kind"] for row in trained} == {"probe", "fit"}
   assert kinds.count("fit") == 13

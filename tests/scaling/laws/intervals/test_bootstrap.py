@@ -165,24 +165,10 @@ def test_a_bias_corrected_interval_is_exact_for_a_shifted_normal():
   assert laws.interval(held, 0.9, 0.0)[0] == 0 < laws.interval(held, 0.9, 0.0)[1]
 
 
-def test_resamples_by_budget_keep_each_budgets_number_of_runs(monkeypatch):
+def test_an_unknown_resampling_is_refused():
   n, d = isoflop(sizes=6)
-  runs = laws.make_runs(n, d, noisy(n, d, 0.003, 0))
-  seen = []
-  solved = solve.Solution(np.zeros((300, 5)), np.zeros(300), np.ones(300, bool), np.zeros((300, 5)))
-  monkeypatch.setattr(bootstrap, "fit_weighted", lambda _, w, *rest: seen.append(w) or solved)
-  for resampling in ("pairs", "stratified"):
-    bootstrap.resample(problem_of(runs.N, runs.D, runs.loss), runs, None, 1e-3, 300, 0, resampling)
-  pairs, stratified = seen
-  budget = np.array([np.isclose(runs.C, c, rtol=0.01) for c in np.unique(runs.C.round(-9))])
-  assert np.ptp(stratified @ budget.T.astype(float), axis=0).max() == 0
-  assert np.ptp(pairs @ budget.T.astype(float), axis=0).min() > 3
-  assert np.all(pairs.sum(axis=1) == 24)
-  alone = laws.make_runs(*grid(), chinchilla.loss(TRUTH, *grid()))
-  with pytest.raises(ValueError, match="fit.resampling='stratified': .* hold a single run"):
-    laws.fit_runs(alone, options(resampling="stratified"))
   with pytest.raises(ValueError, match="fit.resampling=boot: must be one of auto, pairs"):
-    laws.fit_runs(runs, options(resampling="boot"))
+    laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.003, 0)), options(resampling="boot"))
 
 
 def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
@@ -199,37 +185,6 @@ def test_the_jackknife_refits_without_each_run_and_finds_the_outlier():
   assert first["a"] == pytest.approx(chinchilla.exponents(numbers(without.law))[0], rel=1e-5)
   best = without.law.optimum(runs.C.max()).N
   assert first["N_opt"] == pytest.approx(best, rel=1e-4)
-
-
-def test_profile_intervals_are_where_the_sum_of_squares_says():
-  n, d = isoflop(sizes=7)
-  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.004, 1)), options())
-  profile = laws.profile_intervals(found)
-  problem = problem_of(found.runs.N, found.runs.D, found.runs.loss)
-  best = solve.minimum(problem, 10.0)[1]
-  whole = law_of(problem, best.theta[0])
-  freedom = len(n) - 5
-  for name, index in (("alpha", 3), ("beta", 4)):
-    row = profile[name]
-    assert row["open"] == [False, False]
-    assert row["interval"][0] < row["value"] < row["interval"][1]
-    for end in row["interval"]:
-      start = problem.theta(whole._asdict() | {name: end})[None]
-      one = np.ones((1, len(n)))
-      cost = solve.minimise(problem, one, start, 10.0, 500, held=index).cost[0]
-      assert np.sqrt((cost / best.cost[0] - 1) * freedom) == pytest.approx(1.714, rel=0.02)
-    # A bootstrap of the same fit agrees on the width, roughly.
-    low, high = laws.interval(found.draws.params[name], 0.9)
-    assert 0.4 < (row["interval"][1] - row["interval"][0]) / (high - low) < 2
-
-
-def test_an_exponent_that_the_runs_do_not_bound_has_an_open_end():
-  n, d = np.meshgrid(np.geomspace(1e5, 1.3e5, 3), np.geomspace(1e6, 1e8, 6))
-  n, d = n.ravel(), d.ravel()
-  found = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.01, 0)), options())
-  profile = laws.profile_intervals(found)
-  assert any(profile["alpha"]["open"])
-  assert not any(profile["beta"]["open"])
 
 
 def test_student_quantiles():

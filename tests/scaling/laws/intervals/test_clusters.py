@@ -179,41 +179,6 @@ def test_lack_of_fit_is_told_from_the_noise_of_repeats():
   assert fit_json.lack_of_fit(laws.fit_runs(sweep(5, 5, 0, 0.002, 0), options())) is None
 
 
-def fitted_to(loss, n, d, **changed):
-  return laws.fit_runs(laws.make_runs(n, d, loss), options(bootstraps=100, **changed))
-
-
-def test_a_bend_that_the_form_has_no_parameter_for_is_told():
-  """Sizes that share noise make none; a term in D that falls with N besides does."""
-  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 5), 7, reach=4.0)
-  n = np.exp(0.46 * np.round(np.log(n) / 0.46))  # on one ladder
-  right, crossed = chinchilla.loss(EPOCH, n, d), EPOCH.B * d**-EPOCH.beta * (n / 5e8) ** -0.05
-  wrong = EPOCH.E + EPOCH.A * n**-EPOCH.alpha + crossed
-  size, chances = np.unique(n, return_inverse=True)[1], {"right": [], "wrong": []}
-  for seed in range(5):
-    rng = np.random.default_rng(seed)
-    noise = np.exp(0.002 * rng.normal(size=len(n)) + 0.002 * rng.normal(size=len(n))[size])
-    for name, loss in (("right", right), ("wrong", wrong)):
-      chances[name].append(fit_json.bend(fitted_to(loss * noise, n, d))["p"])
-  assert sum(p < fit_json.BENT for p in chances["right"]) <= 1
-  assert max(chances["wrong"]) < 0.01
-  texts = laws.to_json(fitted_to(wrong * noise, n, d))["warnings"]
-  assert any("its parameters (E, A, B, alpha, beta) are of a form" in text for text in texts)
-  assert fit_json.bend(fitted_to(right[::5] * noise[::5], n[::5], d[::5])) is None
-
-
-def test_skewed_residuals_are_told_and_how_far_their_mean_is_off():
-  """Exponential noise is skewed by 2, and its mean lies 1 - ln 2 above its median."""
-  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 10), 8)
-  rng, right = np.random.default_rng(0), chinchilla.loss(EPOCH, n, d)
-  found = laws.to_json(fitted_to(right * np.exp(0.01 * rng.exponential(size=len(n))), n, d))
-  assert found["skewness"]["value"] == pytest.approx(2, abs=0.7)
-  assert found["skewness"]["mean"] == pytest.approx(0.01 * (1 - np.log(2)), rel=0.4)
-  assert any(text.startswith("Residuals are skewed") for text in found["warnings"])
-  even = fit_json.skewness(fitted_to(right * np.exp(0.01 * rng.normal(size=len(n))), n, d))
-  assert abs(even["z"]) < fit_json.SKEWED
-
-
 def test_of_few_runs_too_the_variance_holds_what_trunks_share():
   """The middle half of the draws is Student's, by the sandwich of the covariance of the runs."""
   n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 4), 2, reach=2.0)
