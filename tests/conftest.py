@@ -10,11 +10,12 @@ if any("tests/gpu" in argument for argument in sys.argv):  # tests of this machi
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a sweep's worker uses it, too
 else:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  if not any("tests/release" in argument for argument in sys.argv):  # which measures
-    # Most of the tests' time goes into compiling, which then takes a third; a step takes 4 times as
-    # long. Tests of many steps ask for `optimized`.
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+  # Most of the default group's time goes into compiling, which takes a third without optimizations;
+  # a step then takes four times as long. The other groups compile as users do, and so do tests that
+  # ask for `optimized`. What is set here holds for pytest-xdist's workers, too.
+  plain = "slow" in sys.argv or any("tests/oracle" in a or "tests/release" in a for a in sys.argv)
+  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if plain else "1")
+  os.environ.setdefault("XLA_FLAGS", "" if plain else "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
