@@ -14,6 +14,7 @@ from scaling.laws.tables.runs import FAR, REACH, Runs
 
 MOST = 2000  # runs whose bend is tested
 BENT = 0.05  # a chance of so large a bend: a wrong form that is not told of costs more than a doubt
+ROUNDING = 1e-6  # of log loss: a smaller bend is the solver's
 DRAWN_IN = 2.0  # robust standard deviations: runs farther off, of whatever cause, hide no bend
 
 
@@ -33,7 +34,7 @@ def bend(problem: solve.Problem, theta: np.ndarray, runs: Runs) -> dict[str, flo
 
   Returns:
     `F` and `p` as in `lack_of_fit`, and `misses`, the rms of what the three explain [log loss];
-    None of too few runs, and of thousands.
+    None of too few runs, of thousands, and of runs that the law goes through.
   """
   apart = np.unique(np.stack([runs.N, runs.D, runs.loss]), axis=1, return_index=True)[1]
   problem, runs = problem.subset(apart), runs.subset(apart)
@@ -46,6 +47,8 @@ def bend(problem: solve.Problem, theta: np.ndarray, runs: Runs) -> dict[str, flo
   columns = np.stack([*slopes[problem.free], x * x, x * z, z * z, np.clip(r, -reach, reach)], 1)
   parts = np.linalg.qr(columns).R[p:, -1]  # of the residuals: along the three, and the rest
   misses = float(np.sqrt(np.sum(parts[:-1] ** 2) / n))
+  if misses < ROUNDING:
+    return None
   if effects := clusters.estimate(slopes[problem.free], r, runs):
     covariance = effects.within * np.eye(n)
     for variance, (_, group) in zip(effects.variance, effects.levels, strict=True):
