@@ -190,7 +190,7 @@ def own_programs(tmp_path):
       yield folder
 
 
-def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, tmp_path):
+def test_what_was_compiled_ahead_is_what_training_takes(small, own_programs, optimized, tmp_path):
   """In another thread, while another program trains; with no difference in the numbers."""
   small.model.width = 24  # that no other test has compiled
   runs = [(of(small, 24, i), tmp_path / f"run{i}") for i in range(2)]
