@@ -72,7 +72,7 @@ def read(text: str, seed: int, folder: Path) -> tuple[list[str], bool]:
   cells = verification["cells"]
   minimum = {True: "yes", False: "no", None: "outside what was trained"}
   row = [
-    text, str(seed),
+    text.rpartition("/")[2], str(seed),
     f"{budget['loss']:.3f} [{low:.3f}, {high:.3f}]", f"{result['trained_loss']:.3f}",
     f"{result['relative_error']:+.1%}", f"{sum(c['inside'] for c in cells)} of {len(cells)}",
     f"{budget['N'] / 1e3:.0f}k [{least / 1e3:.0f}k, {most / 1e3:.0f}k]",
