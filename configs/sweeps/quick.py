@@ -6,7 +6,7 @@ The text is Python's own standard library, in 512 BPE tokens. Four to eight minu
 
 Result (docs/records/quick.json): predicted 2.711 [2.644, 2.776] nats per token at 3e+12 FLOPs,
 trained to 2.713 (+0.1%); the minimum lies where it was predicted, at 10 [5, 21] tokens per
-parameter (two cores of an AMD EPYC (Zen 5), other work beside it, 2026-11-28, 5:45 min).
+parameter (two cores of an AMD EPYC (Zen 5), 2026-11-28, 4:11 min).
 
 Why these numbers:
 - Byte-level models of this size learn in steps (spelling, then indentation, then names), which
