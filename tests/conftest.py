@@ -13,9 +13,10 @@ else:
   # Most of the default group's time goes into compiling, which takes a third without optimizations;
   # a step then takes four times as long. The other groups compile as users do, and so do tests that
   # ask for `optimized`. What is set here holds for pytest-xdist's workers, too.
-  plain = "slow" in sys.argv or any("tests/oracle" in a or "tests/release" in a for a in sys.argv)
-  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if plain else "1")
-  os.environ.setdefault("XLA_FLAGS", "" if plain else "--xla_cpu_use_fusion_emitters=false")
+  apart = ("tests/oracle", "tests/release")
+  as_users = "slow" in sys.argv or any(name in a for name in apart for a in sys.argv)
+  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if as_users else "1")
+  os.environ.setdefault("XLA_FLAGS", "" if as_users else "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
 
 import numpy as np
