@@ -229,6 +229,8 @@ FIT: dict[str, Any] = {
   "response": one_of("log", "raw"),  # residuals are of log loss, or of the loss
   "E": "",  # the floor, where it is known [nats per token]: 1.6, 1.4..1.8, 1.6+-0.1 (mean and SD)
   "delta": 1e-3,  # Huber threshold on the residuals (Hoffmann et al. 2022: of log loss)
+  "reach": at_least_0(4.0),  # times the best N for their C: runs farther off, where they bend away
+  # from the form, are left out; 0: none are
   "bootstraps": 1000,  # resamples of the runs
   "level": 0.9,  # probability content of every interval
   "resampling": one_of("auto", "pairs"),  # runs, with what clusters share; as if independent

@@ -30,6 +30,7 @@ def check_options(options: Options) -> None:
     ("form", options.form in surfaces(), choices),
     ("response", options.response in ("log", "raw"), "one of log, raw"),
     ("delta", options.delta > 0, "a positive number, 1e-3 for instance"),
+    ("reach", options.reach == 0 or options.reach > 1, "above 1, 4 for instance, or 0: keep all"),
     ("bootstraps", options.bootstraps >= 100, "100 or more, 1000 for instance"),
     ("level", 0 < options.level < 1, "a number between 0 and 1, 0.9 for instance"),
     ("resampling", options.resampling in bootstrap.RESAMPLINGS, f"one of {known}"),
@@ -64,7 +65,7 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
   check_enough(form, count_free(form, options), runs)
   problem = problem_of(runs, options, form)
   delta = problem.huber(options.delta)
-  runs, problem, ends, best = solve_near(runs, problem, delta)
+  runs, problem, ends, best = solve_near(runs, problem, delta, options.reach)
   draws = bootstrap.resample(
     problem, runs, best.theta[0], delta, options.bootstraps, options.seed, options.resampling
   )

@@ -14,7 +14,7 @@ from scaling.laws.intervals.errors import Errors
 from scaling.laws.law import Law, unbounded
 from scaling.laws.tables.runs import Runs
 
-OPTIONS = ("form", "response", "delta", "bootstraps", "level", "seed", "resampling")
+OPTIONS = ("form", "response", "delta", "reach", "bootstraps", "level", "seed", "resampling")
 
 
 class Options(Protocol):
@@ -24,6 +24,7 @@ class Options(Protocol):
   response: str
   E: str
   delta: float
+  reach: float
   bootstraps: int
   level: float
   seed: int

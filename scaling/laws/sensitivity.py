@@ -18,7 +18,7 @@ from scaling.laws.intervals import bootstrap, misfit
 from scaling.laws.law import Law, at_edge, unbounded
 from scaling.laws.solve import LEAST_ABSOLUTE, LEAST_SQUARES
 from scaling.laws.tables.read import PARAMS, read_runs
-from scaling.laws.tables.runs import REACH, Runs, check_identifiable, faults
+from scaling.laws.tables.runs import Runs, check_identifiable, faults
 
 MOST_LEFT_OUT = 2000  # runs of a jackknife: one fit each
 HUBER = 1.345  # SDs of normal scatter, of which 95 % of the efficiency is kept (Huber 1964)
@@ -100,7 +100,7 @@ def vary_choices(
   }
 
   def row(
-    choice: str, value: str, delta: float = options.delta, reach: float = REACH,
+    choice: str, value: str, delta: float = options.delta, reach: float = options.reach,
     **changed: Any,
   ) -> dict[str, Any]:  # fmt: skip
     head: dict[str, Any] = {"choice": choice, "value": value}
@@ -111,9 +111,10 @@ def vary_choices(
       return head | {"reason": str(error)}
 
   runs = read_runs(path, columns, **chosen)
-  rows = [{"choice": "as chosen", "value": ""} | _summary(runs, options, options.delta)]
+  chosen_law = _summary(runs, options, options.delta, options.reach)
+  rows = [{"choice": "as chosen", "value": ""} | chosen_law]
   if rows[0]["n_runs"] < len(runs):
-    rows.append(row("runs far from the optimum", "kept", reach=np.inf))
+    rows.append(row("runs far from the optimum", "kept", reach=0.0))
   ours = runs.params != "given"
   for params in PARAMS if ours else ():
     if params != options.params:
@@ -134,7 +135,7 @@ def vary_choices(
   return rows
 
 
-def _summary(runs: Runs, options: Choices, delta: float, reach: float = REACH) -> dict[str, Any]:
+def _summary(runs: Runs, options: Choices, delta: float, reach: float) -> dict[str, Any]:
   """Fits a law and says what a row of `vary_choices` says of it."""
   check_identifiable(runs)
   problem = problem_of(runs, options)

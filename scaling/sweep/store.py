@@ -33,14 +33,14 @@ OF_CELL = ("kind", "size", "width", "depth", "N", "D", "C", "C_6nd", "flops_spen
 OF_RECORD = ("loss", "loss_stderr", "bits_per_byte", "seconds")
 
 FREE = (  # fields that change no number of a begun sweep's runs, beyond the order of a sum
-  "fit.form", "fit.response", "fit.E", "fit.delta", "fit.bootstraps", "fit.level",
+  "fit.form", "fit.response", "fit.E", "fit.delta", "fit.reach", "fit.bootstraps", "fit.level",
   "fit.resampling", "fit.seed",
   "fit.target_tokens_per_param", "sharding.", "model.remat", "data.max_epochs", "sweep.workers",
   "sweep.launcher", "sweep.command",
   "sweep.pack", "sweep.name", "sweep.arms.", "sweep.adaptive_flops", "train.checkpoint_every",
   "tune.",
 )  # fmt: skip
-OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta")  # fields that make one
+OTHER_LAW = ("fit.form", "fit.response", "fit.E", "fit.delta", "fit.reach")  # fields that make one
 
 
 def folder(workdir: Path, run: Cell | Trunk) -> Path:

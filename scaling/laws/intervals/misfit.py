@@ -10,7 +10,7 @@ from scaling.laws.chinchilla import estimate_compute
 from scaling.laws.intervals import clusters
 from scaling.laws.law import Law
 from scaling.laws.tables.budgets import check_enough
-from scaling.laws.tables.runs import FAR, REACH, Runs
+from scaling.laws.tables.runs import FAR, Runs
 
 MOST = 2000  # runs whose bend is tested
 BENT = 0.05  # a chance of so large a bend: a wrong form that is not told of costs more than a doubt
@@ -59,18 +59,19 @@ def bend(problem: solve.Problem, theta: np.ndarray, runs: Runs) -> dict[str, flo
 
 
 def solve_near(
-  runs: Runs, problem: solve.Problem, delta: float, reach: float = REACH
+  runs: Runs, problem: solve.Problem, delta: float, reach: float
 ) -> tuple[Runs, solve.Problem, solve.Solution, solve.Solution]:
   """Fits a form to runs; where they bend away from it, to those near the optimum alone.
 
   Near the best size for their compute a wrong form is right enough, until runs far from it bend it.
-  What is left out is named in `excluded`; nothing is where the rest would not identify the law.
+  What is left out, sizes more than `reach` times from the best (0: none), is named in `excluded`;
+  nothing is where the rest would not identify the law.
 
   Returns:
     The runs that count, their problem, and what `solve.minimum` says of it.
   """
   ends, best = solve.minimum(problem, delta)
-  if set(problem.form.variables) == {"N", "D"}:
+  if reach and set(problem.form.variables) == {"N", "D"}:
     law = Law(
       problem.form, problem.natural(best.theta[0]), estimate_compute(runs.N, runs.D, runs.C)
     )

@@ -16,8 +16,7 @@ EXTRAS = ("U", "P", "pretrained", "lr", "batch", "timescale", "width")
 LARGEST = 1e99  # of any N, D, C or loss that could be meant
 DIVERGED = 1e98  # the loss of a run that has none, where such runs are read
 MIN_RUNS = 6  # one more than the law has parameters
-REACH = 4.0  # times the best size for their compute: runs farther off bend a wrong form there
-FAR = f"N is more than {REACH:g}x from the best for its C, and the runs bend away from the form"
+FAR = "N is more than fit.reach times from the best for its C, and the runs bend away from the form"
 MIN_SPREAD = 0.1  # least SD of log D that log N leaves unexplained
 
 

@@ -250,7 +250,7 @@ def test_a_sweeps_folder_is_its_cells(sweep, tmp_path):
 
 class Chosen:
   params, flops, loss, delta, target_tokens_per_param = "body_head", "exact", "", 1e-3, 20.0
-  bootstraps, level, seed, resampling = 200, 0.9, 0, "pairs"
+  reach, bootstraps, level, seed, resampling = 4.0, 200, 0.9, 0, "pairs"
   form, response, E = "chinchilla", "log", ""
 
 
@@ -265,7 +265,8 @@ def test_each_choice_is_made_otherwise_once(sweep):
   first = found[0]
   chosen = read.read_runs(sweep, where=["D/N > 2"])
   assert first["n_runs"] == len(chosen) < by_name["exclusions", "none"]["n_runs"]
-  own = sensitivity._summary(read.read_runs(sweep, params="total", where=["D/N > 2"]), Chosen, 1e-3)
+  total = read.read_runs(sweep, params="total", where=["D/N > 2"])
+  own = sensitivity._summary(total, Chosen, Chosen.delta, Chosen.reach)
   assert own.items() <= by_name["N counts", "total"].items()
   assert by_name["N counts", "body"]["a"] > first["a"] + 0.01  # a head weighs on small models
   assert all(row["a"] + row["b"] == pytest.approx(1) for row in found)

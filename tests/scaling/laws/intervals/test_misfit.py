@@ -52,7 +52,7 @@ def test_runs_far_from_the_optimum_are_left_out_where_they_bend_the_law(tmp_path
   right, bent = (laws.fit_runs(r, options(bootstraps=100)) for r in runs.values())
   assert len(right.runs) == len(n)  # nothing is left out of a law whose form holds
   best = chinchilla.optimum(EPOCH, 1e20)
-  far = np.abs(np.log(n * np.sqrt(1e20 / (6 * n * d)) / best.N)) > np.log(2 * misfit.REACH)
+  far = np.abs(np.log(n * np.sqrt(1e20 / (6 * n * d)) / best.N)) > np.log(2 * options().reach)
   assert far.sum() <= len(n) - len(bent.runs) <= 0.7 * len(n)
   assert {why for _, why in bent.runs.excluded} == {misfit.FAR}
   assert laws.input_hash(bent.runs) == laws.input_hash(runs[0.05])  # a seal rests on all of them
@@ -61,7 +61,7 @@ def test_runs_far_from_the_optimum_are_left_out_where_they_bend_the_law(tmp_path
   least = surface(n_C, C / 6 / n_C, 0.05).min()
   every = runs[0.05]
   problem = problem_of(every.N, every.D, every.loss)
-  whole = misfit.solve_near(every, problem, 1e-3, np.inf)
+  whole = misfit.solve_near(every, problem, 1e-3, 0)
   params = whole[1].natural(whole[3].theta[0])
   off = laws.Law(laws.FORMS["chinchilla"], params).optimum(C).loss / least - 1
   low, high = (row := laws.optimum(bent, C))["loss_interval"]
