@@ -16,7 +16,8 @@ from model import memory, sharding
 from train import optim
 from train.data import dataset
 from train.objectives import registry
-from train.step import Program, all_params, program
+from train.programs import Program, program
+from train.step import all_params
 from train.system import files
 
 RECORD = "fits.json"
@@ -27,7 +28,7 @@ _LR, _SEED = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.u
 def lowered(
   config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None, slots: int = 1
 ) -> dict[str, jax.stages.Lowered]:
-  """Lowers what `step.program` makes: "init", "step" (of `slots` runs together) and "evaluate"."""
+  """Lowers what `program` makes: "init", "step" (of `slots` runs together) and "evaluate"."""
   functions = program(config, vocab_size, devices)
   return {
     "init": functions.init.lower(_SEED),

@@ -17,7 +17,8 @@ from train.data import batches, evaluation
 from train.data.dataset import TokenData
 from train.objectives import registry
 from train.objectives.losses import LOSS
-from train.step import Program, TrainState, all_params
+from train.programs import Program
+from train.step import TrainState, all_params
 from train.system import distributed
 
 # By metric its sum and its weight, each by example [S], or of all.

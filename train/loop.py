@@ -19,8 +19,9 @@ from train import aot, checkpoint, optim, record
 from train.data import batches, dataset
 from train.evaluate import evaluate, open_sets
 from train.metrics import Metrics
+from train.programs import program
 from train.start import start
-from train.step import TrainState, program
+from train.step import TrainState
 from train.system import distributed, files
 from train.system.clock import Clock
 from train.system.process import Interrupted

@@ -22,7 +22,8 @@ from configs.errors import ConfigError, UsageError
 from train.data import dataset
 from train.data.batches import train_batches
 from train.loop import Inputs, Run
-from train.step import Program, TrainState, program
+from train.programs import Program, program
+from train.step import TrainState
 from train.system.clock import Clock
 
 

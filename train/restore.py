@@ -13,7 +13,7 @@ from configs import base, ladders
 from configs.errors import DataError, UsageError
 from model import sharding
 from model.transformer import Transformer
-from train import checkpoint, record, step
+from train import checkpoint, programs, record, step
 from train.data import tokenizer
 from train.objectives import registry
 
@@ -81,7 +81,7 @@ def restore(path: str) -> Restored:
   config = ladders.resolve(base.from_json(stored["config"], where))
   config.sharding = base.get_config().sharding  # whole, on one device
   tokenizer_vocab_size, imported = stored["data"]["vocab_size"], stored.get("imported")
-  functions = step.program(config, tokenizer_vocab_size, jax.devices()[:1])
+  functions = programs.program(config, tokenizer_vocab_size, jax.devices()[:1])
   _, params, _ = newest_weights(folder, where, functions.setup)
   model = nnx.merge(functions.setup.graphdef, step.cast(params, jnp.float32))
   lengths = registry.lengths(config)

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from configs.errors import UsageError
 from train import optim, record, restore, transfer
 from train.checkpoint import Checkpoints
-from train.step import Program, TrainState, all_params
+from train.programs import Program
+from train.step import TrainState, all_params
 
 
 class Start(NamedTuple):

@@ -25,7 +25,8 @@ from train import optim, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches
 from train.objectives.losses import Batch
-from train.step import Setup, all_params, program
+from train.programs import program
+from train.step import Setup, all_params
 from train.system import files
 
 STEPS, SEEDS = 4, 3

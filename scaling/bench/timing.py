@@ -19,7 +19,7 @@ from train import aot, record
 from train.data import dataset
 from train.data.batches import check_tokens, train_batches
 from train.objectives import registry
-from train.step import program
+from train.programs import program
 
 TURN_SECONDS, TURN_STEPS = 0.25, (2, 8)  # how long a turn is, and its fewest and most steps
 

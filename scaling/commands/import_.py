@@ -31,7 +31,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   from flax import traverse_util
 
   from model.huggingface import convert
-  from train import checkpoint, record, restore, step
+  from train import checkpoint, programs, record, restore
   from train.objectives import registry
   from train.system import files
 
@@ -58,7 +58,7 @@ def import_run(folder: Path, workdir: Path) -> dict:
   if vocab_size < 1:
     raise UsageError(f"input={folder}: its vocabulary is smaller than {special_ids} special ids")
   params = traverse_util.unflatten_dict(imported.params, sep="/")
-  state = step.program(config, vocab_size).init_from(params)
+  state = programs.program(config, vocab_size).init_from(params)
   size = record.size_of(config, vocab_size)
   head = record.describe_model(config, size) | {
     "D": 0,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from configs import base, ladders
-from train import aot, step
+from train import aot, programs
 
 
 def config_of(family, fields):
@@ -34,7 +34,7 @@ def run(devices, case):
   fields = dict(pair.split("=") for pair in pairs)
   vocab_size = int(fields.pop("V", 512))
   config = config_of(family, fields)
-  functions = step.program(config, vocab_size)
+  functions = programs.program(config, vocab_size)
   batch = aot.abstract_batch(config, vocab_size, config.data.batch_size)
   program = functions.step.lower(functions.state, batch, np.float32(0), np.uint32(0)).compile()
   bytes_ = program.memory_analysis()

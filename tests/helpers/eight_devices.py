@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from configs import base, ladders
-from train import aot, checkpoint, step
+from train import aot, checkpoint, programs, step
 from train.objectives import registry
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def checkpointed(family, case):
   """A hash of the state's bits, and the shape of each array that the first device holds."""
   folder = Path(case.pop("checkpoints"))
   config = config_of(family, case)
-  functions = step.program(config, V)
+  functions = programs.program(config, V)
   with checkpoint.Checkpoints(folder) as checkpoints:
     if checkpoints.steps():
       state = checkpoints.restore(checkpoints.steps()[-1], functions.state)
@@ -102,7 +102,7 @@ def checkpointed(family, case):
 
 def run(family, case):
   config = config_of(family, case)
-  functions = step.program(config, V)
+  functions = programs.program(config, V)
   state = functions.init(np.uint32(0))
   before = jax.tree.map(np.asarray, (state.trainable, state.frozen))
   n_params = sum(leaf.size for leaf in jax.tree.leaves(before))

@@ -260,9 +260,9 @@ def main():
     print(json.dumps(rows), file=output, flush=True)
     import jax
 
-    from train import step
+    from train import programs
 
-    step._program.cache_clear()
+    programs._program.cache_clear()
     jax.clear_caches()
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import base, ladders
 from model import flash, ops
 from model.attention import AttentionMask
-from train import step
+from train import programs
 from train.objectives import registry
 
 RNG = np.random.default_rng(0)
@@ -165,8 +165,8 @@ def test_a_model_learns_the_same_by_flash_attention(
   outcomes = []
   for use_flash in (True, False):
     c.model.flash = use_flash
-    step._program.cache_clear()
-    functions = step.program(ladders.resolve(c), V)
+    programs._program.cache_clear()
+    functions = programs.program(ladders.resolve(c), V)
     state = functions.init(np.uint32(0))
     head = state.trainable["head"]  # one of zeros would leave the rest without gradients
     head["kernel"] = jnp.asarray(
@@ -175,7 +175,7 @@ def test_a_model_learns_the_same_by_flash_attention(
     params = state.trainable
     nll_B, weight_B = functions.evaluate(params, batch)["loss"]
     outcomes.append((jnp.sum(nll_B) / jnp.sum(weight_B), functions.gradients(params, batch)))
-  step._program.cache_clear()
+  programs._program.cache_clear()
   (loss, grads), (plain_loss, plain_grads) = outcomes
   assert set(used) == {"splash" if platform == "tpu" else "triton" if isolated else "cudnn"}
   np.testing.assert_allclose(loss, plain_loss, rtol=2e-3)

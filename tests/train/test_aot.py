@@ -7,7 +7,7 @@ from jax._src.mesh import AbstractDevice
 
 from configs import base, ladders
 from model import ops
-from train import aot, loop, step
+from train import aot, loop, programs
 from train.data import dataset
 from train.data.batches import train_batches
 
@@ -32,7 +32,7 @@ def test_what_is_lowered_ahead_is_what_a_run_executes(tiny, slots):
   """The same program: a plan's bytes are the run's, what is compiled ahead is found on disk."""
   config = ladders.resolve(tiny)
   tokens = dataset.prepare(config)
-  functions = step.program(config, tokens.vocab_size)
+  functions = programs.program(config, tokens.vocab_size)
   batch, state = next(train_batches(tokens, config)), functions.init(np.uint32(0))
   if slots == 1:
     program, arguments = functions.step, (state, functions.place(batch))

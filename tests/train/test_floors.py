@@ -16,7 +16,7 @@ import pytest
 from configs import base
 from configs.ladders import resolve
 from model import sampling
-from train import loop, optim, restore, step
+from train import loop, optim, programs, restore
 from train.data import dataset, markov
 from train.data.batches import train_batches, validation_batches
 from train.objectives import registry
@@ -129,7 +129,7 @@ def excess(config):
     error [nats per predicted token]; number of parameters.
   """
   tokens = dataset.prepare(config)
-  functions = step.program(config, tokens.vocab_size)
+  functions = programs.program(config, tokens.vocab_size)
   state = functions.init(np.uint32(config.seed))
   per_step = registry.tokens_per_step(config)
   steps = round(config.train.tokens / per_step)

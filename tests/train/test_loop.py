@@ -16,7 +16,7 @@ import pytest
 from configs.errors import RunError
 from configs.ladders import resolve
 from model import accounting
-from train import checkpoint, loop, metrics, optim, step
+from train import checkpoint, loop, metrics, optim, programs
 from train.data import dataset
 from train.data.batches import train_batches
 from train.objectives import registry
@@ -106,7 +106,7 @@ def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monke
   monkeypatch.setattr(
     metrics.Metrics, "end_interval", lambda self, n: log.append(n) or end_interval(self, n)
   )
-  functions = step.program(config, tokens.vocab_size)
+  functions = programs.program(config, tokens.vocab_size)
 
   def place(batch):
     log.append("placed")

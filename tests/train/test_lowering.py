@@ -9,7 +9,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from configs import base, ladders
 from model import ops
-from train import aot, step
+from train import aot, programs
 from train.objectives import registry
 
 T, B, V = 1024, 4, 5000
@@ -21,10 +21,10 @@ def for_gpus(monkeypatch):
   """Programs are made for GPUs, with a cuDNN that jax finds new enough."""
   monkeypatch.setattr(ops, "platform", lambda: "gpu")
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-  step._program.cache_clear()
+  programs._program.cache_clear()
   jax.clear_caches()
   yield
-  step._program.cache_clear()
+  programs._program.cache_clear()
   jax.clear_caches()
 
 
@@ -36,7 +36,7 @@ def lowered(family, **changes):
   c.objective, c.corruption.sentinels = base.FAMILIES[family][0], 20
   c.data.update({"seq_len": T, "batch_size": B, "isolate_documents": False})
   config = ladders.resolve(c)
-  functions, lengths = step.program(config, V), registry.lengths(config)
+  functions, lengths = programs.program(config, V), registry.lengths(config)
   arguments = functions.state, aot.abstract_batch(config, V, B), np.float32(0), np.uint32(0)
   text = functions.step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
   return text, registry.vocab_size(config, V), lengths, len(jax.tree.leaves(functions.state))

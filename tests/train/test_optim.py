@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from train import optim, step
+from train import optim, programs
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_mup_scales_the_step_of_matrices_and_not_their_decay(config):
 def test_the_steps_of_a_cooldown_are_lost_on_bfloat16_weights_and_kept_in_their_copy():
   """Why there is no training on bfloat16 weights alone: they are 2^-8 apart, relatively."""
   config = eight_devices.config_of("decoder", {"dtype": "bfloat16", "weights": "bfloat16"})
-  functions = step.program(config, eight_devices.V)
+  functions = programs.program(config, eight_devices.V)
   state = functions.init(np.uint32(0))
   for number in range(20):
     batch = eight_devices.batch_of(config, number)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from configs import base
-from train import loop, restore, step
+from train import loop, programs, restore, step
 from train.data import dataset
 from train.data import tokenizer as tokenizers
 from train.objectives import registry
@@ -19,7 +19,7 @@ def test_a_restored_model_is_the_trained_one(trained):
   """Its validation loss is the one in the run's record."""
   run, record = restore.restore(str(trained("gpt2"))), files.read_json(trained("gpt2") / "run.json")
   result = loop.evaluate(
-    step.program(run.config, run.vocab_size),
+    programs.program(run.config, run.vocab_size),
     step.TrainState(0, nnx.to_pure_dict(nnx.state(run.model)), {}, (), None),
     dataset.prepare(run.config),
     run.config,

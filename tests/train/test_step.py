@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs.ladders import resolve
-from train import evaluate, step
+from train import evaluate, programs
 from train.data import dataset
 from train.data.batches import train_batches, validation_batches
 
@@ -17,7 +17,7 @@ from train.data.batches import train_batches, validation_batches
 def compiled(config):
   """The program of a config, its tokens, its initial state and its first batch."""
   tokens = dataset.prepare(config)
-  functions = step.program(config, tokens.vocab_size)
+  functions = programs.program(config, tokens.vocab_size)
   batch = next(train_batches(tokens, config))
   return functions, tokens, functions.init(np.uint32(0)), batch
 
@@ -32,7 +32,7 @@ def test_one_program_serves_every_rate_and_schedule(tiny, cache):
   assert functions.step._cache_size() == compilations
   for change in ({"lr": 0.5}, {"schedule": "cosine"}, {"warmup_tokens": 3}):
     config.optim.update(change)
-    assert step.program(config, tokens.vocab_size) is functions
+    assert programs.program(config, tokens.vocab_size) is functions
 
 
 @pytest.mark.smoke

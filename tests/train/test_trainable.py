@@ -8,7 +8,7 @@ import pytest
 from eight_devices import trained
 
 from configs.ladders import resolve
-from train import checkpoint, loop, optim, step
+from train import checkpoint, loop, optim, programs, step
 from train.data import dataset
 from train.data.batches import train_batches
 
@@ -21,7 +21,7 @@ def test_frozen_weights_stay_and_trained_ones_move(tiny, cache, tmp_path, weight
   tiny.train.trainable, tiny.model.weights, tiny.model.dtype = PATTERNS, weights, weights
   config = resolve(tiny)
   tokens = dataset.prepare(config)
-  functions = step.program(config, tokens.vocab_size)
+  functions = programs.program(config, tokens.vocab_size)
   state, batches = functions.init(np.uint32(0)), train_batches(tokens, config)
   before = jax.tree.map(np.asarray, state)
   for _ in range(3):

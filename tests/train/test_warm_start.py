@@ -15,7 +15,7 @@ from flax import nnx, traverse_util
 
 from configs import base, ladders, presets
 from scaling.commands import import_
-from train import loop, pack, restore, start, step, transfer
+from train import loop, pack, programs, restore, start, step, transfer
 from train.evaluate import evaluate
 from train.record import plain
 from train.system import files
@@ -300,7 +300,7 @@ def test_an_imported_gpt2_keeps_its_logits_and_is_trained(tmp_path):
   config.data.seq_len, config.data.batch_size = 32, 4
   config.train.warm_start = str(tmp_path / "parent")
   config = ladders.resolve(config)
-  program = step.program(config, 64, jax.devices()[:1])
+  program = programs.program(config, 64, jax.devices()[:1])
   head = {"data": {"tokenizer": "ours", "vocab_size": 64}}
   state = start.warm_start(config, program, head, None).state
   model = nnx.merge(program.setup.graphdef, step.all_params(state))
