@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import test_distributed
 import test_sweep
+import tiny_sweep
 import written
 
 from scaling import main
@@ -34,7 +35,6 @@ from train.system import files
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 OFTEN = ["--config.train.checkpoint_every_seconds=0.05", "--config.train.log_every_steps=1"]
-SMALL = {"sizes": (0, 1), "budgets": (3e8, 5e8, 7e8), "seed_sizes": (), "probe_sizes": ()}
 DEADLINE = 600.0  # for a run to come to a moment, or to its end [s]
 # Until when a command is let alone: until such a file is written; "": so many seconds at most.
 MOMENTS = {
@@ -47,16 +47,14 @@ MOMENTS = {
 
 def commands(kind, folder, corpus):
   """Returns the commands of a run in FOLDER/run, with a cache of its text beside it."""
-  source = [f"--config.data.source=text:{corpus}"]
-  source += [f"--config.data.cache={folder}/cache"] * (kind != "sealed")  # what a sweep began with
-  workdir = f"--workdir={folder}/run"
-  if kind in ("sweep", "sealed"):
-    flags = ["--config=configs/base.py", *source, *test_sweep.FLAGS]
-    if kind == "sweep":
-      flags = [flag for flag in flags if flag.split("=")[0].split(".")[-1] not in SMALL]
-      flags += [f"--config.sweep.{name}={value}" for name, value in SMALL.items()]
-    return [["sweep", *flags, workdir]]
-  command = ["train", *test_distributed.flags(corpus, "zero1"), *source, *OFTEN, workdir]
+  cache, workdir = f"--config.data.cache={folder}/cache", f"--workdir={folder}/run"
+  if kind == "sealed":  # with the cache that a sweep began with
+    return [["sweep", *tiny_sweep.flags(corpus, probe="0,"), *test_sweep.FLAGS, workdir]]
+  if kind == "sweep":
+    flags = tiny_sweep.flags(corpus, sizes="0,1", budgets="3e8,5e8,7e8")
+    often = "--config.train.checkpoint_every_seconds=0.2"
+    return [["sweep", *flags, "--config.sweep.seed_sizes=()", often, cache, workdir]]
+  command = ["train", *test_distributed.flags(corpus, "zero1"), cache, *OFTEN, workdir]
   command.append("--config.train.tokens=25600")
   if kind == "train":
     return [command]

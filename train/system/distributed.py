@@ -3,6 +3,7 @@
 Call `join` before jax is used; jax is imported only where it may be.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -10,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from configs.errors import ConfigError, RunError
@@ -29,11 +32,11 @@ def join(
 
   On Slurm and on TPU pods jax finds the others by itself; elsewhere the arguments name HOST:PORT of
   the first process, how many there are, and which this is, from 0. It waits for the others so
-  long, says after a few seconds for whom, and then ends this process with 1.
+  long, and says after a few seconds for whom.
 
   Raises:
     ConfigError: the arguments do not fit together, or nothing can listen at the port.
-    RunError: there are fewer of them than were started.
+    RunError: not all of them came.
   """
   expected = processes or _started_by_slurm()
   named: dict[str, Any] = {}
@@ -45,18 +48,17 @@ def join(
         f"--coordinator={coordinator} --processes={processes} --process={process}: name HOST:PORT "
         "of the first process, how many there are (2 or more), and which this is (from 0)"
       )
-    if process == 0:
-      _check_port(coordinator, int(port))
     named = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
   elif processes or process >= 0:
     raise ConfigError("--coordinator is missing; name HOST:PORT of the first process")
   if several(processes):
     _leave_guard()
+    if coordinator:
+      _call_roll(coordinator, processes, process, limit_seconds)
     import jax
 
     joined = threading.Event()
-    awaited = joined, coordinator, expected, process, limit_seconds
-    threading.Thread(target=_say_who_is_awaited, args=awaited, daemon=True).start()
+    threading.Thread(target=_end_unless, args=(joined, limit_seconds), daemon=True).start()
     jax.distributed.initialize(
       **named,
       initialization_timeout=math.ceil(limit_seconds) + 60,  # at which jax aborts the process
@@ -72,50 +74,79 @@ def join(
     )
 
 
-def _check_port(coordinator: str, port: int) -> None:
-  """Raises ConfigError where the first process cannot listen; jax would end with a crash."""
-  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-  try:
-    socket.create_server(
-      ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6
-    ).close()
-  except OSError as error:
-    raise ConfigError(
-      f"--coordinator={coordinator}: cannot listen at port {port} ({error.strerror}); name another"
-    ) from None
+def _call_roll(coordinator: str, processes: int, process: int, limit_seconds: float) -> None:
+  """Waits until every process has come to the coordinator's port, which is then left to jax.
 
-
-def _say_who_is_awaited(
-  joined: threading.Event, coordinator: str, processes: int, process: int, limit_seconds: float
-) -> None:
-  """Says who has not come after `WAIT_SECONDS`; ends this process after `limit_seconds`."""
-  if joined.wait(min(WAIT_SECONDS, limit_seconds)):
-    return
-  who = "the other processes"
-  if coordinator:
-    last = processes - 1
-    who = "process 1" if last == 1 else f"some of the processes 1 to {last}"
-    if process > 0 and not _answers(coordinator):
-      who = "process 0"
-    elif process > 0:
-      who = f"some of the {processes} processes"
-    who += f" at {coordinator}"
-  limit = f"{limit_seconds:g} s"
-  print(f"waiting for {who}, for {limit} at most (--join_seconds)", file=sys.stderr, flush=True)
-  if joined.wait(limit_seconds - WAIT_SECONDS):
-    return
-  message = f"{who} did not come within {limit}; start all of them, or raise --join_seconds"
-  print(f"isoflop: {message}", file=sys.stderr, flush=True)
-  os._exit(1)
-
-
-def _answers(coordinator: str) -> bool:
+  jax would crash at a port that is in use, and cannot tell which processes have not come.
+  """
   host, _, port = coordinator.rpartition(":")
+  came: dict[int, socket.socket] = {}  # by process: to the first all others, to them the first
+
+  def who_is_missing() -> str:
+    with contextlib.suppress(OSError):
+      connection = sockets.enter_context(server.accept()[0])
+      connection.settimeout(1.0)
+      came[int.from_bytes(connection.recv(4))] = connection
+    names = ", ".join(str(i) for i in range(1, processes) if i not in came)
+    return names and f"process {names} of {processes} at {coordinator}"
+
+  def who_holds_us_up() -> str:
+    with contextlib.suppress(OSError):
+      if not came:
+        address = host.strip("[]"), int(port)
+        came[0] = sockets.enter_context(socket.create_connection(address, timeout=1.0))
+        came[0].sendall(process.to_bytes(4))
+      if came[0].recv(1):
+        return ""
+      raise RunError(f"process 0 at {coordinator} has given up; start all of them again")
+    return f"{f'some of the {processes} processes' if came else 'process 0'} at {coordinator}"
+
+  with contextlib.ExitStack() as sockets:
+    if process:
+      _wait_for(who_holds_us_up, limit_seconds)
+      return
+    six = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if six else socket.AF_INET
+    try:
+      server = socket.create_server(("", int(port)), family=family, dualstack_ipv6=six)
+    except OSError as error:
+      raise ConfigError(
+        f"--coordinator={coordinator}: cannot listen at port {port} ({error.strerror}); name another"
+      ) from None
+    with server:
+      server.settimeout(0.1)
+      _wait_for(who_is_missing, limit_seconds)
+    for connection in came.values():
+      with contextlib.suppress(OSError):  # which jax will find out
+        connection.sendall(b"!")
+
+
+def _wait_for(awaited: Callable[[], str], limit_seconds: float) -> None:
+  """Waits until nobody is awaited; says who is after `WAIT_SECONDS`.
+
+  Raises:
+    RunError: after `limit_seconds`.
+  """
+  began, said, limit = time.monotonic(), False, f"{limit_seconds:g} s"
+  while who := awaited():
+    passed = time.monotonic() - began
+    if passed > limit_seconds:
+      raise RunError(
+        f"{who} did not come within {limit}; start all of them, or raise --join_seconds"
+      )
+    if passed > WAIT_SECONDS and not said:
+      said = True
+      print(f"waiting for {who}, for {limit} at most (--join_seconds)", file=sys.stderr, flush=True)
+    time.sleep(0.05)
+
+
+def _end_unless(joined: threading.Event, limit_seconds: float) -> None:
+  """Ends this process where the others do not join jax in time, which would abort it."""
   try:
-    socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-  except OSError:
-    return False
-  return True
+    _wait_for(lambda: "" if joined.is_set() else "the other processes", limit_seconds)
+  except RunError as error:
+    print(f"isoflop: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def several(processes: int = 0) -> bool:

@@ -157,7 +157,7 @@ def a_port(listening):
   [
     (0, True, 2, "--coordinator=127.0.0.1:{0}: cannot listen at port {0}"),
     pytest.param(
-      *(0, False, 1, "process 1 at 127.0.0.1:{0} did not come within 1 s"), marks=pytest.mark.slow
+      *(0, False, 1, "process 1 of 2 at 127.0.0.1:{0} did not come within 1 s"), marks=pytest.mark.slow
     ),
     (1, False, 1, "process 0 at 127.0.0.1:{0} did not come within 1 s"),
     pytest.param(
@@ -168,13 +168,30 @@ def a_port(listening):
 )
 def test_who_is_awaited_is_said_and_waited_for_so_long(tmp_path, process, listening, code, message):
   with a_port(listening) as port:
-    flags = f"--coordinator=127.0.0.1:{port} --processes=2 --process={process} --join_seconds=1"
-    command = [sys.executable, "-m", "scaling.main", "train", f"--workdir={tmp_path}"]
-    ended = subprocess.run(command + flags.split(), capture_output=True, text=True, check=False)
-  assert ended.returncode == code, ended.stderr
-  lines = ended.stderr.splitlines()
+    ended = join(tmp_path, port, 2, process, 1)
+    errors = ended.communicate()[1]
+  assert ended.returncode == code, errors
+  lines = errors.splitlines()
   assert message.format(port) in lines[-1]
   assert all("port" in line or "waiting for" in line or "did not come" in line for line in lines)
+
+
+def join(workdir, port, processes, process, seconds):
+  """Starts one of the processes of a run, which waits so long for the others."""
+  flags = f"--processes={processes} --process={process} --join_seconds={seconds}"
+  place = [f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}"]
+  command = [sys.executable, "-m", "scaling.main", "train", *place, *flags.split()]
+  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_of_three_processes_the_first_names_the_one_that_has_not_come(tmp_path):
+  with a_port(listening=False) as port:
+    third, first = join(tmp_path, port, 3, 2, 60), join(tmp_path, port, 3, 0, 4)
+  said = [each.communicate()[1] for each in (first, third)]
+  assert f"process 1 of 3 at 127.0.0.1:{port} did not come within 4 s" in said[0]
+  assert f"process 0 at 127.0.0.1:{port} has given up" in said[1]
+  assert [first.returncode, third.returncode] == [1, 1]
 
 
 def test_a_wrong_place_of_the_coordinator_is_refused():
