@@ -8,6 +8,7 @@ reads back; the checksums do.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from configs.errors import DataError, RunError
 from train.system import distributed
 
 MIN_FREE_BYTES = 64 * 2**20
+DESCRIPTORS = Path("/proc/self/fd")  # of Linux: each is the folder or file that it was opened for
 ON_DEVICE = 2**20  # elements from which on a checksum is worth a compilation
 
 
@@ -96,7 +98,14 @@ class Checkpoints:
 
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
-    self.folder = Path(folder).absolute()
+    self.folder = self._place = Path(folder).absolute()
+    self._descriptor = -1
+    if not read_only and DESCRIPTORS.is_dir():
+      # Orbax makes folders as it writes, and so would make again one that was moved meanwhile: it
+      # gets the folder itself, whose save then ends where it is.
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+      self._place = DESCRIPTORS / str(self._descriptor)
     absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs what it raises, and that it reads
     kept = [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
     options = ocp.CheckpointManagerOptions(
@@ -105,7 +114,7 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,  # what a killed save left; a run's folder is its own
       read_only=read_only,
     )
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self._manager = ocp.CheckpointManager(self._place, options=options)
 
   def steps(self) -> list[int]:
     """Returns the steps that there are, in order."""
@@ -140,9 +149,14 @@ class Checkpoints:
       refused = any(code in str(error) for code in ("NOT_FOUND", *_OF_THE_MACHINE[:2]))
       if isinstance(error, OSError) or (isinstance(error, ValueError) and refused):
         raise RunError(
-          f"{self.folder}: a save failed, and the one before it stays: {str(error).splitlines()[0]}"
+          f"{self.folder}: a save failed, and the one before it stays: {self._said(error)}"
         ) from error
       raise
+
+  def _said(self, error: Exception) -> str:
+    """Returns an error's first line, which names the folder as it was named to us."""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line.replace(str(self._place), str(self.folder))
 
   def restore(self, step: int, like: Any) -> Any:
     """Returns the state of `step`; `like` gives its shapes and types, and where each array lies.
@@ -190,7 +204,7 @@ class Checkpoints:
     try:
       restored = self._manager.restore(step, args=args)
     except Exception as error:  # orbax raises whatever its storage layers raise
-      first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+      first_line = self._said(error)
       if "tree structures do not match" in first_line:  # it is sound
         raise DataError(
           f"{self.folder}/{step}: another program's state, not of this model and optimizer; name "
@@ -236,5 +250,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: object) -> None:
-    with self._saving():  # which it waits for
-      self._manager.close()
+    try:
+      with self._saving():  # which it waits for
+        self._manager.close()
+    finally:
+      if self._descriptor >= 0:
+        os.close(self._descriptor)

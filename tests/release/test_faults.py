@@ -3,14 +3,19 @@
 import contextlib
 import io
 import os
+import random
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
 import pytest
 from test_integrity import damaged_files_are_named, judged  # noqa: F401 -- a fixture
-from test_kills import Tree, commands, left_behind, numbers, undisturbed  # noqa: F401 -- a fixture
+from test_kills import MOMENTS, Tree, commands, left_behind, numbers, written_at
+from test_kills import undisturbed  # noqa: F401 -- a fixture
 
 from configs import ladders
 from scaling.launch import child
@@ -18,6 +23,7 @@ from scaling.launch.local import Pool
 from scaling.launch.queue import Task
 from scaling.progress import Display
 
+MOVES = int(os.environ.get("MOVES", "20"))
 CELLS = int(os.environ.get("CELLS", "500"))
 
 
@@ -72,6 +78,43 @@ def test_a_full_disk_ends_training_in_a_line_and_loses_nothing(
   assert Tree(commands(kind, small_disk, corpus), tmp_path / "last").end() == codes
   assert numbers(small_disk / "run") == whole
   assert not left_behind(small_disk)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.parametrize("kind", ["train", "processes", "sweep"])
+def test_a_workdir_moved_while_it_saves_ends_in_a_line_and_goes_on_where_it_is_put_back(
+  undisturbed,  # noqa: F811
+  corpus,
+  tmp_path,
+  kind,
+):
+  _, whole, codes = undisturbed(kind)
+  rng, run, away = random.Random(kind), tmp_path / "run", tmp_path / "away"
+  moved = 0
+  while moved < MOVES:
+    before = written_at(run, MOMENTS[kind][1])
+    tree = Tree(commands(kind, tmp_path, corpus), tmp_path / f"said {moved}")
+    while not (over := tree.over()) and not written_at(run, MOMENTS[kind][1]) - before:
+      time.sleep(0.001)
+    if over:  # nothing was left to be saved
+      shutil.rmtree(run)
+      continue
+    time.sleep(rng.choice((0, rng.uniform(0, 0.01), rng.uniform(0, 0.1))))
+    run.rename(away)
+    ended = tree.end(silent=False)
+    said = (tmp_path / f"said {moved}").read_text()
+    print(kind, moved, ended, said.splitlines()[-1], flush=True)
+    assert not run.exists(), [*run.rglob("*")]
+    assert ended == codes or set(ended) == {1}, said
+    assert f'File "{child.ROOT}' not in said, said
+    if ended != codes:
+      line = said.splitlines()[-1]
+      assert re.fullmatch(rf"isoflop: (workdir=)?{run}\S*: (was moved or|is gone, and) .*", line)
+    moved += ended != codes
+    away.rename(run)
+  assert Tree(commands(kind, tmp_path, corpus), tmp_path / "last").end() == codes
+  assert numbers(run) == whole
+  assert not left_behind(tmp_path)
 
 
 def test_a_worker_that_trains_500_small_cells_needs_no_more_at_the_end(make_tiny, tmp_path):

@@ -94,7 +94,8 @@ def named(path: Path) -> Iterator[None]:
   try:
     yield
   except FileNotFoundError:
-    raise RunError(f"{path.parent}: is gone, and {path.name} cannot be written there") from None
+    message = f"{path.parent}: is gone, and {path.name} cannot be written there"
+    raise RunError(f"{message}; the same command goes on with it where it is now") from None
   except OSError as error:
     raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
