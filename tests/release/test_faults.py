@@ -14,8 +14,15 @@ from statistics import median
 
 import pytest
 from test_integrity import damaged_files_are_named, judged  # noqa: F401 -- a fixture
-from test_kills import MOMENTS, Tree, commands, left_behind, numbers, written_at
-from test_kills import undisturbed  # noqa: F401 -- a fixture
+from test_kills import (
+  MOMENTS,
+  Tree,
+  commands,
+  left_behind,
+  numbers,
+  undisturbed,  # noqa: F401 -- a fixture
+  written_at,
+)
 
 from configs import ladders
 from scaling.launch import child

@@ -110,9 +110,8 @@ def _call_roll(coordinator: str, processes: int, process: int, limit_seconds: fl
     try:
       server = socket.create_server(("", int(port)), family=family, dualstack_ipv6=six)
     except OSError as error:
-      raise ConfigError(
-        f"--coordinator={coordinator}: cannot listen at port {port} ({error.strerror}); name another"
-      ) from None
+      message = f"cannot listen at port {port} ({error.strerror}); name another"
+      raise ConfigError(f"--coordinator={coordinator}: {message}") from None
     with server:
       server.settimeout(0.1)
       _wait_for(who_is_missing, limit_seconds)

@@ -157,7 +157,8 @@ def a_port(listening):
   [
     (0, True, 2, "--coordinator=127.0.0.1:{0}: cannot listen at port {0}"),
     pytest.param(
-      *(0, False, 1, "process 1 of 2 at 127.0.0.1:{0} did not come within 1 s"), marks=pytest.mark.slow
+      *(0, False, 1, "process 1 of 2 at 127.0.0.1:{0} did not come within 1 s"),
+      marks=pytest.mark.slow,
     ),
     (1, False, 1, "process 0 at 127.0.0.1:{0} did not come within 1 s"),
     pytest.param(
