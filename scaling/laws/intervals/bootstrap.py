@@ -113,10 +113,10 @@ def _resample(problem, runs, theta, delta, size, seed, resampling) -> solve.Solu
   if not effects or not effects.variance.any():
     return _without_lost(fit_weighted(problem, weights, theta, delta))
   apart = _without_lost(fit_weighted(problem, weights, theta, delta, effects.common[None]))
-  every = np.ones_like(weights)
   shift = effects.common + effects.draw(size, seed)
-  common = _without_lost(fit_weighted(problem, every, theta, delta, shift))
-  both = _drawn(problem, apart.theta + common.theta - theta, *problem.box)
+  common = _without_lost(fit_weighted(problem, np.ones_like(weights), theta, delta, shift))
+  both = apart.theta + common.theta  # about another point: Huber's fit less the common part
+  both = _drawn(problem, both + theta - np.median(both, axis=0), *problem.box)
   at_bound = both.at_bound | apart.at_bound | common.at_bound
   return dataclasses.replace(both, at_bound=at_bound, converged=apart.converged & common.converged)
 
