@@ -10,11 +10,10 @@ if any("tests/gpu" in argument for argument in sys.argv):  # tests of this machi
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a sweep's worker uses it, too
 else:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  # Most of the default group's time goes into compiling, which takes a third without optimizations;
-  # a step then takes four times as long. The other groups compile as users do, and so do tests that
-  # ask for `optimized`. What is set here holds for pytest-xdist's workers, too.
-  apart = ("tests/oracle", "tests/release")
-  as_users = "slow" in sys.argv or any(name in a for name in apart for a in sys.argv)
+  # Most of the time of the default and the slow group goes into compiling, which takes a third
+  # without optimizations; a step then takes four times as long. The other groups compile as users
+  # do, and so do tests that ask for `optimized`. What is set here holds for pytest-xdist's workers.
+  as_users = any(name in a for name in ("tests/oracle", "tests/release") for a in sys.argv)
   os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if as_users else "1")
   os.environ.setdefault("XLA_FLAGS", "" if as_users else "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would wait busily beside other tests
