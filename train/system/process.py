@@ -3,15 +3,20 @@
 import ctypes
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # When the command began, by `time.perf_counter`, but for 0.2 s before this is imported. The age of
 # the process would not do: a shell that has installed all this can become the command.
 BEGAN = time.perf_counter()
+_SHOW_WARNING = warnings.showwarning
 
 # XLA's flags on an accelerator, not set by the user. XLA ends a process that has a flag
 # it does not know: these are in jaxlib 0.10.2 and 0.12.0. Flags that a GPU must first be seen
@@ -121,8 +126,21 @@ def use_xla_flags() -> None:
 
 
 def use_compile_cache() -> None:
-  """Keeps compiled programs on disk, so that the next process does not compile them again."""
+  """Keeps compiled programs on disk, so that the next process does not compile them again.
+
+  jax writes them in place, warns whenever it reads one that a kill cut short, and lets it stand:
+  what it warns of is removed.
+  """
   import jax
 
+  warnings.showwarning = _show_warning
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _show_warning(message: Any, *place: Any, file: Any = None, line: Any = None) -> None:
+  unreadable = re.match(r"Error reading persistent compilation .* for '(.+?)'", str(message))
+  if not unreadable:
+    _SHOW_WARNING(message, *place, file=file, line=line)
+  for path in (cache_folder() / "xla").glob(f"{unreadable[1]}-*") if unreadable else ():
+    path.unlink(missing_ok=True)

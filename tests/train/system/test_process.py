@@ -98,3 +98,33 @@ def test_xla_knows_every_flag():
   env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   done = subprocess.run(command, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+CUT = """
+import jax
+from train.system import process
+
+process.use_compile_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+@jax.jit
+def double(x):
+  return 2 * x
+
+for _ in range(2):
+  print(double(jax.numpy.ones(3)))
+  (entry,) = (process.cache_folder() / "xla").glob("jit_double-*-cache")
+  print(entry.stat().st_size)
+  with entry.open("r+b") as file:
+    file.truncate(entry.stat().st_size // 2)
+  jax.clear_caches()
+"""
+
+
+def test_a_compiled_program_that_a_kill_cut_short_is_compiled_again_and_kept(tmp_path):
+  environment = os.environ | {"ISOFLOP_CACHE": str(tmp_path)}
+  command = [sys.executable, "-c", CUT]
+  done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+  assert not done.stderr
+  *first, second, size = done.stdout.splitlines()
+  assert first == [second, size]
