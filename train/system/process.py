@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +137,11 @@ def use_compile_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _show_warning(message: Any, *place: Any, file: Any = None, line: Any = None) -> None:
+def _show_warning(
+  message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
   unreadable = re.match(r"Error reading persistent compilation .* for '(.+?)'", str(message))
   if not unreadable:
-    _SHOW_WARNING(message, *place, file=file, line=line)
+    _SHOW_WARNING(message, category, filename, lineno, file, line)
   for path in (cache_folder() / "xla").glob(f"{unreadable[1]}-*") if unreadable else ():
     path.unlink(missing_ok=True)
