@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging as absl_logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -27,6 +28,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from configs.errors import DataError, RunError
 from train.system import distributed
 
+# Orbax asks for it twice a save, to log a rate; tensorstore 0.1.86 never frees what it returns.
+tensorstore.experimental_collect_matching_metrics = lambda *_: []
 MIN_FREE_BYTES = 64 * 2**20
 DESCRIPTORS = Path("/proc/self/fd")  # of Linux: each is the folder or file that it was opened for
 ON_DEVICE = 2**20  # elements from which on a checksum is worth a compilation

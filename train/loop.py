@@ -232,7 +232,11 @@ class Run:
         with suppress(OSError):  # as where the disk is full
           files.write_json(self._folder / "run.json", self.record | failed)
       distributed.end_if_one_of_several(error)
-    self._exits.close()
+    try:
+      self._exits.close()
+    except Exception as closing:  # of a save, for which it waits
+      distributed.end_if_one_of_several(closing)
+      raise
 
   def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
     self.close(error)

@@ -20,6 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
+import jax
 import pytest
 import test_distributed
 import test_sweep
@@ -82,6 +83,7 @@ class Tree:
         sys.stdin, sys.stdout, sys.stderr = nothing, nothing, errors
         try:
           code = main.main(argv)
+          jax.distributed.shutdown()  # as jax does where a process exits
         except BaseException:
           traceback.print_exc()
     finally:
