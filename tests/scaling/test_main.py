@@ -1,6 +1,7 @@
 """The command line: help, the config, one-line errors, and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from configs.sweeps import h200
 from scaling import main
 from scaling.bench import steps
 from scaling.launch import child
+from train.system import files
 
 PRESETS, H200 = Path(presets.__file__), Path(h200.__file__)
 
@@ -271,6 +273,26 @@ def test_a_flag_out_of_its_bounds_is_refused(isoflop, tmp_path, argv, message):
   assert code == 2
   assert message in err
   assert len(err.splitlines()) == 1
+
+
+def test_that_a_folder_is_in_use_is_said_before_jax_is_imported(tmp_path):
+  command = [sys.executable, "-X", "importtime", "-m", "scaling.main"]
+  with files.owned(tmp_path):
+    ended = subprocess.run(
+      [*command, "train", f"--workdir={tmp_path}"], capture_output=True, text=True, check=False
+    )
+  assert ended.returncode == 2
+  assert "in use by process" in ended.stderr.splitlines()[-1]
+  assert not re.search(r"\| +jax$", ended.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_train_keeps_what_it_compiles_for_the_next_start(corpus, tmp_path):
+  short = ("--config.train.tokens=4096", "--config.model.size=0", "--config.optim.warmup_tokens=0")
+  train = ("train", f"--workdir={tmp_path / 'run'}", f"--config.data.source=text:{corpus}", *short)
+  environment = child.environment(ISOFLOP_CACHE=str(tmp_path / "cache"))
+  subprocess.run(child.command("scaling.main", *train), env=environment, check=True)
+  assert list(tmp_path.glob("cache/xla/jit_train_step-*-cache"))
 
 
 @pytest.mark.smoke

@@ -64,6 +64,15 @@ def test_each_set_has_the_entropy_of_its_text(trained):
   assert low < record["loss"] < high
 
 
+def test_the_standard_error_is_over_documents_whose_windows_are_alike(trained):
+  """They have one entropy or the other; 30 are held out, each with three windows."""
+  _, _, record = trained
+  low, high = (record["evaluations"][name]["loss"] for name in LETTERS)
+  share = (high - record["loss"]) / (high - low)
+  expected = (high - low) * math.sqrt(share * (1 - share) / 30)
+  assert record["loss_stderr"] == pytest.approx(expected, rel=0.1)
+
+
 def test_the_loss_on_the_validation_text_is_the_main_loss(trained):
   _, _, record = trained
   same = record["evaluations"]["same"]

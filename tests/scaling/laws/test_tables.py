@@ -129,6 +129,7 @@ def test_expressions_mean_what_python_means(text, wanted):
     ("", "not an expression"),
     ("(" * 300 + "x > 1" + ")" * 300, "not an expression"),
     ("z > 1", "no column 'z'"),
+    ("x < " + 900 * "9", "a number that is too large, beyond 1e308"),
   ],
 )
 def test_nothing_else_is_understood_and_nothing_is_run(tmp_path, monkeypatch, text, said):

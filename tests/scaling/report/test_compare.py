@@ -257,6 +257,8 @@ def test_report_gives_the_numbers_and_what_cannot_be_compared(finished):
     for o in best.values()
   ]
   assert f"| 7.20e12 | {' | '.join(cells)} |" in text
+  fitted = text.split("## Tokens per parameter")[1].split("| 7.20e12")[0]
+  assert " * " not in fitted
   first = text.split("\n\n")[1]
   for name, o in best.items():
     interval = bracket(o["tokens_per_param_interval"], ratio)

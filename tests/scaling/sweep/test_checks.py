@@ -53,7 +53,7 @@ def config(cache, corpus):
     ("sweep.budgets", (1e11, -1.0), "must be positive"),
     ("sweep.budgets", (1e6, 1e11), "steps at least"),
     ("sweep.budgets", (1e11, 1e17), "epochs"),
-    ("sweep.seed_sizes", (5,), "5 is not among"),
+    ("sweep.seed_sizes", (5,), "5 is not among .*; set --config.sweep.seed_sizes, too, or leave"),
     (
       "fit.form",
       "farseer",

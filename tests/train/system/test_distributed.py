@@ -90,6 +90,7 @@ def test_several_processes_train_the_same_losses(
 def train_the_same_losses(one, corpus, tmp_path, processes, devices, strategy):
   said = finish(start(tmp_path, flags(corpus, strategy), processes, devices))
   assert f"{processes} process(es) with {devices} device(s) each" in said[0]
+  assert not any("step " in text or "process(es)" in text for text in said[1:])
   assert list(losses(tmp_path)) == list(losses(one))
   np.testing.assert_allclose(list(losses(tmp_path).values()), list(losses(one).values()), rtol=1e-5)
   result, alone = (json.loads((d / "run.json").read_text()) for d in (tmp_path, one))
