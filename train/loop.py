@@ -219,17 +219,11 @@ class Run:
     """Leaves the folder; a run that fails has its error in run.json."""
     if isinstance(error, Exception) and not isinstance(error, Interrupted):
       if self._running:
-        try:
-          self._still_there()
-        except RunError as gone:  # which is why there was an error
-          distributed.end_if_one_of_several(gone)
-          with suppress(Exception):
-            self._exits.close()
-          raise
         first_line = (str(error).splitlines() or [""])[0]
         failed = {"status": "failed", "error": f"{type(error).__name__}: {first_line}"}
         failed["traceback"] = "".join(traceback.format_exception(error))
-        with suppress(OSError):  # as where the disk is full
+        with suppress(OSError, RunError):  # the disk is full, or the folder was moved
+          self._still_there()
           files.write_json(self._folder / "run.json", self.record | failed)
       distributed.end_if_one_of_several(error)
     try:

@@ -140,8 +140,8 @@ def use_compile_cache() -> None:
 def _show_warning(
   message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-  unreadable = re.match(r"Error reading persistent compilation .* for '(.+?)'", str(message))
-  if not unreadable:
+  if name := re.match(r"Error reading persistent compilation .* for '(.+?)'", str(message)):
+    for path in (cache_folder() / "xla").glob(f"{name[1]}-*"):
+      path.unlink(missing_ok=True)
+  else:
     _SHOW_WARNING(message, category, filename, lineno, file, line)
-  for path in (cache_folder() / "xla").glob(f"{unreadable[1]}-*") if unreadable else ():
-    path.unlink(missing_ok=True)
