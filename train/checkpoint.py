@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -102,13 +102,14 @@ class Checkpoints:
   def __init__(self, folder: Path, keep_steps: Sequence[int] = (), read_only: bool = False):
     """Opens a folder; keeps the latest checkpoint and for good those of `keep_steps`."""
     self.folder = self._place = Path(folder).absolute()
-    self._descriptor = -1
+    self._exits = ExitStack()
     if not read_only and DESCRIPTORS.is_dir():
       # Orbax makes folders as it writes, and so would make again one that was moved meanwhile: it
       # gets the folder itself, whose save then ends where it is.
       self.folder.mkdir(parents=True, exist_ok=True)
-      self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-      self._place = DESCRIPTORS / str(self._descriptor)
+      descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+      self._exits.callback(os.close, descriptor)
+      self._place = DESCRIPTORS / str(descriptor)
     absl_logging.set_verbosity(absl_logging.FATAL)  # orbax logs what it raises, and that it reads
     kept = [preservation_policy.LatestN(1), preservation_policy.CustomSteps(tuple(keep_steps))]
     options = ocp.CheckpointManagerOptions(
@@ -253,9 +254,5 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: object) -> None:
-    try:
-      with self._saving():  # which it waits for
-        self._manager.close()
-    finally:
-      if self._descriptor >= 0:
-        os.close(self._descriptor)
+    with self._exits, self._saving():  # which it waits for
+      self._manager.close()
