@@ -95,13 +95,8 @@ class Pack(NamedTuple):
   def record(self, sharing: int = 1) -> dict[str, Any]:
     """Describes it for a worker; `sharing` is how many workers share a device's memory."""
     tasks = [
-      {
-        "id": task.id,
-        "config": task.config,
-        "folder": str(task.folder.absolute()),
-        "needs": task.needs,
-      }
-      for task in self.tasks
+      {"id": x.id, "config": x.config, "folder": str(x.folder.absolute()), "needs": x.needs}
+      for x in self.tasks
     ]
     preflight = sharing if self.tasks[0].preflight else 0
     return {"tasks": tasks, "slots": self.slots, "preflight": preflight}
