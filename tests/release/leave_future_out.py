@@ -74,10 +74,11 @@ def main():
   parser.add_argument("--by", default="")
   parser.add_argument("--only", default="", help="sweeps whose names contain it")
   parser.add_argument("--bootstraps", type=int, default=400)
+  parser.add_argument("--reach", type=float, default=4.0, help="as fit.reach; 0 keeps all runs")
   parser.add_argument("--out", default="")
   args = parser.parse_args()
   options = base.get_config().fit
-  options.bootstraps = args.bootstraps
+  options.bootstraps, options.reach = args.bootstraps, args.reach
   columns = dict(pair.split("=") for pair in args.columns.split(","))
   chosen = {k: v for k, v in sweeps(args.table, columns, args.by).items() if args.only in k}
   rows = []
