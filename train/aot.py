@@ -142,7 +142,6 @@ def record_needs(config: ConfigDict, folder: Path, sharing: int) -> dict:
     "accelerator": jax.default_backend() != "cpu",
     **need._asdict(),
   }
-  files.make_folder(folder)
   files.write_json(folder / RECORD, record)
   return record
 

@@ -17,7 +17,7 @@ from configs.errors import RunError
 from scaling.launch import base, child
 from scaling.launch.queue import Failure, Pack, Queue
 from scaling.progress import Display
-from train.system import process
+from train.system import files, process
 
 
 class Worker(base.Worker):
@@ -34,7 +34,8 @@ class Worker(base.Worker):
     self.ready: dict[str, Any] = {}  # once it is: its devices
     self.rate: float | None = 0.0  # steps per second; None: not measured yet
     self.buffer = b""
-    self.log = log.open("ab")
+    with files.named(log):
+      self.log = log.open("ab")
     self.process = subprocess.Popen(
       child.command("scaling.launch.worker", "--serve", "any" if core is None else str(core)),
       stdin=subprocess.PIPE,

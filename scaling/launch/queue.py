@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from configs.errors import RunError
 from train import aot
 from train.pack import width
 from train.system import files
@@ -39,7 +40,6 @@ class Task:
 
   def record_failure(self, failure: "Failure") -> None:
     """Adds a failure to the task's record; a new start continues the run from its checkpoint."""
-    self.folder.mkdir(parents=True, exist_ok=True)
     failed = {
       "status": "failed",
       "error": failure.error,
@@ -47,10 +47,12 @@ class Task:
       "failures": self.failures + 1,
       "traceback": failure.traceback,
     }
-    with contextlib.suppress(files.FolderInUseError), files.owned(self.folder):  # its record then
-      record = files.read_json(self.record) or {"config": self.config}
-      kept = {name: x for name, x in record.items() if name not in ("digests", "hash")}
-      files.write_json(self.record, kept | failed)
+    with contextlib.suppress(files.FolderInUseError, RunError):  # its record; its sweep was moved
+      files.make_run_folder(self.folder)
+      with files.owned(self.folder):
+        record = files.read_json(self.record) or {"config": self.config}
+        kept = {name: x for name, x in record.items() if name not in ("digests", "hash")}
+        files.write_json(self.record, kept | failed)
 
 
 class Failure(NamedTuple):

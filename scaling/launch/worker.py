@@ -65,7 +65,7 @@ def run_file(path: Path) -> int:
 
 def wait_for(folder: Path, should_stop: Callable[[], bool]) -> None:
   """Waits for a worker that a killed launcher has left in a run's folder."""
-  files.make_folder(folder)
+  files.make_run_folder(folder)
   while not should_stop():
     with contextlib.suppress(files.FolderInUseError), files.owned(folder, wait_seconds=1.0):
       return
@@ -156,6 +156,8 @@ def train(message: dict, send: Send, should_stop: process.StopSignal) -> None:
 def _runs(message: dict) -> tuple[list[str], list[tuple[ConfigDict, Path]]]:
   tasks = message["tasks"]
   runs = [(ConfigDict(task["config"]).lock(), Path(task["folder"])) for task in tasks]
+  for _, folder in runs:
+    files.make_run_folder(folder)
   return [task["id"] for task in tasks], runs
 
 

@@ -169,6 +169,13 @@ def make_folder(path: Path) -> None:
     ) from None
 
 
+def make_run_folder(path: Path) -> None:
+  """Makes the folder of a run of a sweep; RunError: the sweep's folder, two above, is gone."""
+  with named(path.parent):
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True)
+
+
 @contextmanager
 def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[Callable[[], None]]:
   """Holds the folder for this process; the kernel lets go when the process ends, however it ends.
@@ -182,7 +189,9 @@ def owned(folder: Path, wait_seconds: float = 0.0) -> Iterator[Callable[[], None
   lock = folder / ".lock"
   if lock.is_symlink() or (lock.exists() and not lock.is_file()):
     raise UsageError(f"workdir={folder}: its .lock is no regular file; remove it")
-  with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
+  with named(lock):
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  with open(descriptor, "r+") as file:
 
     def check() -> None:
       with suppress(OSError):

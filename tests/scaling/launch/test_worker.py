@@ -94,5 +94,6 @@ def test_sizes_that_are_compiled_side_by_side_need_what_each_needs_alone(make_ti
   assert [event["id"] for event in events] == ["0", "1", "2", "3"]
   assert [event["finished"] for event in events] == ["done"] * 3 + ["failed"]
   for size in range(3):
+    (tmp_path / "alone").mkdir(exist_ok=True)
     alone = aot.record_needs(configs[size], tmp_path / "alone", 1)
     assert json.loads((tmp_path / str(size) / aot.RECORD).read_text()) == alone
