@@ -124,6 +124,8 @@ def compile_sizes(
   """
   by_batch = sorted(cells, key=lambda cell: -cell.tokens_per_step)
   first = {cell.size: cell for cell in reversed(by_batch)}
+  with files.named(workdir / "preflight"):
+    (workdir / "preflight").mkdir(exist_ok=True)
   # A process that holds an accelerator compiles on all cores of its host.
   alone = not process.has_accelerator()
   tasks = {
