@@ -226,7 +226,7 @@ class Layout:
     return jax.tree.map(reduce, grads, self.dims)
 
   def local_shard(self, tree: Any, kind: str) -> Any:
-    """Returns the part of a tree ("gradients" or "params") that a device updates, perhaps all."""
+    """Returns what a device updates of "gradients" or "params": its shard, or without one all."""
     if "optimizer" not in self.sharded or kind in self.sharded:
       return tree
     return jax.tree.map(self._slice, tree, self.dims)

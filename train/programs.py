@@ -45,7 +45,7 @@ class Program(NamedTuple):
   pack_step: Any  # the same for W runs: arguments [W, ...] -> (states, W metrics)
   stack: Any  # W states -> states [W, ...]
   take: Any  # (states [W, ...], slot) -> TrainState
-  gradients: Any  # (params, batch) -> trainable's gradients, summed over the batch, as laid out
+  gradients: Any  # (params, batch) -> gradients of trainable, summed over the batch, in its layout
   evaluate: Any  # (params, batch) -> {entry of the loss: (sum_B, weight_B)}
   place: Callable[[dict[str, np.ndarray]], Batch]  # this host's rows of a batch -> the batch
 

@@ -165,7 +165,7 @@ def sum_gradients(setup: Setup, trainable, frozen, batch: Batch, keys_B=None) ->
     (grads, sums), _ = jax.lax.scan(
       lambda total, part: (jax.tree.map(jnp.add, total, apart(one(*part))), None), zero, parts
     )
-  if "gradients" not in layout.sharded:  # else each microbatch has reduced its own
+  if "gradients" not in layout.sharded:  # else each microbatch has done so
     grads = layout.reduce_grads(grads)
   return layout.all_reduce(grads, "replica"), layout.all_reduce(sums, *sharding.BATCH)
 

@@ -19,9 +19,9 @@ def seal(
 ) -> tuple[dict, list[plan.Cell]]:
   """Writes prediction.json, once, and returns it with the held-out cells that will test it.
 
-  It is of all held-out budgets whose optimum the law determines, and which can be trained; of none,
-  it is refused. A prediction that is already sealed stays, and is returned with its own cells, as
-  long as the runs that it was fitted on are the same.
+  It covers the held-out budgets that can be trained and whose optimum the law determines; where
+  there is none, sealing is refused. A prediction that is already sealed stays, and is returned with
+  its own cells, as long as the runs that it was fitted on are the same.
   """
   if sealed := prediction.read(workdir):
     integrity.check_runs(workdir, sealed, law.runs)

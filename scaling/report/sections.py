@@ -255,11 +255,11 @@ def wall_time(record: Record) -> Iterator[Block]:
     for part, meaning in costs.PARTS.items()
     if parts.get(part, 0.0) > 0.05
   ]
-  rows.append(("all", f"{total:.1f}", f"{1:.1%}", "from the command to its verdict, all starts"))
+  rows.append(("all", f"{total:.1f}", f"{1:.1%}", "from the command to its report, all starts"))
   yield Table(("part", "seconds", "share", ""), rows)
   yield (
-    f"All but training took {1 - parts['train'] / total:.1%}. A second of one of several workers "
-    "counts as its share of a second."
+    f"All but training took {1 - parts['train'] / total:.1%}. Of several workers each one's "
+    "seconds are divided by their number."
   )
 
 

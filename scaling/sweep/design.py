@@ -3,7 +3,7 @@
 An arm is the design with some fields changed. Each is a whole sweep in a folder of its name, with
 its own law, seal and verdict. Arms share the corpus, the workers with their compiled programs, and
 every run that two of them have in common, which is trained once (`training.link_shared`). A sweep
-without arms is its own only arm, named "".
+without arms is planned as one arm, named "".
 """
 
 import contextlib

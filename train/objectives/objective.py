@@ -37,8 +37,8 @@ class Objective(NamedTuple):
   # (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
   # `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
   loss: Callable[..., losses.Entries] = losses.language_model_loss
-  # Of the auxiliary entries that are minimised, too: of their sums over the weight of `loss`. An
-  # entry whose coefficient is 0 need not be computed.
+  # What an auxiliary entry's sum is multiplied by before it is minimised with that of `loss`; both
+  # are divided by the weight of `loss`. An entry whose coefficient is 0 need not be computed.
   coefficients: Callable[[ConfigDict], dict[str, float]] = lambda config: {
     "z_loss": config.optim.z_loss
   }

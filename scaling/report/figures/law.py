@@ -76,7 +76,7 @@ def predicted_vs_trained(record: Record) -> Figure:
 
 
 def _identity(axes: Axes, *values: Any) -> None:
-  """Draws the diagonal, and sets square style.limits around all values."""
+  """Draws the diagonal, and sets square limits around all values."""
   flat = np.concatenate([np.ravel(v) for v in values])
   pad = 0.06 * np.ptp(flat)
   ends = flat.min() - pad, flat.max() + pad
