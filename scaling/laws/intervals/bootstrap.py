@@ -114,9 +114,11 @@ def _resample(problem, runs, theta, delta, size, seed, resampling) -> solve.Solu
     return _without_lost(fit_weighted(problem, weights, theta, delta))
   apart = _without_lost(fit_weighted(problem, weights, theta, delta, effects.common[None]))
   shift = effects.common + effects.draw(size, seed)
-  common = _without_lost(fit_weighted(problem, np.ones_like(weights), theta, delta, shift))
-  both = apart.theta + common.theta  # about another point: Huber's fit less the common part
-  both = _drawn(problem, both + theta - np.median(both, axis=0), *problem.box)
+  every = np.ones_like(weights)
+  common = _without_lost(fit_weighted(problem, every, theta, delta, shift))
+  # Both lie about the fit to runs less their common part: where Huber's loss clips, not theta.
+  center = fit_weighted(problem, every[:1], theta, delta, effects.common[None]).theta
+  both = _drawn(problem, apart.theta + common.theta + theta - 2 * center, *problem.box)
   at_bound = both.at_bound | apart.at_bound | common.at_bound
   return dataclasses.replace(both, at_bound=at_bound, converged=apart.converged & common.converged)
 
