@@ -136,14 +136,16 @@ def fill_spans(run: "Restored", tokenizer: "Tokenizer", args: flags.FlagValues) 
 
 
 def denoiser_mode(run: "Restored", tokenizer: "Tokenizer", prompt: str) -> list[int]:
-  """Returns the mode of ul2 that a prompt is for: S continues a text, R fills holes in it."""
+  """Returns the mode that a prompt is for, if there are any: S continues, R fills holes (UL2)."""
+  from train.objectives import registry
   from train.objectives.spans import mode
 
-  if run.config.objective != "ul2":
+  specials = registry.specials(run.config)
+  modes = [name for name in map(mode, run.config.corruption.denoisers) if name in specials]
+  if not modes:
     return []
-  denoisers = run.config.corruption.denoisers
-  wanted = "s" if BLANK.split(prompt)[2:] in ([""], ["\n"]) else "r"
-  return [token_id(tokenizer, mode(wanted if wanted in denoisers else denoisers[0]))]
+  wanted = mode("s" if BLANK.split(prompt)[2:] in ([""], ["\n"]) else "r")
+  return [token_id(tokenizer, wanted if wanted in modes else modes[0])]
 
 
 def draw_tokens(

@@ -33,7 +33,11 @@ class Objective(NamedTuple):
   pads: bool = False  # some of what attention could see is padding
   whole_windows: bool = False  # a window that validation text does not fill is left out
   pairs: bool = False  # a window is a prompt (`data.prompt_field` names where) and its completion
+  prefix: bool = False  # a decoder sees `prefix_BT` from before it, too
+  # Each token is predicted from those before it: their entropy, where known, is the loss's floor.
+  causal: bool = False
   template: str = "{eos} $A"  # how a text ($A) is written for the model to go on from, or fill in
+  check: Callable[[ConfigDict], None] = lambda config: None  # raises ConfigError
   # (model, batch, keys_B of the dropout or None, segments, coefficients) -> entries, of which
   # `loss` is minimised, with those that have a coefficient. All are logged, and evaluated.
   loss: Callable[..., losses.Entries] = losses.language_model_loss

@@ -98,11 +98,15 @@ def _text_lengths(predicted: Callable[[ConfigDict], float]) -> Callable[[ConfigD
 
 
 OBJECTIVES: dict[str, Objective] = {
-  "clm": Objective(batch=_clm, lengths=_text_lengths(lambda config: config.data.seq_len)),
+  "clm": Objective(
+    batch=_clm, lengths=_text_lengths(lambda config: config.data.seq_len), causal=True
+  ),
   "prefix": Objective(
     batch=_prefix,
     lengths=_text_lengths(lambda config: (config.data.seq_len + 1) / 2),
     draws=lambda text: 1,
+    prefix=True,
+    causal=True,
   ),
   "completion": Objective(
     batch=_completion,
@@ -165,7 +169,7 @@ def segments(config: ConfigDict) -> str:
 
 def has_prefix(config: ConfigDict) -> bool:
   """Returns whether a batch has `prefix_BT`: tokens that a decoder sees from before them, too."""
-  return config.objective == "prefix" or config.data.bidirectional_prompt
+  return OBJECTIVES[config.objective].prefix or config.data.bidirectional_prompt
 
 
 def coefficients(config: ConfigDict) -> dict[str, float]:
@@ -202,5 +206,4 @@ def check_objective(config: ConfigDict) -> None:
     raise ConfigError(
       f"corruption.denoisers={c.denoisers}: must be some of {', '.join(spans.DENOISERS)}, each once"
     )
-  if family == "encoder_decoder":
-    spans.check(config)
+  OBJECTIVES[config.objective].check(config)

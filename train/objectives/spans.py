@@ -1,5 +1,7 @@
 """The objectives of encoder-decoders: spans behind sentinels (T5), and a mixture of them (UL2)."""
 
+from collections.abc import Callable
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -128,11 +130,47 @@ def _suffixes(config: ConfigDict) -> tuple[int, int]:
   return low, 2 * (text // 4) - low
 
 
+def _check_span(config: ConfigDict) -> None:
+  c = config.corruption
+  _check(config, 3, _span_lengths, [(c.span_density, c.span_length)])
+
+
+def _check_ul2(config: ConfigDict) -> None:
+  _check(config, 16, _ul2_lengths, [setting for _, setting, _ in _mixture(config) if setting])
+
+
+def _check(
+  config: ConfigDict,
+  shortest: int,
+  lengths: Callable[[ConfigDict], Lengths],
+  settings: list[tuple[float, float]],
+) -> None:
+  """Raises ConfigError where a window is too short, or has more spans than sentinels."""
+  if config.data.isolate_documents:
+    raise ConfigError(
+      f"data.isolate_documents=True: objective={config.objective!r} cuts its text across "
+      "documents; set it to False"
+    )
+  if config.data.seq_len < shortest:
+    raise ConfigError(
+      f"data.seq_len={config.data.seq_len}: objective={config.objective!r} needs {shortest} at "
+      "least"
+    )
+  text = lengths(config).text
+  spans = max((span_counts(text, *setting)[1] for setting in settings), default=1)
+  if spans > config.corruption.sentinels:
+    raise ConfigError(
+      f"corruption.sentinels={config.corruption.sentinels}: {text} tokens of text have {spans} "
+      f"spans; set it to {spans} or more"
+    )
+
+
 SPAN = Objective(
   batch=_span,
   lengths=_span_lengths,
   draws=lambda text: text - 2,
   specials=_sentinels,
+  check=_check_span,
   whole_windows=True,
   template="$A {eos}",
 )
@@ -141,31 +179,8 @@ UL2 = Objective(
   lengths=_ul2_lengths,
   draws=lambda text: text - 1,
   specials=_ul2_specials,
+  check=_check_ul2,
   pads=True,
   whole_windows=True,
   template="$A {eos}",
 )
-
-
-def check(config: ConfigDict) -> None:
-  """Raises ConfigError where span or ul2 cannot be trained as the config says."""
-  c, ul2 = config.corruption, config.objective == "ul2"
-  if config.data.isolate_documents:
-    raise ConfigError(
-      f"data.isolate_documents=True: objective={config.objective!r} cuts its text across "
-      "documents; set it to False"
-    )
-  shortest = 16 if ul2 else 3
-  if config.data.seq_len < shortest:
-    raise ConfigError(
-      f"data.seq_len={config.data.seq_len}: objective={config.objective!r} needs {shortest} at "
-      "least"
-    )
-  text = (UL2 if ul2 else SPAN).lengths(config).text
-  settings = [s for _, s, _ in _mixture(config) if s] if ul2 else [(c.span_density, c.span_length)]
-  spans = max((span_counts(text, *setting)[1] for setting in settings), default=1)
-  if spans > c.sentinels:
-    raise ConfigError(
-      f"corruption.sentinels={c.sentinels}: {text} tokens of text have {spans} spans; set it to "
-      f"{spans} or more"
-    )
