@@ -4,6 +4,7 @@ A run that diverged has not failed: that is what its config does, and the sweep 
 One that failed was stopped by an error or a kill, on which no law should depend: it is tried again.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -93,14 +94,22 @@ def train_cells(arm: Arm, cells: Sequence[Cell], phase: str) -> None:
   arm.clock("run", len(arm.pool))
   try:
     failures = arm.pool.run(tasks)
-  finally:
-    arm.clock("records")
-    settle_diverged(arm.workdir, cells)
-    store.write_table(arm.workdir, arm.cells, arm.config.objective)
+  except BaseException:
+    with contextlib.suppress(OSError, RunError, UserError):  # not what is to be seen
+      write_outcomes(arm, cells)
+    raise
+  write_outcomes(arm, cells)
   for name, failure in failures.items():
     arm.display.say(f"FAILED {name}: {failure.error}")
   for name in check_failures(arm.workdir, cells, failures):
     arm.display.say(f"going on without {name}: it failed at {MAX_FAILURES} starts")
+
+
+def write_outcomes(arm: Arm, cells: Sequence[Cell]) -> None:
+  """Writes how a phase's cells ended: costs.json, cells.csv."""
+  arm.clock("records")
+  settle_diverged(arm.workdir, cells)
+  store.write_table(arm.workdir, arm.cells, arm.config.objective)
 
 
 def link_shared(arm: Arm, cells: Sequence[Cell]) -> int:

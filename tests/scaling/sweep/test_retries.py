@@ -8,7 +8,7 @@ import written
 from written import PLACEMENT
 
 from scaling.commands.runs import runs_table
-from scaling.launch.queue import Failure
+from scaling.launch.queue import Failure, WorkerError
 from scaling.sweep import plan, store, training
 from scaling.sweep.training import Arm
 from train.system import files
@@ -46,6 +46,19 @@ def record(workdir, name):
 def rows(workdir):
   cells = store.read_sweep(workdir)[1]
   return {cell.id: store.row(workdir, cell, "clm") for cell in cells}
+
+
+def test_the_error_that_ends_a_phase_is_seen_and_not_that_of_its_records(
+  start, tmp_path, monkeypatch
+):
+  def end(*_):
+    (tmp_path / "costs.json").unlink()
+    (tmp_path / "costs.json").mkdir()  # cannot be written from now on
+    raise WorkerError("a worker", Failure("a bug", "bug", "the first error"))
+
+  monkeypatch.setattr(written.Pool, "end", end)
+  with pytest.raises(WorkerError, match="the first error"):
+    start()
 
 
 @pytest.mark.smoke
