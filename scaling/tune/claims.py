@@ -13,6 +13,7 @@ from scaling.laws.rates import optimum, rules
 from scaling.laws.rates.grid import Grid
 from scaling.sweep import plan
 from scaling.sweep.training import Arm
+from scaling.tune import rule
 from train.system import files
 
 NAME, VERDICT = "tune_prediction.json", "tune_verification.json"
@@ -66,8 +67,8 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   }  # fmt: skip
   files.write_json(path, files.with_digests(record))
   told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], ratio)}" for name in best)
-  arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; it loses at most "
-                  f"{most:.2%} there")  # fmt: skip
+  arm.display.say(f"sealed: at N = {si(N)}, D = {si(tokens)} the best is {told}; of the loss "
+                  f"there it costs {rule.at_most(most)}")  # fmt: skip
   return record
 
 

@@ -54,6 +54,11 @@ def told_cost(config: ConfigDict, n_params: float, tokens: float) -> str:
     return f"{name} does not say how sure its rates are: it has too few (N, D)"
   most = np.quantile(law.draw_loss_lost(n_params, tokens), config.fit.level)
   return (
-    f"rate and batch there cost at most {most:.2%} of the loss ({config.fit.level:.0%}, by the law "
-    "of its tune)"
+    f"rate and batch there cost {at_most(most)} of the loss ({config.fit.level:.0%}, by the law of "
+    "its tune)"
   )
+
+
+def at_most(lost: float) -> str:
+  """Says a bound of what a choice loses [share of the loss]; one beyond the loss bounds nothing."""
+  return f"at most {lost:.2%}" if lost < 1 else "a share that its runs do not bound"

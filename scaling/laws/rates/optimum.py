@@ -49,10 +49,15 @@ class Optimum:
 
   def loss_lost(self, N: float, D: float, factors: Mapping[str, float]) -> float:
     """Computes by what share factors at (N, D) miss the least loss there, as the law has it."""
-    point = np.log([N, D])
-    off = np.log([factors[name] for name in self.names]) - self.optimum @ [1.0, *point]
-    scale = np.exp(np.asarray(self.powers) @ (point - self.centre))
-    return float(np.expm1(scale * (off @ self.curvature @ off)))
+    best = self.optimum @ [1.0, np.log(N), np.log(D)]
+    off_1K = np.log([[factors[name] for name in self.names]]) - best
+    return float(self._lost(N, D, off_1K)[0])
+
+  def _lost(self, N: float, D: float, off_RK: np.ndarray) -> np.ndarray:
+    """Computes what is lost at distances from the optimum, in log factors [R]."""
+    scale = np.exp(np.asarray(self.powers) @ (np.log([N, D]) - self.centre))
+    log_lost_R = scale * np.einsum("ri,ij,rj->r", off_RK, self.curvature, off_RK)
+    return np.expm1(np.minimum(log_lost_R, 700.0))  # a law of few cells has draws beyond a float
 
   def draw_loss_lost(self, N: float, D: float) -> np.ndarray:
     """Draws what the law's choice at (N, D) loses, as its optimum is uncertain [DRAWS]."""
@@ -60,12 +65,8 @@ class Optimum:
     k, point, rng = len(self.names), np.array([1.0, np.log(N), np.log(D)]), np.random.default_rng(0)
     covariance = np.einsum("iajb,a,b->ij", self.covariance.reshape(k, 3, k, 3), point, point)
     scale = np.sqrt(self.freedom / rng.chisquare(self.freedom, DRAWS))
-    off = rng.multivariate_normal(np.zeros(k), covariance, DRAWS) * scale[:, None]
-    best = self.best(N, D)
-    return np.array(
-      [self.loss_lost(N, D, {n: best[n] * np.exp(x) for n, x in zip(best, row, strict=True)})
-       for row in off]
-    )  # fmt: skip
+    off_RK = rng.multivariate_normal(np.zeros(k), covariance, DRAWS) * scale[:, None]
+    return self._lost(N, D, off_RK)
 
   def intervals(self, level: float) -> np.ndarray | None:
     """Computes the interval of each coefficient [2, k, 3]: Student's."""

@@ -76,6 +76,15 @@ def test_what_a_choice_may_lose_follows_from_curvature_and_covariance(tuned, con
   assert f"cost at most {np.quantile(lost, 0.9):.2%} of the loss" in rule.told_cost(config, N, D)
 
 
+def test_a_law_of_too_few_cells_does_not_bound_what_it_loses(tuned, config, tmp_path):
+  law = tuned["law"] | {"freedom": 1, "covariance": (100 * np.eye(6)).tolist()}
+  files.write_json(tmp_path / "tune.json", files.with_digests(tuned | {"law": law}))
+  config.optim.rule = str(tmp_path / "tune.json")
+  lost = optimum.load(tuned | {"law": law}).draw_loss_lost(SIZES[1], 3e6)
+  assert np.isfinite(lost).all()
+  assert "cost a share that its runs do not bound" in rule.told_cost(config, SIZES[1], 3e6)
+
+
 @pytest.mark.parametrize(
   ("field", "value", "words"),
   [
