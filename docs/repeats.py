@@ -15,7 +15,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.formats import duration
 from scaling.launch import child
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 def read(text: str, seed: int, folder: Path) -> tuple[list[str], bool]:
   """Reads the row of a finished sweep, and whether its loss at the optimum was inside."""
-  sealed = prediction.read(folder)
+  sealed = prediction_json.read(folder)
   assert sealed is not None
   (budget,) = sealed["budgets"]
   verification, costs = (

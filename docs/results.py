@@ -31,13 +31,13 @@ Record = dict[str, Any]
 
 def keep(name: str, workdir: Path, machine: str) -> None:
   """Writes the record of a finished sweep: what of it is quoted, and where it ran."""
-  from scaling.claims import prediction
-  from scaling.report import report
+  from scaling.claims import prediction_json
+  from scaling.report import document
 
   fit, verification, costs = (
     json.loads((workdir / f"{file}.json").read_text()) for file in ("fit", "verification", "costs")
   )
-  sealed = prediction.read(workdir)
+  sealed = prediction_json.read(workdir)
   rule = Path(json.loads((workdir / "sweep.json").read_text())["config"]["optim"]["rule"])
   flag = f" --config.optim.rule=runs/{name}_tune/{rule.name.partition('#')[0]}" if rule.name else ""
   unquoted = ("claims", "cells", "runs", "digests")
@@ -55,7 +55,7 @@ def keep(name: str, workdir: Path, machine: str) -> None:
     "prediction": {key: sealed[key] for key in sealed if key not in unquoted}
     | {"budgets": budgets},
     "verification": {key: verification[key] for key in ("budgets", "cells", "verdict")},
-    "terminal": report.terminal(workdir),
+    "terminal": document.terminal(workdir),
   }
   (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
   shutil.copy(workdir / "figures" / "isoflop_profiles.png", ROOT / "docs" / f"{name}_isoflop.png")

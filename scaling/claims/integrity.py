@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UsageError
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.laws.tables import read, runs
 from train.system import files
 
@@ -21,7 +21,7 @@ def check(workdir: Path) -> None:
     DataError: a file was altered, or lacks a part; the message names file and field.
     UsageError: a prediction was sealed on other runs.
   """
-  sealed = prediction.read(workdir)
+  sealed = prediction_json.read(workdir)
   check_cells(workdir)
   for name in ("fit.json", "verification.json"):
     files.read_record(workdir / name)
@@ -100,6 +100,6 @@ def check_runs(workdir: Path, sealed: dict[str, Any], fitted: runs.Runs) -> None
       continue
     break
   raise UsageError(
-    f"{workdir / prediction.NAME}: sealed on other runs than there are now ({change}); a sealed "
-    "prediction is not replaced: put them back, or use another workdir"
+    f"{workdir / prediction_json.NAME}: sealed on other runs than there are now ({change}); a "
+    "sealed prediction is not replaced: put them back, or use another workdir"
   )

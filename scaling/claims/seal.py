@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.errors import UsageError
-from scaling.claims import integrity, kinds, prediction
+from scaling.claims import integrity, kinds, prediction_json
 from scaling.laws import fit
 from scaling.laws.intervals import predictions
 from scaling.laws.tables import runs
@@ -23,13 +23,13 @@ def seal(
   there is none, sealing is refused. A prediction that is already sealed stays, and is returned with
   its own cells, as long as the runs that it was fitted on are the same.
   """
-  if sealed := prediction.read(workdir):
+  if sealed := prediction_json.read(workdir):
     integrity.check_runs(workdir, sealed, law.runs)
     return sealed, plan.sealed_cells(config, corpus[0], sealed)
   for path in sorted((workdir / "cells").glob("heldout_*/run.json")):
     raise UsageError(
-      f"{workdir / prediction.NAME}: missing, and {path.parent.name} is trained already; what is "
-      "sealed now would be no prediction: put the file back, or use another workdir"
+      f"{workdir / prediction_json.NAME}: missing, and {path.parent.name} is trained already; what "
+      "is sealed now would be no prediction: put the file back, or use another workdir"
     )
 
   def n_opt(C: float) -> float:
@@ -53,7 +53,7 @@ def seal(
         names = [cell.id for cell in every]
         claims.append(kinds.predict(what, {"C": budget.C}, law, input_hash, names))
   record = {
-    "version": prediction.VERSION,
+    "version": prediction_json.VERSION,
     "level": law.options.level,
     "counting": {name: config.fit[name] for name in ("params", "flops", "loss")},
     "budgets": [{"C": x.C, "times": x.times, "passed_over": x.passed_over} for x in budgets],
@@ -63,7 +63,7 @@ def seal(
     "n_runs": len(law.runs),
     "runs": integrity.rows(law.runs),
   }
-  files.write_json(workdir / prediction.NAME, files.with_digests(record))
-  sealed = prediction.read(workdir)
+  files.write_json(workdir / prediction_json.NAME, files.with_digests(record))
+  sealed = prediction_json.read(workdir)
   assert sealed is not None
   return sealed, heldout

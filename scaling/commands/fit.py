@@ -32,7 +32,7 @@ def run(args: flags.FlagValues) -> None:
   from scaling.laws import compare, questions
   from scaling.laws.intervals import predictions
   from scaling.laws.tables.runs import UnidentifiableError
-  from scaling.report import report
+  from scaling.report import document
   from scaling.sweep import fit_files
   from train.system import files
 
@@ -44,7 +44,7 @@ def run(args: flags.FlagValues) -> None:
   how: tuple[Any, ...] = (args.config.fit, *reading, targets, args.compare_forms)
   if args.by:
     refused = fit_files.write_fits_by(args.by, workdir, *how)
-    print(report.terminal(workdir), flush=True)
+    print(document.terminal(workdir), flush=True)
     if refused:
       raise UnidentifiableError(f"fit: undetermined: {'; '.join(refused)}")
     return
@@ -54,6 +54,6 @@ def run(args: flags.FlagValues) -> None:
     if line := files.read_json(workdir / "line.json"):
       print(compare.line_text(line) + "\n", flush=True)
     raise
-  print(report.terminal(workdir), flush=True)
+  print(document.terminal(workdir), flush=True)
   if reasons := predictions.undetermined(law):
     raise UnidentifiableError(f"fit: undetermined: {'; '.join(reasons)}")

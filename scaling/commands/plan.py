@@ -37,7 +37,7 @@ def run(args: flags.FlagValues) -> None:
   from scaling.formats import headed
   from scaling.laws import questions
   from scaling.sweep import adaptive, design
-  from scaling.targets import layouts, report
+  from scaling.targets import layouts, summary
 
   if args.target and (args.next or args.devices != 1 or args.device_memory):
     raise UsageError("--target has its devices; leave --devices, --device_memory and --next out")
@@ -49,17 +49,17 @@ def run(args: flags.FlagValues) -> None:
   workdir = workdir_of(args, exists=args.next) if of_sweep or args.workdir else None
   budget = questions.parse_flops(args.next_flops, "next_flops")
   if args.target:
-    print(report.target_report(args.config, args.target, workdir))
+    print(summary.target_report(args.config, args.target, workdir))
   elif args.next and args.runs:
     reading = {"columns": args.columns, "where": args.where, "exclude": args.exclude}
     print(adaptive.table_of_runs(args.config, args.runs, reading, budget))
   elif workdir and args.next:
     arms = design.split(args.config)
     print(headed({x: adaptive.table(arms[x], workdir / x, budget) for x in arms}))
-  elif report.is_sweep(args.config):
+  elif summary.is_sweep(args.config):
     print(design.plan_table(args.config, workdir, args.device, args.mfu))
     if args.devices > 1 or args.device_memory:
-      print("\n" + report.sweep_memory(args.config, args.devices, args.device_memory))
+      print("\n" + summary.sweep_memory(args.config, args.devices, args.device_memory))
   else:
     if args.device:
       raise UsageError("--device: gives the time of a sweep; what one run needs, --target says")

@@ -12,9 +12,9 @@ FLAGS: tuple[Flag, ...] = (WORKDIR,)
 
 
 def run(args: flags.FlagValues) -> None:
-  from scaling.report import report
+  from scaling.report import document
 
   workdir = workdir_of(args, exists=True)
   if not any((workdir / name).exists() for name in ("sweep.json", "fit.json", "by.json")):
     raise UsageError(f"workdir={workdir}: no sweep.json and no fit.json there; nothing to report")
-  print(report.write(workdir))
+  print(document.write(workdir))

@@ -17,7 +17,7 @@ FLAGS: tuple[Flag, ...] = (
 
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
-  from scaling.report import report
+  from scaling.report import document
   from scaling.sweep import run as sweep_run
   from train.system import process
 
@@ -25,4 +25,4 @@ def run(args: flags.FlagValues) -> None:
   should_stop = process.StopSignal().install()
   with Display(args.config.sweep.name) as display:
     sweep_run.sweep(args.config, workdir, display, should_stop, args.adaptive, process.BEGAN)
-  print(report.terminal(workdir))
+  print(document.terminal(workdir))

@@ -44,7 +44,7 @@ def run(args: flags.FlagValues) -> None:
 def fit(args: flags.FlagValues) -> None:
   """Fits the runs of --runs."""
   from configs.errors import UsageError
-  from scaling.laws.rates import grid, record
+  from scaling.laws.rates import grid, tune_json
   from scaling.laws.tables import read
   from scaling.report.figures import rates
   from train.system import files
@@ -59,8 +59,8 @@ def fit(args: flags.FlagValues) -> None:
   if "batch" in factors:
     factors["batch"] = factors["batch"] * args.seq_len
   cells = grid.make_grid(runs.N, runs.D, runs.loss, factors, runs.extra.get("width"))
-  result = record.make(cells, args.window, args.level)
+  result = tune_json.make(cells, args.window, args.level)
   files.make_folder(workdir)
   files.write_json(workdir / "tune.json", files.with_digests(result))
   rates.draw(workdir, result, cells)
-  print(record.text(result))
+  print(tune_json.text(result))

@@ -30,7 +30,7 @@ FLAGS: tuple[Flag, ...] = (
 
 def run(args: flags.FlagValues) -> None:
   from scaling.progress import Display
-  from scaling.report import report
+  from scaling.report import document
   from scaling.sweep import run as sweep_run
   from scaling.sweep import store
   from train.system import process
@@ -46,16 +46,16 @@ def run(args: flags.FlagValues) -> None:
   should_stop = process.StopSignal().install()
   with Display(config.sweep.name) as display:
     sweep_run.sweep(config, workdir, display, should_stop, began=process.BEGAN)
-  print(report.terminal(workdir))
+  print(document.terminal(workdir))
 
 
 def check_seal(args: flags.FlagValues) -> None:
   """Judges a seal by a table of runs, and prints what it says of each claim."""
-  from scaling.claims import integrity, prediction, verdict
+  from scaling.claims import integrity, prediction_json, verdict
   from scaling.laws.tables import read
 
   path = Path(args.seal).expanduser()
-  sealed = prediction.read(path) if path.is_file() else None
+  sealed = prediction_json.read(path) if path.is_file() else None
   if sealed is None:
     raise UsageError(f"--seal={path}: no such file")
   print(f"{path} is as it was sealed, on {sealed['n_runs']} runs\nsha256:{sealed['sha256']}")

@@ -52,7 +52,7 @@ class Job(Worker):
     folder.mkdir(parents=True, exist_ok=True)
     self._events, self.log = folder / "events.jsonl", folder / "log"
     self._events.unlink(missing_ok=True)  # of an earlier start
-    files.write_json(folder / "task.json", pack.record())
+    files.write_json(folder / "task.json", pack.describe())
     python_path = f"PYTHONPATH={child.environment().get('PYTHONPATH', '')}"
     worker = child.command("scaling.launch.worker", str(folder / "task.json"))
     line = shlex.join(["env", python_path, *worker])

@@ -64,7 +64,7 @@ class Worker(base.Worker):
     self.hold(pack)
     self.programs |= {some.program for some in (pack, following) if some}
     ahead = following and {"config": following.tasks[0].config, "slots": following.slots}
-    self.send(pack.record(preflight) | {"next": ahead})
+    self.send(pack.describe(preflight) | {"next": ahead})
 
   def events(self) -> list[dict] | None:
     """Reads the events that it has sent; None: it is dead."""

@@ -29,13 +29,13 @@ class Task:
   failures: int = 0  # earlier starts of the sweep at which it failed
 
   @property
-  def record(self) -> Path:
+  def path(self) -> Path:
     """The file that holds its outcome."""
     return self.folder / (aot.RECORD if self.preflight else "run.json")
 
   def done(self) -> bool:
     """Returns whether there is nothing left to do."""
-    record = files.read_json(self.record)
+    record = files.read_json(self.path)
     return record is not None and record["status"] in ("done", "diverged")
 
   def record_failure(self, failure: "Failure") -> None:
@@ -50,9 +50,9 @@ class Task:
     with contextlib.suppress(files.FolderInUseError, RunError):  # its record; its sweep was moved
       files.make_run_folder(self.folder)
       with files.owned(self.folder):
-        record = files.read_json(self.record) or {"config": self.config}
+        record = files.read_json(self.path) or {"config": self.config}
         kept = {name: x for name, x in record.items() if name not in ("digests", "hash")}
-        files.write_json(self.record, kept | failed)
+        files.write_json(self.path, kept | failed)
 
 
 class Failure(NamedTuple):
@@ -94,7 +94,7 @@ class Pack(NamedTuple):
     """The key of its compiled program."""
     return self.tasks[0].shape, self.slots
 
-  def record(self, sharing: int = 1) -> dict[str, Any]:
+  def describe(self, sharing: int = 1) -> dict[str, Any]:
     """Describes it for a worker; `sharing` is how many workers share a device's memory."""
     tasks = [
       {"id": x.id, "config": x.config, "folder": str(x.folder.absolute()), "needs": x.needs}

@@ -1,7 +1,7 @@
 """A worker: one process that trains packs of tasks, and says in events how far they are.
 
-`python -m scaling.launch.worker TASK_FILE` trains the pack of a file (`Pack.record`), and appends a
-line per event to events.jsonl beside it. It ends with 0 where all runs are done, 2 where the user
+`python -m scaling.launch.worker TASK_FILE` trains a pack (`Pack.describe`), and appends a line
+per event to events.jsonl beside it. It ends with 0 where all runs are done, 2 where the user
 must mend what they failed by, 1 where they failed otherwise, 130 where they were interrupted.
 
 `--serve CORE` ("any": on all cores) trains the packs of a local launcher one after another: it

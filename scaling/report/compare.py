@@ -20,8 +20,8 @@ from scaling.laws.forms import POWER
 from scaling.laws.intervals import bootstrap, predictions
 from scaling.laws.law import Law
 from scaling.laws.tables import read, runs
-from scaling.report import records
-from scaling.report.records import Record
+from scaling.report import sweep_results
+from scaling.report.sweep_results import Results
 
 VERSION = 3  # of comparison.json
 DRAWS = 1000  # of each bootstrap, of which all pairs are formed
@@ -35,17 +35,17 @@ VERIFICATION_KEYS = (
 
 
 def compare_sweeps(
-  record: Record,
-) -> tuple[dict[str, Record], dict[str, fit.Fit], dict[str, Any]]:
+  results: Results,
+) -> tuple[dict[str, Results], dict[str, fit.Fit], dict[str, Any]]:
   """Reads the sweeps in a folder of several arms, and compares their laws.
 
   Returns:
     The sweeps by name, empty where one has not begun; the laws of those that are fitted; and the
     content of comparison.json.
   """
-  folders = {name: record.workdir / name for name in record.arms}
+  folders = {name: results.workdir / name for name in results.arms}
   sweeps = {
-    name: records.read(folder) if (folder / "sweep.json").exists() else Record(folder)
+    name: sweep_results.read(folder) if (folder / "sweep.json").exists() else Results(folder)
     for name, folder in folders.items()
   }
   laws = {name: _fit_again(sweep) for name, sweep in sweeps.items() if sweep.determined}
@@ -81,9 +81,9 @@ def compare_sweeps(
   return sweeps, laws, numbers
 
 
-def _fit_again(record: Record) -> fit.Fit:
-  stored = record.fit
-  table = record.workdir / "cells.csv"
+def _fit_again(results: Results) -> fit.Fit:
+  stored = results.fit
+  table = results.workdir / "cells.csv"
   trained = read.read_runs(table, **stored["counting"], **stored.get("reading", {}))
   options = base.get_config().fit
   options.update({name: stored[name] for name in OPTIONS if name in stored})
@@ -91,17 +91,17 @@ def _fit_again(record: Record) -> fit.Fit:
   return fit.fit_runs(trained, options)
 
 
-def _summary(record: Record, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:
+def _summary(results: Results, law: fit.Fit, budgets: list[float]) -> dict[str, Any]:
   from train.objectives import registry  # imports jax: only where sweeps are compared
 
-  lengths = registry.lengths(ConfigDict(record.config))
+  lengths = registry.lengths(ConfigDict(results.config))
   predicted = lengths.predicted / lengths.text
-  verdicts = [{key: row.get(key) for key in VERIFICATION_KEYS} for _, row in record.judged]
-  return {key: record.fit[key] for key in FIT_KEYS} | {
+  verdicts = [{key: row.get(key) for key in VERIFICATION_KEYS} for _, row in results.judged]
+  return {key: results.fit[key] for key in FIT_KEYS} | {
     "input_hash": runs.input_hash(law.runs),
     "predicted_per_token": predicted,
     "optimum": [_optimum(law, C, predicted) for C in budgets],
-    "verification": verdicts if record.complete else None,  # of each held-out budget
+    "verification": verdicts if results.complete else None,  # of each held-out budget
   }
 
 
@@ -139,11 +139,11 @@ def _differences(
     }  # fmt: skip
 
 
-def _same_losses(first: Record, second: Record) -> bool:
+def _same_losses(first: Results, second: Results) -> bool:
   """Tells whether the losses of two arms are of the same tokens of the same text."""
 
-  def measured(record: Record) -> list:
-    config, corpus = record.config, record.sweep.get("corpus", {})
+  def measured(results: Results) -> list:
+    config, corpus = results.config, results.sweep.get("corpus", {})
     of_data = ("tokenizer", "seq_len", "isolate_documents", "validation_percent")
     return [
       config["objective"],

@@ -1,16 +1,16 @@
 """The report on the arms of a sweep: sections of a comparison (`scaling.report.compare`).
 
-They are functions of the sweeps' records and of the numbers that are comparison.json.
+They are functions of the sweeps' results and of the numbers that are comparison.json.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from scaling.formats import bracket, duration, flops, nats, number, ratio, si, yes_no
-from scaling.report.records import Record, outside, side_by_side
 from scaling.report.render import Block, Table
+from scaling.report.sweep_results import Results, outside, side_by_side
 
-Sweeps = Mapping[str, Record]  # by arm
+Sweeps = Mapping[str, Results]  # by arm
 Numbers = Mapping[str, Any]
 
 

@@ -10,29 +10,29 @@ from typing import Any
 
 from scaling.claims import integrity
 from scaling.formats import text_table
-from scaling.report import compare, comparison, evidence, records, render, sections
-from scaling.report.records import Record
+from scaling.report import compare, comparison, evidence, render, sections, sweep_results
 from scaling.report.render import Block, Image, Table
+from scaling.report.sweep_results import Results
 from train.system import files
 
 
-def missing(record: Record) -> Iterator[Block]:
+def missing(results: Results) -> Iterator[Block]:
   """Yields the files and the figures that are not there yet."""
   from scaling.report.figures.table import FIGURES  # matplotlib is slow to import: only to draw
 
   parts = {
-    "sweep.json": record.sweep, "cells.csv": record.cells, "fit.json": record.fit,
-    "prediction.json": record.prediction, "verification.json": record.verification,
+    "sweep.json": results.sweep, "cells.csv": results.cells, "fit.json": results.fit,
+    "prediction.json": results.prediction, "verification.json": results.verification,
   }  # fmt: skip
-  names = [f"`{name}`" for name, part in parts.items() if not part and not record.foreign]
+  names = [f"`{name}`" for name, part in parts.items() if not part and not results.foreign]
   for name, figure in FIGURES.items():
-    if (reason := record.lacks(*figure.needs)) and not figure.extra:
+    if (reason := results.lacks(*figure.needs)) and not figure.extra:
       names.append(f"figure {name} ({reason})")
   if names:
     yield f"**Incomplete.** Missing: {', '.join(names)}."
 
 
-Part = str | Callable[[Record], Iterable[Block]]  # a figure by its name, or a section
+Part = str | Callable[[Results], Iterable[Block]]  # a figure by its name, or a section
 PROVENANCE: tuple[tuple[str, list[Part]], ...] = (
   ("How to reproduce", [sections.reproduction]),
   ("Provenance", [sections.provenance]),
@@ -67,21 +67,21 @@ def write(workdir: str | Path, redraw: bool = True) -> Path:
   In a folder of several arms it also writes comparison.json. Without `redraw` the figures are there
   already (`draw`). Returns the path of report.html.
   """
-  record, by = _read(workdir), _by(workdir)
+  results, by = _read(workdir), _by(workdir)
   if by:
-    for row in records.named(by["sets"]):
-      write(record.workdir / row["folder"])
+    for row in sweep_results.named(by["sets"]):
+      write(results.workdir / row["folder"])
     content = list(evidence.groups(by))
-  elif record.arms:
-    content = _compare(record)
+  elif results.arms:
+    content = _compare(results)
   else:
     if redraw:
       draw(workdir)
-    content = assemble(record)
-  title = f"Scaling law: {record.sweep.get('name', 'unnamed sweep')}"
-  page = record.workdir / "report.html"
-  files.write_text(record.workdir / "report.md", render.to_markdown(title, content))
-  files.write_text(page, render.to_html(title, content, record.workdir / "figures"))
+    content = assemble(results)
+  title = f"Scaling law: {results.sweep.get('name', 'unnamed sweep')}"
+  page = results.workdir / "report.html"
+  files.write_text(results.workdir / "report.md", render.to_markdown(title, content))
+  files.write_text(page, render.to_html(title, content, results.workdir / "figures"))
   return page
 
 
@@ -90,23 +90,23 @@ def _by(workdir: str | Path) -> dict[str, Any]:
   return files.read_json(Path(workdir) / "by.json") or {}
 
 
-def _read(workdir: str | Path) -> Record:
+def _read(workdir: str | Path) -> Results:
   """Reads a folder whose files are as they were written."""
   workdir = Path(workdir)
   for folder in (workdir, *(path.parent for path in sorted(workdir.glob("*/sweep.json")))):
     integrity.check(folder)
-  return records.read(workdir)
+  return sweep_results.read(workdir)
 
 
 def draw(workdir: str | Path) -> None:
   """Writes the figures that the folder of one sweep allows."""
   from scaling.report.figures import table
 
-  table.draw_all(records.read(workdir))
+  table.draw_all(sweep_results.read(workdir))
 
 
-def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = ()) -> list[Block]:
-  """Assembles those sections and figures of a report, or of an outline, that the record allows."""
+def assemble(results: Results, outline: Iterable[tuple[str, list[Part]]] = ()) -> list[Block]:
+  """Assembles those sections and figures of a report, or of an outline, that the results allow."""
   from scaling.report.figures.table import FIGURES
 
   content: list[Block] = []
@@ -114,59 +114,59 @@ def assemble(record: Record, outline: Iterable[tuple[str, list[Part]]] = ()) -> 
     section: list[Block] = []
     for part in parts:
       if callable(part):
-        section += part(record)
-      elif not record.lacks(*FIGURES[part].needs):
-        sealed = FIGURES[part].sealed if record.prediction else ""
+        section += part(results)
+      elif not results.lacks(*FIGURES[part].needs):
+        sealed = FIGURES[part].sealed if results.prediction else ""
         section.append(Image(part, FIGURES[part].caption + sealed))
     content += [f"## {title}", *section] if title and section else section
   return content
 
 
-def _compare(record: Record) -> list[Block]:
+def _compare(results: Results) -> list[Block]:
   """Writes comparison.json and its figure; returns the report on several arms."""
   from scaling.report.figures import arms, style
 
-  sweeps, laws, numbers = compare.compare_sweeps(record)
-  files.write_json(record.workdir / "comparison.json", numbers)
+  sweeps, laws, numbers = compare.compare_sweeps(results)
+  files.write_json(results.workdir / "comparison.json", numbers)
   content: list[Block] = [f"**{comparison.summary(sweeps, numbers)}**"]
   if laws:
-    folder = record.workdir / "figures"
+    folder = results.workdir / "figures"
     style.draw_figure(folder, arms.NAME, arms.arms, sweeps, laws, numbers)
     content.append(Image(arms.NAME, arms.CAPTION))
-  return [*content, *comparison.sections(sweeps, numbers), *assemble(record, PROVENANCE)]
+  return [*content, *comparison.sections(sweeps, numbers), *assemble(results, PROVENANCE)]
 
 
 def terminal(workdir: str | Path) -> str:
   """Formats the outcome for the terminal: headline, law, optima, held-out cells, decisions."""
-  record = _read(workdir)
+  results = _read(workdir)
   if by := _by(workdir):
     texts = []
-    for row in records.named(by["sets"]):
-      group = records.read(record.workdir / row["folder"])
+    for row in sweep_results.named(by["sets"]):
+      group = sweep_results.read(results.workdir / row["folder"])
       head = f"{by['column']} = {row['set']}: {group.headline}"
       texts.append("\n\n".join(["\n".join([head, *_warnings(group)]), *_answers(group)]))
     return "\n\n".join([*texts, *_tables(evidence.groups(by))])
-  if record.arms:
-    sweeps, _, numbers = compare.compare_sweeps(record)
+  if results.arms:
+    sweeps, _, numbers = compare.compare_sweeps(results)
     tables = _tables(comparison.sections(sweeps, numbers))
     return "\n\n".join([comparison.summary(sweeps, numbers), *tables])
   parts = (sections.optima, sections.heldout, sections.unused)
-  tables = _tables(block for part in parts for block in part(record))
-  verdicts = (verdict.get("verdict", "") for _, verdict in record.judged)
-  lines = [record.headline, *(text for text in verdicts if text not in record.headline)]
-  if fit := record.fit:
+  tables = _tables(block for part in parts for block in part(results))
+  verdicts = (verdict.get("verdict", "") for _, verdict in results.judged)
+  lines = [results.headline, *(text for text in verdicts if text not in results.headline)]
+  if fit := results.fit:
     lines.append(
-      f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {record.law.form.formula}:\n"
-      + ", ".join(f"{name} = {value} {ends}" for name, value, ends in records.parameters(fit))
-      + "".join(f"\n{warning}" for warning in _warnings(record))
+      f"{fit['n_runs']} runs, {len(fit['excluded'])} left out; L = {results.law.form.formula}:\n"
+      + ", ".join(f"{name} = {value} {ends}" for name, value, ends in sweep_results.parameters(fit))
+      + "".join(f"\n{warning}" for warning in _warnings(results))
     )
-  return "\n\n".join([*lines, *tables, *_answers(record)])
+  return "\n\n".join([*lines, *tables, *_answers(results)])
 
 
-def _answers(record: Record) -> list[str]:
+def _answers(results: Results) -> list[str]:
   """Formats each question that the law was asked, with its answer and what to know of it."""
   answers: list[str] = []
-  for block in evidence.decisions(record):
+  for block in evidence.decisions(results):
     if isinstance(block, Table):
       answers[-1] += "\n" + _table_text(block)
     elif isinstance(block, str) and block.startswith("## "):
@@ -176,8 +176,8 @@ def _answers(record: Record) -> list[str]:
   return answers
 
 
-def _warnings(record: Record) -> list[str]:
-  return [f"Warning: {warning}" for warning in record.fit.get("warnings", ())]
+def _warnings(results: Results) -> list[str]:
+  return [f"Warning: {warning}" for warning in results.fit.get("warnings", ())]
 
 
 def _table_text(table: Table) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scaling.formats import DASH, bracket, exponent, flops, nats, number, ratio, si
-from scaling.report.records import ESTIMATORS, Record, named, outside, side_by_side
 from scaling.report.render import Block, Table
+from scaling.report.sweep_results import ESTIMATORS, Results, named, outside, side_by_side
 
 QUESTIONS = {
   "target_flops": "the best model for {:.3g} FLOPs",
@@ -31,9 +31,9 @@ ANSWERS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row: column
 }
 
 
-def estimators(record: Record) -> Iterator[Block]:
+def estimators(results: Results) -> Iterator[Block]:
   """Yields the estimators side by side, and where they disagree."""
-  stored = record.fit.get("estimators")
+  stored = results.fit.get("estimators")
   if not stored:
     return
   yield (
@@ -60,9 +60,9 @@ def estimators(record: Record) -> Iterator[Block]:
       yield f"**They disagree** on {d['quantity']} by {gap}: {low} and {high} do not overlap."
 
 
-def certainty(record: Record) -> Iterator[Block]:
+def certainty(results: Results) -> Iterator[Block]:
   """Yields the runs that move the fit most."""
-  if runs := record.fit.get("influence"):
+  if runs := results.fit.get("influence"):
     yield (
       "The most influential runs, and the fit without each (at the largest budget; influence is "
       "the shift of log N_opt in its standard errors)."
@@ -76,10 +76,10 @@ def certainty(record: Record) -> Iterator[Block]:
     yield Table(("without", "N", "D", "a", "shift of a", "N_opt", "influence"), rows)
 
 
-def sets(record: Record) -> Iterator[Block]:
+def sets(results: Results) -> Iterator[Block]:
   """Yields the laws of the losses on several validation sets, side by side."""
   yield from _side_by_side(
-    record.fit.get("sets", []),
+    results.fit.get("sets", []),
     "The same runs, each law fitted to the loss on its set. Losses on different texts cannot be "
     "compared; exponents and optima can.",
     "the loss on `{}`",
@@ -110,9 +110,9 @@ def _side_by_side(sets: list[dict[str, Any]], intro: str, what: str) -> Iterator
       yield f"No law of {what.format(row['set'] or 'main')}: {row['reason']}."
 
 
-def forms(record: Record) -> Iterator[Block]:
+def forms(results: Results) -> Iterator[Block]:
   """Yields the held-out errors of other forms."""
-  stored = record.fit.get("heldout")
+  stored = results.fit.get("heldout")
   if not stored:
     return
   yield (
@@ -128,9 +128,9 @@ def forms(record: Record) -> Iterator[Block]:
   yield Table(columns, [(name, *cells) for name, cells in table.items()])
 
 
-def choices(record: Record) -> Iterator[Block]:
+def choices(results: Results) -> Iterator[Block]:
   """Yields how each choice behind the fit moves it."""
-  stored = record.fit.get("choices")
+  stored = results.fit.get("choices")
   if not stored:
     return
   yield "One choice made otherwise at a time; tokens per parameter at the largest budget."
@@ -145,9 +145,9 @@ def choices(record: Record) -> Iterator[Block]:
   yield Table(columns, rows)
 
 
-def decisions(record: Record) -> Iterator[Block]:
+def decisions(results: Results) -> Iterator[Block]:
   """Yields the questions that the law was asked, each with its answer."""
-  for decision in record.fit.get("decisions", ()):
+  for decision in results.fit.get("decisions", ()):
     question = QUESTIONS[decision["question"]].format(decision["asked"])
     times = number(decision["extrapolation"], ".0f" if decision["extrapolated"] else ".2g")
     far = f", {times} times outside the runs that were fitted"
@@ -161,7 +161,7 @@ def decisions(record: Record) -> Iterator[Block]:
         cells.append(form(row.get(key)) + (f" {bracket(interval, form)}" if interval else ""))
       rows.append(cells)
     yield Table(("", *(ANSWERS[key][0] for key in keys)), rows)
-    yield from decision_notes(decision, record.fit.get("params", {}))
+    yield from decision_notes(decision, results.fit.get("params", {}))
 
 
 def decision_notes(decision: dict[str, Any], params: dict[str, float]) -> Iterator[str]:

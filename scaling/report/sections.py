@@ -1,6 +1,6 @@
-"""The report of a sweep, section by section: each turns a record into blocks.
+"""The report of a sweep, section by section: each turns the results into blocks.
 
-A section yields nothing where the record lacks what it shows; `report.SECTIONS` gives their order.
+A section yields nothing where the results lack what it shows; `document.SECTIONS` is their order.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy as np
 
 from configs.errors import UserError
 from scaling.formats import DASH, bracket, duration, flops, nats, number, pf_days, ratio, si, yes_no
-from scaling.report.records import Cell, Record, column, outside, parameters
 from scaling.report.render import Block, Table
+from scaling.report.sweep_results import Cell, Results, column, outside, parameters
 from scaling.sweep import costs
 from train.system import files
 
@@ -21,15 +21,15 @@ NEAR_FLOOR = 0.1  # nats: how near E should be to the entropy of a known source
 PARTS = ("runs", "within", "beyond")  # of the error of N_opt
 
 
-def headline(record: Record) -> Iterator[Block]:
+def headline(results: Results) -> Iterator[Block]:
   """Yields the outcome so far in one sentence."""
-  yield record.headline if record.undetermined else f"**{record.headline}**"
+  yield results.headline if results.undetermined else f"**{results.headline}**"
 
 
-def glance(record: Record) -> Iterator[Block]:
+def glance(results: Results) -> Iterator[Block]:
   """Yields the verdict on each held-out budget as a table."""
-  for sealed, v in record.judged if record.complete else ():
-    if v.get("verdict", "") not in record.headline:
+  for sealed, v in results.judged if results.complete else ():
+    if v.get("verdict", "") not in results.headline:
       yield v["verdict"]
     if "trained_loss" not in v:
       continue
@@ -43,21 +43,21 @@ def glance(record: Record) -> Iterator[Block]:
        si(v.get("trained_minimum_N")), yes_no(v.get("minimum_where_predicted"))),
       ("tokens per parameter there", ratio(v["tokens_per_param"]),
        bracket(v["tokens_per_param_interval"], ratio), "", ""),
-      (f"cost of {record.target:g} tokens per parameter [nats/token]",
+      (f"cost of {results.target:g} tokens per parameter [nats/token]",
        number(cost.get("excess"), "+.4f"), bracket(cost.get("excess_interval")), "", ""),
     ]  # fmt: skip
     yield Table(("", "predicted", "interval", "trained", "as predicted"), rows)
 
 
-def law(record: Record) -> Iterator[Block]:
+def law(results: Results) -> Iterator[Block]:
   """Yields the law's parameters, the scatter about it, and what must be known to quote it."""
-  fit = record.fit
+  fit = results.fit
   if not fit:
     return
   response = "loss" if fit.get("response") == "raw" else "log loss"
   on = fit.get("counting", {}).get("loss", "")
   yield (
-    f"L(N, D) = {record.law.form.formula} in nats per token{on and f' on `{on}`'}, fitted to "
+    f"L(N, D) = {results.law.form.formula} in nats per token{on and f' on `{on}`'}, fitted to "
     f"{fit['n_runs']} runs (Huber on {response}, delta = {fit['delta']:g}). At the optimum N grows "
     "as C^a and D as C^b."
   )
@@ -82,12 +82,12 @@ def law(record: Record) -> Iterator[Block]:
     yield f"**{warning}**"
 
 
-def optima(record: Record) -> Iterator[Block]:
+def optima(results: Results) -> Iterator[Block]:
   """Yields the compute-optimal models by budget."""
-  if not record.optima:
+  if not results.optima:
     return
   cells = []
-  for row in record.optima:
+  for row in results.optima:
     mark = " †" if row.get("sealed") else " *" if outside(row) else ""
     cells.append([flops(row["C"]) + mark])
     for name, form in (("N_opt", si), ("D_opt", si), ("tokens_per_param", ratio), ("loss", nats)):
@@ -95,34 +95,34 @@ def optima(record: Record) -> Iterator[Block]:
   yield Table(("C [FLOPs]", "N_opt", "", "D_opt", "", "tokens/param", "", "loss", ""), cells)
   yield (
     "\\* outside the fitted runs; † likewise, and sealed: its loss is that of one run, with "
-    f"seed noise in the interval. The rule of thumb is {record.target:g} tokens per parameter."
+    f"seed noise in the interval. The rule of thumb is {results.target:g} tokens per parameter."
   )
-  if parts := [row for row in record.optima if "N_opt_error" in row]:
+  if parts := [row for row in results.optima if "N_opt_error" in row]:
     runs, within, beyond = (math.exp(parts[-1]["N_opt_error"][x]) for x in PARTS)
     yield (
       f"At {flops(parts[-1]['C'])} FLOPs a standard deviation of N_opt is a factor {runs:.2f} from "
       f"the scatter of the runs, {within:.2f} as minima of fitted budgets lie off the estimate, "
       f"and {beyond:.2f} for the distance beyond them."
     )
-  if "forecasts" in (known := record.fit.get("heldout_N_opt", {})):
+  if "forecasts" in (known := results.fit.get("heldout_N_opt", {})):
     yield (
       f"From smaller budgets the law forecast N_opt of larger ones to a factor "
       f"{math.exp(known['law']):.2f} (rms of {known['forecasts']}), a line through the minima to "
       f"{math.exp(known['minima']):.2f}: N_opt is read from the {known['chosen']}."
     )
-  if flat := [flops(p["C"]) for p in record.profiles if not p["inside"]]:
+  if flat := [flops(p["C"]) for p in results.profiles if not p["inside"]]:
     yield f"**No interior minimum** in the isoFLOP profile at {', '.join(flat)} FLOPs."
 
 
-def heldout(record: Record) -> Iterator[Block]:
+def heldout(results: Results) -> Iterator[Block]:
   """Yields the held-out cells: what was sealed, and what was trained."""
-  cells = record.verification.get("cells") or record.prediction.get("cells")
+  cells = results.verification.get("cells") or results.prediction.get("cells")
   if not cells:
     return
-  if seal := record.prediction.get("input_hash"):
+  if seal := results.prediction.get("input_hash"):
     yield (
       f"The prediction was sealed before these were trained, on the runs `{seal[:12]}`: "
-      f"`sha256:{record.prediction['sha256']}`."
+      f"`sha256:{results.prediction['sha256']}`."
     )
   rows = [
     (f"`{c['cell']}`", si(c["N"]), si(c["D"]), nats(c["predicted_loss"]), bracket(c["interval"]),
@@ -133,35 +133,35 @@ def heldout(record: Record) -> Iterator[Block]:
     (f"mean of `{claim['tested_by'][0]}` and its other seeds", si(claim["at"]["N"]),
      si(claim["at"]["D"]), nats(claim["predicted"]), bracket(claim["interval"]),
      nats(claim["measured"]), yes_no(claim["held"]))
-    for claim in record.verification.get("claims", ())
+    for claim in results.verification.get("claims", ())
     if claim["what"] == "loss" and len(claim["tested_by"]) > 1
   ]  # fmt: skip
   yield Table(("cell", "N", "D", "predicted", "interval", "trained", "inside"), rows)
-  for budget in record.prediction.get("budgets", ()):
+  for budget in results.prediction.get("budgets", ()):
     for cell, reason in budget["passed_over"].items():
       yield f"`{cell}` would be nearer to the predicted N, but cannot be trained: {reason}."
-  for refused in record.prediction.get("refused", ()):
+  for refused in results.prediction.get("refused", ()):
     yield (
       f"**Not sealed** at {flops(refused['C'])} FLOPs, {ratio(refused['times'])} times the largest "
       f"fitted budget: {refused['reason']}."
     )
 
 
-def floor(record: Record) -> Iterator[Block]:
+def floor(results: Results) -> Iterator[Block]:
   """Yields the entropy of a source that is known, losses below it, and how near E is to it."""
-  entropy = record.sweep.get("corpus", {}).get("floor")
+  entropy = results.sweep.get("corpus", {}).get("floor")
   if entropy is None:
     return
   yield f"The entropy of this source is {entropy:.4f} nats/token; no model can do better."
-  cells = record.done("probe", "fit", "heldout")
+  cells = results.done("probe", "fit", "heldout")
   below = [c for c in cells if c["loss"] + 3 * max(0.0, c["loss_stderr"]) < entropy]
   if below:
     names = ", ".join(f"`{c['cell']}` ({_loss(c)})" for c in below)
     yield f"**Below the floor by more than 3 standard errors (a leak):** {names}."
   else:
     yield f"None of {len(cells)} losses lies below it by more than 3 standard errors."
-  if "E" in record.fit.get("params", ()):
-    E, (low, high) = record.fit["params"]["E"], record.fit["intervals"]["E"]
+  if "E" in results.fit.get("params", ()):
+    E, (low, high) = results.fit["params"]["E"], results.fit["intervals"]["E"]
     near = "within" if abs(E - entropy) <= NEAR_FLOOR else "NOT within"
     wide = high - low > 2 * NEAR_FLOOR
     yield (
@@ -170,9 +170,9 @@ def floor(record: Record) -> Iterator[Block]:
     )
 
 
-def adaptive(record: Record) -> Iterator[Block]:
+def adaptive(results: Results) -> Iterator[Block]:
   """Yields the cells that the fit chose, with the reason for each."""
-  rounds = (files.read_record(record.workdir / "adaptive.json") or {}).get("rounds")
+  rounds = (files.read_record(results.workdir / "adaptive.json") or {}).get("rounds")
   if not rounds:
     return
   yield (
@@ -187,15 +187,15 @@ def adaptive(record: Record) -> Iterator[Block]:
   yield Table(("cell", "round", "C [FLOPs]", "width", "reason"), rows)
 
 
-def probe(record: Record) -> Iterator[Block]:
+def probe(results: Results) -> Iterator[Block]:
   """Yields the learning-rate probe: the losses at each rate, and the best rate of each size."""
-  probes = [c for c in record.cells if c["kind"] == "probe"]
+  probes = [c for c in results.cells if c["kind"] == "probe"]
   if not probes:
     return
   rows = []
   for size in sorted({c["size"] for c in probes}):
     cells = sorted((c for c in probes if c["size"] == size), key=lambda c: c["lr"])
-    done = [c for c in record.done("probe") if c["size"] == size]
+    done = [c for c in results.done("probe") if c["size"] == size]
     best = min(done, key=lambda c: c["loss"], default=None)
     mark = "best (at the edge)" if best in (cells[0], cells[-1]) else "best"
     for c in cells:
@@ -204,13 +204,13 @@ def probe(record: Record) -> Iterator[Block]:
   yield Table(("size", "N", "learning rate", "loss [nats/token]", "status", ""), rows)
 
 
-def unused(record: Record) -> Iterator[Block]:
+def unused(results: Results) -> Iterator[Block]:
   """Yields the cells that the fit left out, with the reason for each."""
-  reasons = {c["cell"]: c["status"] for c in record.cells if c["status"] in ("diverged", "failed")}
+  reasons = {c["cell"]: c["status"] for c in results.cells if c["status"] in ("diverged", "failed")}
   for name in [n for n, status in reasons.items() if status == "failed"]:
-    error = (files.read_json(record.workdir / "cells" / name / "run.json") or {}).get("error")
+    error = (files.read_json(results.workdir / "cells" / name / "run.json") or {}).get("error")
     reasons[name] += f": {error}" if error else ""
-  for run in record.fit.get("excluded", []):
+  for run in results.fit.get("excluded", []):
     reasons.setdefault(run["id"], run["reason"])
   rows = [(f"`{name}`", reason) for name, reason in reasons.items()]
   if more := len(rows[MOST_NAMED:]):
@@ -219,10 +219,10 @@ def unused(record: Record) -> Iterator[Block]:
     yield Table(("cell", "reason"), rows)
 
 
-def cost(record: Record) -> Iterator[Block]:
+def cost(results: Results) -> Iterator[Block]:
   """Yields FLOPs and time by kind of cell."""
-  begun = [c for c in record.cells if c["status"] in ("done", "diverged")]
-  if not begun or record.foreign:
+  begun = [c for c in results.cells if c["status"] in ("done", "diverged")]
+  if not begun or results.foreign:
     return
   rows = []
   for kind in ("probe", "fit", "heldout", "all"):
@@ -232,7 +232,7 @@ def cost(record: Record) -> Iterator[Block]:
                  flops(pf_days(spent)), duration(seconds)))  # fmt: skip
   columns = "cells|runs|alone [FLOPs]|spent [FLOPs]|spent [petaflop/s-days]|time"
   yield Table(columns.split("|"), rows)
-  taken = record.sweep.get("seconds")
+  taken = results.sweep.get("seconds")
   took = "" if taken is None else f"; the sweep took {duration(taken)}"
   yield (
     "Alone is what the runs would cost one by one (C); branched from a shared trunk they cost what "
@@ -240,10 +240,10 @@ def cost(record: Record) -> Iterator[Block]:
   )
 
 
-def wall_time(record: Record) -> Iterator[Block]:
+def wall_time(results: Results) -> Iterator[Block]:
   """Yields where the wall time of a finished sweep went, by part."""
   try:
-    parts = (files.read_record(record.workdir / costs.RECORD) or {}).get("parts")
+    parts = (files.read_record(results.workdir / costs.RECORD) or {}).get("parts")
   except UserError as error:  # the law does not rest on it
     yield f"Not shown: {error}."
     return
@@ -263,9 +263,9 @@ def wall_time(record: Record) -> Iterator[Block]:
   )
 
 
-def fit_cells(record: Record) -> Iterator[Block]:
+def fit_cells(results: Results) -> Iterator[Block]:
   """Yields the table of the fit cells."""
-  cells = [c for c in record.cells if c["kind"] == "fit"]
+  cells = [c for c in results.cells if c["kind"] == "fit"]
   if not cells:
     return
   cells.sort(key=lambda c: (float(f"{c['C']:.1e}"), c["N"], c["lr"], c["seed"]))
@@ -278,20 +278,20 @@ def fit_cells(record: Record) -> Iterator[Block]:
   yield Table(columns.split("|"), rows)
 
 
-def reproduction(record: Record) -> Iterator[Block]:
+def reproduction(results: Results) -> Iterator[Block]:
   """Yields the command that repeats the sweep."""
-  if not record.sweep:
+  if not results.sweep:
     return
   yield "Each flag is a field of the config that differs from its default."
-  changed = record.sweep.get("config_diff", {})
+  changed = results.sweep.get("config_diff", {})
   flags = [f"--config.{k}={tuple(v) if isinstance(v, list) else v}" for k, v in changed.items()]
   command = ["isoflop sweep --config=configs/base.py --workdir=DIR", *map(shlex.quote, flags)]
   yield "```sh\n" + " \\\n  ".join(command) + "\n```"
 
 
-def provenance(record: Record) -> Iterator[Block]:
+def provenance(results: Results) -> Iterator[Block]:
   """Yields what the sweep ran on: its text, device and libraries."""
-  sweep = record.sweep
+  sweep = results.sweep
   if not sweep:
     return
   corpus = sweep.get("corpus", {})

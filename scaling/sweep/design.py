@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import ConfigError, UserError
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.formats import DASH, duration, headed, pf_days, text_table
 from scaling.sweep import checks, plan, step_time
 from scaling.tune import rule
@@ -146,7 +146,7 @@ def _design(config: ConfigDict, workdir: Path | None) -> Design:
   if head:
     config = rule.with_lr_rule(config, head.get("lr_rule"))
   fit_cells = plan.design_cells(config, tokens.vocab_size)
-  sealed = prediction.read(workdir) if workdir else None
+  sealed = prediction_json.read(workdir) if workdir else None
   if sealed:
     heldout_cells = plan.sealed_cells(config, tokens.vocab_size, sealed)
   else:

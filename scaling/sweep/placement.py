@@ -143,20 +143,20 @@ def compile_sizes(
   setting = pool.setting()
   setting |= {"sharding": config.sharding.to_dict(), "remat": config.model.remat}
   for task in tasks.values():
-    if (files.read_json(task.record) or {}).get("setting") != setting:
-      task.record.unlink(missing_ok=True)
+    if (files.read_json(task.path) or {}).get("setting") != setting:
+      task.path.unlink(missing_ok=True)
   new = [task for task in tasks.values() if not task.done()]
   failures = pool.run(list(tasks.values()))
   for task in new:
     if task.done():
-      files.write_json(task.record, files.read_json(task.record) | {"setting": setting})
+      files.write_json(task.path, files.read_json(task.path) | {"setting": setting})
   raise_bug(failures)
   if failures:
     raise ConfigError(
       f"{len(failures)} of {len(tasks)} sizes do not fit their device: "
       + "; ".join(f"{name}: {failure.message}" for name, failure in failures.items())
     )
-  records = {size: files.read_json(task.record) for size, task in tasks.items()}
+  records = {size: files.read_json(task.path) for size, task in tasks.items()}
   if new:
     largest = max(records.values(), key=lambda record: record["compiled"])
     display.say(

@@ -10,12 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.errors import RunError, UserError
-from scaling.claims import integrity, prediction, seal, verdict
+from scaling.claims import integrity, prediction_json, seal, verdict
 from scaling.launch.launchers import workers
 from scaling.laws import fit
 from scaling.laws.tables.read import read_runs
 from scaling.progress import Display
-from scaling.report import report
+from scaling.report import document
 from scaling.sweep import adaptive, checks, costs, design, fit_files, placement, plan, store
 from scaling.sweep.plan import Cell
 from scaling.sweep.probe import probe
@@ -109,7 +109,7 @@ def run_arms(begun: dict[str, Arm], workdir: Path, display: Display) -> dict:
     except (RunError, UserError) as error:  # the others can still be measured
       failed[name] = error
       display.say(f"FAILED {name}: {error}")
-    report.write(workdir)
+    document.write(workdir)
   if failed:
     reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
     raise RunError(f"{workdir}: {len(failed)} of {len(begun)} arms failed ({reasons})")
@@ -172,7 +172,7 @@ def train_and_fit(arm: Arm, planned: list[Cell]) -> fit.Fit:
 def fit_law(arm: Arm) -> fit.Fit:
   """Fits the law to the runs that have trained; writes fit.json."""
   arm.clock("fit")
-  if sealed := prediction.read(arm.workdir):
+  if sealed := prediction_json.read(arm.workdir):
     f = arm.config.fit
     fitted = read_runs(arm.workdir, "", f.params, f.flops, loss=f.loss)
     integrity.check_runs(arm.workdir, sealed, fitted)
@@ -203,9 +203,9 @@ def seal_prediction(arm: Arm, law: fit.Fit, planned: list[Cell]) -> tuple[dict, 
 def write_report(arm: Arm) -> None:
   """Draws the figures, closes the accounts, and writes the report."""
   arm.clock("report")
-  report.draw(arm.workdir)
+  document.draw(arm.workdir)
   runs = store.with_trunks(arm.cells)
   own = [run for run in runs if not store.folder(arm.workdir, run).is_symlink()]
   arm.head["seconds"] = round(arm.clock.finish(store.outcome(arm.workdir, run) for run in own), 1)
   store.write_sweep(arm.workdir, arm.head, arm.cells)
-  report.write(arm.workdir, redraw=False)
+  document.write(arm.workdir, redraw=False)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError
 from scaling.launch.launchers import workers
-from scaling.laws.rates import grid, record
+from scaling.laws.rates import grid, tune_json
 from scaling.laws.rates.grid import Grid
 from scaling.progress import Display
 from scaling.report.figures import rates
@@ -95,15 +95,15 @@ def run_phases(arm: Arm) -> dict:
   cells = train_grid(arm, dict.fromkeys(places, points), "tune")
   measured = read_grid(arm, cells)
   arm.clock("fit")
-  tuned = record.make(measured, t.window, arm.config.fit.level)
+  tuned = tune_json.make(measured, t.window, arm.config.fit.level)
   files.write_json(arm.workdir / "tune.json", files.with_digests(tuned))
-  for line in filter(None, record.text(tuned).split("\n")):
+  for line in filter(None, tune_json.text(tuned).split("\n")):
     arm.display.say(line)
   sealed = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
   points = set(itertools.product(sealed["batch_sizes"], sealed["lr_factors"]))
   heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): points}, "held out")
   arm.clock("fit")
-  full = record.make(read_grid(arm, cells | heldout), t.window, arm.config.fit.level)
+  full = tune_json.make(read_grid(arm, cells | heldout), t.window, arm.config.fit.level)
   files.write_json(arm.workdir / ALL, files.with_digests(full))
   arm.clock("report")
   rates.draw(arm.workdir, tuned, measured)

@@ -9,11 +9,11 @@ import numpy as np
 
 from configs import base, ladders
 from scaling import laws
-from scaling.claims import integrity, kinds, prediction
+from scaling.claims import integrity, kinds, prediction_json
 from scaling.laws import chinchilla, questions, sensitivity
 from scaling.laws.forms import FORMS
 from scaling.laws.tables import curves, runs
-from scaling.report import records, render, report
+from scaling.report import document, render, sweep_results
 from scaling.sweep import design, store
 from train.system import files
 
@@ -81,7 +81,7 @@ def reported(folder: Path) -> Path:
     ],
   }
   edit(folder / "fit.json", lambda stored: stored.update(behind))
-  report.write(folder)
+  document.write(folder)
   return folder
 
 
@@ -175,10 +175,10 @@ def _write_sweep(folder, config, head, cells):
   held = {c["cell"]: c for c in cells if c["kind"] == "heldout"}
   at = {name: {key: cell[key] for key in "NDC"} | {"budget": HELD} for name, cell in held.items()}
   said = [("loss", where, [name]) for name, where in at.items()]
-  said += [(what, {"C": HELD}, list(held)) for what in prediction.FIELDS]
+  said += [(what, {"C": HELD}, list(held)) for what in prediction_json.FIELDS]
   rests_on = runs.input_hash(r)
   claims = [kinds.predict(what, where, law, rests_on, names) for what, where, names in said]
-  seal = {"version": prediction.VERSION, "refused": []}
+  seal = {"version": prediction_json.VERSION, "refused": []}
   seal |= {"budgets": [{"C": HELD, "times": HELD / BUDGETS[-1], "passed_over": {}}]}
   seal |= {
     "claims": [dataclasses.asdict(claim) for claim in claims],
@@ -189,7 +189,7 @@ def _write_sweep(folder, config, head, cells):
   files.write_json(folder / "prediction.json", files.with_digests(seal))
   parts = {
     "fit": laws.to_json(law, trained or None),
-    "verification": _verification(held.values(), prediction.read(folder)),
+    "verification": _verification(held.values(), prediction_json.read(folder)),
   }
   for name, value in parts.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
@@ -246,4 +246,4 @@ def edit(path, change):
 
 
 def markdown(workdir):
-  return render.to_markdown("a sweep", report.assemble(records.read(workdir)))
+  return render.to_markdown("a sweep", document.assemble(sweep_results.read(workdir)))

@@ -11,7 +11,7 @@ from scaling.launch.launchers import LAUNCHERS
 from scaling.launch.queue import Failure, Queue
 from scaling.laws import chinchilla
 from scaling.progress import Display
-from scaling.report import report
+from scaling.report import document
 from scaling.sweep import placement, store
 from scaling.sweep import run as sweeps
 from train import record
@@ -94,7 +94,7 @@ def begin(config, workdir, monkeypatch, **fates):
   monkeypatch.setattr(placement, "choose_workers", lambda *_: False)
   monkeypatch.setattr(Pool, "fates", fates)
   for name in ("draw", "write"):
-    monkeypatch.setattr(report, name, lambda *_, **__: None)
+    monkeypatch.setattr(document, name, lambda *_, **__: None)
   said, pools = io.StringIO(), []
   monkeypatch.setitem(LAUNCHERS, "local", lambda *a: pools.append(Pool(*a)) or pools[-1])
   error = None

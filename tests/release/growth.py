@@ -34,7 +34,7 @@ from scaling.bench.timing import TURN_SECONDS, round_robin, training  # noqa: E4
 from scaling.launch import child  # noqa: E402
 from scaling.laws import fit  # noqa: E402
 from scaling.laws.tables import runs  # noqa: E402
-from scaling.report import report  # noqa: E402
+from scaling.report import document  # noqa: E402
 from scaling.sweep import fit_files, plan, store  # noqa: E402
 from train import pack, record  # noqa: E402
 from train.data import dataset  # noqa: E402
@@ -162,7 +162,7 @@ def sweep_work(workdir, config):
   table = timed("read cells.csv", runs.read_runs, workdir)
   timed("fit", fit.fit_runs, table, config.fit)
   timed("all of fit.json", fit_files.write_fit, workdir, config.fit)
-  timed("figures, report", report.write, workdir)
+  timed("figures, report", document.write, workdir)
   return seconds, len(cells)
 
 

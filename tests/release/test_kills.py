@@ -28,7 +28,7 @@ import tiny_sweep
 import written
 
 from scaling import main
-from scaling.report import report  # noqa: F401 -- imported once for all forks
+from scaling.report import document  # noqa: F401 -- imported once for all forks
 from scaling.sweep import run as _  # noqa: F401
 from train import pack  # noqa: F401
 from train.system import files

@@ -234,7 +234,7 @@ def test_a_bug_prints_its_traceback_and_exits_with_1(workdir, corpus, tmp_path):
   train = ("train", f"--workdir={tmp_path / 'run'}", f"--config.data.source=text:{corpus}", *short)
   for ended in (
     run_with_bug("train.loop", "evaluate", *train),
-    run_with_bug("scaling.report.report", "write", "report", f"--workdir={workdir}"),
+    run_with_bug("scaling.report.document", "write", "report", f"--workdir={workdir}"),
   ):
     assert ended.returncode == 1
     assert "Traceback (most recent call last)" in ended.stderr

@@ -12,7 +12,7 @@ from scaling.laws import fit
 from scaling.laws.intervals import predictions
 from scaling.report.figures import style
 from scaling.report.figures.profiles import profile_panel
-from scaling.report.records import Record, column, outside
+from scaling.report.sweep_results import Results, column, outside
 
 NAME = "arms"
 CAPTION = (
@@ -29,7 +29,7 @@ CURVE_POINTS = 25
 
 
 def arms(
-  sweeps: Mapping[str, Record], laws: Mapping[str, fit.Fit], numbers: Mapping[str, Any]
+  sweeps: Mapping[str, Results], laws: Mapping[str, fit.Fit], numbers: Mapping[str, Any]
 ) -> Figure:
   """Draws the laws side by side: profiles, loss against compute, and the optima together.
 
@@ -39,11 +39,11 @@ def arms(
   count = len(laws)
   grid = result.add_gridspec(3, 3 * count)
   for i, (name, law) in enumerate(laws.items()):
-    record = sweeps[name]
+    results = sweeps[name]
     top, middle = (result.add_subplot(grid[row, 3 * i : 3 * i + 3]) for row in (0, 1))
-    top.set_title(record.title, fontsize=8)
-    keys = profile_panel(top, record) if record.profiles else []
-    _loss_panel(middle, record, law)
+    top.set_title(results.title, fontsize=8)
+    keys = profile_panel(top, results) if results.profiles else []
+    _loss_panel(middle, results, law)
     if i == 0:
       first = keys
       top.set_ylabel("validation loss [nats/predicted token]")
@@ -61,9 +61,9 @@ def arms(
   return result
 
 
-def _loss_panel(axes: Axes, record: Record, law: fit.Fit) -> None:
+def _loss_panel(axes: Axes, results: Results, law: fit.Fit) -> None:
   """Draws trained losses against compute, and the law at its optimum with its interval."""
-  cells, held = record.done("fit"), record.done("heldout")
+  cells, held = results.done("fit"), results.done("heldout")
   span = np.geomspace(*style.limits(column(cells + held, "C")), CURVE_POINTS)
   best = [predictions.optimum(law, C) for C in span]
   C = column(cells, "C")

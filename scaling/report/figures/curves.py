@@ -9,28 +9,28 @@ from matplotlib.figure import Figure
 
 from scaling.laws.tables.curves import join, read_curves, train_losses
 from scaling.report.figures import style
-from scaling.report.records import Cell, Record, column
+from scaling.report.sweep_results import Cell, Results, column
 
 POINTS = 200  # of a drawn curve
 
 
-def training_curves(record: Record) -> Figure:
+def training_curves(results: Results) -> Figure:
   """Draws the smoothed train loss of trunks and their cooldowns, and the final evaluations."""
-  cells, best = record.done("fit", "heldout"), record.optima
+  cells, best = results.done("fit", "heldout"), results.optima
   figure = Figure(figsize=(style.DOUBLE, 2.7))
   left, right = panels = figure.subplots(1, 2, sharey=True)
   shade = style.color_bar(figure, [left, right], column(cells, "N"), "N")
-  optim = record.config.get("optim", {})
+  optim = results.config.get("optim", {})
   constant = 1 - optim.get("cooldown_fraction", 0) if optim.get("schedule") == "wsd" else 0
   start = 0.1 * min(column(cells, "D"))
   top, drawn = max(column(cells, "loss")), set()
-  trunks = {c["id"]: c.get("trunk") for c in record.sweep.get("cells", [])}
+  trunks = {c["id"]: c.get("trunk") for c in results.sweep.get("cells", [])}
   for cell in cells:
     name, trunk = cell["cell"], trunks.get(cell["cell"])
-    curve = train_losses(record.workdir / "cells" / name)
+    curve = train_losses(results.workdir / "cells" / name)
     stem, branch, until = curve, constant * cell["D"], constant * cell["D"]
     if trunk and curve.size:
-      stem, branch, until = train_losses(record.workdir / "trunks" / trunk), curve[0, 0], math.inf
+      stem, branch, until = train_losses(results.workdir / "trunks" / trunk), curve[0, 0], math.inf
       curve = join(stem, curve)
     color = shade(cell["N"])
     if (trunk or name) not in drawn:
@@ -44,7 +44,7 @@ def training_curves(record: Record) -> Figure:
       ("fit", style.DOTS),
       ("heldout", style.DOTS | {"marker": "D", "edgecolors": style.ACCENT}),
     ):
-      some = record.done(kind)
+      some = results.done(kind)
       color = shade(column(some, "N"))
       axes.scatter(column(some, x), column(some, "loss"), c=color, **look | {"gid": kind, "s": 18})
   left.set_xlim(start, style.limits(column(cells, "D"))[1])
@@ -61,7 +61,7 @@ def training_curves(record: Record) -> Figure:
     constant and style.key("constant rate, train", ls="-", lw=0.7, alpha=0.7),
     style.key("cooldown, train" if constant else "train", ls="-", lw=1.2),
     style.key("final validation", marker="o"),
-    record.done("heldout") and style.key("held out, validation", marker="D", mec=style.ACCENT),
+    results.done("heldout") and style.key("held out, validation", marker="D", mec=style.ACCENT),
     best and style.key("law at its optimum", ls="--", color="k", lw=0.9),
     ncols=5,
   )
@@ -89,19 +89,19 @@ def smooth(tokens: np.ndarray, loss: np.ndarray, at: np.ndarray, width: float = 
   return weight @ loss / weight.sum(1)
 
 
-def collapse(record: Record) -> Figure:
+def collapse(results: Results) -> Figure:
   """Draws each run's smoothed train loss over that at its end, against the share of the run.
 
   As in Qiu et al. 2025 (arXiv:2507.02119), but of all D / N, and no floor is taken off first.
   """
-  cells = record.done("fit", "heldout")
+  cells = results.done("fit", "heldout")
   figure = Figure(figsize=(style.SINGLE, 2.7))
   axes = figure.subplots()
   shade = style.color_bar(figure, axes, column(cells, "tokens_per_param"), "D / N")
   share = np.geomspace(0.04, 1.0, POINTS)
   by_id = {cell["cell"]: cell for cell in cells}
   N, D, C = (column(cells, name) for name in "NDC")
-  for name, _, tokens, _, loss in read_curves(record.workdir, [*by_id], N, D, C):
+  for name, _, tokens, _, loss in read_curves(results.workdir, [*by_id], N, D, C):
     at = share[share * tokens[-1] >= tokens[0]]  # a short run has no point before
     level = smooth(tokens, loss, at * tokens[-1])
     look = {"lw": 1.4, "ls": "--"} if by_id[name]["kind"] == "heldout" else {"lw": 0.8}

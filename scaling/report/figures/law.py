@@ -8,29 +8,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scaling.report.figures import style
-from scaling.report.records import ESTIMATORS, Cell, Record, column, outside
+from scaling.report.sweep_results import ESTIMATORS, Cell, Results, column, outside
 
 
-def contours(record: Record) -> Figure:
+def contours(results: Results) -> Figure:
   """Draws L(N, D), the runs, the compute-optimal frontier and the rule-of-thumb line."""
   figure = Figure(figsize=(style.SINGLE, 3.1))
   axes = figure.subplots()
-  fitted, held, best = record.done("fit"), record.done("heldout"), record.optima
+  fitted, held, best = results.done("fit"), results.done("heldout"), results.optima
   N, D = (np.geomspace(*style.limits(column(fitted + held, x), 0.15), 100) for x in ("N", "D"))
-  loss = record.law.loss(N[None, :], D[:, None])
+  loss = results.law.loss(N[None, :], D[:, None])
   lines = axes.contour(N, D, loss, levels=14, colors="0.45", linewidths=0.5)
   axes.contourf(N, D, loss, levels=lines.levels, cmap=style.GREYS, zorder=0)
   axes.clabel(lines, np.asarray(lines.levels)[::2], fontsize=6, inline_spacing=2)
-  shade = _compute_bar(figure, axes, record)
+  shade = _compute_bar(figure, axes, results)
   axes.scatter(column(fitted, "N"), column(fitted, "D"), c=shade, **style.DOTS)
   diamonds = style.DOTS | {"marker": "D", "c": style.ACCENT, "gid": "heldout"}
   axes.scatter(column(held, "N"), column(held, "D"), **diamonds)
   span = np.geomspace(0.1 * min(column(fitted, "C")), 10 * max(column(fitted + held, "C")), 50)
-  path = record.law.optimum(span)
+  path = results.law.optimum(span)
   axes.plot(path.N, path.D, "k-", lw=1.1, gid="frontier")
   axes.plot(column(best, "N_opt"), column(best, "D_opt"), "k*", ms=7, mec="white", mew=0.4,
             zorder=2.5, gid="optimum")  # fmt: skip
-  axes.plot(N, record.target * N, "k:", lw=0.9, gid="target")
+  axes.plot(N, results.target * N, "k:", lw=0.9, gid="target")
   axes.set(xlim=(N[0], N[-1]), ylim=(D[0], D[-1]))
   axes.grid(visible=False)
   style.log_axis(axes.xaxis, "parameters $N$")
@@ -40,18 +40,18 @@ def contours(record: Record) -> Figure:
     style.key("fitted", marker="o"),
     held and style.key("held out", marker="D", color=style.ACCENT),
     style.key("optimum of the law", ls="-", marker="*", color="k", lw=1.1, mec="white", ms=7),
-    style.key(f"{record.target:g} tokens per parameter", ls=":", color="k", lw=0.9),
+    style.key(f"{results.target:g} tokens per parameter", ls=":", color="k", lw=0.9),
     ncols=2,
   )
   return figure
 
 
-def predicted_vs_trained(record: Record) -> Figure:
+def predicted_vs_trained(results: Results) -> Figure:
   """Draws trained against predicted loss, of fitted cells and of held-out ones with intervals."""
   figure = Figure(figsize=(style.SINGLE, 2.85))
   axes = figure.subplots()
-  fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
-  shade, predicted = _compute_bar(figure, axes, record), _predicted(record)
+  fitted, (held, sealed, interval) = results.done("fit"), _sealed(results)
+  shade, predicted = _compute_bar(figure, axes, results), _predicted(results)
   axes.scatter(predicted, column(fitted, "loss"), c=shade, **style.DOTS)
   losses = column(held, "loss")
   _identity(axes, predicted, column(fitted, "loss"), sealed, losses)
@@ -84,21 +84,21 @@ def _identity(axes: Axes, *values: Any) -> None:
   axes.set(xlim=ends, ylim=ends, aspect="equal")
 
 
-def forecast_error(record: Record) -> Figure:
+def forecast_error(results: Results) -> Figure:
   """Draws predicted minus trained loss of each held-out run [%] against C / C_max.
 
   The band is what was sealed: the interval of a run at the optimum.
   """
   figure = Figure(figsize=(style.SINGLE, 2.6))
   axes = figure.subplots()
-  budgets = record.prediction["budgets"]
+  budgets = results.prediction["budgets"]
   times, loss = column(budgets, "times"), column(budgets, "loss")
   high, low = 100 * (1 - np.array([budget["interval"] for budget in budgets]).T / loss)
   axes.fill_between(times, low, high, color=style.ACCENT, alpha=0.15, lw=0, gid="promised")
   for edge in (low, high):
     axes.plot(times, edge, "-", color=style.ACCENT, lw=0.8)
   axes.axhline(0.0, color="0.4", lw=0.8)
-  cells = {cell["cell"]: cell for cell in record.done("heldout")}
+  cells = {cell["cell"]: cell for cell in results.done("heldout")}
   for budget in budgets:
     distance = abs(np.log(column(budget["cells"], "N") / budget["N"]))
     sealed = [row for row in budget["cells"] if row["cell"] in cells]
@@ -122,14 +122,14 @@ def forecast_error(record: Record) -> Figure:
   return figure
 
 
-def residuals(record: Record) -> Figure:
+def residuals(results: Results) -> Figure:
   """Draws trained / predicted - 1 against N and against D; a good law leaves no trend."""
   figure = Figure(figsize=(style.DOUBLE, 2.4))
   panels = figure.subplots(1, 2, sharey=True)
-  fitted, (held, sealed, interval) = record.done("fit"), _sealed(record)
-  shade = _compute_bar(figure, panels, record)
-  excess = 100 * (column(fitted, "loss") / _predicted(record) - 1)
-  sd = 100 * record.fit.get("residual_sd", 0.0)
+  fitted, (held, sealed, interval) = results.done("fit"), _sealed(results)
+  shade = _compute_bar(figure, panels, results)
+  excess = 100 * (column(fitted, "loss") / _predicted(results) - 1)
+  sd = 100 * results.fit.get("residual_sd", 0.0)
   for axes, x, label in zip(panels, "ND", ("parameters $N$", "tokens $D$"), strict=True):
     axes.axhspan(-sd, sd, color="0.93", lw=0, zorder=0, gid="sd")
     axes.axhline(0.0, color="0.4", lw=0.8)
@@ -149,35 +149,35 @@ def residuals(record: Record) -> Figure:
   return figure
 
 
-def _compute_bar(figure: Figure, axes: Any, record: Record) -> np.ndarray:
+def _compute_bar(figure: Figure, axes: Any, results: Results) -> np.ndarray:
   """Adds a colour bar of C, ticked at the budgets; returns the colours of the fit cells."""
-  C = column(record.done("fit"), "C")
-  return style.color_bar(figure, axes, C, "C", column(record.profiles, "C"))(C)
+  C = column(results.done("fit"), "C")
+  return style.color_bar(figure, axes, C, "C", column(results.profiles, "C"))(C)
 
 
-def _predicted(record: Record) -> np.ndarray:
+def _predicted(results: Results) -> np.ndarray:
   """Evaluates the law at the fit cells [n]."""
-  fitted = record.done("fit")
-  return record.law.loss(column(fitted, "N"), column(fitted, "D"))
+  fitted = results.done("fit")
+  return results.law.loss(column(fitted, "N"), column(fitted, "D"))
 
 
-def _sealed(record: Record) -> tuple[list[Cell], np.ndarray, np.ndarray]:
+def _sealed(results: Results) -> tuple[list[Cell], np.ndarray, np.ndarray]:
   """Selects the trained held-out cells [n], their sealed losses [n] and intervals [2, n]."""
-  rows = {c["cell"]: c for c in record.prediction.get("cells", [])}
-  cells = [c for c in record.done("heldout") if c["cell"] in rows]
+  rows = {c["cell"]: c for c in results.prediction.get("cells", [])}
+  cells = [c for c in results.done("heldout") if c["cell"] in rows]
   sealed = [rows[c["cell"]] for c in cells]
   interval = np.array([row["interval"] for row in sealed], float).reshape(-1, 2).T
   return cells, column(sealed, "predicted_loss"), interval
 
 
-def frontier(record: Record) -> Figure:
+def frontier(results: Results) -> Figure:
   """Draws the optimal N and the optimal tokens per parameter against compute, with intervals."""
   figure = Figure(figsize=(style.DOUBLE, 2.5))
   left, right = figure.subplots(1, 2)
-  best, compute = record.optima, record.law.compute
-  minima = [p for p in record.profiles if p["inside"]]
+  best, compute = results.optima, results.law.compute
+  minima = [p for p in results.profiles if p["inside"]]
   C = np.geomspace(*style.limits(column(best, "C")), 60)
-  path = record.law.optimum(C)
+  path = results.law.optimum(C)
   for axes, name, line in ((left, "N_opt", path.N), (right, "tokens_per_param", path.D / path.N)):
     axes.plot(C, line, "k-", gid="law")
     for row in best:
@@ -187,8 +187,8 @@ def frontier(record: Record) -> Figure:
       axes.plot(row["C"], row[name], "o", mec=color, mfc=face, zorder=5, gid=name)
   stars: dict[str, Any] = {"ms": 7, "mec": "k", "mew": 0.3, "color": style.SHADES(0.7), "zorder": 6}
   left.plot(column(minima, "C"), column(minima, "minimum_N"), "*", gid="approach2", **stars)
-  left.plot(C, compute.params(C, record.target), ":", color="0.4", gid="target")
-  right.axhline(record.target, ls=":", color="0.4", gid="target")
+  left.plot(C, compute.params(C, results.target), ":", color="0.4", gid="target")
+  right.axhline(results.target, ls=":", color="0.4", gid="target")
   for axes, label in ((left, "optimal $N$ [parameters]"), (right, "optimal tokens per parameter")):
     style.flops_axis(axes.xaxis)
     style.log_axis(axes.yaxis, label)
@@ -196,23 +196,23 @@ def frontier(record: Record) -> Figure:
     figure,
     style.key("law, with interval", ls="-", marker="o", color="k"),
     style.key("extrapolated", marker="o", color="k", mfc="white"),
-    record.prediction
+    results.prediction
     and style.key("sealed prediction", marker="o", color=style.ACCENT, mfc="white"),
     minima and style.key("isoFLOP minimum", marker="*", **stars),
-    style.key(f"{record.target:g} tokens per parameter", ls=":"),
+    style.key(f"{results.target:g} tokens per parameter", ls=":"),
     ncols=5,
   )
   return figure
 
 
-def validation_sets(record: Record) -> Figure:
+def validation_sets(results: Results) -> Figure:
   """Draws the loss on each validation set against compute, and its law at its optimum."""
   figure = Figure(figsize=(style.SINGLE, 2.85))
-  axes, cells = figure.subplots(), record.done("fit", "heldout")
+  axes, cells = figure.subplots(), results.done("fit", "heldout")
   C = np.geomspace(*style.limits(column(cells, "C")), 60)
   keys = []
-  for row, look in zip(record.sets, style.SERIES, strict=False):
-    best = dataclasses.replace(record.law, params=row["params"]).optimum(C)
+  for row, look in zip(results.sets, style.SERIES, strict=False):
+    best = dataclasses.replace(results.law, params=row["params"]).optimum(C)
     axes.plot(C, best.loss, "-", color=look["color"], gid=f"law {row['name']}")
     loss = column(cells, f"loss_{row['name']}")
     axes.plot(column(cells, "C"), loss, ls="", ms=3, gid=row["name"], **look)
@@ -223,9 +223,9 @@ def validation_sets(record: Record) -> Figure:
   return figure
 
 
-def sensitivity(record: Record) -> Figure:
+def sensitivity(results: Results) -> Figure:
   """Draws a, with N_opt ~ C^a, of the fit, of the other estimators, and under other choices."""
-  fit = record.fit
+  fit = results.fit
   rows: list[tuple[str, Any, Any]] = [("the fit", fit["a"], fit["intervals"].get("a"))]
   for row in fit.get("estimators", {}).get("rows", []):
     rows.append((ESTIMATORS[row["estimator"]], row["a"], row["a_interval"]))

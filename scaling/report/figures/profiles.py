@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from scaling.report.figures import style
-from scaling.report.records import Record, column
+from scaling.report.sweep_results import Results, column
 
 LINE = 8.0  # height of a line of text [points]
 MOST_STEPS = 200  # in which labels are moved apart
@@ -16,19 +16,19 @@ MOST_STEPS = 200  # in which labels are moved apart
 Label = tuple[float, tuple[float, float], Any]  # of a budget: C, its point (N, loss), colour
 
 
-def isoflop_profiles(record: Record) -> Figure:
+def isoflop_profiles(results: Results) -> Figure:
   """Draws loss against N per budget with parabola and minimum, and the held-out budget."""
   figure = Figure(figsize=(style.SINGLE, 3.1))
   axes = figure.subplots()
-  keys = profile_panel(axes, record)
+  keys = profile_panel(axes, results)
   axes.set_ylabel("validation loss [nats/token]")
   style.legend(figure, *keys)
   return figure
 
 
-def profile_panel(axes: Axes, record: Record) -> list[Any]:
+def profile_panel(axes: Axes, results: Results) -> list[Any]:
   """Draws the isoFLOP profiles into axes, and returns the entries of their legend."""
-  profiles, labels = record.profiles, list[Label]()
+  profiles, labels = results.profiles, list[Label]()
   norm = LogNorm(profiles[0]["C"], profiles[-1]["C"] * 1.01)
   for profile in profiles:
     N, loss = np.array(profile["N"], float), profile["loss"]
@@ -46,11 +46,11 @@ def profile_panel(axes: Axes, record: Record) -> list[Any]:
     else:
       low = int(np.argmin(loss))
       axes.plot(N[low], loss[low], "s", mfc="none", mec=color, ms=7, gid="open")
-  if held := record.done("heldout"):
+  if held := results.done("heldout"):
     N, loss, error = (column(held, name) for name in ("N", "loss", "loss_stderr"))
     axes.vlines(N, loss - error, loss + error, **style.BAR)
     axes.scatter(N, loss, gid="heldout", **style.HELD)
-  budgets = record.prediction.get("budgets", [])
+  budgets = results.prediction.get("budgets", [])
   for budget in budgets:
     names = {cell["cell"] for cell in budget["cells"]}
     if points := [(cell["N"], cell["loss"]) for cell in held if cell["cell"] in names]:

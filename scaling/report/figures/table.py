@@ -9,13 +9,13 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from scaling.report.figures import curves, law, profiles, style
-from scaling.report.records import Record
+from scaling.report.sweep_results import Results
 
 
 class Drawing(NamedTuple):
-  """A figure of the report: how it is drawn, and what it needs of a record (`Record.lacks`)."""
+  """A figure of the report: how it is drawn, and what results it needs (`Results.lacks`)."""
 
-  draw: Callable[[Record], Figure]
+  draw: Callable[[Results], Figure]
   needs: tuple[str, ...]
   caption: str
   sealed: str = ""  # appended to the caption where a prediction was sealed
@@ -49,8 +49,8 @@ FIGURES = {
 }  # fmt: skip
 
 
-def draw_all(record: Record) -> None:
-  """Writes the figures that a record allows to `figures/`, as PDF and as PNG."""
+def draw_all(results: Results) -> None:
+  """Writes the figures that the results allow to `figures/`, as PDF and as PNG."""
   for name, figure in FIGURES.items():
-    if not record.lacks(*figure.needs):
-      style.draw_figure(record.workdir / "figures", name, figure.draw, record)
+    if not results.lacks(*figure.needs):
+      style.draw_figure(results.workdir / "figures", name, figure.draw, results)

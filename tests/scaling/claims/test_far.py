@@ -13,9 +13,9 @@ import synthetic
 from configs import base
 from configs.errors import DataError
 from scaling import laws, main
-from scaling.claims import prediction, seal, verdict
+from scaling.claims import prediction_json, seal, verdict
 from scaling.laws.forms import FORMS
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 from scaling.report.figures import law as law_figures
 from scaling.sweep import plan, store
 from train import record
@@ -80,7 +80,9 @@ def test_a_claim_of_each_kind_is_sealed_for_each_budget(config, sealed_sweep):
   assert [x["times"] for x in sealed["budgets"]] == list(TIMES)
   widths = []
   for budget in sealed["budgets"]:
-    counts = {what: sum(x["what"] == what for x in budget["claims"]) for what in prediction.FIELDS}
+    counts = {
+      what: sum(x["what"] == what for x in budget["claims"]) for what in prediction_json.FIELDS
+    }
     assert set(counts.values()) == {1}
     losses = [claim for claim in budget["claims"] if claim["what"] == "loss"]
     assert len(losses) == len(config.sweep.heldout_sizes)
@@ -106,7 +108,7 @@ def test_the_farthest_that_held_is_named(config, sealed_sweep, tmp_path):
   assert result["verdict"].startswith(
     "The farthest prediction that held is at 30 times the largest fitted budget, 1.20e+13 FLOPs (3x"
   )
-  text = report.terminal(tmp_path / "x")
+  text = document.terminal(tmp_path / "x")
   for budget in result["budgets"]:
     assert budget["verdict"].startswith(f"The prediction held: at {budget['C']:.2e} FLOPs ")
     assert budget["verdict"] in text
@@ -154,7 +156,7 @@ def test_a_budget_that_the_law_does_not_determine_is_not_sealed(config, tmp_path
   synthetic.write_runs(tmp_path, heldout)
   result = verdict.judge(far, tmp_path, law, sealed, heldout)
   assert "1e+04x: not sealed)" in result["verdict"]
-  assert result["budgets"][0]["verdict"] in report.terminal(tmp_path)
+  assert result["budgets"][0]["verdict"] in document.terminal(tmp_path)
   (tmp_path / "prediction.json").unlink()
   shutil.rmtree(tmp_path / "cells")
   far.sweep.heldout_budgets = (1e4, 1e5)
@@ -173,7 +175,7 @@ def test_a_budget_for_which_there_is_too_little_text_is_passed_over(config, tmp_
 def test_the_figure_has_each_run_beside_the_sealed_interval(config, sealed_sweep, tmp_path):
   far = sealed_sweep[3]["budgets"][2]["C"]
   result = judged(config, sealed_sweep, tmp_path / "x", lambda c: 0.05 * (c.budget == far))
-  stored = records.read(tmp_path / "x")
+  stored = sweep_results.read(tmp_path / "x")
   axes = law_figures.forecast_error(stored).axes[0]
   points = np.concatenate([x.get_offsets() for x in axes.collections if x.get_gid() == "heldout"])
   expected = [

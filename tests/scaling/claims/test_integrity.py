@@ -14,9 +14,9 @@ import synthetic
 from configs import base
 from configs.errors import DataError, UserError
 from scaling import main
-from scaling.claims import integrity, prediction, seal, verdict
+from scaling.claims import integrity, prediction_json, seal, verdict
 from scaling.commands import runs
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 from scaling.sweep import costs, fit_files, plan, store
 from train import record
 from train.system import files
@@ -41,7 +41,7 @@ def judged(tmp_path_factory):
   store.write_sweep(workdir, head, [*cells, *heldout])
   store.write_table(workdir, [*cells, *heldout], "clm")
   verdict.judge(c, workdir, law, sealed, heldout)
-  report.draw(workdir)
+  document.draw(workdir)
   return workdir
 
 
@@ -202,14 +202,14 @@ def test_the_verdict_and_the_fit(workdir):
 
 def test_what_earlier_versions_wrote(workdir):
   """A seal of version 2 is read, and one of 1 refused."""
-  sealed = prediction.read(workdir)
+  sealed = prediction_json.read(workdir)
   new = json.loads((workdir / "prediction.json").read_text())
   [budget] = new.pop("budgets")
   for claim in new["claims"]:
     claim["at"].pop("budget", None)
   old = new | {"version": 2, "C": budget["C"], "passed_over": budget["passed_over"]}
   files.write_json(workdir / "prediction.json", files.with_digests(old))
-  read = prediction.read(workdir)
+  read = prediction_json.read(workdir)
   assert read["cells"] == sealed["cells"]
   assert read["budgets"][0]["N_interval"] == sealed["budgets"][0]["N_interval"]
   old = {key: new[key] for key in new if key not in ("digests", "hash")} | {"version": 1}
@@ -217,7 +217,7 @@ def test_what_earlier_versions_wrote(workdir):
   with pytest.raises(
     DataError, match="is a seal of version 1, and this isoflop reads 2 and 3; use"
   ):
-    prediction.read(workdir)
+    prediction_json.read(workdir)
 
 
 def said_of(workdir, *verbs):
@@ -275,7 +275,7 @@ def test_a_key_that_was_renamed_is_named_with_its_file(workdir, name, keys):
     whole = {k: v for k, v in record.items() if k in kept or k not in ("digests", "hash")}
     path.write_text(json.dumps(whole))
     with pytest.raises(DataError, match=rf"{path}: .*(missing|altered)"):
-      report.terminal(workdir)  # reads all of them
+      document.terminal(workdir)  # reads all of them
     files.write_json(path, json.loads(path.read_text()))
     path.write_text(path.read_text().replace('"other"', f'"{keys[-1]}"'))
 
@@ -286,14 +286,14 @@ def test_a_field_of_the_table_that_is_no_number(workdir):
   flip(path, r",(0)\.00\d+")
   path.write_text(path.read_text().replace(",5.00", ",o.00", 1))
   with pytest.raises(DataError, match=rf"{path}: line \d+, column lr: 'o.00\d+' is not a number"):
-    records.read(workdir)
+    sweep_results.read(workdir)
 
 
 def test_a_damaged_account_of_the_time_blocks_no_report(workdir):
   path = workdir / "costs.json"
   for text in ("{", '{"parts": {"train": "x"}, "digests": {}, "hash": ""}', "[1]"):
     path.write_text(text)
-    report.write(workdir, redraw=False)
+    document.write(workdir, redraw=False)
     assert f"Not shown: {path}: " in (workdir / "report.md").read_text()
     clock = costs.SweepClock(workdir)
     clock("fit")
@@ -326,14 +326,14 @@ def damages(folder, seed):
 
 def damaged_files_are_named(judged, tmp_path, seeds):
   """A damaged file is named in one line, or what is said of the sweep is as it was."""
-  whole = report.terminal(judged)
+  whole = document.terminal(judged)
   named = 0
   for seed in seeds:
     folder = shutil.copytree(judged, tmp_path / str(seed), ignore=shutil.ignore_patterns("figures"))
     path = damages(folder, seed)
     said = ""
     try:
-      text = report.terminal(folder)
+      text = document.terminal(folder)
       runs.runs_table(folder)
     except UserError as error:
       said = str(error)

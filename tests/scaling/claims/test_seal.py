@@ -14,7 +14,7 @@ from scaling import laws
 from scaling.claims import seal, verdict
 from scaling.formats import si
 from scaling.laws.forms import FORMS
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 from scaling.sweep import fit_files, plan, store
 from train import record
 
@@ -62,10 +62,10 @@ def test_a_law_of_any_form_is_sealed_and_judged(config, tmp_path, form):
   sealed, heldout = seal.seal(config, tmp_path, law, cells, CORPUS)
   synthetic.write_runs(tmp_path, heldout, truth)
   verdict.judge(config, tmp_path, law, sealed, heldout)
-  stored = records.read(tmp_path)
+  stored = sweep_results.read(tmp_path)
   assert stored.fit["form"] == stored.law.form.name == form
   assert stored.verification["budgets"][0]["inside"]
-  assert FORMS[form].formula in report.terminal(tmp_path)
+  assert FORMS[form].formula in document.terminal(tmp_path)
 
 
 def judged(config, folder, loss=lambda cell: 0.0):

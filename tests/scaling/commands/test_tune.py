@@ -7,7 +7,7 @@ import pytest
 from rate_grids import BEST, SIZES, TOKENS, best, make_table
 
 from scaling import main
-from scaling.laws.rates import grid, record
+from scaling.laws.rates import grid, tune_json
 from scaling.report.figures import rates
 
 
@@ -41,7 +41,7 @@ def test_a_table_of_runs_is_fitted_printed_and_written(table, tmp_path, capsys):
 
 def test_figures_show_the_optimum_of_the_law():
   cells = grid.make_grid(*make_table(tokens=TOKENS[:2]))
-  tuned = record.make(cells, 0.02, 0.9)
+  tuned = tune_json.make(cells, 0.02, 0.9)
   largest = rates.loss_over_factors(tuned, cells).axes[1]
   (star,) = (line for line in largest.get_lines() if line.get_gid() == "law")
   expected = [best(name, SIZES[-1], TOKENS[1]) for name in ("lr", "batch")]

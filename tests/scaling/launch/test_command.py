@@ -95,7 +95,7 @@ def test_a_command_that_fails_is_reported_with_its_log(launch, tmp_path):
   assert failures["a"].error == f"trunk did not finish: {reason}"
   assert log.read_text() == "no such queue\n"
   assert reason in said
-  assert json.loads(tasks[0].record.read_text())["status"] == "failed"
+  assert json.loads(tasks[0].path.read_text())["status"] == "failed"
 
 
 def test_a_failure_is_told_as_the_worker_tells_it(launch):

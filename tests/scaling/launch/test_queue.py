@@ -49,16 +49,16 @@ def test_the_next_program_is_another(tmp_path):
 
 def test_a_run_refused_because_its_folder_is_in_use_leaves_the_running_runs_record(tmp_path):
   task = Task("a", tmp_path, {}, 1.0)
-  task.record.write_text('{"status": "running", "N": 5}')
+  task.path.write_text('{"status": "running", "N": 5}')
   with files.owned(tmp_path):
     task.record_failure(Failure("in use by process 7"))
-  assert files.read_json(task.record) == {"status": "running", "N": 5}
+  assert files.read_json(task.path) == {"status": "running", "N": 5}
   task.record_failure(Failure("it broke"))
-  assert files.read_json(task.record)["error"] == "it broke"
+  assert files.read_json(task.path)["error"] == "it broke"
 
 
 def test_a_failed_run_carries_no_digests_of_what_it_was(tmp_path):
   task = Task("a", tmp_path, {}, 1.0)
-  files.write_json(task.record, files.with_digests({"status": "diverged", "N": 5}))
+  files.write_json(task.path, files.with_digests({"status": "diverged", "N": 5}))
   task.record_failure(Failure("it broke"))
-  assert files.read_record(task.record)["status"] == "failed"
+  assert files.read_record(task.path)["status"] == "failed"

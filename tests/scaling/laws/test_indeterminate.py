@@ -22,7 +22,7 @@ from scaling import laws, main
 from scaling.claims import seal
 from scaling.laws import chinchilla, compare, estimators, questions, solve
 from scaling.laws.intervals import bootstrap
-from scaling.report import evidence, records
+from scaling.report import evidence, sweep_results
 from scaling.sweep import fit_files, plan
 
 GRID = [axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e8, 3), np.geomspace(1e8, 1e10, 3))]
@@ -139,7 +139,7 @@ def test_a_run_without_which_there_is_no_law_comes_first():
   assert rows[0]["N"] == 1e8
   assert rows[0]["a"] is None
   assert all(row["a"] is not None for row in rows[1:])
-  record = type("Record", (), {"fit": laws.to_json(found)})
+  record = type("Results", (), {"fit": laws.to_json(found)})
   table = next(b for b in evidence.certainty(record) if hasattr(b, "rows"))
   assert table.rows[0][-1] == "no law without it"
 
@@ -164,8 +164,8 @@ def test_a_law_that_the_runs_do_not_determine_is_neither_quoted_nor_sealed(tmp_p
   assert row["a"] is None
   assert "the runs do not determine it" in row["reason"]
   (tmp_path / "fit.json").write_text(json.dumps(made))
-  assert records.read(tmp_path).headline.startswith("No law yet: undetermined by 28 runs: ")
-  assert not records.read(tmp_path).optima
+  assert sweep_results.read(tmp_path).headline.startswith("No law yet: undetermined by 28 runs: ")
+  assert not sweep_results.read(tmp_path).optima
 
 
 def test_a_form_fitted_to_one_budget_forecasts_nothing():
@@ -223,7 +223,7 @@ def test_the_gap_is_that_of_the_estimators_that_are_named():
     for name, (value, interval) in ends.items()
   ]
   found = {"C": 1e20, "rows": rows, "disagreement": estimators._disagreement(rows)}
-  record = type("Record", (), {"fit": {"estimators": found}})
+  record = type("Results", (), {"fit": {"estimators": found}})
   said = [b for b in evidence.estimators(record) if isinstance(b, str) and "disagree" in b]
   assert said[0].startswith("**They disagree** on a by 0.050: 3: Huber and 3: least squares")
 

@@ -5,7 +5,7 @@ import pytest
 from rate_grids import BEND, BEST, SIZES, TOKENS, best, make_table
 
 from configs.errors import DataError
-from scaling.laws.rates import grid, record, rules, surface
+from scaling.laws.rates import grid, rules, surface, tune_json
 
 
 @pytest.mark.parametrize("names", [("lr",), ("lr", "batch"), ("lr", "batch", "timescale")])
@@ -74,14 +74,14 @@ def test_cells_of_one_line_cannot_tell_the_exponents():
 def test_diverged_runs_are_left_out_and_a_rate_beyond_them_is_named():
   N, D, loss, factors = make_table()
   burst = factors["lr"] >= 0.99 * best("lr", N, D) * np.exp(0.35)
-  content = record.make(grid.make_grid(N, D, np.where(burst, np.nan, loss), factors), 0.02, 0.9)
+  content = tune_json.make(grid.make_grid(N, D, np.where(burst, np.nan, loss), factors), 0.02, 0.9)
   assert content["diverged"] == burst.sum() > 0
-  assert "beyond" not in record.text(content)
+  assert "beyond" not in tune_json.text(content)
   for cell in content["cells"]:
     expected = best("lr", cell["N"], cell["D"]) * np.exp(0.35)
     assert cell["lowest_diverged"] == pytest.approx(expected)
     cell["lowest_diverged"] = 0.9 * cell["law"]["lr"]
-  assert "which diverged" in record.text(content)
+  assert "which diverged" in tune_json.text(content)
 
 
 def test_what_a_choice_loses_is_read_off_a_cells_own_runs():

@@ -10,7 +10,7 @@ from synthetic import TRUTH, build
 from scaling import main
 from scaling.laws import chinchilla, sensitivity
 from scaling.laws.tables import conditions, read, runs
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 from scaling.sweep import fit_files
 from train.system import files
 
@@ -198,16 +198,16 @@ def test_a_sweep_fitted_elsewhere_by_another_count_is_reported_as_it_was_fitted(
 ):
   total = type("Total", (Chosen,), {"params": "total", "bootstraps": 100})
   law = fit_files.write_fit(tmp_path, total, str(sweep))
-  found = records.read(tmp_path)
-  np.testing.assert_array_equal(sorted(records.column(found.cells, "N")), sorted(law.runs.N))
-  said = report.terminal(tmp_path)
+  found = sweep_results.read(tmp_path)
+  np.testing.assert_array_equal(sorted(sweep_results.column(found.cells, "N")), sorted(law.runs.N))
+  said = document.terminal(tmp_path)
   assert f"{len(law.runs)} runs, 1 left out" in said
   assert f"alpha = {law.params['alpha']:.4f} [" in said
   record = json.loads((tmp_path / "fit.json").read_text())
   record = {name: x for name, x in record.items() if name not in ("digests", "hash")}
   record["warnings"] = ["mind the gap"]
   files.write_json(tmp_path / "fit.json", files.with_digests(record))
-  assert "\nWarning: mind the gap\n" in report.terminal(tmp_path)
+  assert "\nWarning: mind the gap\n" in document.terminal(tmp_path)
   monkeypatch.setattr(fit_files, "MAX_DRAWN", 10)  # too many to keep: nor is the older copy
   fit_files.write_fit(tmp_path, total, str(sweep))
   assert not (tmp_path / "runs.csv").exists()

@@ -9,7 +9,7 @@ from surfaces import EPOCH, isoflop, noisy, options, random_surface
 
 from scaling import laws, main
 from scaling.laws import chinchilla, questions
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 
 CASES = Path(__file__).parent / "cases"
 
@@ -33,9 +33,9 @@ def test_losses_that_do_not_fall_are_no_law(name, said, tmp_path, capsys):
   assert said in error.strip().splitlines()[-1]
   assert out.startswith("No law yet: undetermined by ")
   assert "tokens/param" not in out
-  record = records.read(tmp_path)
+  record = sweep_results.read(tmp_path)
   assert record.fit["optimum"] == record.optima == []
-  report.write(tmp_path)
+  document.write(tmp_path)
   assert "No law yet" in (tmp_path / "report.md").read_text()
   assert "**No law yet" not in (tmp_path / "report.md").read_text()
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from synthetic import BUDGETS, COMPUTE, HELD, TRUTH, build_several, edit_table
 
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.commands.runs import runs_table
 from scaling.formats import bracket, nats, ratio
 from scaling.laws import chinchilla
 from scaling.progress import Display
-from scaling.report import compare, records, report
+from scaling.report import compare, document, sweep_results
 from scaling.report import comparison as comparison_text
 from scaling.report.figures import arms
 from scaling.sweep import run as sweeps
@@ -32,7 +32,7 @@ TRUTHS = {
 def finished(tmp_path_factory):
   """Three finished sweeps on known surfaces, and their comparison."""
   folder = build_several(tmp_path_factory.mktemp("objectives"), TRUTHS)
-  report.write(folder)
+  document.write(folder)
   return folder
 
 
@@ -57,7 +57,7 @@ def test_each_law_equals_that_of_its_own_sweep(finished):
   assert found["budgets"] == [*BUDGETS, HELD]
   for name in TRUTHS:
     own = json.loads((finished / name / "fit.json").read_text())
-    [sealed] = prediction.read(finished / name)["budgets"]
+    [sealed] = prediction_json.read(finished / name)["budgets"]
     side = found["sweeps"][name]
     for key in ("params", "intervals", "a", "b", "input_hash"):
       assert side[key] == own[key]
@@ -110,7 +110,7 @@ def test_differences_have_the_true_ratio_and_sign(finished):
 
 def test_an_undetermined_law_held_for_no_arm(workdir):
   """As its runs say now, whatever an earlier version wrote of them, or sealed on them."""
-  sweeps, _, numbers = compare.compare_sweeps(records.read(workdir))
+  sweeps, _, numbers = compare.compare_sweeps(sweep_results.read(workdir))
   assert "held for clm, mlm, span" in comparison_text.summary(sweeps, numbers)
 
   def flatten(row):
@@ -118,7 +118,7 @@ def test_an_undetermined_law_held_for_no_arm(workdir):
       row["loss"] = 9 * float(row["C"]) ** -0.05 * (1 + 1e-4 * int(row["size"]))
 
   edit_table(workdir / "span" / "cells.csv", flatten)
-  sweeps, fitted, numbers = compare.compare_sweeps(records.read(workdir))
+  sweeps, fitted, numbers = compare.compare_sweeps(sweep_results.read(workdir))
   assert list(fitted) == ["clm", "mlm"]
   text = comparison_text.summary(sweeps, numbers)
   assert "held for clm, mlm." in text
@@ -138,7 +138,7 @@ def recipes(tmp_path_factory):
 
 
 def gains(folder):
-  _, _, numbers = compare.compare_sweeps(records.read(folder))
+  _, _, numbers = compare.compare_sweeps(sweep_results.read(folder))
   rows = numbers["differences"]
   return {(row["quantity"], row["C"]): row for row in rows if "paired" in row}
 
@@ -205,7 +205,7 @@ def test_two_fits_to_the_same_runs_gain_nothing(recipes, tmp_path):
 
 
 def test_report_says_what_a_recipe_gains(recipes):
-  report.write(recipes)
+  document.write(recipes)
   text, rows = (recipes / "report.md").read_text(), gains(recipes)
   gain, compute = (rows[quantity, HELD] for quantity in ("gain", "compute"))
   sentence = (
@@ -213,7 +213,7 @@ def test_report_says_what_a_recipe_gains(recipes):
     f"reaches that loss at {ratio(compute['value'])} {bracket(compute['interval'], ratio)} times"
   )
   assert sentence in text
-  assert sentence in report.terminal(recipes)
+  assert sentence in document.terminal(recipes)
   assert text.count("| swiglu over gelu |") == len(BUDGETS) + 1
 
 
@@ -222,7 +222,7 @@ def artists(axes, gid):
 
 
 def test_figure_has_a_column_per_objective_and_the_optima_together(finished):
-  sweeps, laws, numbers = compare.compare_sweeps(records.read(finished))
+  sweeps, laws, numbers = compare.compare_sweeps(sweep_results.read(finished))
   axes = arms.arms(sweeps, laws, numbers).axes
   assert len(axes) == 2 * 3 + 3
   assert [a.get_title() for a in axes[:6:2]] == [
@@ -269,14 +269,14 @@ def test_report_gives_the_numbers_and_what_cannot_be_compared(finished):
   assert f"Bold ({marked} of 24)" in text
   assert f"{marked}" == str(text.split("Where they differ")[1].split("Bold")[0].count("]**"))
   assert "data:image/png;base64," in (finished / "report.html").read_text()
-  assert "7.20e12" in report.terminal(finished)
+  assert "7.20e12" in document.terminal(finished)
 
 
 def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   for name in ("fit", "prediction", "verification"):
     (workdir / "mlm" / f"{name}.json").unlink()
   shutil.rmtree(workdir / "span")
-  report.write(workdir)
+  document.write(workdir)
   text, found = (workdir / "report.md").read_text(), comparison(workdir)
   assert "2 of 3 sweeps have no verdict yet" in text
   assert "| mlm (encoder) | 23 of 23 cells are done; nothing is fitted yet. |" in text
@@ -285,7 +285,7 @@ def test_a_sweep_without_a_law_is_named_and_left_out(workdir):
   assert set(found["sweeps"]["mlm"]) == {"complete", "state"}
   assert found["differences"] == []
   assert found["budgets"] == [*BUDGETS, HELD]
-  figure = arms.arms(*compare.compare_sweeps(records.read(workdir)))
+  figure = arms.arms(*compare.compare_sweeps(sweep_results.read(workdir)))
   assert len(figure.axes) == 2 + 3
 
 
@@ -293,7 +293,7 @@ def test_comparison_before_any_sweep_has_begun(workdir):
   for name in TRUTHS:
     shutil.rmtree(workdir / name)
   shutil.rmtree(workdir / "figures")
-  report.write(workdir)
+  document.write(workdir)
   assert "none of 3 sweeps is fitted" in (workdir / "report.md").read_text()
   assert comparison(workdir)["budgets"] == []
   assert not (workdir / "figures").exists()
@@ -343,7 +343,7 @@ def test_two_objectives_are_swept_compared_and_not_swept_again(small, optimized,
     assert (workdir / name / "report.html").exists()
   assert runs_table(workdir).count(" done ") == 2 * (9 + 1)
   assert plan_table(small, workdir, "h100", 0.4).count("9 fit and 1 held-out cells") == 2
-  assert "tokens / parameter" in report.terminal(workdir)
+  assert "tokens / parameter" in document.terminal(workdir)
 
   runs = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/run.json")}
   assert len(runs) == 2 * (9 + 3 + 1)  # cells, trunks, the held-out cell

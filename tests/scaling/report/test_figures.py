@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic import BUDGETS, edit, markdown
 
-from scaling.report import records
+from scaling.report import sweep_results
 from scaling.report.figures import curves, law, profiles, style, table
 
 
@@ -39,7 +39,7 @@ def test_every_figure_is_a_pdf_and_a_png_of_its_column_width(finished):
 
 
 def test_profile_markers_sit_at_the_minima_and_on_their_parabolas(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   axes = profiles.isoflop_profiles(record).axes[0]
   wanted = [(p["minimum_N"], p["minimum_loss"]) for p in record.profiles]
   np.testing.assert_allclose(points(axes, "minimum"), wanted)
@@ -59,7 +59,7 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
     fit["approach2"]["profiles"][0] |= {"inside": False, "minimum_N": None, "minimum_loss": None}
 
   edit(workdir / "fit.json", change)
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   figure = profiles.isoflop_profiles(record)
   axes = figure.axes[0]
   first = record.profiles[0]
@@ -71,7 +71,7 @@ def test_a_profile_without_interior_minimum_says_so(workdir):
 
 
 def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   axes = law.contours(record).axes[0]
   N, D = points(axes, "frontier").T
   _, A, B, alpha, beta = record.law.params.values()
@@ -90,7 +90,7 @@ def test_the_frontier_balances_the_two_terms_of_the_law(workdir):
 
 
 def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   left, right = law.frontier(record).axes
   best = record.optima
   np.testing.assert_allclose(points(left, "N_opt"), [(o["C"], o["N_opt"]) for o in best])
@@ -103,7 +103,7 @@ def test_the_frontier_figure_shows_law_interval_and_rule(workdir):
 
 
 def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   for axes, x in zip(law.residuals(record).axes, "ND", strict=False):
     cells = record.done("fit")
     losses = [record.law.loss(c["N"], c["D"]) for c in cells]
@@ -116,7 +116,7 @@ def test_residuals_are_relative_and_carry_the_sealed_interval(workdir):
 
 
 def test_predicted_vs_trained_has_predictions_on_x(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   axes = law.predicted_vs_trained(record).axes[0]
   held = record.done("heldout")
   sealed = [c["predicted_loss"] for c in record.prediction["cells"]]
@@ -127,7 +127,7 @@ def test_predicted_vs_trained_has_predictions_on_x(workdir):
 
 
 def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   left, right = curves.training_curves(record).axes[:2]
   cells = record.done("fit")
   np.testing.assert_allclose(points(left, "fit"), [(c["D"], c["loss"]) for c in cells])
@@ -147,7 +147,7 @@ def test_training_curves_branch_from_their_trunk_and_end_at_the_evaluation(workd
 
 
 def test_normalised_curves_end_at_one(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   axes = curves.collapse(record).axes[0]
   for kind in ("fit", "heldout"):
     lines = [line.get_xydata() for line in artists(axes, kind)]
@@ -167,7 +167,7 @@ def test_smoothing_keeps_a_level_and_removes_noise():
 
 
 def test_the_sensitivity_figure_has_every_estimator_and_choice_that_gave_a_law(workdir):
-  record = records.read(workdir)
+  record = sweep_results.read(workdir)
   axes = law.sensitivity(record).axes[0]
   labels = [label.get_text() for label in axes.get_yticklabels()]
   stored = record.fit

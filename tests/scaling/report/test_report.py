@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from synthetic import edit, edit_table, markdown, params_of
 
 from scaling.formats import si
-from scaling.report import records, render, report
+from scaling.report import document, render, sweep_results
 from scaling.report.figures import style, table
 from train.system import files
 
@@ -73,18 +73,18 @@ def test_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   text = (finished / "report.md").read_text()
   verdict = json.loads((finished / "verification.json").read_text())["verdict"]
   assert text.split("\n\n")[1] == f"**{verdict}**"
-  assert records.read(finished).headline == verdict
-  fit = records.read(finished).fit
+  assert sweep_results.read(finished).headline == verdict
+  fit = sweep_results.read(finished).fit
   low, high = fit["intervals"]["alpha"]
   assert f"| alpha | {fit['params']['alpha']:.4f} | [{low:.4f}, {high:.4f}] |" in text
   assert "| cost of 20 tokens per parameter [nats/token] | +0.0012 |" in text
   assert f"| 5 | {si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
   assert "--config.sweep.sizes='(1, 3, 5, 8, 11)'" in text or "'--config.sweep.sizes=(1, 3" in text
   assert "c0ffee12" in text
-  spent = sum(c["flops_spent"] for c in records.read(finished).cells)
+  spent = sum(c["flops_spent"] for c in sweep_results.read(finished).cells)
   assert f"{spent:.2e}".replace("e+", "e") in text
   assert f"{spent / 8.64e19:.2e}" in text
-  lines = report.terminal(finished).splitlines()
+  lines = document.terminal(finished).splitlines()
   table = [line for line in lines if "[" in line and "*" in line]
   assert len({line.index("[") for line in table}) <= 2
 
@@ -99,8 +99,8 @@ def test_excluded_cells_are_named_with_their_reason(workdir):
   assert "| `fit-s5-blown-up` | diverged |" in text
   assert f"| `{name}` | failed: out of memory |" in text
   (workdir / "prediction.json").unlink()  # it rests on that run
-  assert name in report.terminal(workdir)
-  assert len(records.read(workdir).done("fit")) == 35
+  assert name in document.terminal(workdir)
+  assert len(sweep_results.read(workdir).done("fit")) == 35
 
 
 @pytest.mark.parametrize(("floor", "said"), [(1.15, "None of 42"), (2.2, "`heldout-1.0` (2.14")])
@@ -136,7 +136,7 @@ def test_report_of_a_partial_sweep_names_what_is_missing(
   for name in ("sweep.json", "cells.csv", "fit.json", "prediction.json", "verification.json"):
     if name not in left:
       (workdir / name).unlink()
-  report.write(workdir)
+  document.write(workdir)
   text = (workdir / "report.md").read_text()
   given = {"curves"}  # the training curves are there
   given |= {"runs", "times"} if "cells.csv" in left else set()
@@ -160,39 +160,39 @@ def test_report_before_anything_has_trained(workdir):
   edit_table(workdir / "cells.csv", lambda row: row.update(blank))
   for name in ("fit.json", "prediction.json", "verification.json"):
     (workdir / name).unlink()
-  assert report.write(workdir).exists()
-  assert "0 of 43 cells are done" in records.read(workdir).headline
+  assert document.write(workdir).exists()
+  assert "0 of 43 cells are done" in sweep_results.read(workdir).headline
 
 
 def test_broken_and_missing_folders_are_one_line_errors(tmp_path):
   with pytest.raises(ValueError, match="no such folder") as error:
-    report.write(tmp_path / "nowhere")
+    document.write(tmp_path / "nowhere")
   assert "\n" not in str(error.value)
   (tmp_path / "fit.json").write_text('{"params": ')
   with pytest.raises(ValueError, match=r"fit\.json") as error:
-    records.read(tmp_path)
+    sweep_results.read(tmp_path)
   assert "\n" not in str(error.value)
 
 
 def test_n_and_c_are_counted_as_the_fit_counts_them(workdir):
-  before = records.read(workdir).done("fit")[0]
+  before = sweep_results.read(workdir).done("fit")[0]
   edit(workdir / "fit.json", lambda fit: fit.pop("counting"))  # nothing is fitted yet
   planned, fitted = {"params": "body", "flops": "exact"}, {"params": "total", "flops": "6nd"}
   edit(workdir / "sweep.json", lambda sweep: sweep["config"]["fit"].update(planned))
-  after = records.read(workdir).done("fit")[0]
+  after = sweep_results.read(workdir).done("fit")[0]
   assert after["N"] == before["params_body"] < before["N"]
   assert after["C"] == before["C"]
   edit(workdir / "fit.json", lambda fit: fit.update(counting=fitted))  # fitted again, otherwise
-  after = records.read(workdir).done("fit")[0]
+  after = sweep_results.read(workdir).done("fit")[0]
   assert after["N"] == before["params_total"] > before["N"]
   assert after["C"] == pytest.approx(6 * before["params_total"] * before["D"])
   edit(workdir / "fit.json", lambda fit: fit.update(counting={"params": "given"}))
-  assert records.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
+  assert sweep_results.read(workdir).done("fit")[0]["N"] == before["N"]  # anyone's runs
 
 
 def test_report_bytes_depend_on_the_records_alone(finished, workdir):
-  command = "import sys; from scaling.report import report; report.write(sys.argv[1])"
-  root = Path(report.__file__).parents[2]
+  command = "import sys; from scaling.report import document; document.write(sys.argv[1])"
+  root = Path(document.__file__).parents[2]
   environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
   subprocess.run(
     [sys.executable, "-c", command, str(workdir)], check=True, cwd=root, env=environment
@@ -204,11 +204,10 @@ def test_report_bytes_depend_on_the_records_alone(finished, workdir):
 
 
 def test_report_has_estimators_choices_influence_and_decisions(workdir):
-  text, fit_json = markdown(workdir), records.read(workdir).fit
+  text, fit_json = markdown(workdir), sweep_results.read(workdir).fit
   for row in fit_json["estimators"]["rows"]:
-    line = next(
-      x for x in text.splitlines() if x.startswith(f"| {records.ESTIMATORS[row['estimator']]} |")
-    )
+    label = sweep_results.ESTIMATORS[row["estimator"]]
+    line = next(x for x in text.splitlines() if x.startswith(f"| {label} |"))
     assert (f"{row['a']:.3f}" if row["a"] else row["reason"]) in line
   for row in fit_json["choices"]:
     assert f"| {row['choice']} {row['value']}".strip() in text
@@ -228,14 +227,14 @@ def test_report_has_estimators_choices_influence_and_decisions(workdir):
 def test_parameters_of_any_order_of_magnitude_are_in_three_digits():
   fit = {"form": "kaplan_nd", "a": 0.4, "b": 0.6, "intervals": {"N_c": [1.2e-7, 4.5e34]}}
   fit["params"] = {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.103}
-  rows = {name: (value, ends) for name, value, ends in records.parameters(fit)}
+  rows = {name: (value, ends) for name, value, ends in sweep_results.parameters(fit)}
   assert rows["N_c"] == ("8.8e+13", "[1.2e-07, 4.5e+34]")
   assert rows["alpha_N"] == ("0.0760", "–")
   assert rows["a"] == ("0.4000", "–")
 
 
 def test_terminal_is_short_and_has_the_decisions(workdir):
-  lines = report.terminal(workdir).splitlines()
+  lines = document.terminal(workdir).splitlines()
   assert len(lines) < 45
   asked = [i for i, line in enumerate(lines) if line.startswith("Asked: ")]
   assert len(asked) == 4
@@ -244,7 +243,7 @@ def test_terminal_is_short_and_has_the_decisions(workdir):
 
 def test_estimators_that_disagree_are_named(workdir):
   """The envelope of constant-rate trunks is not that of finished runs: their a differs."""
-  found = records.read(workdir).fit["estimators"]["disagreement"]
+  found = sweep_results.read(workdir).fit["estimators"]["disagreement"]
   apart = [row for row in found if row["intervals_overlap"] is False]
   text = markdown(workdir)
   assert text.count("**They disagree** on ") == len(apart) > 0
@@ -254,7 +253,7 @@ def test_estimators_that_disagree_are_named(workdir):
 def test_many_excluded_cells_are_counted_not_listed(workdir):
   many = [{"id": f"line {i}", "reason": "exclude loss > 4"} for i in range(5000)]
   edit(workdir / "fit.json", lambda stored: stored.update(excluded=many))
-  text = report.terminal(workdir)
+  text = document.terminal(workdir)
   assert "and 4,981 more" in text
   assert text.count("exclude loss > 4") == 19
 
@@ -268,10 +267,10 @@ def test_runs_of_a_table_have_figures_and_no_sweep(workdir):
   missing = next(line for line in text.splitlines() if line.startswith("**Incomplete.**"))
   assert missing.count("figure training_curves (there are no training curves)") == 1
   assert "## Cost" not in text
-  assert records.read(workdir).lacks("runs", "times") == ""
+  assert sweep_results.read(workdir).lacks("runs", "times") == ""
   edit_table(workdir / "runs.csv", lambda row: row.update(seconds=""))  # as `fit --runs` leaves it
-  assert records.read(workdir).lacks("runs", "times") == "no cell has a wall time"
-  report.draw(workdir)
+  assert sweep_results.read(workdir).lacks("runs", "times") == "no cell has a wall time"
+  document.draw(workdir)
   drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
   of_times = {name for name, figure in table.FIGURES.items() if "times" in figure.needs}
   absent = {"training_curves", "collapse", "validation_sets", "forecast_error"} | of_times

@@ -10,7 +10,7 @@ from synthetic import BUDGETS, COMPUTE, TRUTH, build, edit_table, markdown
 from configs import base
 from scaling.laws import chinchilla
 from scaling.laws.tables import read
-from scaling.report import records
+from scaling.report import sweep_results
 from scaling.report.figures import law
 from scaling.sweep import checks, fit_files
 
@@ -64,9 +64,9 @@ def test_the_response_of_the_fit_is_chosen_by_name(fitted):
     for key in ("alpha", "beta", "E"):
       low, high = fit["intervals"][key]
       assert low < getattr(truth, key) < high
-    cells = records.read(fitted[name]).done("fit")
+    cells = sweep_results.read(fitted[name]).done("fit")
     expected = [chinchilla.loss(truth, c["N"], c["D"]) for c in cells]
-    np.testing.assert_allclose(records.column(cells, "loss"), expected, rtol=0.01)
+    np.testing.assert_allclose(sweep_results.column(cells, "loss"), expected, rtol=0.01)
   assert stored(fitted[""])["input_hash"] != stored(fitted["books"])["input_hash"]
   assert "in nats per token on `books`, fitted to" in markdown(fitted["books"])
 
@@ -93,7 +93,7 @@ def test_each_set_has_the_law_that_it_has_alone(fitted):
 
 
 def test_the_figure_has_the_losses_and_the_law_of_each_set(fitted):
-  record = records.read(fitted["books"])
+  record = sweep_results.read(fitted["books"])
   axes = law.validation_sets(record).axes[0]
   lines = {line.get_gid(): line.get_xydata() for line in axes.lines}
   cells = record.done("fit", "heldout")
@@ -109,7 +109,7 @@ def test_the_figure_has_the_losses_and_the_law_of_each_set(fitted):
 
 def test_a_sweep_of_one_set_has_no_such_section(workdir):
   assert "each validation set" not in markdown(workdir)
-  assert "several validation sets" in records.read(workdir).lacks("sets")
+  assert "several validation sets" in sweep_results.read(workdir).lacks("sets")
 
 
 def test_an_unknown_response_is_refused_with_those_there_are(folder):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from scaling.progress import Display
-from scaling.report import records, report
+from scaling.report import document, sweep_results
 from scaling.sweep import run as sweeps
 
 
@@ -53,7 +53,7 @@ def test_a_sweep_is_judged_by_the_loss_on_the_set_that_is_chosen(config, optimiz
   assert verdict["budgets"][0]["trained_loss"] == float(held["loss_same"])
   assert "## The law of each validation set" in (workdir / "report.md").read_text()
   assert (workdir / "figures" / "validation_sets.pdf").exists()
-  assert records.read(workdir).headline in report.terminal(workdir)
+  assert sweep_results.read(workdir).headline in document.terminal(workdir)
 
   config.data.evaluate.more = config.data.evaluate.capitals
   with pytest.raises(ValueError, match="sealed sweep with data.evaluate.more=None"):

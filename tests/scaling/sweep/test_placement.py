@@ -122,7 +122,7 @@ class Compilers:
     for task in tasks:
       if not task.done():
         task.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(task.record, {"status": "done", "microbatches": 1, **self.needs})
+        files.write_json(task.path, {"status": "done", "microbatches": 1, **self.needs})
     return {}
 
 

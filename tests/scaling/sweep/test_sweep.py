@@ -13,7 +13,7 @@ import tiny_sweep
 import written
 from tiny_sweep import table
 
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.launch import child
 from scaling.sweep import store
 
@@ -146,7 +146,7 @@ def test_its_time_is_split_into_parts_that_add_up(swept):
 
 def test_prediction_was_sealed_before_its_test(swept):
   workdir, *_ = swept
-  sealed = prediction.read(workdir)
+  sealed = prediction_json.read(workdir)
   modified = (workdir / "prediction.json").stat().st_mtime
   fitted = json.loads((workdir / "fit.json").read_text())
   assert sealed["input_hash"] == fitted["input_hash"]

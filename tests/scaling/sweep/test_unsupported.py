@@ -5,7 +5,7 @@ import json
 import pytest
 import written
 
-from scaling.report import records
+from scaling.report import sweep_results
 from scaling.sweep import probe
 
 
@@ -29,13 +29,13 @@ def test_a_largest_budget_that_diverged_leaves_too_narrow_a_design(config, tmp_p
   _, _, error = written.begin(config, tmp_path, monkeypatch, **{"c4.00e09": "diverged"})
   refused(error, tmp_path)
   assert "all runs are within 4x in C" in str(error)
-  assert "none of the 3 runs of the largest budget trained" in records.read(tmp_path).headline
+  assert "none of the 3 runs of the largest budget trained" in sweep_results.read(tmp_path).headline
 
 
 def test_a_largest_budget_that_diverged_stands_in_the_headline(config, tmp_path, monkeypatch):
   config.sweep.budgets = (4e8, 8e8, 2.4e9, 4e9)
   assert not written.begin(config, tmp_path, monkeypatch, **{"fit_s0._c4.00e09": "diverged"})[2]
-  headline = records.read(tmp_path).headline
+  headline = sweep_results.read(tmp_path).headline
   assert ": at 1.20e+10 FLOPs the loss at the optimum was predicted as " in headline
   assert "Warning: none of the 3 runs of the largest budget trained" in headline
 
@@ -57,11 +57,11 @@ def test_a_probe_that_stops_at_its_edge_is_said(config, tmp_path, monkeypatch):
   assert said.count("Warning: the best learning rate probed at size 1, ") == 1
   (row,) = json.loads((tmp_path / "sweep.json").read_text())["lr_rule"]["probes"]
   assert row["at_edge"]
-  headline = records.read(tmp_path).headline
+  headline = sweep_results.read(tmp_path).headline
   assert f"Warning: the best learning rate probed at size 1, {row['lr']:.2e}, is at" in headline
 
 
 def test_what_is_supported_has_no_warning(config, tmp_path, monkeypatch):
   said, _, error = written.begin(config, tmp_path, monkeypatch)
   assert error is None
-  assert "Warning" not in said + records.read(tmp_path).headline
+  assert "Warning" not in said + sweep_results.read(tmp_path).headline

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import base, ladders, large
-from scaling.targets import layouts, report
+from scaling.targets import layouts, summary
 
 ROOT = Path(__file__).parents[3]
 LARGE = Path(large.__file__)
@@ -127,14 +127,14 @@ def test_without_a_memory_nothing_is_said_about_what_fits(isoflop):
 
 def test_a_sweep_has_a_row_for_each_size():
   c = base.get_config()
-  assert not report.is_sweep(c)
+  assert not summary.is_sweep(c)
   c.sweep.sizes, c.sweep.probe_sizes = (2, 9), (5,)
   c.data.batch_size = c.train.eval_batch_size = 64
-  assert report.is_sweep(c)
-  text = report.sweep_memory(c, 64, "80GiB")
+  assert summary.is_sweep(c)
+  text = summary.sweep_memory(c, 64, "80GiB")
   rows = [line.split() for line in text.splitlines() if line.endswith("yes")]
   assert [row[0] for row in rows] == ["2", "5", "9"]
-  text = report.sweep_memory(c, 64, "2MiB")
+  text = summary.sweep_memory(c, 64, "2MiB")
   assert "size 9:" in text
 
 

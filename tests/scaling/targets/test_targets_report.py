@@ -8,7 +8,7 @@ import pytest
 
 from configs import base, large
 from scaling.sweep.design import designs
-from scaling.targets import catalog, compiled, layouts, report
+from scaling.targets import catalog, compiled, layouts, summary
 from train import record
 
 LARGE = Path(large.__file__)
@@ -119,13 +119,13 @@ def test_a_sweep_is_every_size_of_its_plan(compiler, make_tiny):
   config.sweep.sizes, config.sweep.budgets = (0, 1, 2), (2e9, 4e9)
   config.sweep.probe_sizes, config.data.max_epochs = (0,), 1000.0
   config.optim.warmup_tokens = 0
-  report.target_report(config, "h100", None)
+  summary.target_report(config, "h100", None)
   ((_, design),) = designs(config, None)
   cells = design.cells
   assert [task.case for task in compiler[0]] == [
     f"size {size}" for size in sorted({cell.size for cell in cells})
   ]
-  planned = [*report.plan_cases(config, None, catalog.parse("h100"))]
+  planned = [*summary.plan_cases(config, None, catalog.parse("h100"))]
   assert sum(case.evaluations for case in planned) == len(cells)
   spent = sum(cell.flops_spent for cell in cells)
   flops = {cell.size: cell.flops_per_token * cell.tokens_per_step for cell in cells}

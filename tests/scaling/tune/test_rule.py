@@ -6,7 +6,7 @@ from rate_grids import SIZES, make_table
 
 from configs import base
 from configs.errors import ConfigError
-from scaling.laws.rates import grid, optimum, record
+from scaling.laws.rates import grid, optimum, tune_json
 from scaling.sweep import plan
 from scaling.tune import rule
 from scaling.tune import run as tune_run
@@ -18,7 +18,7 @@ SHIFT = {"lr": (1.0, -0.6, 0.2), "batch": (-1.5, -0.1, 0.6)}  # of batches of 16
 @pytest.fixture
 def tuned():
   table = make_table(tokens=(1e6, 3e6, 1e7), coefficients=SHIFT, noise=0.002)
-  return record.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
+  return tune_json.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from surfaces import EPOCH, isoflop, options, problem_of
 from scaling import laws, main
 from scaling.laws import chinchilla, fit_json, solve
 from scaling.laws.intervals import misfit
-from scaling.report import records
+from scaling.report import sweep_results
 
 MIDDLE = 5e8  # parameters, at which the losses of both forms are one
 
@@ -76,7 +76,7 @@ def test_runs_far_from_the_optimum_are_left_out_where_they_bend_the_law(tmp_path
   assert main.main(["fit", *arguments, "--config.fit.bootstraps=100"]) == 0
   left_out = len(n) - len(bent.runs)
   assert f"Warning: {left_out} runs were left out: their {misfit.FAR}" in capsys.readouterr().out
-  assert f"{left_out} runs were left out" in records.read(folder).headline
+  assert f"{left_out} runs were left out" in sweep_results.read(folder).headline
   choices = {row["choice"]: row for row in json.loads((folder / "fit.json").read_text())["choices"]}
   assert choices["as chosen"]["n_runs"] == len(bent.runs)
   assert choices["runs far from the optimum"]["n_runs"] == len(n)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from scaling.claims import prediction
+from scaling.claims import prediction_json
 from scaling.formats import bracket, flops, nats, ratio, si
 from scaling.laws.chinchilla import Compute
 from scaling.laws.forms import FORMS
@@ -33,7 +33,7 @@ Cell = dict[str, Any]  # a row of cells.csv: text as text, numbers as float, bla
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Results:
   """The files of a sweep's folder; one that is missing is an empty dict or list."""
 
   workdir: Path
@@ -196,7 +196,7 @@ class Record:
     return next((reason for present, reason in (checks[need] for need in needs) if not present), "")
 
 
-def read(workdir: str | Path) -> Record:
+def read(workdir: str | Path) -> Results:
   """Reads the files of a sweep, of which any may be missing.
 
   N, C and loss of a sweep's cells are those of the fit, and before it as the config says.
@@ -206,7 +206,7 @@ def read(workdir: str | Path) -> Record:
     raise DataError(f"workdir={str(workdir)!r}: no such folder; run `isoflop sweep` first")
   names = ("sweep", "fit", "verification")
   parts = {name: files.read_record(workdir / f"{name}.json") or {} for name in names}
-  parts["prediction"] = prediction.read(workdir) or {}
+  parts["prediction"] = prediction_json.read(workdir) or {}
   if "trained_loss" in (old := parts["verification"]):  # of version 2, which was of one budget
     held = old.get("held", old.get("inside"))
     parts["verification"] = old | {"budgets": [old], "held": held}
@@ -221,7 +221,7 @@ def read(workdir: str | Path) -> Record:
   cells = cells or _read_table(workdir / "runs.csv")
   for cell in cells:
     cell["tokens_per_param"] = cell["D"] / cell["N"]
-  return Record(workdir, cells, **parts)
+  return Results(workdir, cells, **parts)
 
 
 def _read_table(path: Path) -> list[Cell]:
