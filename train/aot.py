@@ -100,12 +100,9 @@ def fit_to_devices(
 ) -> tuple[ConfigDict, Needs | None]:
   """Halves microbatches until a resolved config's run fits; returns that config and its needs.
 
-  Args:
-    config: with `sharding.halve_microbatches` off the microbatches stay.
-    vocab_size: V of the tokenizer.
-    sharing: as in `available`.
-    near: share of the memory below which the arithmetic is believed: nothing is compiled, and
-      instead of the needs there is None.
+  With `sharding.halve_microbatches` off they stay. `sharing` is as in `available`. Where the
+  arithmetic says that it takes less than a share `near` of the memory, nothing is compiled, and
+  instead of the needs there is None.
   """
   predicted = device_bytes(config, vocab_size, len(jax.devices()))["total"]
   if predicted < near * available(config, sharing):

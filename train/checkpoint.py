@@ -178,9 +178,7 @@ class Checkpoints:
 
     They are those that its optimizer updated: in float32, if the checkpoint has both.
 
-    Args:
-      step: one of `steps()`.
-      place: given nested dicts of shapes and types, says where each lies.
+    `place`, given nested dicts of shapes and types, says where each lies.
 
     Raises:
       As `restore` does.

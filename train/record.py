@@ -45,11 +45,6 @@ class Size:
     return self.steps * self.tokens_per_step
 
   @property
-  def predicted(self) -> float:
-    """Tokens predicted."""
-    return self.predicted_per_token * self.tokens
-
-  @property
   def flops(self) -> float:
     """C, exact."""
     return self.flops_per_token * self.tokens
@@ -133,7 +128,7 @@ def describe(config: ConfigDict, tokens: dataset.TokenData, device_kind: str) ->
   size = dataclasses.replace(size, steps=min(config.train.stop_at_step or scheduled, scheduled))
   return describe_model(config, size) | {
     "D": size.tokens,
-    "D_predicted": round(size.predicted),
+    "D_predicted": round(size.predicted_per_token * size.tokens),
     "C": size.flops,
     "C_6nd": 6.0 * size.n_params * size.tokens,
     "steps": size.steps,

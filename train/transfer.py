@@ -53,9 +53,11 @@ def find(config: ConfigDict, data: dict) -> Parent:
   theirs = record["data"]
   hashes = "", data.get("tokenizer", theirs["tokenizer"])  # "": an import that came without one
   if theirs["tokenizer"] not in hashes or theirs["vocab_size"] != data["vocab_size"]:
+    file = folder / "tokenizer.json"
+    name = f"file:{file}" if file.is_file() else record["config"]["data"]["tokenizer"]
     raise UsageError(
       f"{where}: has other tokens, of {theirs['vocab_size']:,} ids, than data.tokenizer="
-      f"{config.data.tokenizer!r}, of {data['vocab_size']:,}; {_tokenizer_remedy(folder, record)}"
+      f"{config.data.tokenizer!r}, of {data['vocab_size']:,}; set data.tokenizer={name!r}"
     )
   old = ladders.resolve(base.from_json(record["config"], where))
   ids, old_ids = (registry.special_ids(c, data["vocab_size"]) for c in (config, old))
@@ -63,12 +65,6 @@ def find(config: ConfigDict, data: dict) -> Parent:
   parent = Parent(folder, old, where, np.array([*range(data["vocab_size"]), *special_rows]))
   _check_model(parent, config, data["vocab_size"])
   return parent
-
-
-def _tokenizer_remedy(folder: Path, record: dict) -> str:
-  file = folder / "tokenizer.json"
-  name = f"file:{file}" if file.is_file() else record["config"]["data"]["tokenizer"]
-  return f"set data.tokenizer={name!r}"
 
 
 def _check_model(parent: Parent, config: ConfigDict, vocab_size: int) -> None:

@@ -196,11 +196,8 @@ def cheapest(
     low, high = np.where(rising, low, middle), np.where(rising, middle, high)
   n, d, _ = at((low + high) / 2)
   reached = np.isfinite(room)
-  return Optimum(
-    N=np.where(reached, n, np.inf),
-    D=np.where(reached, d, np.inf),
-    loss=np.where(reached, loss, np.nan),
-  )
+  n, d = (np.where(reached, x, np.inf) for x in (n, d))
+  return Optimum(n, d, np.where(reached, loss, np.nan))
 
 
 def effective(unique: ArrayLike, used: ArrayLike, decay: float) -> np.ndarray:
@@ -301,11 +298,8 @@ def cheapest_constrained(
   n = np.exp(lowest_interior(cost, np.log(base) - 20, np.log(base) + 20))
   n, d = n[..., 0], tokens(n)[..., 0]
   few = unique < free.D
-  return Optimum(
-    N=np.where(reached, np.where(few, n, free.N), np.inf),
-    D=np.where(reached, np.where(few, d, free.D), np.inf),
-    loss=np.where(reached, loss, np.nan),
-  )
+  n, d = (np.where(reached, np.where(few, *x), np.inf) for x in ((n, free.N), (d, free.D)))
+  return Optimum(n, d, np.where(reached, loss, np.nan))
 
 
 # For the solver: theta = (E, log A, log B, alpha, beta), with E, A and B the three shares of the

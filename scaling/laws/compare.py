@@ -26,11 +26,8 @@ def compare_forms(
 ) -> list[dict[str, Any]]:
   """Measures how well each form, fitted to the runs up to each budget, predicts those above.
 
-  Args:
-    runs: the runs; forms of more than N, D and C find the rest in `runs.extra`. Of more than 2,000,
-      a random part.
-    forms: names out of `forms.FORMS`.
-    delta: Huber's threshold on log loss.
+  Forms, of `forms.FORMS`, of more than N, D and C find the rest in `runs.extra`. Of more than
+  2,000 runs a random part counts. `delta` is Huber's threshold on log loss.
 
   Returns:
     Per form and budget: `form`, `C` (the budget), `fitted` and `heldout` (numbers of runs),

@@ -177,9 +177,7 @@ def law_json(fit: Fit) -> dict[str, Any]:
 def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
   """Makes the content of fit.json: the law, its intervals, its optima, how it was fitted.
 
-  Args:
-    fit: the fit.
-    curves: training curves, for Approach 1 among the estimators.
+  `curves` are training curves, for Approach 1 among the estimators.
   """
   options = fit.options
   approach2 = isoflop_profiles(fit.runs, fit.compute)
@@ -194,14 +192,9 @@ def to_json(fit: Fit, curves: Sequence[Curve] | None = None) -> dict[str, Any]:
     "excluded": [{"id": name, "reason": reason} for name, reason in fit.runs.excluded],
     "filters": list(fit.runs.filters),
     "input_hash": input_hash(fit.runs),
-    "counting": {
-      "params": fit.runs.params,
-      "flops": fit.runs.flops,
-      "loss": fit.runs.loss_on,
-    },  # fmt: skip
+    "counting": {"params": fit.runs.params, "flops": fit.runs.flops, "loss": fit.runs.loss_on},
     **{name: getattr(options, name) for name in OPTIONS},
     "known_E": options.E,
-    "form": fit.form,
     "convergence": dict(fit.convergence),
     "warnings": _warnings(fit, approach2["profiles"]),
     "residual_sd": float(np.sqrt(np.sum(fit.residuals**2) / fit.freedom)),

@@ -146,13 +146,7 @@ def choose(
   what it tells, by what it tells for its cost, and for the root of it; the best list is returned. A
   candidate is taken once.
 
-  Args:
-    start: what is known so far.
-    N: parameters of the candidates [m].
-    D: their tokens [m].
-    cost: of each [FLOPs, m].
-    budget: of all that are chosen [FLOPs].
-    most: how many are chosen.
+  `N`, `D` and `cost` [FLOPs] are of the candidates [m]; `most` are chosen.
 
   Returns:
     (candidate, SD once it is trained too over the SD at the start), in the order of their choice.

@@ -13,7 +13,7 @@ import numpy as np
 from configs.errors import UsageError
 from scaling.formats import pf_days
 from scaling.laws import chinchilla
-from scaling.laws.chinchilla import Chinchilla, Optimum
+from scaling.laws.chinchilla import Optimum
 from scaling.laws.fitted import Fit
 from scaling.laws.intervals.bootstrap import FEWEST_DRAWS, interval
 from scaling.laws.intervals.predictions import (
@@ -99,10 +99,7 @@ def parse_run(text: str) -> tuple[float, float]:
 def answers(fit: Fit, questions: Questions, tokens_per_param: float = 20.0) -> list[dict[str, Any]]:
   """Answers each question by a decision, with intervals; JSON of plain numbers.
 
-  Args:
-    fit: the law.
-    questions: what is asked.
-    tokens_per_param: the rule of thumb to compare with.
+  `tokens_per_param` is the rule of thumb to compare with.
 
   Returns:
     Decisions: the question, the answer's row, rows to compare it with, how far it extrapolates.
@@ -269,14 +266,9 @@ def _epochs(D: np.ndarray, unique: float) -> dict[str, Any]:
   return {"epochs": epochs, "worth": worth}
 
 
-def _laws(fit: Fit) -> tuple[Chinchilla, Chinchilla]:
-  """Returns the law and its draws as Chinchilla's parameters."""
-  return fit.law.numbers, fit.draws.numbers
-
-
 def _reaching_on_few(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   """Makes the rows of the least compute that reaches a loss, on few data and on any number."""
-  law, draws = _laws(fit)
+  law, draws = fit.law.numbers, fit.draws.numbers
   unique, floor = q.max_tokens, chinchilla.least_loss(law, q.max_tokens, fit.compute)
   if q.loss <= floor:
     raise UsageError(
@@ -301,7 +293,7 @@ def _constrained(fit: Fit, q: Questions) -> list[dict[str, Any]]:
   Beyond the `chinchilla.saturation` of so few data it is the model that saturates them: the loss of
   larger ones differs by rounding.
   """
-  law, draws = _laws(fit)
+  law, draws = fit.law.numbers, fit.draws.numbers
   C, unique = q.flops, q.max_tokens
   enough = min(C, float(chinchilla.saturation(law, unique, fit.compute)))
 

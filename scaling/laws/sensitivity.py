@@ -28,9 +28,7 @@ DELTAS = {"1e-2": 1e-2, "1e-3": 1e-3, "LAD": LEAST_ABSOLUTE, "MSE": LEAST_SQUARE
 def jackknife(fit: Fit, C: float | None = None) -> list[dict[str, Any]]:
   """Measures how the fit moves without each run, the most influential run first.
 
-  Args:
-    fit: the fit.
-    C: budget at which N_opt is looked at [FLOPs]; by default the largest.
+  `C` is the budget at which N_opt is looked at [FLOPs]; by default the largest.
 
   Returns:
     Per run its id, N, D and loss, a and N_opt without it, how far that moves them (`a_shift`;

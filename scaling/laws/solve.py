@@ -20,11 +20,8 @@ from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
 from configs.floor import UNKNOWN, Floor
-from scaling.laws import chinchilla
 from scaling.laws.derivatives import by_jax
 from scaling.laws.forms import FLAGS, MAD, Derivatives, Form, draw_starts, robust_scale
-
-BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
 STEPS = 200  # at most, from each start
 STARTS = 48  # of a form without a grid of its own
@@ -95,11 +92,10 @@ class Problem:
     return delta / self.units["L"] if self.raw else delta
 
   @property
-  def derivatives(self) -> Any:
+  def derivatives(self) -> Derivatives:
     """The form's `Derivatives`: by hand, or compiled."""
-    if hand := BY_HAND.get(self.form.name, self.form.derivatives):
-      return hand
-    return Derivatives(*by_jax(self.form.loss, tuple(self.form.kinds.items())))
+    compiled = self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
+    return Derivatives(*compiled)
 
   def subset(self, index: np.ndarray) -> "Problem":
     """Selects the runs at some positions [m]."""
@@ -264,13 +260,8 @@ def minimise(
   sum |r|, whose kinks trap descent; so each start first meets a wide Huber threshold, which shrinks
   to delta as it settles.
 
-  Args:
-    problem: a form and n runs.
-    weights: how often each run counts [S, n].
-    theta: starts [S, p], as they move.
-    delta: Huber's threshold, in the residuals' unit.
-    max_steps: at most so many.
-    shift: of the residuals of each start [S, n], taken from them; None: 0.
+  Of each start, `weights` [S, n] are how often each run counts, and `shift` [S, n] is taken from
+  the residuals; theta [S, p] are parameters as they move, delta is in the residuals' unit.
 
   Returns:
     One local minimum per start. It has converged when the cost is convex there and a full Newton
@@ -339,8 +330,8 @@ def ends_of_starts(problem: Problem, delta: float, counts: np.ndarray) -> list[S
   if n > MANY:
     part = np.random.default_rng(0).choice(n, MANY, replace=False)
     some = problem.subset(part)
-  if make := getattr(BY_HAND.get(problem.form.name), "starts", problem.form.starts):
-    starts = make(some.logs, some.y)
+  if problem.form.starts:
+    starts = problem.form.starts(some.logs, some.y)
   else:
     starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
   size, solutions = len(starts), list[Solution]()

@@ -100,9 +100,12 @@ def _read(workdir: str | Path) -> Results:
 
 def draw(workdir: str | Path) -> None:
   """Writes the figures that the folder of one sweep allows."""
-  from scaling.report.figures import table
+  from scaling.report.figures import style, table
 
-  table.draw_all(sweep_results.read(workdir))
+  results = sweep_results.read(workdir)
+  for name, figure in table.FIGURES.items():
+    if not results.lacks(*figure.needs):
+      style.draw_figure(results.workdir / "figures", name, figure.draw, results)
 
 
 def assemble(results: Results, outline: Iterable[tuple[str, list[Part]]] = ()) -> list[Block]:

@@ -43,15 +43,9 @@ def write_fit(
   Where the runs do not identify it, an earlier fit.json is removed; what runs along one line do
   tell is written to line.json.
 
-  Args:
-    workdir: the folder to write to; a sweep's, if `path` is "".
-    options: `config.fit`.
-    path: a table of runs, or another sweep's folder; this and the next three are `read_runs`'.
-    columns: names that differ.
-    where: conditions that every run meets.
-    exclude: conditions that no run meets.
-    questions: about the law, to be answered in fit.json.
-    compare_forms: whether other forms are held against it, by held-out error; up to a minute.
+  `path` is a table of runs, or another sweep's folder; "": the workdir is a sweep's. It and the
+  next three are as `read_runs` has them. `compare_forms` holds other forms against the law, by
+  held-out error, which takes up to a minute.
   """
   if path and (workdir / "sweep.json").exists():
     raise UsageError(f"workdir={workdir}: holds a sweep; fit --runs={path} in another workdir")

@@ -66,15 +66,10 @@ def resample(
 ) -> solve.Solution:
   """Fits a form to resamples of the runs, drawn with replacement.
 
-  Args:
-    problem: the form and the n runs.
-    runs: the runs.
-    theta: the fit to all of them [p].
-    delta: Huber's threshold, in the residuals' unit.
-    size: number of resamples R.
-    seed: of the resampling.
-    resampling: pairs (n of all runs), or auto: pairs less what their clusters have in common
-      (`clusters.estimate`), which is drawn anew; of more than `clusters.MOST` clusters, whole ones.
+  `theta` is the fit to all of them [p], `delta` in the residuals' unit, `size` the number of
+  resamples R. `resampling` is pairs (n of all runs), or auto: pairs less what their clusters have
+  in common (`clusters.estimate`), which is drawn anew; of more than `clusters.MOST` clusters,
+  whole ones.
 
   Returns:
     R fits. Resamples with fewer than 3 values of a variable that has more are redrawn, and fits
@@ -100,7 +95,7 @@ def _resample(problem, runs, theta, delta, size, seed, resampling) -> solve.Solu
   effects = estimate_effects(problem, theta, runs) if levels else None
   if few(runs):
     return _student(problem, theta, size, rng, effects)
-  if len(runs) > (solve.MANY if problem.form.name in solve.BY_HAND else MANY_BY_JAX):
+  if len(runs) > (solve.MANY if problem.form.derivatives else MANY_BY_JAX):
     return _sandwich(problem, theta, delta, size, rng, levels)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
   whole = levels[0].group if levels and levels[0].group.max() >= clusters.MOST else None

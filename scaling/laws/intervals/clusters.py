@@ -124,10 +124,7 @@ def estimate(slopes: np.ndarray, r: np.ndarray, runs: Runs) -> Effects | None:
   leave nothing to be seen (three sizes); of points along training curves it is then as large as the
   rest. Degrees of freedom are Satterthwaite's, the common parts best linear predictions.
 
-  Args:
-    slopes: of the residuals by the fitted parameters [p, n].
-    r: the residuals.
-    runs: the runs.
+  `slopes` are those of the residuals by the fitted parameters [p, n].
 
   Returns:
     None where nothing repeats, or there are more than `MOST` clusters.

@@ -82,9 +82,7 @@ def minima(runs: Runs, scatter: float) -> list[Minimum]:
   It goes through the log losses of the runs whose size is within `NEAR` of the lowest; of three
   sizes it is a parabola. A minimum at the edge of those sizes does not count.
 
-  Args:
-    runs: the runs.
-    scatter: variance of the log loss of one run.
+  `scatter` is the variance of the log loss of one run.
   """
   found = []
   for group in profiles(runs):
@@ -136,14 +134,8 @@ def measure_errors(
   `off_edge`. Where no profile has a minimum, N* of the law of all runs stands in for it. A run that
   diverged lies far off any law (`OUTLIER`), and is not asked for.
 
-  Args:
-    problem: the form and the runs.
-    runs: all runs; of more than `solve.MANY` a random part counts.
-    law: fitted to all of them.
-    delta: Huber's threshold.
-    residuals: of the law [n, log loss].
-    size: number of draws R.
-    seed: of the draws.
+  Of more than `solve.MANY` runs a random part counts. `residuals` are the law's [n, log loss];
+  `size` is the number of draws R.
   """
   freedom = len(runs) - problem.free.sum()
   rest = np.sort(np.abs(residuals))[-freedom:]  # a law may go through all others

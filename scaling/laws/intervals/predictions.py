@@ -94,7 +94,8 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
   determined = not (fit.unbounded or fit.law.at_end(best))
   row: dict[str, Any] = {"C": float(C), "extrapolation": fit.outside(*at)}
   row["extrapolated"] = far(row["extrapolation"])
-  seed, distance = fit.options.seed, _beyond(fit, C)
+  beyond = max(1.0, C / fit.runs.C.max(), fit.runs.C.min() / C)  # times the fitted budgets
+  seed, distance = fit.options.seed, float(np.log(beyond))
   log_draws, line = np.log(draws.N), fit.errors.line
   if line:
     log_draws, n = line.draws(C), np.exp(line.log_n(C))
@@ -119,11 +120,6 @@ def optimum(fit: Fit, C: float) -> dict[str, Any]:
     "beyond": fit.errors.place_growth.value * distance,
   }
   return row
-
-
-def _beyond(fit: Fit, C: float) -> float:
-  """Computes how far C lies beyond the fitted budgets, in e-folds; 0 within."""
-  return float(np.log(max(1.0, C / fit.runs.C.max(), fit.runs.C.min() / C)))
 
 
 def known(row: dict[str, Any]) -> dict[str, Any]:
@@ -160,9 +156,7 @@ def ratio_cost(fit: Fit, C: float, tokens_per_param: float) -> dict[str, Any]:
 def undetermined(fit: Fit, C: float | None = None) -> list[str]:
   """Lists why the runs do not determine the law, each with what would; [] where they do.
 
-  Args:
-    fit: the fit.
-    C: a budget beyond the runs that is asked of it as well [FLOPs].
+  `C` is a budget beyond the runs that is asked of it as well [FLOPs].
   """
   reasons = [*_design(fit), *_edges(fit)]
   for budget in (C, float(fit.runs.C.max())):

@@ -70,13 +70,8 @@ def make_grid(
 ) -> Grid:
   """Groups runs into cells. A loss that is not finite, or `HIGH`, is that of a diverged run.
 
-  Args:
-    N: parameters.
-    D: tokens processed.
-    loss: validation loss [nats per token].
-    factors: of `FACTORS`, by name; one that has fewer than three values in most cells is left out.
-    width: of the model.
-    varied: the factors that vary, where it is known; None: see `factors`.
+  The attributes of `Grid` say what is what. Without `varied`, which names the factors that vary,
+  one that has fewer than three values in most cells is left out.
 
   Raises:
     DataError: no learning rate varies.

@@ -28,11 +28,8 @@ def grid_hash(grid: Grid) -> str:
 def make(grid: Grid, window: float, level: float, model: tuple[str, str] | None = None) -> dict:
   """Fits the law and holds cells out; returns the content of tune.json.
 
-  Args:
-    grid: the runs.
-    window: of loss above a cell's lowest.
-    level: probability content of the intervals.
-    model: of level and curvature; None: the one that loses least at held-out cells.
+  `window` is of loss above a cell's lowest, `level` the intervals' probability content, `model`
+  of level and curvature; None: the one that loses least at held-out cells.
 
   Raises:
     DataError: the runs determine no law.

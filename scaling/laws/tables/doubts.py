@@ -20,9 +20,7 @@ SCATTER = 0.02  # least SD of log loss about a smooth surface for which a column
 def doubts(runs: Runs, noise: float | None) -> list[str]:
   """Lists what speaks against reading the runs as one law, one sentence each.
 
-  Args:
-    runs: the runs.
-    noise: SD of log loss over repeats of the same (N, D); None without repeats.
+  `noise` is the SD of log loss over repeats of the same (N, D); None without repeats.
   """
   sentences = _units(runs) if runs.params == "given" else []  # a sweep counts for itself
   if (middle := float(np.median(runs.loss))) > MOST_LOSS:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from scaling.report.figures import curves, law, profiles, style
+from scaling.report.figures import curves, law, profiles
 from scaling.report.sweep_results import Results
 
 
@@ -47,10 +47,3 @@ FIGURES = {
   "sensitivity": Drawing(law.sensitivity, ("law", "choices"),
     "The exponent of N_opt as other estimators, and other choices, would have it."),
 }  # fmt: skip
-
-
-def draw_all(results: Results) -> None:
-  """Writes the figures that the results allow to `figures/`, as PDF and as PNG."""
-  for name, figure in FIGURES.items():
-    if not results.lacks(*figure.needs):
-      style.draw_figure(results.workdir / "figures", name, figure.draw, results)
