@@ -30,16 +30,11 @@ class Compute:
   scores) and what a count with embeddings takes from it both grow with the model's width, as the
   square root of N at a given depth; so the correction fades as models grow, and C = k N D is the
   limit.
-
-  Attributes:
-    k: FLOPs per parameter and token, in the limit of large N.
-    q: FLOPs per token and square root of a parameter.
-    error: relative RMS error over the runs from which k and q were estimated.
   """
 
-  k: float = 6.0
-  q: float = 0.0
-  error: float = 0.0
+  k: float = 6.0  # FLOPs per parameter and token, in the limit of large N
+  q: float = 0.0  # FLOPs per token and square root of a parameter
+  error: float = 0.0  # relative RMS error over the runs from which k and q were estimated
 
   @property
   def log_least(self) -> float:

@@ -33,27 +33,16 @@ class Options(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A fitted law and all that its intervals need.
+  """A fitted law and all that its intervals need."""
 
-  Attributes:
-    runs: what it was fitted to.
-    problem: the runs and the form, as the solver sees them.
-    law: with the fitted parameters, numbers.
-    draws: with those of each bootstrap resample, arrays [R].
-    residuals: log of observed over fitted loss [n].
-    errors: what the law misses that its draws do not show.
-    convergence: of the starts and of the resamples.
-    options: that it was fitted with.
-  """
-
-  runs: Runs
-  problem: solve.Problem
-  law: Law
-  draws: Law
-  residuals: np.ndarray
-  errors: Errors
-  convergence: Mapping[str, Any]
-  options: Options
+  runs: Runs  # what it was fitted to
+  problem: solve.Problem  # the runs and the form, as the solver sees them
+  law: Law  # with the fitted parameters, numbers
+  draws: Law  # with those of each bootstrap resample, arrays [R]
+  residuals: np.ndarray  # log of observed over fitted loss [n]
+  errors: Errors  # what the law misses that its draws do not show
+  convergence: Mapping[str, Any]  # of the starts and of the resamples
+  options: Options  # that it was fitted with
 
   @property
   def form(self) -> str:

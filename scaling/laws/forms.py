@@ -58,45 +58,31 @@ BEND = Kind(False, -1.0, 1.0, (-0.3, 0.3))  # an exponent of either sign, 0 amon
 
 
 class Derivatives(NamedTuple):
-  """The derivatives of a form's loss f in the parameters as they move, for the solver.
+  """The derivatives of a form's loss f in the parameters as they move, for the solver."""
 
-  Attributes:
-    terms: (logs of the variables [n], theta [S, p]) -> arrays of S rows, the last of them f [S, n].
-    gradient: (logs, terms) -> df [S, p, n].
-    contract: (logs, terms, phi, omega, major: each [S, n]) -> sums over the runs: gradient
-      sum phi df [S, p], Hessian sum omega df df' + phi ddf [S, p, p], and sum major df^2 [S, p].
-  """
-
+  # (logs of the variables [n], theta [S, p]) -> arrays of S rows, the last of them f [S, n].
   terms: Callable[..., tuple[np.ndarray, ...]]
-  gradient: Callable[..., np.ndarray]
+  gradient: Callable[..., np.ndarray]  # (logs, terms) -> df [S, p, n]
+  # (logs, terms, phi, omega, major: each [S, n]) -> sums over the runs: gradient sum phi df [S, p],
+  # Hessian sum omega df df' + phi ddf [S, p, p], and sum major df^2 [S, p].
   contract: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Form(NamedTuple):
-  """A law without its numbers: see the module's docstring.
-
-  Attributes:
-    name: of the form.
-    variables: that it needs.
-    kinds: of its parameters, by name.
-    loss: (parameters, variables) -> L [nats per token], in jax.numpy.
-    units: (parameters, unit of each variable and of L) -> unit of each parameter that has one.
-    doc: the formula, its source, and what is left out.
-    unscaled: variables that the solver sees in their own unit, since the form has another shape in
-      any other.
-    starts: (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
-    derivatives: written by hand; None: JAX's.
-  """
+  """A law without its numbers: see the module's docstring."""
 
   name: str
-  variables: tuple[str, ...]
-  kinds: dict[str, Kind]
-  loss: Callable[[Any, Any], Any]
+  variables: tuple[str, ...]  # that it needs
+  kinds: dict[str, Kind]  # of its parameters, by name
+  loss: Callable[[Any, Any], Any]  # (parameters, variables) -> L [nats per token], in jax.numpy
+  # (parameters, unit of each variable and of L) -> unit of each parameter that has one.
   units: Callable[[Any, Any], dict[str, Any]]
-  doc: str
+  doc: str  # the formula, its source, and what is left out
+  # Variables that the solver sees in their own unit, since the form has another shape in any other.
   unscaled: tuple[str, ...] = ()
+  # (logs of the variables [n], log losses [n]) -> starts [S, p]; None: a Latin hypercube.
   starts: Callable[..., np.ndarray] | None = None
-  derivatives: Derivatives | None = None
+  derivatives: Derivatives | None = None  # written by hand; None: JAX's
 
   @property
   def formula(self) -> str:

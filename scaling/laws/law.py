@@ -21,17 +21,11 @@ CLOSED: dict[str, Any] = {"chinchilla": chinchilla, "chinchilla_equal": chinchil
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """A form with its parameters, each a number or draws [R]; every method broadcasts over them.
+  """A form with its parameters, each a number or draws [R]; every method broadcasts over them."""
 
-  Attributes:
-    form: of N and D, except where only `params` is read.
-    params: by name, in natural units.
-    compute: what a token costs.
-  """
-
-  form: Form
-  params: Mapping[str, Any]
-  compute: Compute = Compute()
+  form: Form  # of N and D, except where only `params` is read
+  params: Mapping[str, Any]  # by name, in natural units
+  compute: Compute = Compute()  # what a token costs
 
   def loss(self, N: ArrayLike, D: ArrayLike) -> np.ndarray:
     """Evaluates L(N, D) [nats per token]."""

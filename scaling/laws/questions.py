@@ -35,21 +35,13 @@ GROWING = ("C", "N", "D", "epochs", "total_flops")  # what has no end where a lo
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """What is asked of a law; 0: not asked.
+  """What is asked of a law; 0: not asked."""
 
-  Attributes:
-    flops: training compute [FLOPs].
-    loss: a loss to reach [nats per token].
-    inference_tokens: tokens that the model will serve in its life.
-    max_tokens: unique tokens that there are.
-    predict: (N, D) of single runs.
-  """
-
-  flops: float = 0.0
-  loss: float = 0.0
-  inference_tokens: float = 0.0
-  max_tokens: float = 0.0
-  predict: tuple[tuple[float, float], ...] = ()
+  flops: float = 0.0  # training compute [FLOPs]
+  loss: float = 0.0  # a loss to reach [nats per token]
+  inference_tokens: float = 0.0  # tokens that the model will serve in its life
+  max_tokens: float = 0.0  # unique tokens that there are
+  predict: tuple[tuple[float, float], ...] = ()  # (N, D) of single runs
 
   def __post_init__(self):
     for name in NUMBERS:

@@ -38,23 +38,14 @@ HOFFMANN = 1e-3  # Hoffmann et al. 2022
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """Runs and a form, as the solver sees them: variables and losses of about one.
-
-  Attributes:
-    form: the form.
-    logs: of its variables by name, in `units` [n]; -inf where a flag is 0.
-    y: log loss, in its unit [n].
-    units: of each variable, and of L: their geometric means.
-    raw: whether residuals are of the loss (in its unit), not of its logarithm.
-    floor: what is known of E beforehand.
-  """
+  """Runs and a form, as the solver sees them: variables and losses of about one."""
 
   form: Form
-  logs: dict[str, np.ndarray]
-  y: np.ndarray
-  units: dict[str, float]
-  raw: bool = False
-  floor: Floor = UNKNOWN
+  logs: dict[str, np.ndarray]  # of its variables by name, in `units` [n]; -inf where a flag is 0
+  y: np.ndarray  # log loss, in its unit [n]
+  units: dict[str, float]  # of each variable, and of L: their geometric means
+  raw: bool = False  # whether residuals are of the loss (in its unit), not of its logarithm
+  floor: Floor = UNKNOWN  # what is known of E beforehand
 
   @functools.cached_property
   def free(self) -> np.ndarray:

@@ -279,14 +279,13 @@ def heldout(
 
 
 def heldout_budgets(config: ConfigDict, cells: Sequence[Cell]) -> list[float]:
-  """Returns the held-out budgets, multiples of the largest of these cells [FLOPs]."""
-  return [times * largest_flops(config, cells) for times in config.sweep.heldout_budgets]
+  """Returns the held-out budgets, multiples of the largest of these cells [FLOPs].
 
-
-def largest_flops(config: ConfigDict, cells: Sequence[Cell]) -> float:
-  """Returns the compute of the largest of these cells, as `fit.flops` counts it [FLOPs]."""
+  Its compute is that of `fit.flops`.
+  """
   exact, counted = config.fit.flops == "exact", config.fit.params
-  return max(c.budget or (c.C if exact else 6.0 * c.params(counted) * c.D) for c in cells)
+  largest = max(c.budget or (c.C if exact else 6.0 * c.params(counted) * c.D) for c in cells)
+  return [times * largest for times in config.sweep.heldout_budgets]
 
 
 def heldout_options(config: ConfigDict, vocab_size: int, budget: float) -> list[Cell]:

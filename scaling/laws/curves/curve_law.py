@@ -33,24 +33,15 @@ LEAST_SEEN = 0.25  # share of a run beyond which its final loss is forecast
 
 
 class RunCurve(NamedTuple):
-  """A run as the law sees it.
+  """A run as the law sees it."""
 
-  Attributes:
-    N: parameters.
-    S, Z: the areas at each row of its curve [t], in tokens.
-    loss: mean train loss since the row before [t].
-    end: (S, Z) at its planned end.
-    final: validation loss there; nan: it has not come so far.
-    trunk: the constant-rate run that it shares its beginning with; "": none.
-  """
-
-  N: float
-  S: np.ndarray
-  Z: np.ndarray
-  loss: np.ndarray
-  end: tuple[float, float]
-  final: float = float("nan")
-  trunk: str = ""
+  N: float  # parameters
+  S: np.ndarray  # the areas at each row of its curve [t], in tokens
+  Z: np.ndarray  # likewise
+  loss: np.ndarray  # mean train loss since the row before [t]
+  end: tuple[float, float]  # (S, Z) at its planned end
+  final: float = float("nan")  # validation loss there; nan: it has not come so far
+  trunk: str = ""  # the constant-rate run that it shares its beginning with; "": none
 
   @property
   def last(self) -> tuple[float, float]:

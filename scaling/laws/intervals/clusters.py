@@ -34,24 +34,16 @@ class Clusters(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-  """The common parts of clusters, as estimated, in the unit of the residuals.
+  """The common parts of clusters, as estimated, in the unit of the residuals."""
 
-  Attributes:
-    levels: the partitions.
-    variance: of the common part of each level.
-    freedom: degrees of freedom of its estimate.
-    within: variance of what each run has to itself.
-    parts: the predicted common part of each cluster, by level.
-    common: the predicted common part of each run, beside what the law's parameters take up [n].
-    told: whether the law's parameters leave enough of the first level's common part to be seen.
-  """
-
-  levels: tuple[Clusters, ...]
-  variance: np.ndarray
-  freedom: np.ndarray
-  within: float
-  parts: tuple[np.ndarray, ...]
+  levels: tuple[Clusters, ...]  # the partitions
+  variance: np.ndarray  # of the common part of each level
+  freedom: np.ndarray  # degrees of freedom of its estimate
+  within: float  # variance of what each run has to itself
+  parts: tuple[np.ndarray, ...]  # the predicted common part of each cluster, by level
+  # The predicted common part of each run, beside what the law's parameters take up [n].
   common: np.ndarray
+  # Whether the law's parameters leave enough of the first level's common part to be seen.
   told: bool
 
   @property

@@ -50,23 +50,15 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-  """What a law's answers miss that resamples of its runs do not show, in logs.
+  """What a law's answers miss that resamples of its runs do not show, in logs."""
 
-  Attributes:
-    place: of N* within the fitted budgets.
-    place_growth: of N*, per e-fold of compute beyond them.
-    line: the line that N* is read from in place of the law, where it forecast better.
-    heldout: rms error of log N* of larger budgets, of the law and of a line through the minima,
-      each from the smaller budgets; {} where nothing tells.
-    loss: of the loss at N* within the fitted budgets.
-    loss_growth: of any loss, per e-fold beyond the fitted runs.
-  """
-
-  place: Scale
-  place_growth: Scale
-  loss: Scale
-  loss_growth: Scale
-  line: Line | None
+  place: Scale  # of N* within the fitted budgets
+  place_growth: Scale  # of N*, per e-fold of compute beyond them
+  loss: Scale  # of the loss at N* within the fitted budgets
+  loss_growth: Scale  # of any loss, per e-fold beyond the fitted runs
+  line: Line | None  # the line that N* is read from in place of the law, where it forecast better
+  # RMS error of log N* of larger budgets, of the law and of a line through the minima, each from
+  # the smaller budgets; {} where nothing tells.
   heldout: dict[str, float]
 
 

@@ -16,23 +16,14 @@ HIGH = 2.0  # times its cell's lowest loss: a run that ended there has diverged
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """Runs of several (N, D), each over several values of the factors; arrays are [n].
+  """Runs of several (N, D), each over several values of the factors; arrays are [n]."""
 
-  Attributes:
-    N: parameters.
-    D: tokens processed.
-    loss: validation loss [nats per token], inf where training diverged.
-    factors: of `FACTORS`, those that vary within cells.
-    cell: which (N, D) a run is of, counted from 0.
-    width: of the model, where it is known.
-  """
-
-  N: np.ndarray
-  D: np.ndarray
-  loss: np.ndarray
-  factors: dict[str, np.ndarray]
-  cell: np.ndarray
-  width: np.ndarray | None = None
+  N: np.ndarray  # parameters
+  D: np.ndarray  # tokens processed
+  loss: np.ndarray  # validation loss [nats per token], inf where training diverged
+  factors: dict[str, np.ndarray]  # of `FACTORS`, those that vary within cells
+  cell: np.ndarray  # which (N, D) a run is of, counted from 0
+  width: np.ndarray | None = None  # of the model, where it is known
 
   @property
   def cells(self) -> np.ndarray:
@@ -70,8 +61,8 @@ def make_grid(
 ) -> Grid:
   """Groups runs into cells. A loss that is not finite, or `HIGH`, is that of a diverged run.
 
-  The attributes of `Grid` say what is what. Without `varied`, which names the factors that vary,
-  one that has fewer than three values in most cells is left out.
+  Arguments are as in `Grid`. Without `varied`, which names the factors that vary, one that has
+  fewer than three values in most cells is left out.
 
   Raises:
     DataError: no learning rate varies.

@@ -16,25 +16,15 @@ DRAWS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-  """How the best factors grow with N and D, how sure that is, and what missing them costs.
+  """How the best factors grow with N and D, how sure that is, and what missing them costs."""
 
-  Attributes:
-    names: of the factors, k.
-    optimum: log x* = c0 + c1 log N + c2 log D, in nats, tokens and parameters [k, 3].
-    covariance: of it [3k, 3k]; None where the cells are too few for intervals.
-    freedom: degrees of freedom of the covariance.
-    curvature: A, of log loss, at the geometric means of N and D [k, k].
-    powers: (p, q) with which curvature grows in N and D.
-    centre: the logarithms of the geometric means of N and D.
-  """
-
-  names: tuple[str, ...]
-  optimum: np.ndarray
-  covariance: np.ndarray | None
-  freedom: int
-  curvature: np.ndarray
-  powers: tuple[float, float]
-  centre: np.ndarray
+  names: tuple[str, ...]  # of the factors, k
+  optimum: np.ndarray  # log x* = c0 + c1 log N + c2 log D, in nats, tokens and parameters [k, 3]
+  covariance: np.ndarray | None  # of it [3k, 3k]; None where the cells are too few for intervals
+  freedom: int  # degrees of freedom of the covariance
+  curvature: np.ndarray  # A, of log loss, at the geometric means of N and D [k, k]
+  powers: tuple[float, float]  # (p, q) with which curvature grows in N and D
+  centre: np.ndarray  # the logarithms of the geometric means of N and D
 
   def best(self, N: float, D: float, **given: float) -> dict[str, float]:
     """Computes the best factors at (N, D), where some are `given`: a batch size, for instance."""

@@ -29,21 +29,14 @@ POWERS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of N and of D, that curvature is tried
 
 @dataclasses.dataclass(frozen=True)
 class Surface(Optimum):
-  """A fitted law, and what it was fitted to.
+  """A fitted law, and what it was fitted to."""
 
-  Attributes:
-    level: log loss at the bottom of each cell [cells]; nan where it was left out.
-    options: how it was fitted: window, level and curvature.
-    used: which runs it rests on [n].
-    edges: cells left out since their lowest run is at an edge of the grid, and of which factors.
-    sd: of the residuals of log loss.
-  """
-
-  level: np.ndarray
-  options: dict[str, str | float]
-  used: np.ndarray
+  level: np.ndarray  # log loss at the bottom of each cell [cells]; nan where it was left out
+  options: dict[str, str | float]  # how it was fitted: window, level and curvature
+  used: np.ndarray  # which runs it rests on [n]
+  # Cells left out since their lowest run is at an edge of the grid, and of which factors.
   edges: dict[int, list[str]]
-  sd: float
+  sd: float  # of the residuals of log loss
 
 
 def fit(
