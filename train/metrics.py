@@ -12,13 +12,6 @@ import numpy as np
 from train.system import files
 
 
-def _finite(value: Any) -> Any:
-  """Replaces numbers that JSON does not know, in nested dicts, by null."""
-  if isinstance(value, dict):
-    return {name: _finite(x) for name, x in value.items()}
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Metrics:
   """Writes a row per interval of steps.
 
@@ -73,7 +66,7 @@ class Metrics:
   def write(self, row: dict) -> None:
     """Appends a row."""
     with files.named(self._path):
-      self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+      self._file.write(json.dumps(files.finite(row), allow_nan=False) + "\n")
       self._file.flush()
 
   def close(self) -> None:

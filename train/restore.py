@@ -108,11 +108,7 @@ def restore(path: str) -> Restored:
 
 
 def read_tokenizer(serialized: str, where: str) -> Tokenizer:
-  """Reads a tokenizer.json; `where` names its folder.
-
-  Raises:
-    DataError: the library cannot.
-  """
+  """Reads a tokenizer.json; `where` names its folder. DataError: the library cannot."""
   try:
     return Tokenizer.from_str(serialized)
   except Exception as error:  # the library raises nothing narrower

@@ -101,11 +101,7 @@ class Command(Launcher):
     should_stop: Callable[[], bool],
     tick: Callable[[], None] = lambda: None,
   ):
-    """Starts nothing yet; `workers` of 0: one command at a time.
-
-    Raises:
-      ConfigError: the template cannot be filled in.
-    """
+    """Starts nothing yet; 0 `workers`: one at a time. ConfigError: the template is no command."""
     super().__init__(display, should_stop, tick)
     fill(template, command="", folder="", id="")
     self._workdir, self._template = workdir, template

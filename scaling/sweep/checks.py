@@ -69,11 +69,7 @@ def check_parents(config: ConfigDict, tokens: TokenData) -> None:
 
 
 def check_heldout(config: ConfigDict, tokens: TokenData) -> list[plan.Heldout]:
-  """Returns the held-out budgets that no run could test, wherever N* will be.
-
-  Raises:
-    ConfigError: none of them can.
-  """
+  """Returns the held-out budgets that no run could test, wherever N* is; ConfigError: all are."""
   corpus = tokens.vocab_size, tokens.train_token_count
   cells = plan.design_cells(config, tokens.vocab_size)
   budgets = plan.heldout(config, corpus, cells, lambda _: cells[0].N)

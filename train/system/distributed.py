@@ -196,11 +196,7 @@ def end_if_one_of_several(error: Exception) -> None:
 
 
 def census() -> str:
-  """Counts the processes and their devices, in a line.
-
-  Raises:
-    RunError: the processes have different numbers of devices.
-  """
+  """Counts the processes and their devices, in a line; RunError: each has another number."""
   import jax
   import numpy as np
   from jax.experimental import multihost_utils

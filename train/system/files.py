@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -100,6 +101,13 @@ def named(path: Path) -> Iterator[None]:
     raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def finite(value: Any) -> Any:
+  """Replaces numbers that JSON does not know, in nested dicts, by null."""
+  if isinstance(value, dict):
+    return {name: finite(x) for name, x in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_json(path: Path) -> Any:
   """Reads a file's JSON object; None where there is no such file.
 
@@ -153,11 +161,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def make_folder(path: Path) -> None:
-  """Makes a folder and checks that it can be written to.
-
-  Raises:
-    ConfigError: it cannot.
-  """
+  """Makes a folder and checks that it can be written to; ConfigError: it cannot."""
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f".probe.{os.getpid()}"

@@ -9,6 +9,7 @@ from scaling import formats
 from scaling.laws.rates import optimum, rules, surface
 from scaling.laws.rates.grid import Grid
 from scaling.laws.rates.surface import Surface
+from train.system import files
 
 VERSION = 1
 UNITS = {
@@ -61,21 +62,16 @@ def make(grid: Grid, window: float, level: float, model: tuple[str, str] | None 
     "best": best,
     "law": law.to_json(),
     "cells": [_cell(grid, law, own, c, level) for c in range(len(grid.cells))],
-    "heldout": [row._asdict() | {"lost": _finite(row.lost)} for row in rows],
+    "heldout": [row._asdict() | {"lost": files.finite(row.lost)} for row in rows],
     "rules": {
       name: {
         "formula": rule.formula if rule else "",
         "source": rule.source if rule else "these runs",
-        "lost": _finite({x: rules.mean_lost(rows, x, name) for x in rules.splits(grid)}),
+        "lost": files.finite({x: rules.mean_lost(rows, x, name) for x in rules.splits(grid)}),
       }
       for name, rule in {"measured": None, **rules.RULES}.items()
     },
   }  # fmt: skip
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-  """Writes None for what is not a finite number, as JSON has none."""
-  return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def _cell(grid: Grid, law: Surface, own: dict[int, rules.Judge], c: int, level: float) -> dict:
