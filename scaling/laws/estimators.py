@@ -245,10 +245,9 @@ def side_by_side(
 ) -> dict[str, Any]:
   """Runs every estimator on the same runs, and says where they disagree.
 
-  Args:
-    fit: the fit; its own row is `huber`, or what its delta makes of it.
-    C: budget of N_opt and D_opt [FLOPs]; by default ten times the largest.
-    curves: training curves for Approach 1; without them its row says so.
+  `C` is the budget of N_opt and D_opt [FLOPs], by default ten times the largest. The fit's own
+  row is `huber`, or what its delta makes of it; without `curves`, for Approach 1, its row says
+  so.
 
   Returns:
     C; `rows`: per estimator a, b, N_opt and D_opt, each with interval, None with a `reason`, and

@@ -52,12 +52,9 @@ def fit(
   that its coefficients leave of them: at nominal 90 % Student's intervals cover 91 to 98 in 100
   exponents of 4 to 16 cells, where a bootstrap of cells covers 61 to 89.
 
-  Args:
-    grid: the runs.
-    window: of loss above a cell's lowest, see `grid.near_bottom`.
-    level: "cell" (free), or "smooth": of second degree in log N and log D, which needs fewer runs.
-    curvature: "shared", or "power": it grows with those `POWERS` of N and D that fit best.
-    errors: whether the covariance is estimated.
+  `level` is "cell" (free), or "smooth": of second degree in log N and log D, which needs fewer
+  runs; `curvature` is "shared", or "power": it grows with those `POWERS` of N and D that fit
+  best. Without `errors` no covariance is estimated.
 
   Raises:
     DataError: the cells do not determine the law, or it has no minimum.
