@@ -174,13 +174,11 @@ SPAN = Objective(
   whole_windows=True,
   template="$A {eos}",
 )
-UL2 = Objective(
+UL2 = SPAN._replace(
   batch=_ul2,
   lengths=_ul2_lengths,
   draws=lambda text: text - 1,
   specials=_ul2_specials,
   check=_check_ul2,
   pads=True,
-  whole_windows=True,
-  template="$A {eos}",
 )
