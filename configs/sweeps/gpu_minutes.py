@@ -24,11 +24,7 @@ from configs.sweeps import h200
 
 
 def get_config(argument: str = "1"):
-  """Configures the sweep at a scale of its compute, for an objective: "SCALE" or "SCALE,OBJECTIVE".
-
-  Raises:
-    ConfigError: the scale is not in (0, 1], or there is no such objective.
-  """
+  """Configures the sweep; the argument is that of `h200.py`."""
   c = h200.get_config(argument)
   scale = float(argument.partition(",")[0])
   vocabulary = max(512, int(c.data.tokenizer.partition(":")[2]) // 2)
