@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.errors import DataError
-from scaling.laws import chinchilla as closed
 
 MAD = 1.4826  # standard deviations of a normal law in one median |r|
 FLAGS = ("pretrained",)  # variables that are not measured in a unit
@@ -160,10 +159,6 @@ def _chinchilla_units(p, u):
 def chinchilla(p, x):
   """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, eq. 2)."""
   return p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta
-
-
-by_hand = Derivatives(closed.terms, closed.gradient, closed.contract)
-chinchilla = FORMS["chinchilla"] = chinchilla._replace(starts=closed.starts, derivatives=by_hand)
 
 
 @form(

@@ -20,8 +20,11 @@ from numpy.typing import ArrayLike
 
 from configs.errors import ConfigError, DataError
 from configs.floor import UNKNOWN, Floor
+from scaling.laws import chinchilla
 from scaling.laws.derivatives import by_jax
 from scaling.laws.forms import FLAGS, MAD, Derivatives, Form, draw_starts, robust_scale
+
+BY_HAND: dict[str, Any] = {"chinchilla": chinchilla}  # derivatives and starts of forms
 
 STEPS = 200  # at most, from each start
 STARTS = 48  # of a form without a grid of its own
@@ -83,10 +86,11 @@ class Problem:
     return delta / self.units["L"] if self.raw else delta
 
   @property
-  def derivatives(self) -> Derivatives:
+  def derivatives(self) -> Any:
     """The form's `Derivatives`: by hand, or compiled."""
-    compiled = self.form.derivatives or by_jax(self.form.loss, tuple(self.form.kinds.items()))
-    return Derivatives(*compiled)
+    if hand := BY_HAND.get(self.form.name, self.form.derivatives):
+      return hand
+    return Derivatives(*by_jax(self.form.loss, tuple(self.form.kinds.items())))
 
   def subset(self, index: np.ndarray) -> "Problem":
     """Selects the runs at some positions [m]."""
@@ -321,8 +325,8 @@ def ends_of_starts(problem: Problem, delta: float, counts: np.ndarray) -> list[S
   if n > MANY:
     part = np.random.default_rng(0).choice(n, MANY, replace=False)
     some = problem.subset(part)
-  if problem.form.starts:
-    starts = problem.form.starts(some.logs, some.y)
+  if make := getattr(BY_HAND.get(problem.form.name), "starts", problem.form.starts):
+    starts = make(some.logs, some.y)
   else:
     starts = draw_starts(problem.form, STARTS, np.random.default_rng(0))
   size, solutions = len(starts), list[Solution]()

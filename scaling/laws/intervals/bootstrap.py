@@ -95,7 +95,7 @@ def _resample(problem, runs, theta, delta, size, seed, resampling) -> solve.Solu
   effects = estimate_effects(problem, theta, runs) if levels else None
   if few(runs):
     return _student(problem, theta, size, rng, effects)
-  if len(runs) > (solve.MANY if problem.form.derivatives else MANY_BY_JAX):
+  if len(runs) > (solve.MANY if problem.form.name in solve.BY_HAND else MANY_BY_JAX):
     return _sandwich(problem, theta, delta, size, rng, levels)
   measured = [x for name, x in problem.logs.items() if name not in FLAGS and len(np.unique(x)) > 2]
   whole = levels[0].group if levels and levels[0].group.max() >= clusters.MOST else None
