@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -55,6 +56,37 @@ def test_loss_is_a_sum_over_a_weight_and_the_state_is_donated(tiny, cache):
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+def test_gradients_are_of_the_mean_over_the_batch_and_clipped_to_a_norm(tiny, cache):
+  """Of microbatches that weigh unequally; Adam's first moment is (1 - b1) of the first gradient."""
+  config = resolve(tiny)
+  config.model.depth, config.sharding.microbatches = 1, 2
+  functions, _, _, batch = compiled(config)
+  batch["weights_BT"][:2, 8:] = 0
+
+  @jax.jit
+  def hidden(params):
+    model = nnx.merge(functions.setup.graphdef, params)
+    return model.hidden(*(batch[name] for name in ("inputs_BT", "segments_BT", "positions_BT")))
+
+  V = functions.setup.vocab_size
+  error_BTV = 1 / V - np.eye(V)[batch["targets_BT"]]  # the head is zero: no other has a gradient
+  weights_BT = batch["weights_BT"] / batch["weights_BT"].sum()
+  for gain in (0.1, 10.0):  # with which the gradient goes
+    state = functions.init(np.uint32(0))
+    norm = state.trainable["decoder"]["final_norm"]
+    norm["scale"] = jnp.full_like(norm["scale"], gain)
+    x_BTD = hidden(state.trainable)
+    expected_DV = np.einsum("btd,btv,bt->dv", x_BTD, error_BTV, weights_BT, optimize=True)
+    size = np.linalg.norm(expected_DV)
+    assert (size > config.optim.clip_norm) == (gain > 1)
+    state, metrics = functions.step(state, batch, np.float32(0), np.uint32(0))
+    assert float(metrics["grad_norm"]) == pytest.approx(size, rel=1e-5)
+    clipped_DV = expected_DV * min(1.0, config.optim.clip_norm / size)
+    moment_DV = optax.tree_utils.tree_get(state.opt_state, "mu")["head"]["kernel"]
+    atol = 1e-5 * abs(clipped_DV).max()
+    np.testing.assert_allclose(moment_DV / (1 - config.optim.b1), clipped_DV, rtol=0, atol=atol)
+
+
 @pytest.mark.slow
 def test_z_loss_is_an_entry_of_its_own_with_the_gradients_of_a_sum(tiny, cache):
   """Those of the mean over tokens of -log p + z log^2 Z, written out."""
@@ -96,16 +128,17 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, cache):
   config = resolve(tiny)
   config.model.depth, config.model.dropout = 1, 0.3
 
-  def second_loss(seed):
+  def second_loss(seed, step=1):
     functions, _, state, batch = compiled(config)
     # The head starts at zero and hides the first step's dropout.
     state, _ = functions.step(state, batch, np.float32(1e-2), np.uint32(0))
     nll = float(functions.evaluate(state.trainable, batch)["loss"][0].sum())
+    state = state._replace(step=jnp.int32(step))
     _, metrics = functions.step(state, batch, np.float32(0.0), np.uint32(seed))
     return float(metrics["sums"]["loss"][0]), nll
 
   assert second_loss(0) == second_loss(0)
-  assert second_loss(0)[0] != second_loss(1)[0]
+  assert len({second_loss(*at)[0] for at in ((0, 1), (1, 1), (0, 2))}) == 3
   assert second_loss(0)[0] != second_loss(0)[1]  # evaluation has none
 
 

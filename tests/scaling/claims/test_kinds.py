@@ -54,4 +54,5 @@ def test_a_loss_is_judged_by_its_own_cell():
   trained = cells(lambda n: n, (2.0, 1.0))
   assert judge("loss", 2.1, [1.9, 2.2], trained)["held"] is True
   assert judge("loss", 1.1, [0.9, 1.2], trained)["held"] is False
+  assert judge("loss", 2.0, [2.0, 2.0], trained)["held"] is True  # an end is inside
   assert judge("loss", 1.1, [0.9, 1.2], [])["held"] is None

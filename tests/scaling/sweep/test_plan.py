@@ -47,6 +47,23 @@ def test_one_trunk_serves_all_token_counts_of_a_size(config):
   )
 
 
+def test_a_run_has_the_seed_rate_and_length_that_are_planned(config):
+  config.objective, config.model.family = "mlm", "encoder"  # which predicts 15 % of what it reads
+  cells = plan.design_cells(config, 257)
+  assert len({(cell.seed, cell.lr, cell.D) for cell in cells}) == len(cells)
+  for run in (*cells, *plan.trunks(cells)):
+    c = plan.run_config(config, run)
+    assert (c.seed, c.optim.lr, c.model.size) == (run.seed, run.lr, run.size)
+    assert c.train.tokens == run.steps * c.data.batch_size * c.data.seq_len
+    trunk = isinstance(run, plan.Trunk)
+    assert (c.optim.schedule, c.train.keep_steps) == (
+      ("constant", run.keep_steps) if trunk else (config.optim.schedule, ())
+    )
+    if not trunk:
+      assert run.C_6nd == 6 * run.N * c.train.tokens
+      assert run.D_predicted == round(0.15 * c.train.tokens)
+
+
 def test_heldout_cells_surround_the_prediction(config):
   cells, _ = plan.heldout_cells(config, (257, 10**9), 49_000, 1e12)
   assert [cell.N for cell in cells] == sorted({cell.N for cell in cells})

@@ -237,7 +237,10 @@ def test_ul2_draws_each_denoiser_equally_and_predicts_what_it_says():
   error = predicted.std() / np.sqrt(6000)
   assert predicted.mean() == pytest.approx(registry.lengths(config).predicted, abs=4 * error)
   suffix_S = predicted[batch["source_BS"][:, 0] == V + 1] - 2  # beside a sentinel and eos
-  assert suffix_S.min() + suffix_S.max() == 2 * (registry.lengths(config).text // 4)
+  text = registry.lengths(config).text
+  assert suffix_S.min() + suffix_S.max() == 2 * (text // 4)
+  of_x = [corruption.span_lengths(text, *setting)[1] for setting in ((0.5, 3.0), (0.15, 32.0))]
+  assert {*predicted[batch["source_BS"][:, 0] == V + 2]} == {*of_x}
   config.corruption.denoisers = ("x",)
   _, batch = batch_of(config, 50)
   assert (batch["source_BS"][:, 0] == V + 2).all()
