@@ -14,12 +14,12 @@ from model.attention import Attention, AttentionMask, KeysValues
 from model.layers import MLP, Embedding, Norm, dropout, split_keys
 from model.positions import Rotation, relative_bucket, rotary_width, rotation
 
-Record = Callable[[str, Array], None]  # is given the name and value of an activation
+Observe = Callable[[str, Array], None]  # is given the name and value of an activation
 OUTPUTS = r"/block/.*/(out|down)/(kernel|bias)$"  # the last products of attention and of an MLP
 
 
 def ignore(_name: str, _x_BTD: Array) -> None:
-  """Records nothing."""
+  """Observes nothing."""
 
 
 class Context(NamedTuple):
@@ -30,7 +30,7 @@ class Context(NamedTuple):
   cross_mask: AttentionMask | None = None  # what it sees of the encoder's output, if there is one
   memory_BSD: Array | None = None  # that output; None: the cache holds its keys and values
   slots_BT: Array | None = None  # where in the cache these tokens belong; None: there is none
-  record: Record = ignore  # of each activation that `isoflop bench --coordinates` compares
+  observe: Observe = ignore  # of each activation that `isoflop bench --coordinates` compares
 
 
 class Cache(NamedTuple):
@@ -74,7 +74,7 @@ class Block(nnx.Module):
       keys_values = _write(cache.text, keys_values, context.slots_BT)
       cache = cache._replace(text=keys_values)
     y_BTD = self.attention(y_BTD, keys_values, context.mask, context.rotation)
-    context.record("attention", y_BTD)
+    context.observe("attention", y_BTD)
     x_BTD = self._add(x_BTD, y_BTD, self.attention_norm, keys[0])
 
     if self.cross_attention is not None and self.cross_norm is not None:
@@ -86,12 +86,12 @@ class Block(nnx.Module):
         assert context.memory_BSD is not None
         keys_values = self.cross_attention.keys_values(context.memory_BSD)
       y_BTD = self.cross_attention(y_BTD, keys_values, context.cross_mask)
-      context.record("cross-attention", y_BTD)
+      context.observe("cross-attention", y_BTD)
       x_BTD = self._add(x_BTD, y_BTD, self.cross_norm, keys[1])
 
     mlp_input_BTD = block_input_BTD if self.parallel else x_BTD
     y_BTD = self.mlp(self._input(mlp_input_BTD, self.mlp_norm))
-    context.record("mlp", y_BTD)
+    context.observe("mlp", y_BTD)
     return self._add(x_BTD, y_BTD, self.mlp_norm, keys[2]), cache
 
   def _input(self, x_BTD: Array, norm: Norm) -> Array:
@@ -144,7 +144,7 @@ class Stack(nnx.Module):
     gather: Callable[[Any], Any] | None,
   ):
     self.gather = gather
-    self.record: Record = ignore
+    self.observe: Observe = ignore
     learned, relative = c.positions == "learned", c.positions == "relative"
     self.positions = Embedding(length, c.width, rngs=rngs, std=std) if learned else None
     self.relative = Embedding(c.relative_buckets, c.heads, rngs=rngs, std=0.1) if relative else None
@@ -197,7 +197,7 @@ class Stack(nnx.Module):
         x_BTD, layer_cache = apply(x_BTD, jax.tree.map(lambda w_L, i=i: w_L[i], layers_L))
         caches.append(layer_cache)
       cache = jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
-    self.record("residual", x_BTD)
+    self.observe("residual", x_BTD)
     return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), cache
 
   def cross_keys_values(self, memory_BSD: Array) -> tuple[Array, Array]:

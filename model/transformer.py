@@ -172,7 +172,7 @@ class Transformer(nnx.Module):
     # Inside a document distances in the window are those of positions: one bias serves all rows.
     mask = context.mask._replace(bias_BHTS=stack.bias(index_1T, index_1T))
     rotation = stack.rotation(positions_BT)
-    context = context._replace(mask=mask, rotation=rotation, record=stack.record)
+    context = context._replace(mask=mask, rotation=rotation, observe=stack.observe)
     if keys_B is None:
       return stack(x_BTD, context)[0]
     keys_LB = split_keys(keys_B, stack.depth + 1)

@@ -90,7 +90,7 @@ def activations(model: Transformer, setup: Setup, batch: Batch) -> dict[str, np.
   recorded = defaultdict(list)
   for stack in filter(None, (model.encoder, model.decoder)):
     stack.scan, stack.remat = False, "none"
-    stack.record = lambda kind, x_BTD: recorded[kind].append(x_BTD)
+    stack.observe = lambda kind, x_BTD: recorded[kind].append(x_BTD)
   setup.objective.loss(model, batch, None, setup.segments, setup.coefficients)
   x_BTD = recorded["residual"][-1]
   x_BTD = x_BTD if stack.final_norm is None else stack.final_norm(x_BTD)
