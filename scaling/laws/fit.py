@@ -51,11 +51,9 @@ def fit_runs(runs: Runs, options: Options, form: Form | None = None) -> Fit:
 
   Where the runs bend away from the form, those far from the optimum are left out (`solve_near`).
 
-  Args:
-    runs: the runs.
-    options: `config.fit`, or anything with the fields of `Options`. A delta of 1e-3 is Hoffmann et
-      al.'s, 10 is least squares, 1e-8 least absolute deviations.
-    form: one of any variables that the runs have, instead of `options.form`.
+  `options` is `config.fit`, or anything with the fields of `Options`: a delta of 1e-3 is Hoffmann
+  et al.'s, 10 is least squares, 1e-8 least absolute deviations. `form` is one of any variables
+  that the runs have, instead of `options.form`.
 
   Raises:
     UserError: the runs do not identify the law, or an option is out of range.
