@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.base import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 ORDER = ["configs", "model", "train", "scaling"]
 pytestmark = pytest.mark.smoke
@@ -67,6 +69,17 @@ def test_no_chain_of_imports_inside_scaling_of_more_than_9_modules():
 
   chain = max(map(longest, graph()), key=len)
   assert len(chain) <= 9, " -> ".join(chain)
+
+
+def test_no_objective_is_compared_by_name():
+  names = {name for objectives in FAMILIES.values() for name in objectives}
+  compared = []
+  for path in FILES:
+    for node in ast.walk(ast.parse(path.read_text())):
+      constants = ast.walk(node) if isinstance(node, ast.Compare) else ()
+      if names & {x.value for x in constants if isinstance(x, ast.Constant)}:
+        compared.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+  assert not compared, "what differs between objectives is a field of their row"
 
 
 def test_only_one_file_imports_orbax():
