@@ -18,7 +18,7 @@ from surfaces import (
 
 from scaling import laws
 from scaling.laws import chinchilla, solve
-from scaling.laws.intervals import bootstrap
+from scaling.laws.intervals import bootstrap, predictions
 from scaling.laws.tables import budgets
 
 
@@ -60,6 +60,11 @@ def test_a_wrong_form_widens_the_interval_beyond_the_runs():
   assert not bare_low < truth < bare_high
   inside = float(n[0]), float(d[0])
   assert laws.predict_loss(law, *inside) == laws.predict_loss(with_growth(law, 0.0), *inside)
+  C = law.runs.C.max()  # where the form has erred for a fifth of the range of log C, all the same
+  edge = predictions.form_noise(
+    with_growth(law, 1.0), C, law.law.optimum(C).N, law.law.optimum(C).D
+  )
+  assert np.std(edge) == pytest.approx(0.2 * np.log(C / law.runs.C.min()), rel=0.2)
   assert "form_error" in laws.to_json(law)
 
 
@@ -79,6 +84,8 @@ def test_prediction_interval_is_wider_than_the_laws():
   assert low < law_low < loss < law_high < high
   # 90 % of normal scatter of 0.5 % is 3.29 x 0.5 % wide.
   assert 0.5 < (high - low) / loss / (3.29 * 0.005) < 2
+  unbiased = np.sqrt(np.sum(found.residuals**2) / (len(n) - 5))
+  assert np.sqrt(np.mean(laws.new_run_noise(found) ** 2)) == pytest.approx(unbiased)
 
 
 def test_seed_noise_is_pooled_over_repeats_and_widens_predictions():

@@ -1,5 +1,7 @@
 """What a law misses beyond its parameters is learnt from its own minima and forecasts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from surfaces import EPOCH, isoflop, noisy, options
@@ -109,3 +111,19 @@ def test_the_law_answers_where_it_forecasts_as_well():
   law = laws.fit_runs(laws.make_runs(n, d, noisy(n, d, 0.003, 0, EPOCH)), options())
   assert law.errors.line is None
   assert law.errors.heldout["forecasts"] > 2
+
+
+def test_an_interval_of_n_opt_holds_how_n_opt_errs_beyond_the_budgets():
+  n, d = isoflop(EPOCH, np.geomspace(1e18, 1e20, 5), sizes=7)
+  law = laws.fit_runs(laws.make_runs(n, d, chinchilla.loss(EPOCH, n, d)), options())
+
+  def width(growth, C):
+    scale = errors.Scale(np.full(law.options.bootstraps, growth), 1)
+    parts = dataclasses.replace(law.errors, line=None, place_growth=scale)
+    low, high = laws.optimum(dataclasses.replace(law, errors=parts), C)["N_opt_interval"]
+    return np.log(high / low)
+
+  assert width(0.5, 1e20) == width(0.0, 1e20)
+  expected = 2 * 1.645 * 0.5 * np.log(10)
+  assert width(0.5, 1e21) == pytest.approx(expected, rel=0.25)
+  assert width(0.0, 1e21) < expected / 4
