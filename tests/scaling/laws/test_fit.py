@@ -45,8 +45,11 @@ def test_order_and_seed():
   other = laws.to_json(laws.fit_runs(laws.make_runs(n, d, loss), options(seed=1)))
   assert other["params"] == one["params"]
   assert other["intervals"] != one["intervals"]
-  loss[0] *= 1 + 1e-12
-  assert laws.input_hash(laws.make_runs(n, d, loss)) != one["input_hash"]
+  columns = {"N": n, "D": d, "C": 6.0 * n * d, "loss": loss}
+  assert laws.input_hash(laws.make_runs(**columns)) == one["input_hash"]
+  for name, values in columns.items():  # of which a digit decides the hash
+    changed = columns | {name: np.append(values[0] * (1 + 1e-12), values[1:])}
+    assert laws.input_hash(laws.make_runs(**changed)) != one["input_hash"]
 
 
 @pytest.mark.smoke

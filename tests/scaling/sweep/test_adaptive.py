@@ -167,6 +167,8 @@ def test_the_choice_is_nearly_the_best_there_is():
           best = min(best, np.sqrt(after.variance / start.variance))
     assert best * (1 - 1e-9) <= chosen[-1][1] < 1.03 * best
   assert next_run.choose(start, n, d, cost, 1e11) == []
+  some = np.argsort(start.shrink(n, d))[[0] + [1] * 10]  # ten for the price of the best
+  assert len(next_run.choose(start, n[some], d[some], np.array([1.0] + [0.1] * 10), 1.0)) == 10
 
 
 def test_a_parameter_at_its_bound_is_held():
