@@ -92,7 +92,7 @@ def test_stopped_run_resumes_bit_for_bit(whole, tmp_path, stop_at):
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monkeypatch, first):
   """Before any metrics are read; each once, in order, and none beyond the last."""
-  config, log, seen = resolve(tiny), [], []
+  config, log, seen, rates = resolve(tiny), [], [], []
   config.train.tokens, config.train.log_every_steps = 5 * 128, 1
   if first:
     config.train.stop_at_step = first
@@ -115,12 +115,16 @@ def test_the_next_batch_is_placed_while_a_step_runs(tiny, cache, tmp_path, monke
   def train_step(state, batch, lr, seed):
     log.append("step")
     seen.append(batch)
+    rates.append(lr)
     return functions.step(state, batch, lr, seed)
 
   monkeypatch.setattr(loop, "program", lambda *_: functions._replace(place=place, step=train_step))
   monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 0.0})
-  loop.train(config, tmp_path)
+  base = loop.train(config, tmp_path)["lr"]
   jax.tree.map(np.testing.assert_array_equal, seen, expected[first:])
+  scheduled = [optim.learning_rate(config.optim, base, step, 5, 128) for step in range(5)]
+  np.testing.assert_allclose(rates, scheduled[first:], rtol=1e-6)
+  assert [row["lr"] for row in rows(tmp_path) if "train_loss" in row] == scheduled
   steps = (x for n in range(first + 1, 5) for x in ("step", "placed", n))
   assert log == ["placed", *steps, "step", 5]
 

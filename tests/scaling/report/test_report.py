@@ -78,6 +78,7 @@ def test_report_leads_with_the_verdict_and_gives_the_numbers(finished):
   low, high = fit["intervals"]["alpha"]
   assert f"| alpha | {fit['params']['alpha']:.4f} | [{low:.4f}, {high:.4f}] |" in text
   assert "| cost of 20 tokens per parameter [nats/token] | +0.0012 |" in text
+  assert "| loss at the optimum [nats/token] | " in text
   assert f"| 5 | {si(params_of(5))} | 4.00e-03 | 3.1000 ± 0.0040 | done | best |" in text
   assert "--config.sweep.sizes='(1, 3, 5, 8, 11)'" in text or "'--config.sweep.sizes=(1, 3" in text
   assert "c0ffee12" in text
