@@ -73,6 +73,14 @@ def test_the_standard_error_is_over_documents_whose_windows_are_alike(trained):
   assert record["loss_stderr"] == pytest.approx(expected, rel=0.1)
 
 
+def test_a_mean_of_few_documents_has_the_error_of_a_sample():
+  """Of equal weights it is that of an ordinary mean; what weighs 0 is no example."""
+  sum_S, weight_S = np.array([1.0, 2.0, 4.0, 9.0]), np.array([2.0, 2.0, 2.0, 0.0])
+  mean, error = evaluate.ratio(sum_S, weight_S)
+  assert mean == pytest.approx(7 / 6)
+  assert error == pytest.approx(np.std(sum_S[:3] / 2, ddof=1) / math.sqrt(3))
+
+
 def test_the_loss_on_the_validation_text_is_the_main_loss(trained):
   _, _, record = trained
   same = record["evaluations"]["same"]
