@@ -138,7 +138,7 @@ OPTIM: dict[str, Any] = {
   "lr_ref": positive(6e-3),  # learning rate at N = lr_ref_params
   "lr_ref_params": positive(100_000),  # N (body + head) at which lr_ref holds [parameters]
   "lr_exponent": number(-1 / 3),  # Porian et al. 2024 (arXiv:2406.19146): -1/3
-  "rule": "",  # a tune.json, by which a sweep takes each cell's rate and batch; "": lr_ref's
+  "rule": "",  # a tune.json that gives each cell of a sweep its rate, batch, decay; "": lr_ref's
   "schedule": one_of("wsd", "cosine", "constant"),  # wsd: warmup, stable, 1-sqrt decay
   "warmup_tokens": at_least_0(20_000),  # linear warmup from 0 [tokens]
   "cooldown_fraction": up_to_1(0.2),  # wsd: the last share of the run that decays
@@ -214,7 +214,8 @@ TUNE: dict[str, Any] = {
   "token_counts": (100_000, 200_000, 400_000),  # D at each size [tokens]
   "batch_sizes": (4, 8, 16),  # sequences per step; extended where the best is at an edge
   "lr_factors": (0.5, 0.7, 1.0, 1.4, 2.0),  # of the rule's rate times sqrt(batch / data.batch_size)
-  "seeds": at_least_1(1),  # runs of each rate and batch
+  "decay_factors": (1.0,),  # of optim.weight_decay; three or more fit its timescale, too
+  "seeds": at_least_1(1),  # runs of each rate, batch and decay
   "window": positive(0.02),  # runs within this share of their cell's lowest loss are fitted
   "heldout_size": at_least_0(10),  # rung at which the law is tested
   "heldout_tokens": at_least_1(800_000),  # D at which the law is tested [tokens]

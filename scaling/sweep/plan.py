@@ -48,6 +48,7 @@ class Cell:
   branch_step: int  # step of the trunk at which it begins
   flops_spent: float
   predicted_per_token: float = 1.0  # tokens predicted per token of text
+  weight_decay: float | None = None  # None: that of the config
 
   @property
   def D(self) -> int:
@@ -106,6 +107,7 @@ def _cell(
   seed: int | None = None,
   lr_factor: float = 1.0,
   batch_size: int = 0,
+  weight_decay: float | None = None,
   suffix: str = "",
 ) -> Cell:
   sized = at_size(config, size)
@@ -119,7 +121,7 @@ def _cell(
     tokens = budget / per_token
   lr = lr_factor * optim.base_learning_rate(config.optim, geometry.n_params)
   if config.optim.rule and not batch_size:
-    lr, batch_size = rule.by_rule(sized, geometry.n_params, tokens)
+    lr, batch_size, weight_decay = rule.by_rule(sized, geometry.n_params, tokens)
     sized.data.batch_size = batch_size
     geometry = record.size_of(sized, vocab_size)
   steps = max(1, round(tokens / geometry.tokens_per_step))
@@ -142,26 +144,40 @@ def _cell(
     branch_step=0,
     flops_spent=geometry.flops_per_token * steps * geometry.tokens_per_step,
     predicted_per_token=geometry.predicted_per_token,
+    weight_decay=weight_decay,
   )
 
 
 def probe_cells(
-  config: ConfigDict, vocab_size: int, size: int, factors: Sequence, tokens: float = 0,
-  batch_size: int = 0,
-) -> list[Cell]:  # fmt: skip
-  """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate.
+  config: ConfigDict, vocab_size: int, size: int, factors: Sequence[float]
+) -> list[Cell]:
+  """Plans the learning-rate probe of one size: one cell per multiple of the rule's rate."""
+  tokens = config.sweep.probe_tokens
+  return [
+    _cell(config, vocab_size, "probe", size, tokens=tokens, lr_factor=f, suffix=f"_lr{f:g}")
+    for f in factors
+  ]
 
-  With a batch they are of `isoflop tune`: at its tokens, repeated with its seeds, and the rule's
-  rate, which is that of `data.batch_size`, goes as the square root of the batch.
+
+def tune_cells(
+  config: ConfigDict, vocab_size: int, size: int, tokens: float, batch_size: int, rate: float,
+  decay: float = 1.0,
+) -> list[Cell]:  # fmt: skip
+  """Plans a run of `isoflop tune` with each of its seeds.
+
+  `rate` is a multiple of the rule's rate, which is that of `data.batch_size` and goes as the square
+  root of the batch; `decay` is one of `optim.weight_decay`.
   """
-  scale = math.sqrt(batch_size / config.data.batch_size) if batch_size else 1.0
-  label = f"_b{batch_size}" if batch_size else ""
+  scale, suffix = math.sqrt(batch_size / config.data.batch_size), f"_b{batch_size}_lr{rate:g}"
+  if decay != 1:
+    suffix += f"_wd{decay:g}"
   return [
     _cell(
-      config, vocab_size, "probe", size, tokens=tokens or config.sweep.probe_tokens,
-      seed=config.seed + i, lr_factor=scale * f, batch_size=batch_size, suffix=f"{label}_lr{f:g}",
+      config, vocab_size, "probe", size, tokens=tokens, seed=config.seed + i,
+      lr_factor=scale * rate, batch_size=batch_size,
+      weight_decay=None if decay == 1 else decay * config.optim.weight_decay, suffix=suffix,
     )
-    for f in factors for i in range(config.tune.seeds if batch_size else 1)
+    for i in range(config.tune.seeds)
   ]  # fmt: skip
 
 
@@ -369,6 +385,8 @@ def run_config(config: ConfigDict, run: Cell | Trunk) -> ConfigDict:
   batch_size, each = config.data.batch_size, registry.tokens_per_step(config)
   result.data.batch_size = batch_size * run.tokens_per_step // each
   result.train.tokens = run.steps * run.tokens_per_step
+  if isinstance(run, Cell) and run.weight_decay is not None:
+    result.optim.weight_decay = run.weight_decay
   if isinstance(run, Trunk):
     result.optim.schedule = "constant"
     result.train.keep_steps = run.keep_steps

@@ -167,7 +167,12 @@ def make_tasks(arm: Arm, cells: Sequence[Cell]) -> list[Task]:
         config=run_config.to_dict(),
         cost=steps * step_flops,
         needs=needs,
-        shape=(arm.program, run.size, run_config.data.batch_size),
+        shape=(
+          arm.program,
+          run.size,
+          run_config.data.batch_size,
+          run_config.optim.weight_decay,
+        ),  # fmt: skip
         pack=arm.placements[run.size].pack,
         failures=store.outcome(arm.workdir, run).get("failures", 0),
       )

@@ -1,6 +1,7 @@
 """Seals the optimum of a held-out (N, D) before its grid is trained, and says whether it held."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -19,12 +20,14 @@ from train.system import files
 NAME, VERDICT = "tune_prediction.json", "tune_verification.json"
 VERSION = 1  # of both
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the predicted rate, that are trained
+DECAYS = (1 / 3, 1.0, 3.0)  # of the predicted weight decay, where the law has one
 
 
 def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   """Writes tune_prediction.json, once: claims on the best rate and batch, and the loss lost.
 
-  Its `batch_sizes` and `lr_factors` (of the config's rule) are those of the grid that tests it.
+  Its `batch_sizes`, `lr_factors` and `decay_factors` (of the config's rule and decay) are those of
+  the grid that tests it.
   """
   law, level, path = optimum.load(tuned), arm.config.fit.level, arm.workdir / NAME
   if sealed := files.read_record(path):
@@ -32,7 +35,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
       raise UsageError(f"{path}: was sealed on other runs; use another workdir")
     return sealed
   size, tokens = at
-  plain = plan.probe_cells(arm.config, arm.tokens.vocab_size, size, [1.0], tokens, 1)[0]
+  plain = plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, 1, 1.0)[0]
   N, each = plain.N, plain.tokens_per_step
   best, ends = law.best(N, tokens), law.best_interval(N, tokens, level)
   if ends is None:
@@ -43,12 +46,15 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
     batches = sorted({max(1, middle // 2), middle, 2 * middle})
     given = {"batch": middle * each}
   usual = plain.lr * math.sqrt(given.get("batch", each * batches[0]) / each)
-  rate = law.best(N, tokens, **given)["lr"] / usual
-  factors = [float(f"{rate * f:.4g}") for f in FACTORS]
+  at_batch = law.best(N, tokens, **given)
+  factors, decays = [float(f"{at_batch['lr'] / usual * f:.4g}") for f in FACTORS], [1.0]
+  if "timescale" in best:
+    spans = at_batch["timescale"] * at_batch["lr"] * arm.config.optim.weight_decay
+    decays = [float(f"{given.get('batch', each * batches[0]) / spans * f:.4g}") for f in DECAYS]
   names = [
     cell.id
-    for batch in batches
-    for cell in plan.probe_cells(arm.config, arm.tokens.vocab_size, size, factors, tokens, batch)
+    for point in itertools.product(batches, factors, decays)
+    for cell in plan.tune_cells(arm.config, arm.tokens.vocab_size, size, tokens, *point)
   ]
   if any((arm.workdir / "cells" / name / "run.json").exists() for name in names):
     raise UsageError(f"{path}: missing, and what would test it is trained; use another workdir")
@@ -64,6 +70,7 @@ def seal(arm: Arm, tuned: dict, at: tuple[int, int]) -> dict:
   record = {
     "version": VERSION, "level": level, "claims": [dataclasses.asdict(claim) for claim in claims],
     "rests_on": tuned["rests_on"], "lr_factors": factors, "batch_sizes": batches,
+    "decay_factors": decays,
   }  # fmt: skip
   files.write_json(path, files.with_digests(record))
   told = ", ".join(f"{name} {best[name]:.3g} {bracket(ends[name], ratio)}" for name in best)

@@ -32,19 +32,20 @@ def pinned(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, int]:
-  """Takes learning rate and sequences per step of a run from `optim.rule`.
+def by_rule(config: ConfigDict, n_params: int, tokens: float) -> tuple[float, int, float | None]:
+  """Takes a run's learning rate, sequences per step and weight decay from `optim.rule`.
 
-  The batch is rounded to a power of two, so that few programs are compiled, and the rate is the
-  best one at that batch.
+  The batch is rounded to a power of two, so that few programs are compiled, and the others are the
+  best ones at that batch. A factor that the law does not have is the config's (decay: None).
   """
   law, _ = optimum.read(config.optim.rule)
-  if "batch" not in law.names:
-    return law.best(n_params, tokens)["lr"], config.data.batch_size
-  each = registry.tokens_per_step(config) / config.data.batch_size
-  wanted = law.best(n_params, tokens)["batch"] / each
-  batch_size = 2 ** max(0, round(math.log2(wanted)))
-  return law.best(n_params, tokens, batch=batch_size * each)["lr"], batch_size
+  batch_size = config.data.batch_size
+  each, best = registry.tokens_per_step(config) / batch_size, law.best(n_params, tokens)
+  if "batch" in best:
+    batch_size = 2 ** max(0, round(math.log2(best["batch"] / each)))
+    best = law.best(n_params, tokens, batch=batch_size * each)
+  decay = batch_size * each / (best["lr"] * best["timescale"]) if "timescale" in best else None
+  return best["lr"], batch_size, decay
 
 
 def told_cost(config: ConfigDict, n_params: float, tokens: float) -> str:

@@ -26,10 +26,11 @@ from train.data import dataset
 from train.system import files
 
 ALL = "tune_all.json"
-MAX_EXTENSIONS = 2  # of a cell whose best rate or batch is at its grid's edge
+MAX_EXTENSIONS = 2  # of a cell whose best is at its grid's edge
 
 Place = tuple[int, int]  # size and tokens
-Points = set[tuple[int, float]]  # batches [sequences] and multiples of the rule's rate
+# Batches [sequences], multiples of the rule's rate, and of `optim.weight_decay`.
+Points = set[tuple[int, float, float]]
 
 
 def tune(
@@ -59,7 +60,7 @@ def check(config: ConfigDict) -> None:
   for name in ("sizes", "token_counts"):
     if len(set(t[name])) < 2:
       raise ConfigError(f"tune.{name}={tuple(t[name])}: a law in N and D needs two at least")
-  for name, fewest in (("lr_factors", 3), ("batch_sizes", 1)):
+  for name, fewest in (("lr_factors", 3), ("batch_sizes", 1), ("decay_factors", 1)):
     values = list(t[name])
     if values != sorted(set(values)) or len(values) < fewest or min(values) <= 0:
       raise ConfigError(f"tune.{name}={tuple(values)}: name {fewest} or more, ascending, positive")
@@ -67,6 +68,10 @@ def check(config: ConfigDict) -> None:
     raise ConfigError(
       f"tune.heldout_size={t.heldout_size}, tune.heldout_tokens={t.heldout_tokens}: is one of the "
       "cells that are fitted; hold out another"
+    )
+  if len(t.decay_factors) > 1 and not config.optim.weight_decay:
+    raise ConfigError(
+      f"tune.decay_factors={tuple(t.decay_factors)}: of optim.weight_decay=0 all are 0; raise it"
     )
   if config.optim.lr or config.optim.rule:
     raise ConfigError("optim.lr, optim.rule: a tune varies the rate; leave them out")
@@ -77,7 +82,7 @@ def check_cells(arm: Arm) -> None:
   t = arm.config.tune
   places = [(s, d) for s in t.sizes for d in t.token_counts] + [(t.heldout_size, t.heldout_tokens)]
   for at in places:
-    for cell in plan_grid(arm, at, {(batch, t.lr_factors[0]) for batch in t.batch_sizes}):
+    for cell in plan_grid(arm, at, {(batch, t.lr_factors[0], 1.0) for batch in t.batch_sizes}):
       if cell.steps < plan.MIN_STEPS:
         raise ConfigError(
           f"tune: {cell.id} would train for {cell.steps} steps, {plan.MIN_STEPS} are needed; give "
@@ -91,7 +96,7 @@ def run_phases(arm: Arm) -> dict:
   """Trains the grid, fits it, seals, trains the held-out cell's grid, and judges."""
   t = arm.config.tune
   places = [(size, tokens) for size in t.sizes for tokens in t.token_counts]
-  points = set(itertools.product(t.batch_sizes, t.lr_factors))
+  points = set(itertools.product(t.batch_sizes, t.lr_factors, t.decay_factors))
   cells = train_grid(arm, dict.fromkeys(places, points), "tune")
   measured = read_grid(arm, cells)
   arm.clock("fit")
@@ -100,7 +105,8 @@ def run_phases(arm: Arm) -> dict:
   for line in filter(None, tune_json.text(tuned).split("\n")):
     arm.display.say(line)
   sealed = claims.seal(arm, tuned, (t.heldout_size, t.heldout_tokens))
-  points = set(itertools.product(sealed["batch_sizes"], sealed["lr_factors"]))
+  decays = sealed.get("decay_factors", [1.0])  # seals of before had none
+  points = set(itertools.product(sealed["batch_sizes"], sealed["lr_factors"], decays))
   heldout = train_grid(arm, {(t.heldout_size, t.heldout_tokens): points}, "held out")
   arm.clock("fit")
   full = tune_json.make(read_grid(arm, cells | heldout), t.window, arm.config.fit.level)
@@ -130,12 +136,12 @@ def train_grid(arm: Arm, planned: dict[Place, Points], phase: str) -> dict[Place
 
 
 def plan_grid(arm: Arm, at: Place, points: Points) -> list[Cell]:
-  """Plans the runs of a place: of each batch and rate, in ascending order, by seed."""
+  """Plans the runs of a place: of each batch, rate and decay, in ascending order, by seed."""
   vocab_size, (size, tokens) = arm.tokens.vocab_size, at
   return [
     cell
-    for batch, rate in sorted(points)
-    for cell in plan.probe_cells(arm.config, vocab_size, size, [rate], tokens, batch)
+    for batch, rate, decay in sorted(points)
+    for cell in plan.tune_cells(arm.config, vocab_size, size, tokens, batch, rate, decay)
   ]
 
 
@@ -147,27 +153,37 @@ def read_grid(arm: Arm, cells: dict[Place, list[Cell]]) -> Grid:
       outcome = store.outcome(arm.workdir, cell)
       if outcome["status"] in OVER:
         loss = outcome["loss"] if outcome["status"] == "done" else math.inf
-        rows.append((cell.N, tokens, loss, cell.lr, cell.tokens_per_step, cell.width))
-  N, D, loss, lr, batch, width = np.array(rows, float).T
-  varied = ["lr", "batch"] if len(arm.config.tune.batch_sizes) > 1 else ["lr"]
-  return grid.make_grid(N, D, loss, {"lr": lr, "batch": batch}, width, varied)
+        decay = arm.config.optim.weight_decay if cell.weight_decay is None else cell.weight_decay
+        rows.append((cell.N, tokens, loss, cell.lr, cell.tokens_per_step, decay, cell.width))
+  N, D, loss, lr, batch, decay, width = np.array(rows, float).T
+  factors, t = {"lr": lr, "batch": batch}, arm.config.tune
+  varied = ["lr", "batch"] if len(t.batch_sizes) > 1 else ["lr"]
+  if len(t.decay_factors) > 1:
+    factors["timescale"] = batch / (lr * decay)
+    varied.append("timescale")
+  return grid.make_grid(N, D, loss, factors, width, varied)
 
 
-def beyond(points: Points, best: tuple[int, float], edges: list[str]) -> Points:
+def beyond(points: Points, best: tuple[int, float, float], edges: list[str]) -> Points:
   """Plans the points beyond the edges of a grid at which its best is, beside the best alone.
 
-  A batch of one sequence has none below.
+  A batch of one sequence has none below. The larger a decay, the shorter its timescale.
   """
-  batches, rates = sorted({batch for batch, _ in points}), sorted({rate for _, rate in points})
-  i, j = batches.index(best[0]), rates.index(best[1])
+  batches, rates, decays = (sorted(set(axis)) for axis in zip(*points, strict=True))
+  batch, rate, decay = best
+  i, j = batches.index(batch), rates.index(rate)
   new: Points = set()
   if "lr" in edges:
     step, k = rates[1] / rates[0], j + 1
-    if best[1] == min(rate for batch, rate in points if batch == best[0]):
+    if rate == min(r for b, r, d in points if (b, d) == (batch, decay)):
       step, k = 1 / step, j - 1
-    rate = rates[k] if 0 <= k < len(rates) else best[1] * step
-    new |= {(batch, rate) for batch in batches[max(0, i - 1) : i + 2]}
+    beside = rates[k] if 0 <= k < len(rates) else rate * step
+    new |= {(b, beside, decay) for b in batches[max(0, i - 1) : i + 2]}
   if "batch" in edges:
-    batch = best[0] // 2 if i == 0 else best[0] * 2
-    new |= {(batch, rate) for rate in rates[max(0, j - 1) : j + 2] if batch}
+    beside = batch // 2 if i == 0 else batch * 2
+    new |= {(beside, r, decay) for r in rates[max(0, j - 1) : j + 2] if beside}
+  if "timescale" in edges:
+    step = decays[1] / decays[0]
+    beside = decay / step if decay == decays[0] else decay * step
+    new |= {(batch, r, beside) for r in rates[max(0, j - 1) : j + 2]}
   return new

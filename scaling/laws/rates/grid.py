@@ -104,16 +104,19 @@ def near_bottom(grid: Grid, window: float = WINDOW) -> np.ndarray:
 def at_edge(grid: Grid) -> dict[int, list[str]]:
   """Lists the cells whose lowest run has the least or the largest value of a factor, and which.
 
-  A rate is compared with those at the same batch, where there are three or more.
+  A rate is compared with those at the same batch, where there are three or more, and a decay's
+  timescale with those at the same batch and rate.
   """
   edges: dict[int, list[str]] = {}
   for c in range(len(grid.cells)):
     best = np.flatnonzero(grid.cell == c)[np.argmin(grid.loss[grid.cell == c])]
     for name, values in grid.factors.items():
       among = values[grid.cell == c]
-      if name == "lr" and "batch" in grid.factors:
-        batch = grid.factors["batch"]
-        row = values[(grid.cell == c) & (batch == batch[best])]
+      if name != "batch":
+        fixed = ("batch",) if name == "lr" else ("batch", "lr")
+        others = [grid.factors[other] for other in fixed if other in grid.factors]
+        same = np.all([other == other[best] for other in others], axis=0)
+        row = values[(grid.cell == c) & same]
         among = row if len(np.unique(row)) > 2 else among
       if values[best] in (among.min(), among.max()) or np.isinf(grid.loss[best]):
         edges.setdefault(c, []).append(name)

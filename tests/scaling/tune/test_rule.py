@@ -1,5 +1,7 @@
 """Learning rates and batches of a sweep by a tune.json, and what a sealed optimum promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 from rate_grids import SIZES, make_table
@@ -90,6 +92,7 @@ def test_a_law_of_too_few_cells_does_not_bound_what_it_loses(tuned, config, tmp_
   [
     ("sizes", (3,), "needs two"),
     ("lr_factors", (1.0, 0.5, 2.0), "ascending"),
+    ("decay_factors", (1.0, 0.0), "ascending"),
     ("heldout_tokens", 400_000, "is one of the cells"),
   ],
 )
@@ -102,9 +105,50 @@ def test_a_tune_that_tells_nothing_is_refused(field, value, words):
 
 
 def test_a_grid_is_extended_beside_its_best_alone():
-  points = {(batch, rate) for batch in (2, 4, 8) for rate in (0.5, 1.0, 2.0)}
-  assert tune_run.beyond(points, (4, 1.0), []) == set()
-  assert tune_run.beyond(points, (4, 2.0), ["lr"]) == {(2, 4.0), (4, 4.0), (8, 4.0)}
-  assert tune_run.beyond(points, (2, 0.5), ["batch"]) == {(1, 0.5), (1, 1.0)}
-  assert tune_run.beyond(points, (8, 1.0), ["batch"]) == {(16, 0.5), (16, 1.0), (16, 2.0)}
-  assert tune_run.beyond({(1, 0.5), (1, 1.0), (1, 2.0)}, (1, 1.0), ["batch"]) == set()
+  points = set(itertools.product((2, 4, 8), (0.5, 1.0, 2.0), (1.0,)))
+  beyond = tune_run.beyond
+  assert beyond(points, (4, 1.0, 1.0), []) == set()
+  assert beyond(points, (4, 2.0, 1.0), ["lr"]) == {(2, 4.0, 1.0), (4, 4.0, 1.0), (8, 4.0, 1.0)}
+  assert beyond(points, (2, 0.5, 1.0), ["batch"]) == {(1, 0.5, 1.0), (1, 1.0, 1.0)}
+  beside = {(16, rate, 1.0) for rate in (0.5, 1.0, 2.0)}
+  assert beyond(points, (8, 1.0, 1.0), ["batch"]) == beside
+  alone = set(itertools.product((1,), (0.5, 1.0, 2.0), (1.0,)))
+  assert beyond(alone, (1, 1.0, 1.0), ["batch"]) == set()
+  points = set(itertools.product((4,), (0.5, 1.0), (1.0, 3.0, 9.0)))
+  assert beyond(points, (4, 1.0, 9.0), ["timescale"]) == {(4, 0.5, 27.0), (4, 1.0, 27.0)}
+  assert beyond(points, (4, 0.5, 1.0), ["timescale"]) == {(4, 0.5, 1 / 3), (4, 1.0, 1 / 3)}
+
+
+def test_a_decays_timescale_is_at_its_edge_among_runs_of_its_batch_and_rate():
+  batch, lr, decay = np.array(list(itertools.product((64, 128), (1e-3, 2e-3, 4e-3), (0.1, 1, 9)))).T
+  factors = {"lr": lr, "batch": batch, "timescale": batch / (lr * decay)}
+  for best, edges in (((128, 2e-3, 1), ["batch"]), ((64, 2e-3, 9), ["batch", "timescale"])):
+    apart = [np.log(x / at) for x, at in zip((batch, lr, decay), best, strict=True)]
+    loss = 3 + np.sum(np.square(apart), axis=0)
+    table = grid.make_grid(np.ones(18), np.ones(18), loss, factors, varied=list(grid.FACTORS))
+    assert grid.at_edge(table) == {0: edges}
+
+
+def test_a_run_of_a_tune_has_its_weight_decay(config):
+  config.optim.rule, config.optim.weight_decay = "", 0.2
+  usual, more = (plan.tune_cells(config, 257, 4, 1e5, 8, 0.5, decay)[0] for decay in (1.0, 3.0))
+  assert more.id == usual.id.replace("_lr0.5", "_lr0.5_wd3")
+  assert plan.run_config(config, usual).optim.weight_decay == 0.2
+  assert plan.run_config(config, more).optim.weight_decay == pytest.approx(0.6)
+  assert (more.lr, more.steps) == (usual.lr, usual.steps)
+
+
+def test_a_rule_with_a_timescale_gives_each_cell_its_weight_decay(config, tmp_path):
+  shift = SHIFT | {"timescale": (12.0, -0.2, 0.4)}
+  table = make_table(tuple(shift), tokens=(1e6, 3e6, 1e7), coefficients=shift, noise=0.002)
+  law = record.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
+  files.write_json(tmp_path / "tune.json", files.with_digests(law))
+  config.optim.rule = str(tmp_path / "tune.json")
+  decays = set()
+  for cell in plan.design_cells(rule.pinned(config), 257):
+    best = optimum.load(law).best(cell.N, cell.D, batch=cell.tokens_per_step)
+    decay = plan.run_config(config, cell).optim.weight_decay
+    timescale = cell.tokens_per_step / (cell.lr * decay)
+    assert timescale == pytest.approx(best["timescale"], rel=0.02)  # of D before it is whole steps
+    decays.add(decay)
+  assert len(decays) > 2
