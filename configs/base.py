@@ -191,6 +191,7 @@ SWEEP: dict[str, Any] = {
   "token_counts": (),  # grid: D of each cell [tokens]
   "min_tokens_per_param": 0.0,  # cells with a smaller D / N are left out of the design
   "max_tokens_per_param": 1e9,  # and those with a larger one
+  "min_tokens": at_least_0(0),  # and those of a smaller D, still in their first transient
   "trunk": True,  # one constant-rate trunk per size, a cooldown branched per cell
   "seed_sizes": (),  # sizes that are repeated with other seeds
   "seed_budgets": (),  # isoflop: the budgets of those repeats; (): all

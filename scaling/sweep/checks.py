@@ -28,7 +28,8 @@ def check_sweep(config: ConfigDict, tokens: TokenData) -> None:
   if not cells:
     raise ConfigError(
       f"sweep.min_tokens_per_param={s.min_tokens_per_param}, sweep.max_tokens_per_param="
-      f"{s.max_tokens_per_param}: leave no cell; widen them, or change sizes and budgets"
+      f"{s.max_tokens_per_param}, sweep.min_tokens={s.min_tokens}: leave no cell; widen them, or "
+      "change sizes and budgets"
     )
   probes = (
     plan.probe_cells(config, tokens.vocab_size, size, s.probe_factors) for size in s.probe_sizes

@@ -196,7 +196,10 @@ def design_cells(config: ConfigDict, vocab_size: int) -> list[Cell]:
         _cell(config, vocab_size, "fit", size, seed=config.seed + i, **{axis: value})
         for value in repeated or values
       ]
-  cells = [c for c in cells if s.min_tokens_per_param <= c.D / c.N <= s.max_tokens_per_param]
+  cells = [
+    c for c in cells
+    if s.min_tokens_per_param <= c.D / c.N <= s.max_tokens_per_param and s.min_tokens <= c.D
+  ]  # fmt: skip
   branches = s.trunk and config.optim.schedule == "wsd" and not config.optim.rule
   return _branch(config, cells) if branches else cells
 
