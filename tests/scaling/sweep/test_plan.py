@@ -32,6 +32,22 @@ def test_isoflop_cells_cost_their_budget(config):
     assert pytest.approx(per_token * cell.D) == cell.C
 
 
+@pytest.mark.parametrize(
+  ("field", "sign", "value"),
+  [
+    ("min_tokens", 1, lambda cell: cell.D),
+    ("min_tokens_per_param", 1, lambda cell: cell.D / cell.N),
+    ("max_tokens_per_param", -1, lambda cell: cell.D / cell.N),
+  ],
+)
+def test_cells_out_of_bounds_are_left_out(config, field, sign, value):
+  cells = plan.design_cells(config, 257)
+  config.sweep[field] = bound = sorted(map(value, cells))[4]
+  inside = {cell.id for cell in cells if sign * (value(cell) - bound) >= 0}
+  assert {cell.id for cell in plan.design_cells(config, 257)} == inside
+  assert 0 < len(inside) < len(cells)
+
+
 def test_one_trunk_serves_all_token_counts_of_a_size(config):
   cells = plan.design_cells(config, 257)
   trunks = plan.trunks(cells)
