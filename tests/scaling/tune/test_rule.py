@@ -141,7 +141,7 @@ def test_a_run_of_a_tune_has_its_weight_decay(config):
 def test_a_rule_with_a_timescale_gives_each_cell_its_weight_decay(config, tmp_path):
   shift = SHIFT | {"timescale": (12.0, -0.2, 0.4)}
   table = make_table(tuple(shift), tokens=(1e6, 3e6, 1e7), coefficients=shift, noise=0.002)
-  law = record.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
+  law = tune_json.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
   files.write_json(tmp_path / "tune.json", files.with_digests(law))
   config.optim.rule = str(tmp_path / "tune.json")
   decays = set()
