@@ -32,12 +32,14 @@ def config():
 
 @pytest.mark.smoke
 def test_held_out_cells_are_those_of_the_seal_whatever_the_law_says_now(config, tmp_path):
+  config.fit.params = "total"  # what N counts in the claims, too
   cells = plan.design_cells(config, CORPUS[0])
   synthetic.write_runs(tmp_path, cells)
   store.write_sweep(tmp_path, {"config": record.plain(config)}, cells)
   store.write_table(tmp_path, cells, "clm")
   law = fit_files.write_fit(tmp_path, config.fit)
   sealed, heldout = seal.seal(config, tmp_path, law, cells, CORPUS)
+  assert [row["N"] for row in sealed["cells"]] == [cell.groups["total"] for cell in heldout]
   moved = dataclasses.replace(
     law, law=dataclasses.replace(law.law, params=law.params | {"A": 8 * law.params["A"]})
   )
