@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from configs.errors import ConfigError, DataError
 from train.data import markov
-from train.objectives.registry import OBJECTIVES
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # behind any of these
@@ -137,6 +136,8 @@ def _markov(_: str, config: ConfigDict) -> Corpus:
       f"use {2 * markov.DOCUMENT:,} or more"
     )
   fingerprint = _fingerprint("markov", 2, markov.EXPONENT, markov.DOCUMENT, symbols, count)
+  from train.objectives.registry import OBJECTIVES  # imports jax, which preparing text need not
+
   floor = markov.causal_floor(symbols) if OBJECTIVES[config.objective].causal else None
   return Corpus("markov", fingerprint, lambda: markov.documents(count, symbols), floor)
 
