@@ -1,6 +1,7 @@
 """Learning rates and batches of a sweep by a tune.json, and what a sealed optimum promises."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from configs import base
 from configs.errors import ConfigError
 from scaling.laws.rates import grid, optimum, tune_json
 from scaling.sweep import plan
-from scaling.tune import rule
+from scaling.tune import claims, rule
 from scaling.tune import run as tune_run
 from train.system import files
 
@@ -152,3 +153,27 @@ def test_a_rule_with_a_timescale_gives_each_cell_its_weight_decay(config, tmp_pa
     assert timescale == pytest.approx(best["timescale"], rel=0.02)  # of D before it is whole steps
     decays.add(decay)
   assert len(decays) > 2
+
+
+def test_a_seal_is_tested_around_its_choice(config, tmp_path):
+  shift = SHIFT | {"timescale": (12.0, -0.2, 0.4)}
+  table = make_table(tuple(shift), tokens=(1e6, 3e6, 1e7), coefficients=shift, noise=0.002)
+  tuned = tune_json.make(grid.make_grid(*table), 0.02, 0.9, ("cell", "shared"))
+  config.optim.rule, said = "", []
+  arm = SimpleNamespace(
+    config=config, tokens=SimpleNamespace(vocab_size=257), workdir=tmp_path,
+    display=SimpleNamespace(say=said.append),
+  )  # fmt: skip
+  sealed = claims.seal(arm, tuned, (6, 3_000_000))
+  axes = (sealed[name] for name in ("batch_sizes", "lr_factors", "decay_factors"))
+  cells = tune_run.plan_grid(arm, (6, 3_000_000), set(itertools.product(*axes)))
+  assert {cell.id for cell in cells} == set(sealed["claims"][0]["tested_by"])
+  assert [claim["what"] for claim in sealed["claims"]] == ["lr", "batch", "timescale", "loss_lost"]
+  middle = sorted(cells, key=lambda cell: cell.tokens_per_step)[len(cells) // 2].tokens_per_step
+  best = optimum.load(tuned).best(cells[0].N, 3e6, batch=middle)
+  rates = sorted({cell.lr for cell in cells if cell.tokens_per_step == middle})
+  decays = sorted({cell.weight_decay for cell in cells})
+  assert rates[2] == pytest.approx(best["lr"], rel=1e-3)
+  assert middle / (rates[2] * decays[1]) == pytest.approx(best["timescale"], rel=1e-3)
+  assert len(cells) == 3 * 5 * 3
+  assert "of the loss there it costs at most" in said[0]
