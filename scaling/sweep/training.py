@@ -172,7 +172,7 @@ def make_tasks(arm: Arm, cells: Sequence[Cell]) -> list[Task]:
           run.size,
           run_config.data.batch_size,
           run_config.optim.weight_decay,
-        ),  # fmt: skip
+        ),
         pack=arm.placements[run.size].pack,
         failures=store.outcome(arm.workdir, run).get("failures", 0),
       )

@@ -69,6 +69,10 @@ def check(config: ConfigDict) -> None:
       f"tune.heldout_size={t.heldout_size}, tune.heldout_tokens={t.heldout_tokens}: is one of the "
       "cells that are fitted; hold out another"
     )
+  if len(t.decay_factors) == 2:
+    raise ConfigError(
+      f"tune.decay_factors={tuple(t.decay_factors)}: two tell no optimum; name one, or three"
+    )
   if len(t.decay_factors) > 1 and not config.optim.weight_decay:
     raise ConfigError(
       f"tune.decay_factors={tuple(t.decay_factors)}: of optim.weight_decay=0 all are 0; raise it"

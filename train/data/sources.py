@@ -128,6 +128,8 @@ def _check_unchanged(path: Path, now: str, digest: str) -> None:
 
 
 def _markov(_: str, config: ConfigDict) -> Corpus:
+  from train.objectives.registry import OBJECTIVES  # imports jax, which other sources do without
+
   tokens, symbols = config.data.markov_tokens, config.data.markov_symbols
   count = tokens // markov.DOCUMENT
   if count < 2:
@@ -136,8 +138,6 @@ def _markov(_: str, config: ConfigDict) -> Corpus:
       f"use {2 * markov.DOCUMENT:,} or more"
     )
   fingerprint = _fingerprint("markov", 2, markov.EXPONENT, markov.DOCUMENT, symbols, count)
-  from train.objectives.registry import OBJECTIVES  # imports jax, which preparing text need not
-
   floor = markov.causal_floor(symbols) if OBJECTIVES[config.objective].causal else None
   return Corpus("markov", fingerprint, lambda: markov.documents(count, symbols), floor)
 

@@ -94,6 +94,7 @@ def test_a_law_of_too_few_cells_does_not_bound_what_it_loses(tuned, config, tmp_
     ("sizes", (3,), "needs two"),
     ("lr_factors", (1.0, 0.5, 2.0), "ascending"),
     ("decay_factors", (1.0, 0.0), "ascending"),
+    ("decay_factors", (1.0, 3.0), "two tell no optimum"),
     ("heldout_tokens", 400_000, "is one of the cells"),
   ],
 )
